@@ -1,0 +1,168 @@
+"""Every error that a client can meet, one class each; the class tree is the table of HTTP errors.
+
+Problem (500 internal)
+├── MalformedRequest      400  the body or the query cannot be read as the contract says
+├── Unauthorized          401
+├── UnknownPath           404
+├── MethodNotAllowed      405
+├── BodyTooSlow           408  the body did not arrive in time
+├── BodyTooLarge          413  more bytes than the limit
+├── ImageTooLarge         413  more pixels than the limit
+├── UnsupportedFormat     415  not an image format that is accepted
+├── UndecodableImage      422  the right format, but damaged
+├── InvalidParameter      422  an option outside its range, or an unknown category
+├── QueueFull             429  + Retry-After
+├── NotReady              503  + Retry-After: loading, or after a fatal device error
+├── Draining              503  + Retry-After: shutting down
+└── DeadlineExceeded      504  the answer would come too late
+
+Errors travel as RFC 9457 `application/problem+json`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+
+class Problem(Exception):
+    """Something failed inside the service; the log has the cause under the request's id."""
+
+    status: ClassVar[int] = 500
+    slug: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+    default_detail: ClassVar[str] = "The request failed inside the service. Its id finds the cause in the log."
+
+    def __init__(self, detail: str | None = None, *, retry_after: float | None = None) -> None:
+        self.detail = detail if detail is not None else self.default_detail
+        self.retry_after = retry_after  # seconds, or None
+        super().__init__(self.detail)
+
+    def document(self, request_id: str) -> dict[str, Any]:
+        """The problem as RFC 9457, section 3 wants it, with the request's id and when to retry as extensions."""
+        document: dict[str, Any] = {
+            "type": f"urn:maskserve:problem:{self.slug}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "request_id": request_id,
+        }
+        if self.retry_after is not None:
+            document["retry_after"] = math.ceil(self.retry_after)
+        return document
+
+    def headers(self) -> dict[str, str]:
+        """HTTP headers that belong to the problem (RFC 9110, section 10.2.3: whole seconds)."""
+        return {} if self.retry_after is None else {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
+
+
+class MalformedRequest(Problem):
+    """The body or the query cannot be read as the contract says."""
+
+    status = 400
+    slug = "malformed-request"
+    title = "Malformed request"
+
+
+class Unauthorized(Problem):
+    """The API key is missing or wrong."""
+
+    status = 401
+    slug = "unauthorized"
+    title = "Unauthorized"
+
+
+class UnknownPath(Problem):
+    """Nothing lives at this path."""
+
+    status = 404
+    slug = "unknown-path"
+    title = "Unknown path"
+
+
+class MethodNotAllowed(Problem):
+    """The path exists, but not for this method."""
+
+    status = 405
+    slug = "method-not-allowed"
+    title = "Method not allowed"
+
+
+class BodyTooSlow(Problem):
+    """The body did not arrive in time."""
+
+    status = 408
+    slug = "body-too-slow"
+    title = "Body too slow"
+
+
+class BodyTooLarge(Problem):
+    """The body has more bytes than the service accepts."""
+
+    status = 413
+    slug = "body-too-large"
+    title = "Body too large"
+
+
+class ImageTooLarge(Problem):
+    """The image has more pixels than the service accepts."""
+
+    status = 413
+    slug = "image-too-large"
+    title = "Image too large"
+
+
+class UnsupportedFormat(Problem):
+    """The bytes are not in an image format that the service accepts."""
+
+    status = 415
+    slug = "unsupported-format"
+    title = "Unsupported image format"
+
+
+class UndecodableImage(Problem):
+    """The image is damaged or cut short."""
+
+    status = 422
+    slug = "undecodable-image"
+    title = "Undecodable image"
+
+
+class InvalidParameter(Problem):
+    """An option is outside its range, unknown, or names a category that the model does not have."""
+
+    status = 422
+    slug = "invalid-parameter"
+    title = "Invalid parameter"
+
+
+class QueueFull(Problem):
+    """The service works at its limit; `Retry-After` says when there should be room."""
+
+    status = 429
+    slug = "queue-full"
+    title = "Queue full"
+
+
+class NotReady(Problem):
+    """The model is not loaded yet, or the device has failed."""
+
+    status = 503
+    slug = "not-ready"
+    title = "Not ready"
+
+
+class Draining(Problem):
+    """The service is shutting down and takes no new work."""
+
+    status = 503
+    slug = "draining"
+    title = "Shutting down"
+
+
+class DeadlineExceeded(Problem):
+    """The answer would come after the request's deadline."""
+
+    status = 504
+    slug = "deadline-exceeded"
+    title = "Deadline exceeded"
