@@ -1,0 +1,203 @@
+"""Every setting of the service: its environment variable, default, bounds and meaning, in one class.
+
+A name that starts with MASKSERVE_ but is no setting stops the start, so that a misspelt one is never ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX = "MASKSERVE_"
+
+MEBIBYTE = 1 << 20
+
+# Kubernetes (and `docker --link`) announce a Service named maskserve, or maskserve-gateway, to the pods
+# beside it with variables that look like ours: MASKSERVE_SERVICE_HOST=10.0.0.7, MASKSERVE_PORT=tcp://10.0.0.7:8000,
+# MASKSERVE_PORT_8000_TCP_ADDR=… They are no settings and no misspellings of one.
+SERVICE_LINK_NAME = re.compile(
+    r"MASKSERVE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?|ENV_\w+|NAME)"
+)
+SERVICE_LINK_ADDRESS = re.compile(r"(tcp|udp|sctp)://\S+")
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message has one line for each that is wrong, and how to mend it."""
+
+
+class Settings(BaseModel):
+    """The settings in effect. `load` reads them from the environment and refuses unknown names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    # Where to listen
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for every interface."
+    )
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes any free one.")
+
+    # The model
+    model: str = Field(
+        "auto",
+        min_length=1,
+        description="Model to serve: a name from `maskserve weights list`, the path of a model file, or "
+        "`auto`: the best COCO model that is already in the weights folder, else the bundled one.",
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda|cuda:\d+)$",
+        description="Device that runs the model: `cpu`, `cuda`, `cuda:1`, or `auto`: a GPU if there is one.",
+    )
+    precision: Literal["float32"] = Field("float32", description="Number format of the forward pass.")
+    weights_dir: Path = Field(
+        Path("~/.cache/maskserve"),
+        description="Folder of downloaded weights (`maskserve weights fetch NAME`).",
+    )
+    threads: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="CPU threads of one forward pass; 0 takes as many as the process may use. "
+        "Several services on one machine should share its cores out with this.",
+    )
+
+    # What one request may ask
+    max_upload_bytes: int = Field(
+        20 * MEBIBYTE,
+        ge=1024,
+        le=1024 * MEBIBYTE,
+        description="Largest image file in bytes; more is refused with 413 while it arrives.",
+    )
+    max_image_pixels: int = Field(
+        50_000_000,
+        ge=1024,
+        le=1_000_000_000,
+        description="Largest image in pixels (width × height), read from its header; more is refused with "
+        "413 before anything is decoded.",
+    )
+    body_timeout: float = Field(
+        60.0, gt=0, le=3600, description="Seconds that a request's body may take to arrive (408)."
+    )
+    request_timeout: float = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        description="Seconds from the complete body to the answer; what takes longer is given up (504).",
+    )
+
+    # The queue
+    max_queue_requests: int = Field(
+        256,
+        ge=1,
+        le=100_000,
+        description="Requests that are decoded, waiting or running at once; more get 429.",
+    )
+    max_queue_pixels: int = Field(
+        500_000_000,
+        ge=1024,
+        le=100_000_000_000,
+        description="Pixels of the images of those requests (3 bytes of memory each); more get 429. "
+        "One image alone is always admitted.",
+    )
+    max_batch_size: int = Field(8, ge=1, le=256, description="Images that run through the model together.")
+    max_batch_pixels: int = Field(
+        12_000_000,
+        ge=1024,
+        le=10_000_000_000,
+        description="Input pixels of those images together, after resizing and padding; "
+        "one image alone always runs.",
+    )
+    decode_threads: int = Field(
+        2, ge=1, le=256, description="Threads that decode uploaded images; more than a few rarely help."
+    )
+    encode_threads: int = Field(2, ge=1, le=256, description="Threads that encode masks and write answers.")
+
+    # Life-cycle
+    drain_timeout: float = Field(
+        30.0, ge=0, le=3600, description="Seconds after SIGTERM that accepted requests have to finish."
+    )
+
+    # Logs
+    log_format: Literal["auto", "text", "json"] = Field(
+        "auto",
+        description="One line per event: `text` to read, `json` to collect, `auto`: text on a terminal.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe event that is logged."
+    )
+
+    @field_validator("weights_dir")
+    @classmethod
+    def home_is_expanded(cls, folder: Path) -> Path:
+        """`~/weights` means the user's own folder also where no shell expanded it."""
+        return folder.expanduser()
+
+
+def variable(field: str) -> str:
+    """The environment variable of a setting: `max_upload_bytes` → `MASKSERVE_MAX_UPLOAD_BYTES`."""
+    return PREFIX + field.upper()
+
+
+def load(
+    overrides: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
+) -> Settings:
+    """The settings from the environment, with `overrides` (from the command line) taking precedence.
+
+    overrides: setting name → value; None means "not given". environment: defaults to the process's; an empty
+    value means "not given" too, because that is what compose files make of `MASKSERVE_PORT: ${PORT:-}`.
+    Raises SettingsError for a value outside its bounds and for a MASKSERVE_ name that is no setting.
+    """
+    environment = os.environ if environment is None else environment
+    values: dict[str, Any] = {}
+    wrong: list[str] = []
+    for name, value in sorted(environment.items()):
+        if not name.upper().startswith(PREFIX) or is_service_link(name, value):
+            continue
+        field = name[len(PREFIX) :].lower()
+        if field not in Settings.model_fields:
+            wrong.append(unknown_name(name))
+        elif value:
+            values[field] = value
+    values |= {field: value for field, value in (overrides or {}).items() if value is not None}
+    if wrong:
+        raise SettingsError("\n".join(wrong))
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError("\n".join(explain(error))) from None
+
+
+def is_service_link(name: str, value: str) -> bool:
+    """Whether an environment variable is Kubernetes' announcement of a Service rather than a setting."""
+    name = name.upper()
+    return SERVICE_LINK_NAME.fullmatch(name) is not None or (
+        name.endswith("PORT") and SERVICE_LINK_ADDRESS.fullmatch(value) is not None
+    )
+
+
+def unknown_name(name: str) -> str:
+    """One line that says an environment variable is no setting, and which name was probably meant."""
+    close = difflib.get_close_matches(name[len(PREFIX) :].lower(), Settings.model_fields, n=1)
+    hint = f"did you mean {variable(close[0])}?" if close else "`maskserve serve --help` lists the settings."
+    return f"{name} is not a setting; {hint}"
+
+
+def explain(error: ValidationError) -> list[str]:
+    """One line for each value that pydantic refused."""
+    return [
+        f"{variable(str(item['loc'][0]))}={item['input']!s}: {item['msg'][:1].lower()}{item['msg'][1:]}"
+        for item in error.errors()
+    ]
+
+
+def effective(settings: Settings) -> str:
+    """The settings in effect on one line, for the log at start; none of them is secret."""
+    return " ".join(f"{field}={getattr(settings, field)}" for field in Settings.model_fields)
