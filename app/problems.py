@@ -22,16 +22,18 @@ Errors travel as RFC 9457 `application/problem+json`.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
-class Problem(Exception):
+class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so, and so do the subclasses
     """Something failed inside the service; the log has the cause under the request's id."""
 
     status: ClassVar[int] = 500
     slug: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
-    default_detail: ClassVar[str] = "The request failed inside the service. Its id finds the cause in the log."
+    default_detail: ClassVar[str] = (
+        "The request failed inside the service. Its id finds the cause in the log."
+    )
 
     def __init__(self, detail: str | None = None, *, retry_after: float | None = None) -> None:
         self.detail = detail if detail is not None else self.default_detail
@@ -39,7 +41,7 @@ class Problem(Exception):
         super().__init__(self.detail)
 
     def document(self, request_id: str) -> dict[str, Any]:
-        """The problem as RFC 9457, section 3 wants it, with the request's id and when to retry as extensions."""
+        """The problem as RFC 9457, section 3 wants it; the request's id and when to retry are extensions."""
         document: dict[str, Any] = {
             "type": f"urn:maskserve:problem:{self.slug}",
             "title": self.title,
@@ -102,6 +104,11 @@ class BodyTooLarge(Problem):
     status = 413
     slug = "body-too-large"
     title = "Body too large"
+
+    @classmethod
+    def beyond(cls, limit: int) -> Self:
+        """The body, or the image file in it, has more than `limit` bytes."""
+        return cls(f"At most {limit} bytes are accepted here; send a smaller file.")
 
 
 class ImageTooLarge(Problem):

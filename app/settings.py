@@ -104,8 +104,7 @@ class Settings(BaseModel):
         500_000_000,
         ge=1024,
         le=100_000_000_000,
-        description="Pixels of the images of those requests (3 bytes of memory each); more get 429. "
-        "One image alone is always admitted.",
+        description="Pixels of the images of those requests (3 bytes of memory each); more get 429.",
     )
     max_batch_size: int = Field(8, ge=1, le=256, description="Images that run through the model together.")
     max_batch_pixels: int = Field(

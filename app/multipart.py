@@ -1,0 +1,131 @@
+"""The image in a multipart/form-data body (RFC 7578), read as the stream arrives: nothing is spooled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from app.problems import BodyTooLarge, MalformedRequest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+HEADER_BYTES = 8 << 10  # of one part; browsers and HTTP libraries send about 150
+BOUNDARY_BYTES = 256  # RFC 2046, section 5.1.1 allows 70
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The form's part named `image`."""
+
+    content: bytes
+    is_file: bool  # it came with a file name
+
+
+async def image_part(body: AsyncIterator[bytes], boundary: bytes, max_bytes: int) -> Part:
+    """The part named `image` of a form that has no other part.
+
+    Raises MalformedRequest for a form that is damaged or has other parts, BodyTooLarge for an image of more
+    than `max_bytes`; both as soon as it shows, without waiting for the rest of the body.
+    """
+    if not 0 < len(boundary) <= BOUNDARY_BYTES:
+        raise MalformedRequest(
+            "multipart/form-data has no usable boundary; let the HTTP client set Content-Type."
+        )
+    form = Form(max_bytes)
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": form.on_part_begin,
+                "on_header_field": form.on_header_field,
+                "on_header_value": form.on_header_value,
+                "on_header_end": form.on_header_end,
+                "on_headers_finished": form.on_headers_finished,
+                "on_part_data": form.on_part_data,
+                "on_end": form.on_end,
+            },
+        )
+        async for chunk in body:
+            parser.write(chunk)
+    except FormParserError as error:
+        raise MalformedRequest(f"The form cannot be read: {error}.") from None
+    if not form.ended:
+        raise MalformedRequest("The form breaks off before its closing boundary.")
+    if not form.parts:
+        raise MalformedRequest("The form has no part named image: curl -F image=@photo.jpg …")
+    return Part(bytes(form.content), form.is_file)
+
+
+class Form:
+    """What the parser has found so far. Each method is one of its events, and may end it all by raising."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.content = bytearray()
+        self.is_file = False
+        self.parts = 0
+        self.ended = False
+        self.headers: dict[str, str] = {}  # of the current part; names in lower case
+        self.header_bytes = 0
+        self.header_name = bytearray()
+        self.header_value = bytearray()
+
+    def on_part_begin(self) -> None:
+        """A boundary was read and a part follows."""
+        self.parts += 1
+        self.headers = {}
+        self.header_bytes = 0
+
+    def on_header_field(self, chunk: bytes, start: int, end: int) -> None:
+        """Some bytes of a header's name."""
+        self.count_header(end - start)
+        self.header_name += chunk[start:end]
+
+    def on_header_value(self, chunk: bytes, start: int, end: int) -> None:
+        """Some bytes of a header's value."""
+        self.count_header(end - start)
+        self.header_value += chunk[start:end]
+
+    def count_header(self, count: int) -> None:
+        """Bound the memory that a part's headers can take."""
+        self.header_bytes += count
+        if self.header_bytes > HEADER_BYTES:
+            raise MalformedRequest(f"The headers of a part of the form exceed {HEADER_BYTES} bytes.")
+
+    def on_header_end(self) -> None:
+        """One header is complete."""
+        self.headers[self.header_name.decode("latin-1").lower()] = self.header_value.decode("latin-1")
+        self.header_name.clear()
+        self.header_value.clear()
+
+    def on_headers_finished(self) -> None:
+        """The part's bytes follow: it must be the image, and the first one."""
+        _, parameters = parse_options_header(self.headers.get("content-disposition"))
+        name = parameters.get(b"name", b"").decode("utf-8", "replace")
+        if name != "image":
+            raise MalformedRequest(
+                f'Unexpected part "{name[:40]}" in the form: its only part is "image". '
+                "Options belong in the address, as in /segment?score_threshold=0.7."
+            )
+        if self.parts > 1:
+            raise MalformedRequest("The form has more than one image; send one image per request.")
+        encoding = self.headers.get("content-transfer-encoding", "binary").strip().lower()
+        if encoding not in ("binary", "8bit", "7bit"):
+            raise MalformedRequest(
+                f"Content-Transfer-Encoding {encoding[:40]} is not read; send the file's own bytes."
+            )
+        self.is_file = b"filename" in parameters
+
+    def on_part_data(self, chunk: bytes, start: int, end: int) -> None:
+        """Some bytes of the image."""
+        self.content += chunk[start:end]
+        if len(self.content) > self.max_bytes:
+            raise BodyTooLarge.beyond(self.max_bytes)
+
+    def on_end(self) -> None:
+        """The closing boundary was read."""
+        self.ended = True
