@@ -109,9 +109,10 @@ def path(name: str, folder: Path) -> Path:
 def verify(file: Path, sha256: str) -> str:
     """The sha256 of a file that must begin with those hexadecimal digits; reads all of it, every time.
 
-    No verdict is remembered. A 180 MB file takes 0.16 s to hash, importing torch takes seconds; whoever loads
-    the file reads it anyway, and finds it in the page cache then; and a verdict remembered by size and time
-    would miss what it is there to find: a bad copy that kept its time, or a failing disk.
+    No verdict is remembered. 178 MB take 0.16 s to hash on an idle core and 0.45 s on a busy one, where
+    importing torch takes seconds; whoever loads the file reads it anyway, and finds it in the page cache; and
+    a verdict remembered by size and time would miss what it is there to find: a bad copy that kept its time,
+    or a failing disk.
     Raises MissingWeightsError, FolderError if it cannot be read, DamagedWeightsError.
     """
     try:
