@@ -271,9 +271,13 @@ class Queue:
             into.expired.append(entry)
 
     def _fate(self, entry: Entry) -> str | None:
-        """Why the entry must not run, or None. A future done without being cancelled met its deadline."""
-        if entry.future.cancelled():
-            return "cancelled"
-        if entry.future.done() or entry.deadline <= self._clock():
+        """Why the entry must not run, or None.
+
+        Past its deadline it has expired, also if a time limit around the caller was first to cancel it; and a
+        future that is done without being cancelled has been told so already.
+        """
+        if entry.deadline <= self._clock():
             return "expired"
+        if entry.future.done():
+            return "cancelled" if entry.future.cancelled() else "expired"
         return None

@@ -273,6 +273,14 @@ def test_entry_whose_deadline_was_told_already_does_not_run(queue, enqueue):
     assert isinstance(entry.future.exception(), DeadlineExceeded)
 
 
+def test_entry_cancelled_by_a_time_limit_at_its_deadline_counts_as_expired(queue, enqueue, clock):
+    entry = enqueue(deadline=clock.now + 5)
+    clock.now += 5
+    entry.future.cancel()
+    queue.discard(entry)
+    assert queue.dropped == {"expired": 1}
+
+
 def test_dead_entries_take_no_room_in_the_batch(queue, enqueue):
     entries = [enqueue() for _ in range(6)]
     for dead in entries[1:4]:
