@@ -24,6 +24,11 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Self
 
+import orjson
+from starlette.responses import Response
+
+MEDIA_TYPE = "application/problem+json"
+
 
 class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so, and so do the subclasses
     """Something failed inside the service; the log has the cause under the request's id."""
@@ -88,6 +93,14 @@ class MethodNotAllowed(Problem):
     status = 405
     slug = "method-not-allowed"
     title = "Method not allowed"
+
+    def __init__(self, detail: str, *, allow: str) -> None:
+        super().__init__(detail)
+        self.allow = allow  # the methods that the path has, comma-separated
+
+    def headers(self) -> dict[str, str]:
+        """With the methods that would have been right (RFC 9110, section 15.5.6)."""
+        return {**super().headers(), "Allow": self.allow}
 
 
 class BodyTooSlow(Problem):
@@ -173,3 +186,13 @@ class DeadlineExceeded(Problem):
     status = 504
     slug = "deadline-exceeded"
     title = "Deadline exceeded"
+
+
+def respond(problem: Problem, request_id: str) -> Response:
+    """The problem as an HTTP response."""
+    return Response(
+        orjson.dumps(problem.document(request_id)),
+        problem.status,
+        {**problem.headers(), "Cache-Control": "no-store"},
+        MEDIA_TYPE,
+    )
