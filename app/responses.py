@@ -1,0 +1,100 @@
+"""Instances → the JSON document of the contract, in which each instance is a COCO results record.
+
+Numbers are rounded to what they are worth: boxes to 0.01 pixel, scores to 0.0001. That also keeps the last
+bits of float32 sums, which depend on the order in which a device added, out of the answer.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from model.draw import overlay
+from model.image import encode_jpeg, encode_png
+from model.masks import paste
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from model.instances import Instances
+    from model.zoo import Model
+
+JSON, PNG, JPEG = "application/json", "image/png", "image/jpeg"
+OFFERED = {JSON: JSON, "application/*": JSON, "*/*": JSON, PNG: PNG, JPEG: JPEG, "image/*": JPEG}  # by Accept
+QUALITY = re.compile(r"(0(\.\d{0,3})?|1(\.0{0,3})?)", re.ASCII)
+
+BOX_DECIMALS = 2
+SCORE_DECIMALS = 4
+
+
+def encode(
+    media_type: str, request_id: str, model: Model, image: NDArray[np.uint8], instances: Instances
+) -> bytes:
+    """The answer to one request: JSON, or the image [H, W, 3] with its instances drawn on it."""
+    if media_type == JSON:
+        return orjson.dumps({"id": request_id, **document(model, instances)})
+    drawn = overlay(image, instances, {category.id: category.name for category in model.categories})
+    return encode_png(drawn) if media_type == PNG else encode_jpeg(drawn)
+
+
+def document(model: Model, instances: Instances) -> dict[str, Any]:
+    """The answer without the request's id: the same for the same image, whoever asks."""
+    height, width = instances.size
+    return {
+        "model": model.name,
+        "image": {"width": width, "height": height},
+        "instances": records(model, instances),
+    }
+
+
+def records(model: Model, instances: Instances) -> list[dict[str, Any]]:
+    """One COCO results record per instance, by descending score; `COCO.loadRes` wants only `image_id` added.
+
+    `bbox` is [x, y, width, height]. `area` is the mask's pixel count; without masks it is the box's area, as
+    pycocotools has it for boxes, and there is no `segmentation`.
+    """
+    names = {category.id: category.name for category in model.categories}
+    sizes = instances.boxes[:, 2:] - instances.boxes[:, :2]  # [N, 2] width, height
+    rows = [
+        {
+            "category_id": label,
+            "category": names[label],
+            "score": round(score, SCORE_DECIMALS),
+            "bbox": [round(number, BOX_DECIMALS) for number in (*corner, *size)],
+        }
+        for label, score, corner, size in zip(
+            instances.labels.tolist(),
+            instances.scores.tolist(),
+            instances.boxes[:, :2].tolist(),
+            sizes.tolist(),
+            strict=True,
+        )
+    ]
+    if instances.probabilities is None:
+        for row in rows:
+            row["area"] = round(row["bbox"][2] * row["bbox"][3], BOX_DECIMALS)
+        return rows
+    for row, rle in zip(rows, paste(instances.probabilities, instances.boxes, instances.size), strict=True):
+        row["area"] = rle.area
+        row["segmentation"] = rle.to_coco()
+    return rows
+
+
+def preferred(accept: str) -> str:
+    """What to answer with: the kind of picture that an Accept header prefers to JSON, or else JSON."""
+    best, best_quality = JSON, 0.0
+    for item in accept.lower().split(","):
+        name, *parameters = (part.strip() for part in item.split(";"))
+        weights = (parameter[2:] for parameter in parameters if parameter.startswith("q="))
+        quality = quality_of(next(weights, "1"))
+        if name in OFFERED and quality > best_quality:
+            best, best_quality = OFFERED[name], quality
+    return best
+
+
+def quality_of(text: str) -> float:
+    """The weight of an Accept entry (RFC 9110, section 12.4.2); 0 for what is none."""
+    return float(text) if QUALITY.fullmatch(text) else 0.0
