@@ -8,10 +8,12 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from model.weights import default_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,15 +60,16 @@ class Settings(BaseModel):
     )
     precision: Literal["float32"] = Field("float32", description="Number format of the forward pass.")
     weights_dir: Path = Field(
-        Path("~/.cache/maskserve"),
-        description="Folder of downloaded weights (`maskserve weights fetch NAME`).",
+        default_factory=default_folder,
+        description="Folder of downloaded weights (`maskserve weights fetch NAME`): by default weights/ in "
+        "the checkout that maskserve runs from, else maskserve/weights in your cache folder.",
     )
     threads: int = Field(
         0,
         ge=0,
         le=1024,
-        description="CPU threads of one forward pass; 0 takes as many as the process may use. "
-        "Several services on one machine should share its cores out with this.",
+        description="CPU threads of one forward pass; 0 takes all that the process may use. Services on one "
+        "machine should share out its cores with this.",
     )
 
     # What one request may ask
@@ -120,6 +123,13 @@ class Settings(BaseModel):
     encode_threads: int = Field(2, ge=1, le=256, description="Threads that encode masks and write answers.")
 
     # Life-cycle
+    heartbeat_timeout: float = Field(
+        300.0,
+        ge=5,
+        le=86_400,
+        description="Seconds without a sign of life from the device after which /healthz turns red; must be "
+        "longer than the slowest batch.",
+    )
     drain_timeout: float = Field(
         30.0, ge=0, le=3600, description="Seconds after SIGTERM that accepted requests have to finish."
     )
