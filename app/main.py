@@ -1,0 +1,127 @@
+"""create_app: the routes, the errors and the life-cycle put together. The process around it is server.py."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from typing import TYPE_CHECKING
+
+import torch
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app import openapi, pages, probes, segment
+from app.cpus import usable_cpus
+from app.exchange import Exchanges
+from app.logs import FIELDS
+from app.options import closest
+from app.problems import MethodNotAllowed, Problem, UnknownPath, respond
+from app.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from starlette.requests import Request
+
+    from app.service import Segmenting
+    from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+PATHS = ("/segment", "/model", "/healthz", "/livez", "/readyz", "/docs", "/openapi.json", "/")
+
+
+def create_app(
+    settings: Settings,
+    load: Callable[[], Segmenting] | None = None,
+    on_failure: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """The ASGI application; its lifespan loads the model in the background and ends what it began.
+
+    load: makes the engine; by default the one that the settings name. on_failure: called when nothing will be
+    answered any more, so that the process should end.
+    """
+    service = Service(settings, load or (lambda: load_engine(settings)), on_failure)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(
+        title="maskserve",
+        version=version(),
+        description=openapi.DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # pages.py has them, without scripts from other hosts
+        redoc_url=None,
+        redirect_slashes=False,  # some clients drop the body of a redirected POST
+        exception_handlers={Problem: on_problem, HTTPException: on_http_exception},
+    )
+    app.state.service = service
+    app.add_middleware(Exchanges)
+    app.include_router(segment.router)
+    app.include_router(probes.router)
+    pages.mount(app)
+    return app
+
+
+def load_engine(settings: Settings) -> Segmenting:
+    """The engine that the settings name; blocks for seconds. Raises model.zoo.ModelError."""
+    from model.engine import Engine
+
+    torch.set_num_threads(settings.threads or usable_cpus())
+    return Engine.load(
+        settings.model,
+        device=settings.device,
+        precision=settings.precision,
+        weights_folder=settings.weights_dir,
+    )
+
+
+def version() -> str:
+    """The installed package's version."""
+    try:
+        return installed_version("maskserve")
+    except PackageNotFoundError:
+        return "0+source"  # run from a checkout that was not installed
+
+
+async def on_problem(request: Request, problem: Exception) -> Response:
+    """An error that the contract names. What went wrong inside is logged, not told."""
+    if not isinstance(problem, Problem):
+        raise problem
+    if problem.status == Problem.status:
+        cause = problem.__cause__ or problem
+        log.error(
+            "request %s failed: %r",
+            request.state.id,
+            cause,
+            exc_info=cause,
+            extra={FIELDS: {"id": request.state.id}},
+        )
+    return respond(problem, request.state.id)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """What the router raises: 404, or 405, which for OPTIONS is the answer that it asked for."""
+    if not isinstance(error, HTTPException):
+        raise error
+    path, method = request.url.path, request.method
+    if error.status_code == 404:
+        return respond(
+            UnknownPath(f"There is nothing at {path[:80]}. {closest(path, PATHS)}"), request.state.id
+        )
+    if error.status_code == 405:
+        methods = {*(error.headers or {}).get("Allow", "").split(", "), "OPTIONS"} - {""}
+        allow = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+        if method == "OPTIONS":
+            return Response(status_code=204, headers={"Allow": allow})
+        return respond(
+            MethodNotAllowed(f"{path} takes {allow}, not {method}.", allow=allow), request.state.id
+        )
+    raise error

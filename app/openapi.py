@@ -1,0 +1,264 @@
+"""What /openapi.json says of each route: every parameter, every body form with an example, every problem."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app import problems
+from app.options import MASKS, MOST_INSTANCES
+from app.problems import Problem
+from app.responses import JPEG, JSON, PNG
+
+DESCRIPTION = """\
+POST an image to `/segment`: the answer has a category, a score, a box and a mask for every object found,
+as COCO results records.
+
+    curl -F image=@photo.jpg http://localhost:8000/segment
+
+Errors are RFC 9457 problems (`application/problem+json`). Every answer has an `X-Request-ID`, the client's
+own if it sent one, and a `Server-Timing` header that says where the time went.
+"""
+
+EXAMPLE_ID = "0f6c1d0e5a7b4c3f9a2e8d7c6b5a4f3e"
+# One white pixel as a PNG file, so that "Try it out" sends something valid at once.
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4AAAAAElFTkSuQmCC"
+
+CATEGORY = {"category_id": 18, "category": "dog"}
+RLE = {"size": [6, 9], "counts": "=3300000a0"}  # a block of 4 × 3 pixels
+INSTANCE = {**CATEGORY, "score": 0.9981, "bbox": [2.04, 0.97, 4.01, 3.05], "area": 12, "segmentation": RLE}
+EXAMPLE = {
+    "id": EXAMPLE_ID,
+    "model": "maskrcnn_resnet50_fpn",
+    "image": {"width": 9, "height": 6},
+    "instances": [INSTANCE],
+}
+
+NUMBER = {"type": "number"}
+INTEGER = {"type": "integer"}
+STRING = {"type": "string"}
+
+
+def array(items: dict[str, Any], length: int | None = None) -> dict[str, Any]:
+    """The schema of a list, of a fixed length where one is given."""
+    fixed = {} if length is None else {"minItems": length, "maxItems": length}
+    return {"type": "array", "items": items, **fixed}
+
+
+def record(properties: dict[str, Any], optional: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:
+    """The schema of an object with these properties, required but for the optional ones."""
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required, **more}
+
+
+def described(schema: dict[str, Any], description: str) -> dict[str, Any]:
+    """The schema with a description."""
+    return {**schema, "description": description}
+
+
+INSTANCE_SCHEMA = record(
+    {
+        "category_id": INTEGER,
+        "category": STRING,
+        "score": described({**NUMBER, "minimum": 0, "maximum": 1}, "Rounded to 4 decimals."),
+        "bbox": described(
+            array(NUMBER, 4), "[x, y, width, height] in pixels of the upright image, rounded to 2 decimals."
+        ),
+        "area": described(NUMBER, "Pixels of the mask; with masks=none, the box's area."),
+        "segmentation": described(
+            record({"size": described(array(INTEGER, 2), "[height, width]"), "counts": STRING}),
+            "The mask as compressed COCO run lengths, for pycocotools.mask.decode; absent with masks=none.",
+        ),
+    },
+    optional=("segmentation",),
+)
+ANSWER_SCHEMA = record(
+    {
+        "id": described(STRING, "The request's id, as in X-Request-ID."),
+        "model": STRING,
+        "image": described(
+            record({"width": INTEGER, "height": INTEGER}), "The upright image's size in pixels."
+        ),
+        "instances": described(array(INSTANCE_SCHEMA), "In descending score."),
+    }
+)
+PROBLEM_SCHEMA = record(
+    {
+        "type": STRING,
+        "title": STRING,
+        "status": INTEGER,
+        "detail": STRING,
+        "request_id": STRING,
+        "retry_after": described(INTEGER, "Seconds, as in Retry-After; only with 429 and 503."),
+    },
+    optional=("retry_after",),
+)
+MODEL_SCHEMA = record(
+    {
+        "name": STRING,
+        "notice": described(
+            {"type": ["string", "null"]}, "Something that whoever uses the model should be told."
+        ),
+        "architecture": {"type": "object"},
+        "categories": array(record({"id": INTEGER, "name": STRING})),
+        "sha256": described(STRING, "Of the weights file."),
+        "ap": described({"type": "object"}, "Average precision, 0 to 1, on validation data."),
+        "ap_source": described(STRING, "Which data, and who measured."),
+        "device": STRING,
+        "precision": STRING,
+        "input_size": described(
+            record({"shorter_side": INTEGER, "longer_side_at_most": INTEGER}),
+            "Pixels to which the model scales an image.",
+        ),
+    }
+)
+STATUS_SCHEMA = record({"status": STRING})
+
+
+def problem_responses(*kinds: type[Problem]) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that can end in these problems, one example for each kind."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for kind in kinds:
+        meaning = (kind.__doc__ or "").partition("\n")[0]
+        entry = found.setdefault(
+            kind.status,
+            {"description": "", "content": {problems.MEDIA_TYPE: {"schema": PROBLEM_SCHEMA, "examples": {}}}},
+        )
+        entry["description"] = f"{entry['description']} {meaning}".strip()
+        example: dict[str, Any] = {
+            "type": f"urn:maskserve:problem:{kind.slug}",
+            "title": kind.title,
+            "status": kind.status,
+            "detail": meaning,
+            "request_id": EXAMPLE_ID,
+        }
+        if kind.status in (429, 503):
+            example["retry_after"] = 5
+            entry["headers"] = {"Retry-After": {"schema": INTEGER, "description": "Seconds."}}
+        entry["content"][problems.MEDIA_TYPE]["examples"][kind.slug] = {
+            "summary": kind.title,
+            "value": example,
+        }
+    return found
+
+
+def answers(schema: dict[str, Any], example: Any, *kinds: type[Problem]) -> dict[str, Any]:
+    """What a JSON route's decorator gets: its answer, and the problems it can end in."""
+    content = {JSON: {"schema": schema, "example": example}}
+    return {
+        "response_model": None,
+        "responses": {200: {"description": "The answer.", "content": content}, **problem_responses(*kinds)},
+    }
+
+
+def parameter(name: str, schema: dict[str, Any], description: str, **more: Any) -> dict[str, Any]:
+    """One optional query parameter."""
+    return {
+        "name": name,
+        "in": "query",
+        "required": False,
+        "schema": schema,
+        "description": description,
+        **more,
+    }
+
+
+SEGMENT = answers(
+    ANSWER_SCHEMA,
+    EXAMPLE,
+    problems.MalformedRequest,
+    problems.BodyTooSlow,
+    problems.BodyTooLarge,
+    problems.ImageTooLarge,
+    problems.UnsupportedFormat,
+    problems.UndecodableImage,
+    problems.InvalidParameter,
+    problems.QueueFull,
+    Problem,
+    problems.NotReady,
+    problems.Draining,
+    problems.DeadlineExceeded,
+)
+SEGMENT["responses"][200]["description"] = (
+    "The instances, as JSON. With `Accept: image/png` or `image/jpeg`: the picture with the instances on it."
+)
+SEGMENT["responses"][200]["content"] |= {
+    PNG: {"schema": {"type": "string", "format": "binary"}},
+    JPEG: {"schema": {"type": "string", "format": "binary"}},
+}
+SEGMENT |= {
+    "summary": "Find the instances in one image",
+    "openapi_extra": {
+        "parameters": [
+            parameter(
+                "score_threshold",
+                {**NUMBER, "minimum": 0, "maximum": 1, "default": 0.5},
+                "Only instances that score at least this.",
+            ),
+            parameter(
+                "max_instances",
+                {**INTEGER, "minimum": 1, "maximum": MOST_INSTANCES, "default": MOST_INSTANCES},
+                "At most so many, the best-scoring ones.",
+            ),
+            parameter(
+                "categories",
+                {**array(STRING), "minItems": 1},
+                "Only these: names or ids as `/model` lists them, separated by commas.",
+                style="form",
+                explode=False,
+            ),
+            parameter(
+                "masks",
+                {**STRING, "enum": list(MASKS), "default": MASKS[0]},
+                "`rle`: masks as COCO run lengths. `none`: boxes only, which is quicker.",
+            ),
+        ],
+        "requestBody": {
+            "required": True,
+            "description": "The image (JPEG, PNG, WebP, GIF, BMP or TIFF), in one of three forms.",
+            "content": {
+                "multipart/form-data": {
+                    "schema": record({"image": {"type": "string", "format": "binary"}}),
+                },
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+                "image/*": {"schema": {"type": "string", "format": "binary"}},
+                JSON: {
+                    "schema": record(
+                        {
+                            "image": described(
+                                STRING, "The image file in base64; a data: URL is accepted too."
+                            )
+                        },
+                        additionalProperties=False,
+                    ),
+                    "example": {"image": PIXEL},
+                },
+            },
+        },
+    },
+}
+
+HEALTHZ = answers(STATUS_SCHEMA, {"status": "ok"}, problems.NotReady) | {
+    "summary": "Is the process worth keeping? (liveness)",
+    "description": "Green while the model loads and while the device gives signs of life, under any load.",
+}
+LIVEZ = HEALTHZ | {"summary": "The same as /healthz"}
+READYZ = answers(STATUS_SCHEMA, {"status": "ready"}, problems.NotReady, problems.Draining) | {
+    "summary": "Are requests taken? (readiness)",
+    "description": "Red while the model loads, while the service shuts down, and when the device has failed.",
+}
+MODEL = answers(
+    MODEL_SCHEMA,
+    {
+        "name": "maskrcnn_resnet50_fpn",
+        "notice": None,
+        "architecture": {"backbone": "resnet50"},
+        "categories": [{"id": 18, "name": "dog"}],
+        "sha256": "bf2d0c1e… (64 hexadecimal digits)",
+        "ap": {"box": 0.379, "mask": 0.346},
+        "ap_source": "COCO val2017",
+        "device": "cuda:0",
+        "precision": "float32",
+        "input_size": {"shorter_side": 800, "longer_side_at_most": 1333},
+    },
+    problems.NotReady,
+) | {"summary": "Which model answers here, and how it runs"}

@@ -1,0 +1,176 @@
+"""What lives as long as the process: engine, worker, admission, thread pools; and the stages of its life.
+
+load → warm up → serve → drain. The event loop runs from the first moment, so that probes have answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+
+from app.forward import Segmenter
+from app.health import State
+from app.problems import Draining, NotReady
+from app.queue import Admission
+from app.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from app.problems import Problem
+    from app.settings import Settings
+    from model.zoo import Model
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+RETRY_SECONDS = 5.0  # how soon to ask a service again that is starting; gateways poll about as often
+STOP_SECONDS = 5.0  # for the batch that runs when the process must end, drained or not
+
+
+class Segmenting(Segmenter, Protocol):
+    """What the service needs of model.engine.Engine."""
+
+    @property
+    def model(self) -> Model:
+        """What is known of the model besides its weights."""
+
+    @property
+    def device(self) -> object:
+        """Where it runs; str() of it is `cpu`, `cuda:0` …"""
+
+    @property
+    def precision(self) -> str:
+        """Number format of the forward pass."""
+
+
+class Service:
+    """One model on one device, and everything that requests share. Belongs to the event loop's thread."""
+
+    def __init__(
+        self, settings: Settings, load: Callable[[], Segmenting], on_failure: Callable[[], None]
+    ) -> None:
+        """load: makes the engine, on its own thread. on_failure: called once if the process should end."""
+        self.settings = settings
+        self.admission = Admission(
+            max_requests=settings.max_queue_requests, max_pixels=settings.max_queue_pixels
+        )
+        self.decoders = ThreadPoolExecutor(settings.decode_threads, "maskserve-decode")
+        self.encoders = ThreadPoolExecutor(settings.encode_threads, "maskserve-encode")
+        self.failure: str | None = None  # why nothing will ever be answered again
+        self.draining = False
+        self.ready = asyncio.Event()  # loaded and warm
+        self._load = load
+        self._on_failure = on_failure
+        self._engine: Segmenting | None = None
+        self._worker: Worker | None = None
+        self._starting: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to load the model, and return."""
+        self._starting = asyncio.create_task(self._start())
+
+    async def _start(self) -> None:
+        try:
+            self._engine = await on_daemon_thread(self._load)
+        except Exception as error:
+            known = type(error).__module__.startswith("model.")  # those say what is wrong and what to do
+            log.critical("%s could not be loaded: %s", self.settings.model, error, exc_info=not known)
+            self._fail("The model could not be loaded.")
+            return
+        self._worker = Worker(
+            self._engine,
+            self.admission,
+            max_batch_size=self.settings.max_batch_size,
+            max_batch_pixels=self.settings.max_batch_pixels,
+            on_fatal=self._on_fatal,
+        )
+        with contextlib.suppress(Exception):  # the worker has logged it, and told _on_fatal
+            await self._worker.start()
+            self.ready.set()
+
+    def _on_fatal(self, error: BaseException) -> None:
+        log.critical("%s failed on %s: %s", self.settings.model, self.engine.device, error)
+        self._fail("The device has failed.")
+
+    def _fail(self, reason: str) -> None:
+        if self.failure is None:
+            self.failure = reason
+            self._on_failure()
+
+    def trouble(self) -> Problem | None:
+        """Why no request can be taken now, or None: what /readyz says, and requests before they are read."""
+        if self.failure is not None:
+            return NotReady(f"{self.failure} The service is being restarted.", retry_after=RETRY_SECONDS)
+        if self.draining:
+            return Draining("The service is shutting down; another replica may answer.", retry_after=1)
+        if not self.ready.is_set():
+            return NotReady("The model is still loading.", retry_after=RETRY_SECONDS)
+        return None
+
+    def alive(self) -> bool:
+        """Whether the process is worth keeping; what `/healthz` says. It does not depend on load."""
+        if self.failure is not None:
+            return False
+        return self._worker is None or self._worker.status().alive(self.settings.heartbeat_timeout)
+
+    @property
+    def engine(self) -> Segmenting:
+        """The engine. Raises NotReady while it loads."""
+        if self._engine is None:
+            raise self.trouble() or NotReady(retry_after=RETRY_SECONDS)
+        return self._engine
+
+    @property
+    def worker(self) -> Worker:
+        """The worker that runs the engine. Raises NotReady while it loads."""
+        if self._worker is None:
+            raise self.trouble() or NotReady(retry_after=RETRY_SECONDS)
+        return self._worker
+
+    async def drain(self) -> None:
+        """Take nothing new; return once every request that was admitted has its answer."""
+        self.draining = True
+        if self._worker is not None and self._worker.status().state is State.READY:
+            await self._worker.drain()
+
+    async def stop(self) -> None:
+        """End threads that are idle; the process is about to end."""
+        self.draining = True
+        if self._starting is not None:
+            self._starting.cancel()
+        if self._worker is not None and self._worker.status().state is not State.STARTING:
+            with contextlib.suppress(TimeoutError):  # a device call that hangs; its thread is a daemon
+                async with asyncio.timeout(STOP_SECONDS):
+                    await self._worker.stop()
+        self.decoders.shutdown(wait=False, cancel_futures=True)
+        self.encoders.shutdown(wait=False, cancel_futures=True)
+
+
+async def on_daemon_thread(function: Callable[[], T]) -> T:
+    """The function's result; unlike a pool's, the thread does not keep a process alive that should end."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def finish(result: T | None, error: BaseException | None) -> None:
+        if future.done():  # cancelled meanwhile
+            return
+        if error is None:
+            future.set_result(cast("T", result))
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        try:
+            result, error = function(), None
+        except Exception as raised:  # noqa: BLE001 - handed to whoever awaits the future
+            result, error = None, raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends, and nobody waits
+            loop.call_soon_threadsafe(finish, result, error)
+
+    threading.Thread(target=run, name="maskserve-load", daemon=True).start()
+    return await future
