@@ -1,1 +1,46 @@
 """Datasets to train and evaluate on: scenes that draw themselves, and folders in COCO's format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """One class of object. `id` is what annotations and answers carry; it need not count from 1 without gaps."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled image."""
+
+    image_id: int
+    pixels: np.ndarray  # [H, W, 3] uint8, RGB
+    boxes: np.ndarray  # [N, 4] float32, xyxy, pixels
+    labels: np.ndarray  # [N] int64, category ids
+    masks: np.ndarray  # [N, H, W] uint8, 0 or 1: what is visible of each object
+
+
+class Dataset(Protocol):
+    """What the trainer and the evaluation need of a dataset."""
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """The classes that its labels refer to."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image, without rendering or decoding it."""
+
+    def ground_truth(self) -> dict[str, Any]:
+        """All annotations as one COCO instances document (images, annotations, categories)."""

@@ -1,0 +1,266 @@
+"""Seeded, endless scenes of ten kinds of shapes with pixel-exact visible masks: the dataset that needs no download."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from model.data import Category, Sample
+from model.data.drawing import (
+    DISTRACTORS,
+    SHAPES,
+    background,
+    blurred,
+    colour,
+    coverage,
+    distractor,
+    fill,
+    letter_coverage,
+    outline,
+    scribble,
+    turned,
+)
+from model.masks import encode
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.random import Generator
+
+CATEGORIES = tuple(Category(number, name) for number, name in enumerate(SHAPES, start=1))
+
+LEAST_VISIBLE = 0.4  # an object is never hidden further than this part of its area
+LEAST_PIXELS = 40  # nor to fewer visible pixels
+
+
+@dataclass(slots=True)
+class _Layer:
+    """One drawn thing: a shape (label > 0) or a distractor (label 0)."""
+
+    label: int
+    area: int  # pixels of the whole thing, also what lies outside the image or behind others
+    visible: int  # pixels that can be seen so far
+
+
+class Shapes:
+    """Scenes 0 … length - 1 of a seed. The same seed and index draw the same scene on every machine.
+
+    sides: shortest and longest image side, pixels. Aspect ratios go from 1:2 to 2:1, the objects' longer sides
+    from 16 pixels (or 6.5 % of the shorter image side, if more) to 60 % of the shorter image side.
+    """
+
+    categories = CATEGORIES
+
+    def __init__(self, seed: int, length: int, sides: tuple[int, int] = (200, 1024)) -> None:
+        if length < 0 or not 64 <= sides[0] <= sides[1]:
+            raise ValueError(
+                f"a length of at least 0 and sides of at least 64 px are needed: {length}, {sides}"
+            )
+        self.seed, self.length, self.sides = seed, length, sides
+
+    def __len__(self) -> int:
+        return self.length
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of scene `index`."""
+        return self._size(self._generator(index))
+
+    def __getitem__(self, index: int) -> Sample:
+        """Scene `index`, with boxes and masks of what is visible of each object."""
+        return self.scene(index)[0]
+
+    def scene(self, index: int) -> tuple[Sample, list[float]]:
+        """Scene `index`, and the visible part of each of its objects, 0 to 1."""
+        pixels, layers, owner = self._draw(self._generator(index))
+        numbers = [n for n, layer in enumerate(layers) if layer.label]
+        masks = np.zeros((len(numbers), *owner.shape), np.uint8)
+        boxes = np.zeros((len(numbers), 4), np.float32)
+        for row, number in enumerate(numbers):
+            masks[row] = owner == number
+            ys, xs = np.flatnonzero(masks[row].any(1)), np.flatnonzero(masks[row].any(0))
+            boxes[row] = xs[0], ys[0], xs[-1] + 1, ys[-1] + 1
+        labels = np.array([layers[n].label for n in numbers], np.int64)
+        sample = Sample(index, pixels, boxes, labels, masks)
+        return sample, [layers[n].visible / layers[n].area for n in numbers]
+
+    def ground_truth(self) -> dict[str, Any]:
+        """All scenes as one COCO instances document; `visibility` is an extra key of ours."""
+        images, annotations = [], []
+        for index in range(self.length):
+            sample, visibility = self.scene(index)
+            height, width = sample.pixels.shape[:2]
+            images.append({"id": index, "file_name": f"{index:06d}.jpg", "height": height, "width": width})
+            annotations += annotate(sample, visibility, first_id=len(annotations) + 1)
+        return coco_document(images, annotations)
+
+    def export(self, folder: Path) -> None:
+        """Write the scenes as JPEG files in `folder`/images and their annotations as `folder`/instances.json."""
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        document = self.ground_truth()
+        for image in document["images"]:
+            pixels = self[image["id"]].pixels
+            Image.fromarray(pixels).save(folder / "images" / image["file_name"], quality=92, subsampling=0)
+        (folder / "instances.json").write_text(json.dumps(document))
+
+    def _generator(self, index: int) -> Generator:
+        if not 0 <= index < self.length:
+            raise IndexError(f"scene {index} of {self.length}")
+        return np.random.default_rng([self.seed, index])
+
+    def _size(self, rng: Generator) -> tuple[int, int]:
+        low, high = self.sides
+        aspect = float(np.exp(rng.uniform(-np.log(2), np.log(2))))  # width / height
+        stretch = max(aspect, 1 / aspect)
+        short = float(np.exp(rng.uniform(np.log(low), np.log(max(low, high / stretch)))))
+        long = min(round(short * stretch), high)
+        return (round(short), long) if aspect >= 1 else (long, round(short))
+
+    def _draw(self, rng: Generator) -> tuple[np.ndarray, list[_Layer], np.ndarray]:
+        """Pixels [H, W, 3] uint8, the layers from back to front, and which layer each pixel shows [H, W]."""
+        height, width = self._size(rng)
+        canvas = background(rng, height, width)
+        if rng.random() < 0.5:
+            canvas = scribble(rng, canvas)
+        layers: list[_Layer] = []
+        owner = np.full((height, width), -1, np.int16)
+        shapes = 0 if rng.random() < 0.04 else int(rng.integers(1, 13))
+        others = int(rng.integers(0, 13)) if rng.random() < 0.8 else 0
+        order = rng.permutation([1] * shapes + [0] * others)
+        for is_shape in order.tolist():
+            for _ in range(6):  # a crowded scene may have no room left: then it has one thing fewer
+                if _place(rng, canvas, layers, owner, is_shape=bool(is_shape)):
+                    break
+        return _photographed(rng, canvas), layers, owner
+
+
+def _place(
+    rng: Generator, canvas: np.ndarray, layers: list[_Layer], owner: np.ndarray, *, is_shape: bool
+) -> bool:
+    """Draw one more thing on top, unless it would hide another too far or itself lie outside; say if it was."""
+    height, width = owner.shape
+    short = min(height, width)
+    least = max(16.0, 0.065 * short)
+    size = least * (0.6 * short / least) ** (rng.random() ** 0.7)  # log-uniform, leaning to the larger ones
+    label, inside, line = _outlined(rng, size) if is_shape else _distracting(rng, size)
+    h, w = inside.shape
+    # Up to a quarter may lie beyond the border.
+    left = round(rng.uniform(-0.25 * w, width - 0.75 * w)) if rng.random() < 0.25 else _within(rng, width, w)
+    top = round(rng.uniform(-0.25 * h, height - 0.75 * h)) if rng.random() < 0.25 else _within(rng, height, h)
+    x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + w, width), min(top + h, height)
+    if x1 <= x0 or y1 <= y0:
+        return False
+    crop, own = (slice(y0, y1), slice(x0, x1)), (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+    solid = inside > 0.5
+    seen = int(solid[own].sum())
+    if is_shape and (seen < LEAST_PIXELS or seen < LEAST_VISIBLE * solid.sum()):
+        return False
+    hidden = np.bincount(owner[crop][solid[own]] + 1, minlength=len(layers) + 1)[1:]
+    for layer, lost in zip(layers, hidden.tolist(), strict=True):
+        left_over = layer.visible - lost
+        if layer.label and lost and left_over < max(LEAST_PIXELS, LEAST_VISIBLE * layer.area):
+            return False
+    _paint(rng, canvas, crop, inside, line, own)
+    for layer, lost in zip(layers, hidden.tolist(), strict=True):
+        layer.visible -= lost
+    owner[crop][solid[own]] = len(layers)
+    layers.append(_Layer(label, int(solid.sum()), seen))
+    return True
+
+
+def _within(rng: Generator, whole: int, part: int) -> int:
+    return int(rng.integers(0, max(1, whole - part)))
+
+
+def _outlined(rng: Generator, size: float) -> tuple[int, np.ndarray, np.ndarray | None]:
+    label = int(rng.integers(1, len(SHAPES) + 1))
+    stroke = size * rng.uniform(0.02, 0.07) if rng.random() < 0.35 else 0.0
+    fitted = turned(outline(SHAPES[label - 1], rng), rng, stretch=0.12).fitted(size)
+    return label, *coverage(fitted, stroke)
+
+
+def _distracting(rng: Generator, size: float) -> tuple[int, np.ndarray, np.ndarray | None]:
+    kind = DISTRACTORS[int(rng.integers(len(DISTRACTORS)))]
+    if kind == "letter":
+        return 0, letter_coverage(rng, size), None
+    stroke = size * rng.uniform(0.02, 0.07) if rng.random() < 0.35 else 0.0
+    return 0, *coverage(turned(distractor(kind, rng), rng, stretch=0.15).fitted(size), stroke)
+
+
+def _paint(
+    rng: Generator,
+    canvas: np.ndarray,
+    crop: tuple[slice, slice],
+    inside: np.ndarray,
+    line: np.ndarray | None,
+    own: tuple[slice, slice],
+) -> None:
+    """Blend fill, contour and shadow of one thing into the canvas, in a colour that stands out from what is there."""
+    under = canvas[crop].reshape(-1, 3).mean(0)
+    base = colour(rng)
+    for _ in range(20):
+        if float(np.abs(base - under).sum()) > 110:
+            break
+        base = colour(rng)
+    if rng.random() < 0.3:  # a shadow falls beside it, and is not part of the mask
+        radius = max(1.0, 0.05 * max(inside.shape))
+        shift = tuple(int(v) for v in rng.integers(-round(2 * radius), round(2 * radius) + 1, 2))
+        shade = np.roll(blurred(np.pad(inside, 1), radius)[1:-1, 1:-1], shift, (0, 1))
+        canvas[crop] *= 1 - np.float32(rng.uniform(0.2, 0.6)) * shade[own][..., None]
+    painted = fill(rng, *inside.shape, base)
+    if line is not None:
+        ink = np.clip(base + rng.choice([-90.0, 90.0]) + rng.uniform(-30, 30, 3), 0, 255).astype(np.float32)
+        painted = painted + (ink - painted) * line[..., None]
+    canvas[crop] += (painted[own] - canvas[crop]) * inside[own][..., None]
+
+
+def _photographed(rng: Generator, canvas: np.ndarray) -> np.ndarray:
+    """The canvas as a camera would hand it over: light, blur, noise and JPEG; [H, W, 3] uint8."""
+    height, width = canvas.shape[:2]
+    canvas = canvas * np.float32(rng.uniform(0.75, 1.2)) + np.float32(rng.uniform(-15, 15))
+    if rng.random() < 0.4:
+        canvas = canvas + rng.normal(0, rng.uniform(1, 11), canvas.shape).astype(np.float32)
+    image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
+    if rng.random() < 0.4:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.0025 * min(height, width) + 0.4)))
+    if rng.random() < 0.6:
+        packed = io.BytesIO()
+        image.save(packed, "JPEG", quality=int(rng.integers(40, 96)))
+        image = Image.open(packed)
+    return np.array(image)
+
+
+def annotate(sample: Sample, visibility: list[float], first_id: int) -> list[dict[str, Any]]:
+    """The sample's objects as COCO annotations, masks as compressed RLE."""
+    annotations = []
+    for row, (box, label) in enumerate(zip(sample.boxes.tolist(), sample.labels.tolist(), strict=True)):
+        x0, y0, x1, y1 = box
+        rle = encode(sample.masks[row])
+        annotations.append(
+            {
+                "id": first_id + row,
+                "image_id": sample.image_id,
+                "category_id": label,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": rle.area,
+                "iscrowd": 0,
+                "segmentation": rle.to_coco(),
+                "visibility": round(visibility[row], 4),
+            }
+        )
+    return annotations
+
+
+def coco_document(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
+    """A COCO instances document over the ten shapes."""
+    categories = [{"id": c.id, "name": c.name, "supercategory": "shape"} for c in CATEGORIES]
+    return {
+        "info": {"description": "maskserve shapes"},
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }

@@ -1,0 +1,215 @@
+"""Architecture → torchvision module: backbone + FPN + RPN + RoI heads (Mask R-CNN, sections 3 and 3.1).
+
+A description made of plain values builds the module, so that a weights file can carry it; weights are model/zoo.py's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RESNETS = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+)
+BACKBONES = (*RESNETS, "vgg16")
+
+
+class ArchitectureError(ValueError):
+    """The description names something that cannot be built."""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A Mask R-CNN with a Feature Pyramid Network, described by plain values. The defaults are torchvision's V1."""
+
+    backbone: str = "resnet50"
+    classes: int = 91  # categories and one for background
+    norm: str = "frozen"  # backbone and, in V2, the rest: "frozen" (constants) or "batch" (BatchNorm)
+    norm_eps: float = 0.0  # 0.0 is what torchvision's COCO_V1 weights were made with
+    fpn_channels: int = 256
+    fpn_norm: bool = False  # V2: BatchNorm after every convolution of the FPN
+    rpn_convs: int = 1
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)  # one for each of P2 … P6, pixels
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
+    proposals: int = 1000  # kept for the second stage
+    box_convs: int = 0  # V2: 4 convolutions with BatchNorm before one fully connected layer
+    box_channels: int = 1024  # width of the box head's fully connected layers
+    mask_channels: int = 256  # width of the mask head
+    mask_convs: int = 4
+    mask_norm: bool = False  # V2: BatchNorm in the mask head
+    min_size: int = 800  # the shorter image side is scaled to this, pixels …
+    max_size: int = 1333  # … unless the longer one would exceed this
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a file's metadata."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Architecture:
+        """The inverse of `to_dict`; ArchitectureError on unknown or missing names and values of the wrong type."""
+        known = {f.name: f for f in fields(cls)}
+        if unknown := sorted(set(values) - set(known)):
+            raise ArchitectureError(f"unknown architecture fields: {', '.join(unknown)}")
+        default, chosen = cls(), {}
+        for name, value in values.items():
+            expected = type(getattr(default, name))
+            given = tuple(value) if expected is tuple and isinstance(value, list) else value
+            if expected is float and isinstance(given, int) and not isinstance(given, bool):
+                given = float(given)
+            if type(given) is not expected:
+                raise ArchitectureError(f"architecture field {name}: {value!r} is no {expected.__name__}")
+            chosen[name] = given
+        return cls(**chosen)
+
+
+V1 = Architecture()
+V2 = Architecture(
+    norm="batch", norm_eps=1e-5, fpn_norm=True, rpn_convs=2, box_convs=4, mask_norm=True
+)  # Li et al., "Benchmarking Detection Transfer Learning with Vision Transformers", as torchvision builds it
+SMALL = Architecture(
+    backbone="resnet18",
+    classes=11,
+    norm="batch",
+    norm_eps=1e-5,
+    fpn_channels=64,
+    anchor_sizes=(16, 32, 64, 128, 256),
+    proposals=300,
+    box_channels=512,
+    mask_channels=64,
+    min_size=384,
+    max_size=768,
+)  # the bundled model's: 13.5 million parameters
+
+
+def build(architecture: Architecture, *, rpn_training: tuple[int, int] = (2000, 2000)) -> nn.Module:
+    """The torchvision module, on the CPU, in evaluation mode, with random weights.
+
+    rpn_training: proposals before and after suppression while training, for each level and image.
+    Raises ArchitectureError for a description that cannot be built.
+    """
+    a = architecture
+    _check(a)
+    backbone = _backbone(a)
+    anchors = AnchorGenerator(
+        tuple((size,) for size in a.anchor_sizes), (a.anchor_ratios,) * len(a.anchor_sizes)
+    )
+    rpn_head = RPNHead(a.fpn_channels, anchors.num_anchors_per_location()[0], conv_depth=a.rpn_convs)
+    box_head: nn.Module
+    if a.box_convs:
+        box_head = FastRCNNConvFCHead(
+            (a.fpn_channels, 7, 7),
+            [a.fpn_channels] * a.box_convs,
+            [a.box_channels],
+            norm_layer=nn.BatchNorm2d,
+        )
+    else:
+        box_head = TwoMLPHead(a.fpn_channels * 7 * 7, a.box_channels)
+    settings: dict[str, Any] = {
+        "min_size": a.min_size,
+        "max_size": a.max_size,
+        "rpn_anchor_generator": anchors,
+        "rpn_head": rpn_head,
+        "rpn_pre_nms_top_n_train": rpn_training[0],
+        "rpn_post_nms_top_n_train": rpn_training[1],
+        "rpn_pre_nms_top_n_test": a.proposals,
+        "rpn_post_nms_top_n_test": a.proposals,
+        "box_head": box_head,
+        "box_predictor": FastRCNNPredictor(a.box_channels, a.classes),
+    }
+    if a.mask_convs == 0:
+        return FasterRCNN(backbone, **settings).eval()
+    mask_norm = nn.BatchNorm2d if a.mask_norm else None
+    mask_head = MaskRCNNHeads(
+        a.fpn_channels, [a.mask_channels] * a.mask_convs, dilation=1, norm_layer=mask_norm
+    )
+    mask_predictor = MaskRCNNPredictor(a.mask_channels, a.mask_channels, a.classes)
+    return MaskRCNN(backbone, mask_head=mask_head, mask_predictor=mask_predictor, **settings).eval()
+
+
+def _check(a: Architecture) -> None:
+    if a.backbone not in BACKBONES:
+        raise ArchitectureError(f"no such backbone: {a.backbone!r}; there are {', '.join(BACKBONES)}")
+    if a.norm not in ("frozen", "batch"):
+        raise ArchitectureError(f"norm is 'frozen' or 'batch', not {a.norm!r}")
+    if len(a.anchor_sizes) != 5:
+        raise ArchitectureError(f"five anchor sizes are needed, one for each of P2 to P6: {a.anchor_sizes}")
+    widths = (a.fpn_channels, a.box_channels, a.mask_channels, a.rpn_convs, a.proposals, a.min_size)
+    if min(widths) < 1 or min(a.box_convs, a.mask_convs) < 0 or a.max_size < a.min_size or a.classes < 2:
+        raise ArchitectureError(f"sizes and widths of the architecture must be positive: {a}")
+
+
+def _backbone(a: Architecture) -> BackboneWithFPN:
+    norm: Callable[[int], nn.Module]
+    if a.norm == "frozen":
+        norm = lambda channels: FrozenBatchNorm2d(channels, eps=a.norm_eps)  # noqa: E731
+    else:
+        norm = lambda channels: nn.BatchNorm2d(channels, eps=a.norm_eps)  # noqa: E731
+    if a.backbone == "vgg16":
+        body = torchvision.models.vgg16_bn(weights=None).features if a.norm == "batch" else None
+        if body is None:
+            body = torchvision.models.vgg16(weights=None).features
+        # C2 … C5 are what stands before pooling 2 … 5, so that the strides are 4, 8, 16, 32 once pooled.
+        pools = [n for n, layer in enumerate(body) if isinstance(layer, nn.MaxPool2d)]
+        layers = {str(n): str(level) for level, n in enumerate(pools[1:])}
+        channels = [128, 256, 512, 512]
+    else:
+        resnet = torchvision.models.get_model(a.backbone, weights=None, norm_layer=norm)
+        body = resnet
+        layers = {f"layer{n}": str(n - 1) for n in (1, 2, 3, 4)}
+        channels = [resnet.inplanes // 8 * 2**n for n in range(4)]
+    return BackboneWithFPN(
+        body,
+        layers,
+        channels,
+        a.fpn_channels,
+        extra_blocks=LastLevelMaxPool(),
+        norm_layer=nn.BatchNorm2d if a.fpn_norm else None,
+    )
+
+
+def has_masks(network: nn.Module) -> bool:
+    """Whether the module is a Mask R-CNN rather than a Faster R-CNN."""
+    return getattr(getattr(network, "roi_heads", None), "mask_predictor", None) is not None
+
+
+def parameters(network: nn.Module) -> int:
+    """How many numbers were learned."""
+    return sum(p.numel() for p in network.parameters()) + sum(
+        b.numel() for m in network.modules() if isinstance(m, FrozenBatchNorm2d) for b in m.buffers()
+    )
+
+
+__all__ = [
+    "BACKBONES",
+    "RESNETS",
+    "SMALL",
+    "V1",
+    "V2",
+    "Architecture",
+    "ArchitectureError",
+    "build",
+    "has_masks",
+    "parameters",
+    "torch",
+]

@@ -1,0 +1,170 @@
+"""Model name → architecture, weights, categories, AP. One safetensors file is one model.
+
+The file's metadata entry "maskserve" is a JSON document: {"format": 1, "name", "architecture", "categories",
+"ap", "training"}. Tensors are the torchvision module's state dict; matrices may be stored in half precision.
+No pickle is ever loaded but torchvision's own COCO files, whose hash is checked first and whose reading is
+restricted to tensors (`weights_only=True`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+
+from model import weights
+from model.data import Category
+from model.network import V1, V2, Architecture, ArchitectureError, build
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+FORMAT = 1
+BUNDLED = "shapes"
+AUTO = "auto"
+COCO = {"maskrcnn_resnet50_fpn": V1, "maskrcnn_resnet50_fpn_v2": V2}
+COCO_CATEGORIES = tuple(
+    Category(number, name)
+    for number, name in enumerate(MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
+    if name not in ("__background__", "N/A")
+)
+
+
+class ModelError(Exception):
+    """The model cannot be had; the message says which, why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What is known of a model besides its weights."""
+
+    name: str
+    architecture: Architecture
+    categories: tuple[Category, ...]
+    labels: tuple[int, ...]  # the network's output class of each category: 1 … classes - 1
+    ap: dict[str, float] = field(default_factory=dict)  # "box", "mask" …, 0 to 1
+    ap_source: str = ""  # on what it was measured, or who published it
+    training: dict[str, Any] = field(default_factory=dict)
+    sha256: str = ""  # of the weights file
+    notice: str | None = None  # something that whoever uses it should be told
+
+    def label_ids(self) -> Tensor:
+        """[classes] int64: the category id of each of the network's outputs; 0 where there is none."""
+        ids = torch.zeros(self.architecture.classes, dtype=torch.int64)
+        for category, label in zip(self.categories, self.labels, strict=True):
+            ids[label] = category.id
+        return ids
+
+
+def describe(name: str, architecture: Architecture, categories: tuple[Category, ...], **known: Any) -> Model:
+    """A model whose network numbers the categories 1, 2, … in their order."""
+    return Model(name, architecture, categories, tuple(range(1, len(categories) + 1)), **known)
+
+
+def save(path: Path, network: nn.Module, model: Model, *, half: bool = False) -> None:
+    """Write one model as one safetensors file, atomically.
+
+    half: store matrices and convolutions as float16. Vectors stay float32, because BatchNorm's variances can lie
+    outside float16's range.
+    """
+    tensors = {}
+    for name, tensor in network.state_dict().items():
+        narrow = half and tensor.ndim >= 2 and tensor.dtype == torch.float32
+        tensors[name] = tensor.detach().to("cpu", torch.float16 if narrow else tensor.dtype).contiguous()
+    document = {
+        "format": FORMAT,
+        "name": model.name,
+        "architecture": model.architecture.to_dict(),
+        "categories": [
+            {"id": c.id, "name": c.name, "label": label}
+            for c, label in zip(model.categories, model.labels, strict=True)
+        ],
+        "ap": model.ap,
+        "ap_source": model.ap_source,
+        "training": model.training,
+    }
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, {"maskserve": json.dumps(document)})
+    part.replace(path)
+
+
+def read(path: Path) -> tuple[nn.Module, Model]:
+    """The network (CPU, float32, evaluation mode) and description in a file that `save` wrote.
+
+    Raises ModelError for a file that is missing, damaged, not from maskserve, or made for another architecture.
+    """
+    model, tensors = _open(path)
+    try:
+        network = build(model.architecture)
+    except ArchitectureError as error:
+        raise ModelError(f"{path}: {error}") from error
+    _fill(network, tensors, str(path))
+    return network, model
+
+
+def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            # Tensors only where the description is ours: a foreign file may be of any size.
+            tensors = {k: file.get_tensor(k) for k in file.keys()} if "maskserve" in metadata else {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ModelError(f"{path}: there is no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: not a readable safetensors file ({error})") from error
+    if "maskserve" not in metadata:
+        raise ModelError(
+            f"{path}: a safetensors file, but none that `maskserve train` wrote (no 'maskserve' entry in its metadata)"
+        )
+    try:
+        document = json.loads(metadata["maskserve"])
+        if document["format"] != FORMAT:
+            raise ModelError(
+                f"{path}: written in format {document['format']}; this version of maskserve reads format {FORMAT}"
+            )
+        architecture = Architecture.from_dict(document["architecture"])
+        entries = document["categories"]
+        model = Model(
+            name=str(document["name"]),
+            architecture=architecture,
+            categories=tuple(Category(int(c["id"]), str(c["name"])) for c in entries),
+            labels=tuple(int(c["label"]) for c in entries),
+            ap={str(k): float(v) for k, v in document["ap"].items()},
+            ap_source=str(document.get("ap_source", "")),
+            training=dict(document.get("training", {})),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: its description of the model is damaged ({error!r})") from error
+    if not all(0 < label < architecture.classes for label in model.labels):
+        raise ModelError(f"{path}: its categories do not fit its {architecture.classes} classes")
+    return replace(model, sha256=_sha256(path)), tensors
+
+
+def _fill(network: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
+    own = network.state_dict()
+    missing, foreign = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    # torchvision's V1 file, made when BatchNorm was frozen, has no batch counters.
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    wrong = [n for n in own if n in tensors and own[n].shape != tensors[n].shape]
+    if missing or foreign or wrong:
+        first = (missing or foreign or wrong)[0]
+        raise ModelError(
+            f"{origin}: the weights were made for another architecture ({len(missing)} tensors missing, "
+            f"{len(foreign)} unknown, {len(wrong)} of another shape; the first is {first})"
+        )
+    if bad := next((n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()), None):
+        raise ModelError(f"{origin}: the weights are damaged: {bad} holds values that are not finite")
+    network.load_state_dict(tensors, strict=False)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
