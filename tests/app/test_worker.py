@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import app.worker
 from app.health import Heartbeat, State, Status
 from app.problems import DeadlineExceeded, Draining, ImageTooLarge, NotReady, Problem, QueueFull
 from app.queue import Admission
@@ -29,13 +30,25 @@ POISON = 255
 
 
 def on_a_loop(test):
-    """Run an async test, and fail it instead of hanging."""
+    """Run an async test; fail it instead of hanging, and for any error in a callback of the loop."""
+
+    async def watched(*args, **kwargs):
+        broken = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: broken.append(context))
+        await asyncio.wait_for(test(*args, **kwargs), PATIENCE)
+        assert broken == []
 
     @functools.wraps(test)
     def run(*args, **kwargs):
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), PATIENCE))
+        asyncio.run(watched(*args, **kwargs))
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def _no_heartbeat_wakes_the_thread(monkeypatch):
+    """What should wake the worker must do so itself."""
+    monkeypatch.setattr(app.worker, "BEAT_SECONDS", 2 * PATIENCE)
 
 
 def picture(number: int, height: int = 32, width: int = 32) -> np.ndarray:
@@ -125,6 +138,14 @@ class House:
                 return
             await asyncio.sleep(0)
         pytest.fail(f"{self.worker.waiting[0]} entries wait, not {count}")
+
+    async def comes_to(self, condition) -> None:
+        """Wait for the device thread to bring about what nothing announces."""
+        for _ in range(200_000):
+            if condition(self.worker.status()):
+                return
+            await asyncio.sleep(0)
+        pytest.fail(f"still {self.worker.status()}")
 
     def raise_at(self, error, number=POISON) -> None:
         """From now on the engine fails on every batch that holds this image."""
@@ -461,7 +482,7 @@ async def test_image_is_let_go_once_the_request_has_ended(ending, caplog):
             await asyncio.sleep(0)  # the loop itself holds the task until its callbacks have run
             if ending in {"answered", "failed"}:
                 await first
-                assert await house.ask(picture(1)) == 1  # by now the device thread is past its batch
+                await house.comes_to(lambda status: status.doing == "idle")
             assert watch() is None
     finally:
         gc.enable()
@@ -500,6 +521,7 @@ async def test_fatal_error_answers_everyone_with_not_ready_and_reports_itself(er
 
     with pytest.raises(NotReady):  # at the door
         await house.ask(picture(4))
+    assert house.admission.refused == {"not-ready": 1}
     house.admission.open()
     with pytest.raises(NotReady):  # and, for whoever was past it, at the queue
         await house.ask(picture(4))
@@ -680,6 +702,17 @@ async def test_heartbeat_grows_old_while_a_batch_hangs_and_is_young_again_after_
         await first
         await house.ask(picture(1))
         assert house.worker.status().alive(limit=1)
+
+
+@on_a_loop
+async def test_idle_worker_gives_signs_of_life_by_itself(monkeypatch):
+    monkeypatch.setattr(app.worker, "BEAT_SECONDS", 0.001)
+    clock = Clock()
+    async with open_house(clock=clock) as house:
+        await house.comes_to(lambda status: status.doing == "idle")
+        clock.now += 100
+        await house.comes_to(lambda status: status.heartbeat_age == 0)
+        assert house.worker.status().doing_seconds == 100
 
 
 @on_a_loop
