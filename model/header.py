@@ -146,21 +146,25 @@ def _png(content: bytes) -> _Read:
     if content[12:16] != b"IHDR":
         raise ValueError("it does not begin with IHDR")
     width, height = struct.unpack_from(">II", content, 16)
-    place, orientation = 8, None
+    place, exif, raw_profile, animations = 8, None, None, 0
     for _ in range(_MAX_STEPS):
         if place + 8 > len(content):
             break  # cut short: for the decoder to find out
         (length,) = struct.unpack_from(">I", content, place)
         kind, body = content[place + 4 : place + 8], place + 8
-        if kind == b"eXIf":
-            return width, height, tiff.orientation(content[body : body + length])
-        raw_profile = kind in {b"tEXt", b"zTXt"} and content.startswith(b"Raw profile type exif\0", body)
-        if raw_profile and orientation is None:
-            orientation = _raw_profile(kind, content[body + 22 : body + length])
-        if kind == b"IEND":
+        if kind == b"eXIf" and exif is None:
+            exif = tiff.orientation(content[body : body + length])
+        elif kind in {b"tEXt", b"zTXt"} and content.startswith(b"Raw profile type exif\0", body):
+            if raw_profile is None:
+                raw_profile = _raw_profile(kind, content[body + 22 : body + length])
+        elif kind == b"acTL":
+            animations += 1
+            if animations > 1 or content[body : body + 4] == bytes(4):  # Pillow would warn
+                raise ValueError("its animation has no frames, or it has two")
+        elif kind == b"IEND":
             break
         place = body + length + 4
-    return width, height, orientation or 1
+    return width, height, exif or raw_profile or 1
 
 
 def _raw_profile(kind: bytes, text: bytes) -> int:

