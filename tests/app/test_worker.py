@@ -705,6 +705,27 @@ async def test_heartbeat_grows_old_while_a_batch_hangs_and_is_young_again_after_
 
 
 @on_a_loop
+async def test_every_attempt_at_a_failing_batch_is_a_sign_of_life():
+    clock = Clock()
+    async with open_house(clock=clock) as house:
+        first = await house.occupy()
+        tasks = [house.send(n) for n in (1, 2, 3, POISON)]
+        await house.enqueued(4)
+        ages = []
+
+        def fail_slowly(numbers):
+            ages.append(house.worker.status().heartbeat_age)
+            clock.now += 10
+            if POISON in numbers:
+                raise RuntimeError
+
+        house.engine.behave = fail_slowly
+        house.gate.set()
+        await outcomes([first, *tasks])
+        assert ages == [0] * 5
+
+
+@on_a_loop
 async def test_idle_worker_gives_signs_of_life_by_itself(monkeypatch):
     monkeypatch.setattr(app.worker, "BEAT_SECONDS", 0.001)
     clock = Clock()
