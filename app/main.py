@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING
 
-import torch
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app import openapi, pages, probes, segment
-from app.cpus import usable_cpus
 from app.exchange import Exchanges
+from app.loading import load_engine
 from app.logs import FIELDS
 from app.options import closest
 from app.problems import MethodNotAllowed, Problem, UnknownPath, respond
 from app.service import Service
+from app.version import version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -68,27 +66,6 @@ def create_app(
     app.include_router(probes.router)
     pages.mount(app)
     return app
-
-
-def load_engine(settings: Settings) -> Segmenting:
-    """The engine that the settings name; blocks for seconds. Raises model.zoo.ModelError."""
-    from model.engine import Engine
-
-    torch.set_num_threads(settings.threads or usable_cpus())
-    return Engine.load(
-        settings.model,
-        device=settings.device,
-        precision=settings.precision,
-        weights_folder=settings.weights_dir,
-    )
-
-
-def version() -> str:
-    """The installed package's version."""
-    try:
-        return installed_version("maskserve")
-    except PackageNotFoundError:
-        return "0+source"  # run from a checkout that was not installed
 
 
 async def on_problem(request: Request, problem: Exception) -> Response:

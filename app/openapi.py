@@ -192,7 +192,7 @@ SEGMENT |= {
             parameter(
                 "score_threshold",
                 {**NUMBER, "minimum": 0, "maximum": 1, "default": 0.5},
-                "Only instances that score at least this.",
+                "Only instances that score at least this. Below 0.05 the model does not look.",
             ),
             parameter(
                 "max_instances",

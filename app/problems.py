@@ -120,8 +120,8 @@ class BodyTooLarge(Problem):
 
     @classmethod
     def beyond(cls, limit: int) -> Self:
-        """The body, or the image file in it, has more than `limit` bytes."""
-        return cls(f"At most {limit} bytes are accepted here; send a smaller file.")
+        """The image in the body has, or must have, more than `limit` bytes."""
+        return cls(f"An image file may have at most {limit} bytes here.")
 
 
 class ImageTooLarge(Problem):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from app.forward import Segmenter
 from app.health import State
+from app.loading import LOAD_ERRORS
 from app.problems import Draining, NotReady
 from app.queue import Admission
 from app.worker import Worker
@@ -78,8 +79,8 @@ class Service:
         try:
             self._engine = await on_daemon_thread(self._load)
         except Exception as error:
-            known = type(error).__module__.startswith("model.")  # those say what is wrong and what to do
-            log.critical("%s could not be loaded: %s", self.settings.model, error, exc_info=not known)
+            unexpected = not isinstance(error, LOAD_ERRORS)
+            log.critical("the model could not be loaded: %s", error, exc_info=unexpected)
             self._fail("The model could not be loaded.")
             return
         self._worker = Worker(

@@ -50,7 +50,7 @@ class Settings(BaseModel):
     model: str = Field(
         "auto",
         min_length=1,
-        description="Model to serve: a name from `maskserve weights list`, the path of a model file, or "
+        description="The model: a name from `maskserve weights list`, the path of a model file, or "
         "`auto`: the best COCO model that is already in the weights folder, else the bundled one.",
     )
     device: str = Field(

@@ -67,7 +67,7 @@ async def read_form(headers: Headers, receive: Receive, max_bytes: int) -> Uploa
     """The image, read as the Content-Type says; what is neither form nor JSON is taken for the image."""
     kind, parameters = parse_options_header(headers.get("content-type"))
     if kind == b"multipart/form-data":
-        body = chunks(headers, receive, max_bytes + ENVELOPE_BYTES)
+        body = chunks(headers, receive, max_bytes, max_bytes + ENVELOPE_BYTES)
         part = await image_part(body, parameters.get(b"boundary", b""), max_bytes)
         return Upload(part.content, "" if part.is_file else FILE_ADVICE)
     if kind.startswith(b"multipart/"):
@@ -75,19 +75,22 @@ async def read_form(headers: Headers, receive: Receive, max_bytes: int) -> Uploa
     if kind == b"application/json":
         # Base64 makes 4 bytes of 3; a 16th more for the escaped slashes that some JSON encoders write.
         encoded = max_bytes * 4 // 3
-        body = chunks(headers, receive, encoded + encoded // 16 + ENVELOPE_BYTES)
+        body = chunks(headers, receive, max_bytes, encoded + encoded // 16 + ENVELOPE_BYTES)
         return Upload(from_json(await whole(body), max_bytes))
-    content = await whole(chunks(headers, receive, max_bytes))
+    content = await whole(chunks(headers, receive, max_bytes, max_bytes))
     if kind == b"application/x-www-form-urlencoded":
         return from_unnamed(content)
     return Upload(content)
 
 
-async def chunks(headers: Headers, receive: Receive, limit: int) -> AsyncIterator[bytes]:
-    """The body as it arrives; BodyTooLarge before the first byte if its Content-Length exceeds the limit."""
+async def chunks(headers: Headers, receive: Receive, max_bytes: int, limit: int) -> AsyncIterator[bytes]:
+    """The body as it arrives, up to `limit` bytes; BodyTooLarge, at once if the Content-Length exceeds it.
+
+    max_bytes: limit of the image in the body, which is what the client should hear of.
+    """
     announced = headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
-        raise BodyTooLarge.beyond(limit)
+        raise BodyTooLarge.beyond(max_bytes)
     arrived = 0
     more = True
     while more:
@@ -98,7 +101,7 @@ async def chunks(headers: Headers, receive: Receive, limit: int) -> AsyncIterato
         more = message.get("more_body", False)
         arrived += len(chunk)
         if arrived > limit:
-            raise BodyTooLarge.beyond(limit)
+            raise BodyTooLarge.beyond(max_bytes)
         if chunk:
             yield chunk
 

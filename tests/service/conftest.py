@@ -1,0 +1,134 @@
+"""Real server processes, on a model of random weights that these tests make for themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import queue
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from model.data import Category
+from model.network import SMALL, build
+from model.zoo import describe, save
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 120  # seconds, for what takes a few; met only when something hangs
+READY = re.compile(r"maskserve: (\S+) on (\S+) \((\S+)\) is ready at (http://\S+)")
+
+
+def environment(**settings: object) -> dict[str, str]:
+    """This process's environment, with nothing in it that changes maskserve but these settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MASKSERVE_")}
+    given = {f"MASKSERVE_{name.upper()}": str(value) for name, value in settings.items()}
+    # One thread, so that the tests leave the machine to others; a fixed width, so that no line is broken.
+    return {**kept, "MASKSERVE_THREADS": "1", "MASKSERVE_LOG_FORMAT": "text", "COLUMNS": "200", **given}
+
+
+def maskserve(*arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:
+    """`maskserve …` run to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "app.cli", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+class Server:
+    """A running `maskserve serve`, and what it says on stderr."""
+
+    def __init__(self, model: Path, **settings: object) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--model", str(model)],
+            cwd=ROOT,
+            env=environment(**settings),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.log: list[str] = []
+        self.url = ""
+        self.ready_line = ""
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self.process.stderr:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def wait_for(self, pattern: re.Pattern[str]) -> re.Match[str]:
+        """The first line of its log that the pattern is found in."""
+        while (line := self._lines.get(timeout=PATIENCE)) is not None:
+            self.log.append(line)
+            if match := pattern.search(line):
+                return match
+        raise AssertionError("the server ended:\n" + "\n".join(self.log))
+
+    def wait_until_ready(self) -> Server:
+        match = self.wait_for(READY)
+        self.ready_line, self.url = match[0], match[4]
+        return self
+
+    def ended(self) -> int:
+        """Its exit code."""
+        return self.process.wait(PATIENCE)
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Mask R-CNN of random weights, which sees many things that score about 0.1 everywhere."""
+    path = tmp_path_factory.mktemp("model") / "random.safetensors"
+    architecture = dataclasses.replace(SMALL, classes=4, min_size=96, max_size=160)
+    categories = tuple(Category(number, name) for number, name in [(1, "circle"), (2, "square"), (3, "star")])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save(path, build(architecture), describe("random", architecture, categories))
+    return path
+
+
+@pytest.fixture
+def start(model_file: Path) -> Iterator[Callable[..., Server]]:
+    """Start a server with settings; it ends with the test at the latest."""
+    with contextlib.ExitStack() as stack:
+
+        def run(**settings: object) -> Server:
+            server = Server(settings.pop("model", model_file), **settings)
+            stack.callback(server.process.stderr.close)
+            stack.callback(server.process.wait)
+            stack.callback(server.process.kill)
+            return server
+
+        yield run
+
+
+@pytest.fixture(scope="session")
+def server(model_file: Path) -> Iterator[Server]:
+    """One server for all tests that need nothing of it but answers; small limits, so that they are soon met."""
+    running = Server(model_file, max_upload_bytes=400_000, body_timeout=1)
+    try:
+        yield running.wait_until_ready()
+    finally:
+        running.process.kill()
+        running.process.wait()
+        running.process.stderr.close()
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`maskserve …` as a user types it."""
+    return maskserve
