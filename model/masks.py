@@ -1,17 +1,19 @@
-"""Instance masks from the mask head's small maps: pasted into the box and encoded, never an N × H × W stack.
+"""Instance masks from the mask head's small maps: pasted and encoded, never an N × H × W stack.
 
 A pixel is foreground exactly where torchvision's `paste_masks_in_image` on the CPU exceeds the threshold.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from model.rle import Rle, decode, encode, from_changes
+from model.edges import Placement, changes
+from model.rle import Rle, decode, encode, fill, from_changes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,13 +23,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Crop", "Rle", "crops", "decode", "encode", "paste"]
 
+FARTHEST = 1 << 31  # pixels; no image, and no map that torchvision could allocate, reaches so far
+
 
 class Crop(NamedTuple):
     """The part of the image that one mask's box covers."""
 
     left: int  # of the bitmap's first column, pixels of the image
     top: int  # of its first row
-    bitmap: NDArray[np.bool_]  # [h, w], both 0 where the box does not touch the image
+    bitmap: NDArray[np.bool_]  # [h, w] in Fortran order; both 0 where the box does not touch the image
 
 
 def paste(probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> list[Rle]:
@@ -35,38 +39,64 @@ def paste(probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold
 
     probabilities: [N, M, M] float32, one map per box (M is 28 in the paper). boxes: [N, 4] float32 xyxy in
     pixels of the image. size: (height, width) of the image. threshold: in [0, 1), foreground is above it.
-    A box that does not touch the image gives an empty mask; torchvision raises for most of them.
+    Time and memory grow with the outlines' length, not with any area.
+
+    A box that lies off the image, ends before it begins or is not finite gives an empty mask; torchvision
+    raises RuntimeError for most of these. Raises ValueError where shapes or threshold are not as above.
     """
-    height, width = size
-    changes = []
-    for index, (left, top, bitmap) in enumerate(crops(probabilities, boxes, size, threshold)):
-        closed = np.pad(bitmap, ((1, 1), (0, 0)))
-        column, row = np.nonzero((closed[1:] != closed[:-1]).T)
-        changes.append(index * (height * width + 1) + (column + left) * height + row + top)
-    return from_changes(np.concatenate(changes) if changes else np.empty(0, np.int64), len(changes), size)
+    placed = _place(probabilities, boxes, size, threshold)
+    return [rle for masks, found in changes(placed) for rle in from_changes(found, masks, size)]
 
 
 def crops(
     probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
 ) -> Iterator[Crop]:
     """The same masks as bitmaps, each cut to its box and zero outside. Arguments as for `paste`."""
+    placed = _place(probabilities, boxes, size, threshold)
+    (top, left), (height, width) = placed.start, placed.stop - placed.start
+    first = np.append(0, np.cumsum(height * width + 1))  # numbers of the crops' first pixels
+    placed = replace(placed, origin=first[:-1] - left * height - top, pitch=height)
+    for masks, found in changes(placed):
+        bounds = np.searchsorted(found, first[masks.start : masks.stop + 1])
+        for mask, begin, end in zip(masks, bounds[:-1], bounds[1:], strict=True):
+            bitmap = fill(found[begin:end] - first[mask], (int(height[mask]), int(width[mask])))
+            yield Crop(int(left[mask]), int(top[mask]), bitmap)
+
+
+def _place(probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float) -> Placement:
+    """Where torchvision lays the maps: with a border of zeros, in boxes larger by that."""
+    if (
+        probabilities.ndim != 3
+        or probabilities.shape[1] != probabilities.shape[2]
+        or not probabilities.shape[1]
+    ):
+        raise ValueError(f"probabilities must be [N, M, M], not {list(probabilities.shape)}")
+    if boxes.shape != (len(probabilities), 4):
+        raise ValueError(f"boxes must be [{len(probabilities)}, 4], not {list(boxes.shape)}")
+    if min(size) < 0:
+        raise ValueError(f"an image cannot be {size[0]} × {size[1]} pixels")
     if not 0 <= threshold < 1:
-        raise ValueError(f"threshold must be in [0, 1), not {threshold}")
-    height, width = size
-    padded = functional.pad(probabilities.float(), (1, 1, 1, 1))  # [N, M + 2, M + 2]
-    scale = padded.shape[-1] / probabilities.shape[-1]
-    half = (boxes[:, 2:] - boxes[:, :2]) * 0.5 * scale
-    centre = (boxes[:, 2:] + boxes[:, :2]) * 0.5
-    corners = torch.cat([centre - half, centre + half], dim=1).to(
-        torch.int64
-    )  # [N, 4] xyxy, both ends inside
-    for grid, (x0, y0, x1, y1) in zip(padded, corners.tolist(), strict=True):
-        left, right = max(x0, 0), min(x1 + 1, width)
-        top, bottom = max(y0, 0), min(y1 + 1, height)
-        if left >= right or top >= bottom:
-            yield Crop(0, 0, np.zeros((0, 0), np.bool_))
-            continue
-        pasted = functional.interpolate(
-            grid[None, None], size=(y1 - y0 + 1, x1 - x0 + 1), mode="bilinear", align_corners=False
-        )[0, 0, top - y0 : bottom - y0, left - x0 : right - x0]
-        yield Crop(left, top, (pasted > threshold).numpy())
+        raise ValueError(f"the threshold must be in [0, 1), not {threshold}")
+    grids = functional.pad(probabilities.detach().to("cpu", torch.float32), (1, 1, 1, 1)).numpy()
+    scale = grids.shape[-1] / probabilities.shape[-1]
+    xyxy = boxes.detach().cpu()
+    half = (xyxy[:, 2:] - xyxy[:, :2]) * 0.5 * scale
+    centre = (xyxy[:, 2:] + xyxy[:, :2]) * 0.5
+    ends = torch.cat([centre - half, centre + half], dim=1)  # [N, 4] xyxy
+    usable = (ends.abs() < FARTHEST).all(1, keepdim=True)  # not so where they are not finite, either
+    corners = torch.where(usable, ends, -1).to(torch.int64).numpy().T  # towards zero, as torchvision does
+    corner, last = corners[1::-1], corners[:1:-1]  # [2, N] y and x, both inside the box
+    limit = np.array(size)[:, None]
+    start, stop = np.clip(corner, 0, limit), np.clip(last + 1, 0, limit)
+    empty = (start >= stop).any(0)
+    start[:, empty] = stop[:, empty] = 0
+    return Placement(
+        grids=grids,
+        threshold=np.float32(threshold),
+        corner=corner,
+        sides=np.maximum(last - corner + 1, 1),
+        start=start,
+        stop=stop,
+        origin=np.arange(len(grids), dtype=np.int64) * (size[0] * size[1] + 1),
+        pitch=np.full(len(grids), size[0], dtype=np.int64),
+    )

@@ -68,7 +68,7 @@ def encode(bitmap: NDArray[np.generic]) -> Rle:
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     if flat.size and flat[0]:
         changes = np.concatenate([[0], changes])
-    return from_changes(changes, 1, (height, width))[0]
+    return from_changes(changes, range(1), (height, width))[0]
 
 
 def decode(rle: Rle) -> NDArray[np.uint8]:
@@ -76,71 +76,68 @@ def decode(rle: Rle) -> NDArray[np.uint8]:
 
     Raises ValueError where the counts are not those of a bitmap of that size.
     """
-    height, width = rle.size
     runs = decompress(rle.counts)
-    _check(runs, height * width)
-    values = (np.arange(len(runs)) & 1).astype(np.uint8)
-    return np.repeat(values, runs).reshape(width, height).T
+    _check(runs, rle.size[0] * rle.size[1])
+    return _paint(runs, rle.size).view(np.uint8)
 
 
-def from_changes(changes: NDArray[np.int64], masks: int, size: tuple[int, int]) -> list[Rle]:
-    """Encode several masks of one size from the places where they turn from background to foreground or back.
+def from_changes(changes: NDArray[np.int64], masks: range, size: tuple[int, int]) -> list[Rle]:
+    """Encode masks of one size from the places where they turn from background to foreground or back.
 
     changes: [K] ascending; pixel p of mask m in column-major order is number m * (H * W + 1) + p. A place
     named twice is no change. p may be H * W, one past the last pixel: no run follows what ends there.
+    masks: the numbers of the masks that the changes belong to.
     """
-    if masks == 0:
-        return []
     area = size[0] * size[1]
-    stride = area + 1
+    first = np.arange(masks.start, masks.stop, dtype=np.int64) * (
+        area + 1
+    )  # number of each mask's first pixel
     changes = _odd(changes)
-    first = np.arange(masks, dtype=np.int64) * stride  # number of each mask's first pixel
-    last = np.searchsorted(changes, first + area)
-    if len(changes):
-        closing = last[(last < len(changes)) & (changes[np.minimum(last, len(changes) - 1)] == first + area)]
+    closing = np.searchsorted(changes, first + area)
+    closing = closing[np.append(changes, -1)[closing] == (first + area)]
+    if len(closing):
         changes = np.delete(changes, closing)
 
     # With a post before each mask's first pixel and one behind its last, runs are the gaps between posts.
-    begin = np.searchsorted(changes, first) + 2 * np.arange(masks)  # [masks] each mask's first post
-    end = np.append(begin[1:], len(changes) + 2 * masks) - 1  # [masks] and its last one
-    posts = np.empty(len(changes) + 2 * masks, dtype=np.int64)
+    begin = np.searchsorted(changes, first) + 2 * np.arange(len(masks))  # [masks] each mask's first post
+    end = np.append(begin[1:], len(changes) + 2 * len(masks)) - 1  # [masks] and its last one
+    posts = np.empty(len(changes) + 2 * len(masks), dtype=np.int64)
     inner = np.ones(len(posts), dtype=np.bool_)
     inner[begin] = inner[end] = False
     posts[inner] = changes
     posts[begin] = first
     posts[end] = first + area
-    runs = np.diff(posts)  # [K + 2 masks - 1] one too many between masks, which `compress` skips
+    runs = posts[1:] - posts[:-1]  # one too many between masks, which `compress` skips
 
     text, offsets = compress(runs, begin, end)
-    foreground = _foreground(runs, begin, end, area)
     return [
-        Rle(size, text[start:stop], pixels)
-        for start, stop, pixels in zip(
-            offsets[begin].tolist(), offsets[end].tolist(), foreground, strict=True
-        )
+        Rle(size, text[offsets[start] : offsets[stop]], int(runs[start + 1 : stop : 2].sum()))
+        for start, stop in zip(begin.tolist(), end.tolist(), strict=True)
     ]
+
+
+def fill(changes: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """The bitmap [H, W], in Fortran order, of one mask's changes; they are numbered from 0."""
+    return _paint(np.diff(_odd(changes), prepend=0, append=size[0] * size[1]), size)
+
+
+def _paint(runs: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.bool_]:
+    foreground = np.arange(len(runs)) & 1 == 1
+    return np.repeat(foreground, runs).reshape(size[::-1]).T
 
 
 def _odd(changes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Keep one of each number that occurs an odd number of times in an ascending array."""
-    fresh = changes[1:] != changes[:-1]
-    if fresh.all():
+    same = np.flatnonzero(
+        changes[1:] == changes[:-1]
+    )  # few: where outlines touch a sample's row or a pixel's edge
+    if not len(same):
         return changes
-    begin = np.concatenate([[0], np.flatnonzero(fresh) + 1])
-    times = np.diff(begin, append=len(changes))
-    kept: NDArray[np.int64] = changes[begin[times % 2 == 1]]
+    last = np.append(same[1:] != same[:-1] + 1, True)
+    start = same[np.append(True, last[:-1])]
+    times = same[last] + 2 - start
+    kept: NDArray[np.int64] = np.delete(changes, np.concatenate([same, same[last][times % 2 == 0] + 1]))
     return kept
-
-
-def _foreground(
-    runs: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.int64], area: int
-) -> list[int]:
-    """Foreground pixels of each mask: half of all, plus half of its surplus over the background."""
-    signed = np.where(np.arange(len(runs)) & 1, runs, -runs)
-    signed[end[:-1]] = 0
-    surplus = np.add.reduceat(signed, begin) * np.where(begin & 1, -1, 1)
-    pixels: list[int] = ((area + surplus) // 2).tolist()
-    return pixels
 
 
 def compress(
@@ -148,35 +145,36 @@ def compress(
 ) -> tuple[bytes, NDArray[np.int64]]:
     """Several masks' runs as one string, and where in it each run starts: offsets [K + 1].
 
-    runs: [K]; those of mask m are runs[begin[m]:end[m]], what lies between masks is skipped.
+    runs: [K]; those of mask m are runs[begin[m]:end[m]]; one run between it and the next mask is skipped.
     """
     values = runs.copy()
     values[2:] -= runs[:-2]
     raw = (begin[:, None] + np.arange(3)).reshape(-1)  # the first three of a mask stand for themselves
     raw = raw[raw < np.repeat(end, 3)]
     values[raw] = runs[raw]
+    values[end[:-1]] = 0
 
+    # A value takes one signed group of five bits, from 16 on two, from 16 * 32 on three: few take many.
     magnitude = values ^ (values >> 63)
-    length = np.ones(
-        len(runs), dtype=np.int64
-    )  # signed groups of five bits: 16, 16 · 32, … need one more each
-    limit, highest = 16, int(magnitude.max(initial=0))
-    while limit <= highest:
-        length += magnitude >= limit
-        limit *= 32
+    length = np.ones(len(runs), dtype=np.int64)
+    longer = []  # the values with a second group, a third, …
+    index = np.flatnonzero(magnitude >= 16)
+    while len(index):
+        longer.append(index)
+        length[index] += 1
+        index = index[magnitude[index] >= 16 << 5 * len(longer)]
     length[end[:-1]] = 0
     offsets = np.zeros(len(runs) + 1, dtype=np.int64)
     np.cumsum(length, out=offsets[1:])
 
-    text = np.empty(int(offsets[-1]), dtype=np.uint8)
-    index = np.flatnonzero(length)
-    place = 0
-    while len(index):
-        more = length[index] > place + 1
-        text[offsets[index] + place] = ((values[index] >> (5 * place)) & 31) + 32 * more + 48
-        index = index[more]
-        place += 1
-    return text.tobytes(), offsets
+    groups = (values & 31) + 48
+    text = np.empty(int(offsets[-1]) + 1, dtype=np.uint8)
+    text[offsets[:-1]] = groups  # a skipped run writes where its successor does, before it
+    for place, index in enumerate(longer):
+        at = offsets[index] + place
+        text[at] += 32  # there is more
+        text[at + 1] = (values[index] >> 5 * (place + 1) & 31) + 48
+    return text[:-1].tobytes(), offsets
 
 
 def decompress(text: bytes) -> NDArray[np.int64]:

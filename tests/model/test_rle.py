@@ -99,7 +99,7 @@ def test_damaged_run_lengths_are_refused(segmentation: dict[str, object]) -> Non
 
 
 def test_a_place_named_twice_is_no_change() -> None:
-    whole = from_changes(np.array([0, 3, 3, 5, 5, 5, 6]), 1, (2, 3))
+    whole = from_changes(np.array([0, 3, 3, 5, 5, 5, 6]), range(1), (2, 3))
     np.testing.assert_array_equal(decode(whole[0]), [[1, 1, 1], [1, 1, 0]])
 
 
@@ -111,7 +111,9 @@ def test_masks_encoded_together_equal_masks_encoded_alone() -> None:
     for index, bitmap in enumerate(bitmaps):
         flat = np.concatenate([[0], bitmap.T.reshape(-1), [0]])
         changes.append(np.flatnonzero(np.diff(flat)) + index * (size[0] * size[1] + 1))
-    assert from_changes(np.concatenate(changes), len(bitmaps), size) == [encode(bitmap) for bitmap in bitmaps]
+    assert from_changes(np.concatenate(changes), range(len(bitmaps)), size) == [
+        encode(bitmap) for bitmap in bitmaps
+    ]
 
 
 def test_an_array_that_is_no_bitmap_is_refused() -> None:
