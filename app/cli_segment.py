@@ -97,20 +97,17 @@ def show(path: Path, model: Model, instances: Instances, seconds: float) -> None
     """A table of the instances, for people."""
     height, width = instances.size
     found = f"{len(instances)} instance{'' if len(instances) == 1 else 's'}"
-    table = Table(
-        title=f"{path}: {width} × {height}, {found}, {seconds * 1000:.0f} ms ({model.name})",
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
-    )
+    table = Table(box=None, pad_edge=False)
     table.add_column("category")
     for heading in ("score", "x", "y", "width", "height", "area"):
         table.add_column(heading, justify="right")
     for record in responses.records(model, instances):
         box = [f"{number:.1f}" for number in record["bbox"]]
         table.add_row(record["category"], f"{record['score']:.4f}", *box, f"{record['area']:.0f}")
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    title = f"{path}: {width} × {height}, {found}, {seconds * 1000:.0f} ms ({model.name})"
+    console.print(title, style="bold", markup=False, soft_wrap=True)
+    console.print(table)
 
 
 def complain(message: str, status: int) -> int:

@@ -16,7 +16,7 @@ def usable_cpus(cgroup: Path = CGROUP) -> int:
     kernel then stops for most of each period.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, math.ceil(quota(cgroup))))
+    return max(1, math.ceil(min(cores, quota(cgroup))))
 
 
 def quota(cgroup: Path) -> float:

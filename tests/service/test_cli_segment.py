@@ -1,0 +1,123 @@
+"""`maskserve segment` prints what the service answers, draws it, and says in one line what it cannot do."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from app.cli import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+OPTIONS = ("--score-threshold", "0.06", "--max-instances", "5")
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A noisy picture as a file."""
+    pixels = np.random.default_rng(1).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+@pytest.fixture
+def segment(model_file: Path) -> Callable[..., Any]:
+    """`maskserve segment …` on the small model, in this process."""
+
+    def run(*arguments: object, model: object = model_file) -> Any:
+        words = ["segment", *map(str, arguments), "--model", str(model)]
+        return CliRunner().invoke(cli, words, env={"MASKSERVE_THREADS": "1", "COLUMNS": "200"})
+
+    return run
+
+
+def test_json_is_the_services_answer_with_the_path_for_an_id(
+    segment: Callable[..., Any], photo: Path, server: Any
+) -> None:
+    result = segment(photo, photo, "--json", *OPTIONS)
+    assert result.exit_code == 0, result.stderr
+    (line,) = result.stdout.splitlines()
+    printed = json.loads(line)
+    answer = httpx.post(
+        f"{server.url}/segment?score_threshold=0.06&max_instances=5", content=photo.read_bytes(), timeout=60
+    ).json()
+    assert printed.pop("id") == str(photo)
+    del answer["id"]
+    assert printed == answer
+    assert len(printed["instances"]) == 5
+
+
+def test_a_table_is_for_people(segment: Callable[..., Any], photo: Path) -> None:
+    result = segment(photo, "--categories", "star,circle", *OPTIONS)
+    assert result.exit_code == 0, result.stderr
+    title, headings, *rows = result.stdout.splitlines()
+    assert "photo.png: 120 × 90, " in title
+    assert headings.split() == ["category", "score", "x", "y", "width", "height", "area"]
+    assert rows
+    assert all(row.split()[0] in ("star", "circle") for row in rows)
+
+
+def test_overlay_draws_into_the_file(segment: Callable[..., Any], photo: Path, tmp_path: Path) -> None:
+    result = segment(photo, "--overlay", tmp_path / "out.jpg", *OPTIONS)
+    assert result.exit_code == 0, result.stderr
+    with Image.open(tmp_path / "out.jpg") as drawn:
+        assert (drawn.format, drawn.size) == ("JPEG", (120, 90))
+
+
+def test_overlays_of_several_images_go_into_a_folder_and_a_bad_file_is_one_line_that_stops_no_other(
+    segment: Callable[..., Any], photo: Path, tmp_path: Path
+) -> None:
+    bad, other = tmp_path / "bad.jpg", tmp_path / "other.png"
+    bad.write_bytes(b"no image")
+    other.write_bytes(photo.read_bytes())
+    (tmp_path / "out").mkdir()
+    result = segment(photo, bad, tmp_path / "none.jpg", other, "--json", "--overlay", tmp_path / "out")
+    assert result.exit_code == 1
+    assert [json.loads(line)["id"] for line in result.stdout.splitlines()] == [str(photo), str(other)]
+    complaints = result.stderr.splitlines()
+    assert len(complaints) == 2
+    assert complaints[0].startswith(f"maskserve: {bad}: ")
+    assert complaints[1] == f"maskserve: {tmp_path / 'none.jpg'}: No such file or directory"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["other.png", "photo.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--score-threshold", "2"], 2, "score_threshold must be a number from 0 to 1"),
+        (["--categories", "dog"], 2, 'The model has no category "dog". There are: circle, square, star.'),
+        (["--masks", "png"], 2, "masks must be one of rle, none"),
+        (["--overlay", "drawn.gif"], 2, "must end in .png or .jpg"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    segment: Callable[..., Any], photo: Path, arguments: list[str], code: int, says: str
+) -> None:
+    result = segment(photo, *arguments)
+    assert result.exit_code == code
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("maskserve: ")
+    assert says in line
+
+
+def test_an_unknown_model_is_one_line(segment: Callable[..., Any], photo: Path) -> None:
+    result = segment(photo, model="shape")
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert "did you mean shapes?" in line
+
+
+def test_version_and_help_do_without_a_model(command: Callable[..., Any]) -> None:
+    assert command("--version").stdout.startswith("maskserve ")
+    help_text = command("serve", "--help").stdout
+    assert "MASKSERVE_MAX_UPLOAD_BYTES" in help_text
+    assert "--device" in help_text
