@@ -5,6 +5,8 @@ Only so much is imported at the start: torch takes seconds, and `--help` should 
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import Annotated
 
@@ -84,6 +86,8 @@ def serve(
     It listens at once and says when it is ready. The address has a page then, and documentation at /docs.
     """
     given = read_settings(host=host, port=port, model=model, device=device, precision=precision)
+    # Until the server handles it: as process 1 of a container nobody else does, and `docker stop` would wait.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from app.server import serve as run  # noqa: PLC0415 - imports torch
 
     raise typer.Exit(run(given))

@@ -186,7 +186,9 @@ SEGMENT["responses"][200]["content"] |= {
     JPEG: {"schema": {"type": "string", "format": "binary"}},
 }
 SEGMENT |= {
+    "operation_id": "segment",
     "summary": "Find the instances in one image",
+    "description": "Send the image in whichever form suits; all three get the same answer.",
     "openapi_extra": {
         "parameters": [
             parameter(
@@ -201,7 +203,7 @@ SEGMENT |= {
             ),
             parameter(
                 "categories",
-                {**array(STRING), "minItems": 1},
+                array(STRING),
                 "Only these: names or ids as `/model` lists them, separated by commas.",
                 style="form",
                 explode=False,
@@ -238,11 +240,13 @@ SEGMENT |= {
 }
 
 HEALTHZ = answers(STATUS_SCHEMA, {"status": "ok"}, problems.NotReady) | {
+    "operation_id": "healthz",
     "summary": "Is the process worth keeping? (liveness)",
     "description": "Green while the model loads and while the device gives signs of life, under any load.",
 }
-LIVEZ = HEALTHZ | {"summary": "The same as /healthz"}
+LIVEZ = HEALTHZ | {"operation_id": "livez", "summary": "The same as /healthz"}
 READYZ = answers(STATUS_SCHEMA, {"status": "ready"}, problems.NotReady, problems.Draining) | {
+    "operation_id": "readyz",
     "summary": "Are requests taken? (readiness)",
     "description": "Red while the model loads, while the service shuts down, and when the device has failed.",
 }
@@ -261,4 +265,4 @@ MODEL = answers(
         "input_size": {"shorter_side": 800, "longer_side_at_most": 1333},
     },
     problems.NotReady,
-) | {"summary": "Which model answers here, and how it runs"}
+) | {"operation_id": "model", "summary": "Which model answers here, and how it runs"}

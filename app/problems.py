@@ -16,7 +16,7 @@ Problem (500 internal)
 ├── Draining              503  + Retry-After: shutting down
 └── DeadlineExceeded      504  the answer would come too late
 
-Errors travel as RFC 9457 `application/problem+json`.
+Errors travel as RFC 9457 `application/problem+json`. Only what is no HTTP at all gets a plain 400 from uvicorn.
 """
 
 from __future__ import annotations
