@@ -6,9 +6,9 @@ A description made of plain values builds the module, so that a weights file can
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
-import torch
 import torchvision
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
@@ -19,9 +19,6 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 RESNETS = (
     "resnet18",
@@ -71,7 +68,8 @@ class Architecture:
         known = {f.name: f for f in fields(cls)}
         if unknown := sorted(set(values) - set(known)):
             raise ArchitectureError(f"unknown architecture fields: {', '.join(unknown)}")
-        default, chosen = cls(), {}
+        default = cls()
+        chosen: dict[str, Any] = {}
         for name, value in values.items():
             expected = type(getattr(default, name))
             given = tuple(value) if expected is tuple and isinstance(value, list) else value
@@ -138,13 +136,15 @@ def build(architecture: Architecture, *, rpn_training: tuple[int, int] = (2000, 
         "box_predictor": FastRCNNPredictor(a.box_channels, a.classes),
     }
     if a.mask_convs == 0:
-        return FasterRCNN(backbone, **settings).eval()
+        network: nn.Module = FasterRCNN(backbone, **settings)
+        return network.eval()
     mask_norm = nn.BatchNorm2d if a.mask_norm else None
     mask_head = MaskRCNNHeads(
         a.fpn_channels, [a.mask_channels] * a.mask_convs, dilation=1, norm_layer=mask_norm
     )
     mask_predictor = MaskRCNNPredictor(a.mask_channels, a.mask_channels, a.classes)
-    return MaskRCNN(backbone, mask_head=mask_head, mask_predictor=mask_predictor, **settings).eval()
+    network = MaskRCNN(backbone, mask_head=mask_head, mask_predictor=mask_predictor, **settings)
+    return network.eval()
 
 
 def _check(a: Architecture) -> None:
@@ -160,24 +160,19 @@ def _check(a: Architecture) -> None:
 
 
 def _backbone(a: Architecture) -> BackboneWithFPN:
-    norm: Callable[[int], nn.Module]
-    if a.norm == "frozen":
-        norm = lambda channels: FrozenBatchNorm2d(channels, eps=a.norm_eps)  # noqa: E731
-    else:
-        norm = lambda channels: nn.BatchNorm2d(channels, eps=a.norm_eps)  # noqa: E731
-    if a.backbone == "vgg16":
-        body = torchvision.models.vgg16_bn(weights=None).features if a.norm == "batch" else None
-        if body is None:
-            body = torchvision.models.vgg16(weights=None).features
-        # C2 … C5 are what stands before pooling 2 … 5, so that the strides are 4, 8, 16, 32 once pooled.
+    body: Any
+    if a.backbone == "vgg16":  # has no norm of its own: "frozen" is the plain network
+        vgg = torchvision.models.vgg16_bn if a.norm == "batch" else torchvision.models.vgg16
+        body = vgg(weights=None).features
+        # C2 … C5 are the outputs of poolings 2 … 5, whose strides are 4, 8, 16 and 32.
         pools = [n for n, layer in enumerate(body) if isinstance(layer, nn.MaxPool2d)]
         layers = {str(n): str(level) for level, n in enumerate(pools[1:])}
         channels = [128, 256, 512, 512]
     else:
-        resnet = torchvision.models.get_model(a.backbone, weights=None, norm_layer=norm)
-        body = resnet
+        norm = partial(FrozenBatchNorm2d if a.norm == "frozen" else nn.BatchNorm2d, eps=a.norm_eps)
+        body = torchvision.models.get_model(a.backbone, weights=None, norm_layer=norm)
         layers = {f"layer{n}": str(n - 1) for n in (1, 2, 3, 4)}
-        channels = [resnet.inplanes // 8 * 2**n for n in range(4)]
+        channels = [body.inplanes // 8 * 2**n for n in range(4)]
     return BackboneWithFPN(
         body,
         layers,
@@ -195,21 +190,6 @@ def has_masks(network: nn.Module) -> bool:
 
 def parameters(network: nn.Module) -> int:
     """How many numbers were learned."""
-    return sum(p.numel() for p in network.parameters()) + sum(
-        b.numel() for m in network.modules() if isinstance(m, FrozenBatchNorm2d) for b in m.buffers()
-    )
-
-
-__all__ = [
-    "BACKBONES",
-    "RESNETS",
-    "SMALL",
-    "V1",
-    "V2",
-    "Architecture",
-    "ArchitectureError",
-    "build",
-    "has_masks",
-    "parameters",
-    "torch",
-]
+    frozen = [m for m in network.modules() if isinstance(m, FrozenBatchNorm2d)]
+    numbers = [*network.parameters(), *(b for m in frozen for b in (m.weight, m.bias))]
+    return sum(int(tensor.numel()) for tensor in numbers)

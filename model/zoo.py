@@ -8,9 +8,12 @@ restricted to tensors (`weights_only=True`).
 
 from __future__ import annotations
 
-import hashlib
+import difflib
 import json
+import logging
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,11 +24,12 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 from model import weights
 from model.data import Category
 from model.network import V1, V2, Architecture, ArchitectureError, build
+from model.partial import digest
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 BUNDLED = "shapes"
@@ -96,6 +100,62 @@ def save(path: Path, network: nn.Module, model: Model, *, half: bool = False) ->
     part.replace(path)
 
 
+def load(name: str, folder: Path) -> tuple[nn.Module, Model]:
+    """The network (CPU, float32, evaluation mode) and description of a model.
+
+    name: one of the zoo's names, `auto`, or the path of a model file. folder: where downloaded weights lie. A COCO
+    model that is named and not there is fetched; `auto` never reaches for the network.
+    Raises ModelError, or model.download.WeightsError if a fetch fails.
+    """
+    if name == AUTO:
+        chosen = weights.best(folder)
+        if chosen is not None:
+            return _coco(chosen.name, folder)
+        best = weights.catalogue()[0]
+        network, model = read(bundled())
+        notice = (
+            f"This is the small bundled model, which knows ten kinds of drawn shapes and nothing else. "
+            f"`maskserve weights fetch {best.name}` gets the COCO model ({len(COCO_CATEGORIES)} categories, "
+            f"{best.size / 1e6:.0f} MB)."
+        )
+        return network, replace(model, notice=notice)
+    if name == BUNDLED:
+        return read(bundled())
+    if name in COCO:
+        return _coco(name, folder)
+    if name.endswith(".safetensors") or "/" in name or Path(name).exists():
+        return read(Path(name).expanduser())
+    known = [AUTO, BUNDLED, *COCO]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}, or the path of a file"
+    raise ModelError(f"no model is called {name!r}: {hint}")
+
+
+def bundled() -> Path:
+    """The file of the model that comes with maskserve."""
+    return weights.bundled_folder() / f"{BUNDLED}.safetensors"
+
+
+def _coco(name: str, folder: Path) -> tuple[nn.Module, Model]:
+    entry = weights.find(name)
+    path = weights.fetch(name, folder, tell=log.info)
+    network = build(COCO[name])
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (RuntimeError, UnpicklingError) as error:
+        raise ModelError(f"{path}: not torchvision's weights for {name} ({error})") from error
+    model = Model(
+        name=name,
+        architecture=COCO[name],
+        categories=COCO_CATEGORIES,
+        labels=tuple(category.id for category in COCO_CATEGORIES),
+        ap={"box": entry.box_ap / 100, "mask": entry.mask_ap / 100},
+        ap_source="published by torchvision, COCO val2017",
+        sha256=entry.sha256,
+    )
+    return network, model
+
+
 def read(path: Path) -> tuple[nn.Module, Model]:
     """The network (CPU, float32, evaluation mode) and description in a file that `save` wrote.
 
@@ -145,7 +205,7 @@ def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:
         raise ModelError(f"{path}: its description of the model is damaged ({error!r})") from error
     if not all(0 < label < architecture.classes for label in model.labels):
         raise ModelError(f"{path}: its categories do not fit its {architecture.classes} classes")
-    return replace(model, sha256=_sha256(path)), tensors
+    return replace(model, sha256=digest(path)), tensors
 
 
 def _fill(network: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
@@ -163,8 +223,3 @@ def _fill(network: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
     if bad := next((n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()), None):
         raise ModelError(f"{origin}: the weights are damaged: {bad} holds values that are not finite")
     network.load_state_dict(tensors, strict=False)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

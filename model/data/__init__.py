@@ -26,6 +26,11 @@ class Sample:
     boxes: np.ndarray  # [N, 4] float32, xyxy, pixels
     labels: np.ndarray  # [N] int64, category ids
     masks: np.ndarray  # [N, H, W] uint8, 0 or 1: what is visible of each object
+    visibility: np.ndarray | None = None  # [N] float, the visible part of each object, where it is known
+
+
+class DatasetError(Exception):
+    """The dataset cannot be used; the message names the file and says what is wrong with it."""
 
 
 class Dataset(Protocol):
@@ -42,5 +47,5 @@ class Dataset(Protocol):
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of an image, without rendering or decoding it."""
 
-    def ground_truth(self) -> dict[str, Any]:
-        """All annotations as one COCO instances document (images, annotations, categories)."""
+    def annotations(self, sample: Sample) -> list[dict[str, Any]]:
+        """The sample's objects as COCO annotations, to be compared with; `id` is not filled in."""

@@ -1,4 +1,4 @@
-"""What the shapes scenes are drawn with: outlines, coverage, fills, backgrounds. Scenes are put together in shapes.py."""
+"""What scenes are drawn with: outlines, coverage, fills, backgrounds. shapes.py puts the scenes together."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _crescent(rng: Generator) -> np.ndarray:
     x = (1 + shift**2 - radius**2) / (2 * shift)  # where the circles meet
     outer = np.arccos(x)
     inner = np.arctan2(np.sqrt(1 - x * x), x - shift)
-    back = _circle(48, radius, inner, 2 * np.pi - inner)[::-1] + [shift, 0]
+    back = _circle(48, radius, inner, 2 * np.pi - inner)[::-1] + np.array([shift, 0])
     return np.concatenate([_circle(64, 1.0, outer, 2 * np.pi - outer), back])
 
 
@@ -104,7 +104,7 @@ def distractor(kind: str, rng: Generator) -> Outline:
         y = np.where(np.arange(len(x)) % 2 == 0, -0.3, 0.3) * rng.uniform(0.5, 1.5)
         width = rng.uniform(0.1, 0.25)
         line = np.stack([x, y], 1)
-        return Outline(np.concatenate([line, line[::-1] + [0, width]]))
+        return Outline(np.concatenate([line, line[::-1] + np.array([0, width])]))
     raise ValueError(f"no such distractor: {kind!r}; there are {', '.join(DISTRACTORS)}")
 
 
@@ -163,7 +163,8 @@ def colour(rng: Generator) -> np.ndarray:
     grey = rng.uniform(15, 240)
     tint = rng.uniform(-1, 1, 3)
     tint -= tint.mean()
-    return np.clip(grey + tint * rng.choice([10.0, 60.0, 140.0]), 0, 255).astype(np.float32)
+    mixed: np.ndarray = np.clip(grey + tint * rng.choice([10.0, 60.0, 140.0]), 0, 255).astype(np.float32)
+    return mixed
 
 
 def blurred(field: np.ndarray, radius: float) -> np.ndarray:
@@ -176,7 +177,8 @@ def smooth_noise(rng: Generator, height: int, width: int, cell: float) -> np.nda
     """[h, w] float32 in 0 to 1: random values every `cell` pixels, bicubic between them."""
     grid = rng.random((max(2, round(height / cell) + 1), max(2, round(width / cell) + 1)), np.float32)
     image = Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC)
-    return np.clip(np.asarray(image), 0, 1)
+    field: np.ndarray = np.clip(np.asarray(image), 0, 1)
+    return field
 
 
 def _ramp(rng: Generator, height: int, width: int) -> np.ndarray:
@@ -184,19 +186,23 @@ def _ramp(rng: Generator, height: int, width: int) -> np.ndarray:
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.linspace(-1, 1, height, dtype=np.float32)[:, None], np.linspace(-1, 1, width, dtype=np.float32)
     field = np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y
-    return (field - field.min()) / max(float(np.ptp(field)), 1e-6)
+    ramp: np.ndarray = (field - field.min()) / max(float(np.ptp(field)), 1e-6)
+    return ramp
 
 
 def _waves(rng: Generator, height: int, width: int, period: float) -> np.ndarray:
     """Stripes, hard or soft, straight or bent: [h, w] float32 in 0 to 1."""
     angle = rng.uniform(0, np.pi)
     y, x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
-    phase = (np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y) * np.float32(2 * np.pi / period)
+    phase: np.ndarray = (np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y) * np.float32(
+        2 * np.pi / period
+    )
     if rng.random() < 0.4:
         phase = phase + smooth_noise(rng, height, width, 6 * period) * np.float32(6)
     wave = np.sin(phase)
     hard = np.float32(rng.choice([1.0, 3.0, 30.0]))
-    return np.clip(wave * hard, -1, 1) * np.float32(0.5) + np.float32(0.5)
+    stripes: np.ndarray = np.clip(wave * hard, -1, 1) * np.float32(0.5) + np.float32(0.5)
+    return stripes
 
 
 def _checks(rng: Generator, height: int, width: int, period: float) -> np.ndarray:
@@ -206,7 +212,8 @@ def _checks(rng: Generator, height: int, width: int, period: float) -> np.ndarra
 
 
 def _mix(field: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    return first + (second - first) * field[..., None]
+    mixed: np.ndarray = first + (second - first) * field[..., None]
+    return mixed
 
 
 def fill(rng: Generator, height: int, width: int, base: np.ndarray) -> np.ndarray:
@@ -214,6 +221,7 @@ def fill(rng: Generator, height: int, width: int, base: np.ndarray) -> np.ndarra
     kind = rng.choice(["plain", "ramp", "noise", "stripes", "checks"], p=[0.4, 0.25, 0.15, 0.12, 0.08])
     period = rng.uniform(0.12, 0.4) * max(height, width)
     second = np.clip(base + rng.uniform(-55, 55) + rng.uniform(-25, 25, 3), 0, 255).astype(np.float32)
+    painted: np.ndarray
     if kind == "plain":
         painted = np.broadcast_to(base, (height, width, 3)).astype(np.float32)
     elif kind == "ramp":
@@ -231,7 +239,7 @@ def fill(rng: Generator, height: int, width: int, base: np.ndarray) -> np.ndarra
 
 def background(rng: Generator, height: int, width: int) -> np.ndarray:
     """[H, W, 3] float32: one to three layers of ramps, noise of several octaves, stripes, checks and blots."""
-    canvas = np.broadcast_to(colour(rng), (height, width, 3)).astype(np.float32)
+    canvas: np.ndarray = np.broadcast_to(colour(rng), (height, width, 3)).astype(np.float32)
     side = min(height, width)
     for _ in range(int(rng.integers(1, 4))):
         kind = rng.choice(["ramp", "octaves", "stripes", "checks", "blots"], p=[0.3, 0.3, 0.12, 0.06, 0.22])

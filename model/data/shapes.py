@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from model.data import Category, Sample
+from model.data.coco import coco_document
 from model.data.drawing import (
     DISTRACTORS,
     SHAPES,
@@ -28,11 +29,14 @@ from model.data.drawing import (
 from model.masks import encode
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.random import Generator
 
 CATEGORIES = tuple(Category(number, name) for number, name in enumerate(SHAPES, start=1))
+
+Crop = tuple[slice, slice]
 
 LEAST_VISIBLE = 0.4  # an object is never hidden further than this part of its area
 LEAST_PIXELS = 40  # nor to fewer visible pixels
@@ -45,6 +49,16 @@ class _Layer:
     label: int
     area: int  # pixels of the whole thing, also what lies outside the image or behind others
     visible: int  # pixels that can be seen so far
+
+
+def training() -> Shapes:
+    """The scenes that the bundled model was trained on; no larger than needed, because drawing costs time."""
+    return Shapes(seed=1, length=50_000, sides=(200, 600))
+
+
+def held_out() -> Shapes:
+    """The scenes that models are measured on, of a seed that is never trained on, at all sizes."""
+    return Shapes(seed=2, length=500)
 
 
 class Shapes:
@@ -72,10 +86,6 @@ class Shapes:
 
     def __getitem__(self, index: int) -> Sample:
         """Scene `index`, with boxes and masks of what is visible of each object."""
-        return self.scene(index)[0]
-
-    def scene(self, index: int) -> tuple[Sample, list[float]]:
-        """Scene `index`, and the visible part of each of its objects, 0 to 1."""
         pixels, layers, owner = self._draw(self._generator(index))
         numbers = [n for n, layer in enumerate(layers) if layer.label]
         masks = np.zeros((len(numbers), *owner.shape), np.uint8)
@@ -85,27 +95,45 @@ class Shapes:
             ys, xs = np.flatnonzero(masks[row].any(1)), np.flatnonzero(masks[row].any(0))
             boxes[row] = xs[0], ys[0], xs[-1] + 1, ys[-1] + 1
         labels = np.array([layers[n].label for n in numbers], np.int64)
-        sample = Sample(index, pixels, boxes, labels, masks)
-        return sample, [layers[n].visible / layers[n].area for n in numbers]
+        visibility = np.array([layers[n].visible / layers[n].area for n in numbers])
+        return Sample(index, pixels, boxes, labels, masks, visibility)
 
-    def ground_truth(self) -> dict[str, Any]:
-        """All scenes as one COCO instances document; `visibility` is an extra key of ours."""
-        images, annotations = [], []
-        for index in range(self.length):
-            sample, visibility = self.scene(index)
-            height, width = sample.pixels.shape[:2]
-            images.append({"id": index, "file_name": f"{index:06d}.jpg", "height": height, "width": width})
-            annotations += annotate(sample, visibility, first_id=len(annotations) + 1)
-        return coco_document(images, annotations)
+    def annotations(self, sample: Sample) -> list[dict[str, Any]]:
+        """The sample's objects as COCO annotations, masks as compressed RLE; `visibility` is an extra key of ours."""
+        annotations = []
+        for row, (x0, y0, x1, y1) in enumerate(sample.boxes.tolist()):
+            rle = encode(sample.masks[row])
+            annotations.append(
+                {
+                    "image_id": sample.image_id,
+                    "category_id": int(sample.labels[row]),
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": rle.area,
+                    "iscrowd": 0,
+                    "segmentation": rle.to_coco(),
+                    "visibility": round(float(sample.visibility[row]), 4)
+                    if sample.visibility is not None
+                    else 1.0,
+                }
+            )
+        return annotations
 
-    def export(self, folder: Path) -> None:
-        """Write the scenes as JPEG files in `folder`/images and their annotations as `folder`/instances.json."""
+    def export(self, folder: Path, indices: Sequence[int] | None = None) -> None:
+        """Write scenes (all, or those named) as JPEG files in `folder`/images and their annotations, in COCO's
+        format, as `folder`/instances.json.
+        """
         (folder / "images").mkdir(parents=True, exist_ok=True)
-        document = self.ground_truth()
-        for image in document["images"]:
-            pixels = self[image["id"]].pixels
-            Image.fromarray(pixels).save(folder / "images" / image["file_name"], quality=92, subsampling=0)
-        (folder / "instances.json").write_text(json.dumps(document))
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for index in range(self.length) if indices is None else indices:
+            sample = self[index]
+            height, width = sample.pixels.shape[:2]
+            name = f"{index:06d}.jpg"
+            Image.fromarray(sample.pixels).save(folder / "images" / name, quality=90, subsampling=0)
+            images.append({"id": index, "file_name": name, "height": height, "width": width})
+            annotations += self.annotations(sample)
+        document = coco_document(images, annotations, CATEGORIES)
+        (folder / "instances.json").write_text(json.dumps(document, separators=(",", ":")))
 
     def _generator(self, index: int) -> Generator:
         if not 0 <= index < self.length:
@@ -164,7 +192,7 @@ def _place(
         left_over = layer.visible - lost
         if layer.label and lost and left_over < max(LEAST_PIXELS, LEAST_VISIBLE * layer.area):
             return False
-    _paint(rng, canvas, crop, inside, line, own)
+    _paint(rng, canvas, crop, own, (inside, line))
     for layer, lost in zip(layers, hidden.tolist(), strict=True):
         layer.visible -= lost
     owner[crop][solid[own]] = len(layers)
@@ -192,14 +220,10 @@ def _distracting(rng: Generator, size: float) -> tuple[int, np.ndarray, np.ndarr
 
 
 def _paint(
-    rng: Generator,
-    canvas: np.ndarray,
-    crop: tuple[slice, slice],
-    inside: np.ndarray,
-    line: np.ndarray | None,
-    own: tuple[slice, slice],
+    rng: Generator, canvas: np.ndarray, crop: Crop, own: Crop, drawn: tuple[np.ndarray, np.ndarray | None]
 ) -> None:
     """Blend fill, contour and shadow of one thing into the canvas, in a colour that stands out from what is there."""
+    inside, line = drawn
     under = canvas[crop].reshape(-1, 3).mean(0)
     base = colour(rng)
     for _ in range(20):
@@ -211,7 +235,7 @@ def _paint(
         shift = tuple(int(v) for v in rng.integers(-round(2 * radius), round(2 * radius) + 1, 2))
         shade = np.roll(blurred(np.pad(inside, 1), radius)[1:-1, 1:-1], shift, (0, 1))
         canvas[crop] *= 1 - np.float32(rng.uniform(0.2, 0.6)) * shade[own][..., None]
-    painted = fill(rng, *inside.shape, base)
+    painted = fill(rng, inside.shape[0], inside.shape[1], base)
     if line is not None:
         ink = np.clip(base + rng.choice([-90.0, 90.0]) + rng.uniform(-30, 30, 3), 0, 255).astype(np.float32)
         painted = painted + (ink - painted) * line[..., None]
@@ -232,35 +256,3 @@ def _photographed(rng: Generator, canvas: np.ndarray) -> np.ndarray:
         image.save(packed, "JPEG", quality=int(rng.integers(40, 96)))
         image = Image.open(packed)
     return np.array(image)
-
-
-def annotate(sample: Sample, visibility: list[float], first_id: int) -> list[dict[str, Any]]:
-    """The sample's objects as COCO annotations, masks as compressed RLE."""
-    annotations = []
-    for row, (box, label) in enumerate(zip(sample.boxes.tolist(), sample.labels.tolist(), strict=True)):
-        x0, y0, x1, y1 = box
-        rle = encode(sample.masks[row])
-        annotations.append(
-            {
-                "id": first_id + row,
-                "image_id": sample.image_id,
-                "category_id": label,
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "area": rle.area,
-                "iscrowd": 0,
-                "segmentation": rle.to_coco(),
-                "visibility": round(visibility[row], 4),
-            }
-        )
-    return annotations
-
-
-def coco_document(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    """A COCO instances document over the ten shapes."""
-    categories = [{"id": c.id, "name": c.name, "supercategory": "shape"} for c in CATEGORIES]
-    return {
-        "info": {"description": "maskserve shapes"},
-        "images": images,
-        "annotations": annotations,
-        "categories": categories,
-    }
