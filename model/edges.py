@@ -142,7 +142,8 @@ def _outline(placed: Placement) -> tuple[_Strips, _Cells]:
     offset = (left - placed.corner[1, mask] + 0.5) * step - 0.5 - strip
     strips = _Strips(mask, left, widths[mask, strip], cells, np.cumsum(cells) - cells, offset, step)
 
-    mask, x, y = np.nonzero(mixed)
+    x, mask = np.repeat(strip, cells), np.repeat(mask, cells)
+    y = np.flatnonzero(mixed) - (mask * (side - 1) + x) * (side - 1)  # np.nonzero takes twice as long
     upper, lower = levels[mask, x, y], levels[mask, x, y + 1]
     return strips, _Cells(
         upper=upper,
@@ -177,7 +178,8 @@ def _turns(placed: Placement, strips: _Strips, cells: _Cells, block: range) -> I
     # One entry a column and cell: its upper and its lower end, above the threshold or below.
     count = strips.cells[strip]
     at = np.repeat(np.arange(len(strip)), count)
-    cell = (strips.first[strip] - (np.cumsum(count) - count))[at] + np.arange(len(at))
+    cell = (strips.first[strip] - (np.cumsum(count) - count))[at]
+    cell += np.arange(len(cell))
     share = along[at]
     upper = cells.upper[cell] + share * cells.upper_step[cell]
     lower = cells.lower[cell] + share * cells.lower_step[cell]
@@ -192,15 +194,16 @@ def _turns(placed: Placement, strips: _Strips, cells: _Cells, block: range) -> I
     height, top, bottom = cells.height[cell], cells.top[cell], cells.bottom[cell]
     row = cells.row[cell] + height * (upper / drop)
     reach = height * np.abs(doubt / drop)
-    after = np.clip(np.ceil(row - reach), top, bottom)
-    until = np.clip(np.ceil(row + reach), top, bottom)
+    after = np.minimum(np.maximum(np.ceil(row - reach), top), bottom)
+    until = np.minimum(np.maximum(np.ceil(row + reach), top), bottom)
     after[open_], until[open_] = top[open_], bottom[open_]
 
     # A row of samples in doubt is called what it seems to be in the cell above as in the one below: where that
     # is wrong, the column turns twice at one row, which is no turn.
-    certain = (after == until) & ((upper > 0) != (lower > 0))
+    settled = after == until
+    certain = np.flatnonzero(settled & ((upper > 0) != (lower > 0)))
     turns: Indices = zero[at[certain]] + after[certain].astype(np.int64)
-    rest = np.flatnonzero(after != until)
+    rest = np.flatnonzero(~settled)
     if not len(rest):
         return turns
     at = at[rest]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from model.edges import Placement, changes
 from model.rle import Rle, decode, encode, fill, from_changes
@@ -77,17 +76,21 @@ def _place(probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshol
         raise ValueError(f"an image cannot be {size[0]} × {size[1]} pixels")
     if not 0 <= threshold < 1:
         raise ValueError(f"the threshold must be in [0, 1), not {threshold}")
-    grids = functional.pad(probabilities.detach().to("cpu", torch.float32), (1, 1, 1, 1)).numpy()
-    scale = grids.shape[-1] / probabilities.shape[-1]
-    xyxy = boxes.detach().cpu()
-    half = (xyxy[:, 2:] - xyxy[:, :2]) * 0.5 * scale
-    centre = (xyxy[:, 2:] + xyxy[:, :2]) * 0.5
-    ends = torch.cat([centre - half, centre + half], dim=1)  # [N, 4] xyxy
-    usable = (ends.abs() < FARTHEST).all(1, keepdim=True)  # not so where they are not finite, either
-    corners = torch.where(usable, ends, -1).to(torch.int64).numpy().T  # towards zero, as torchvision does
-    corner, last = corners[1::-1], corners[:1:-1]  # [2, N] y and x, both inside the box
+    side = probabilities.shape[1]
+    grids = np.zeros((len(boxes), side + 2, side + 2), dtype=np.float32)
+    grids[:, 1:-1, 1:-1] = probabilities.detach().cpu().numpy()
+    ends = (
+        boxes.detach().to("cpu", torch.float32).numpy().T.reshape(2, 2, -1)[:, ::-1]
+    )  # two of [2, N] y and x
+    with np.errstate(invalid="ignore", over="ignore"):
+        half = (ends[1] - ends[0]) * 0.5 * ((side + 2) / side)
+        centre = (ends[1] + ends[0]) * 0.5
+        ends = np.stack([centre - half, centre + half])
+        usable = (np.abs(ends) < FARTHEST).all(axis=(0, 1))  # false for what is not finite, too
+    corner, last = np.where(usable, ends, -1).astype(np.int64)  # towards zero; both inside the box
     limit = np.array(size)[:, None]
-    start, stop = np.clip(corner, 0, limit), np.clip(last + 1, 0, limit)
+    start = np.minimum(np.maximum(corner, 0), limit)
+    stop = np.minimum(np.maximum(last + 1, 0), limit)
     empty = (start >= stop).any(0)
     start[:, empty] = stop[:, empty] = 0
     return Placement(

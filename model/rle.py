@@ -111,7 +111,7 @@ def from_changes(changes: NDArray[np.int64], masks: range, size: tuple[int, int]
 
     text, offsets = compress(runs, begin, end)
     return [
-        Rle(size, text[offsets[start] : offsets[stop]], int(runs[start + 1 : stop : 2].sum()))
+        Rle(size, text[offsets[start] : offsets[stop]], int(np.add.reduce(runs[start + 1 : stop : 2])))
         for start, stop in zip(begin.tolist(), end.tolist(), strict=True)
     ]
 
