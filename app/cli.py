@@ -1,4 +1,4 @@
-"""`maskserve serve | segment | weights …`: what can be typed, and what each word means.
+"""`maskserve serve | segment | train | evaluate | weights …`: what can be typed, and what each word means.
 
 Only so much is imported at the start: torch takes seconds, and `--help` should not.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import signal
 import sys
-from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from app import settings
 from app.cli_weights import weights
+from app.source import Source
 from app.version import version
 
 cli = typer.Typer(
@@ -142,6 +143,124 @@ def segment(
     from app.cli_segment import run  # noqa: PLC0415 - imports torch
 
     raise typer.Exit(run(images, query, given, as_json=as_json, overlay=overlay))
+
+
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="shapes|PATH",
+        help="`shapes`: scenes that maskserve draws; else a folder in COCO's format (instances.json or "
+        "annotations/….json, and images/), or the JSON file itself.",
+    ),
+]
+Images = Annotated[
+    Path | None,
+    typer.Option("--images", metavar="DIR", show_default=False, help="Where the images of a JSON file lie."),
+]
+
+
+@cli.command()
+def train(
+    *,
+    data: Data = "shapes",
+    images: Images = None,
+    validation: Annotated[
+        str | None,
+        typer.Option(metavar="shapes|PATH", show_default=False, help="What to measure the result on."),
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Run folder: log, checkpoint, model, card. A run in it is resumed."),
+    ] = Path("runs/model"),
+    architecture: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="`small` (ResNet-18, 64 channels), or a backbone: resnet50, vgg16, …"
+        ),
+    ] = "small",
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="`cpu`, `cuda`, `cuda:1` …")] = "cpu",
+    steps: Annotated[
+        int | None, typer.Option(min=1, show_default="5000", help="Steps of the optimiser.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, show_default="8", help="Images a step.")] = None,
+    optimizer: Annotated[str | None, typer.Option(metavar="adamw|sgd", show_default="adamw")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, show_default="0.0007")] = None,
+    weight_decay: Annotated[float | None, typer.Option(min=0, show_default="0.05")] = None,
+    warmup: Annotated[
+        int | None, typer.Option(min=0, show_default="250", help="Steps until the full learning rate.")
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="linear|step|cosine",
+            show_default="linear",
+            help="How the learning rate falls: from 65 % of the run on to 0, by ×0.1 at 65 % and 90 %, or as a cosine.",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|float32|bfloat16",
+            show_default="auto",
+            help="`auto`: bfloat16 where the hardware computes in it.",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, show_default="0")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, show_default="1", help="Processes that prepare images.")
+    ] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(min=1, show_default="500", help="Steps.")] = None,
+) -> None:
+    """Train a Mask R-CNN on a labelled folder and write it as one file that `maskserve serve` takes.
+
+    An interrupted run goes on where its last checkpoint was when the same command is typed again.
+    """
+    from app.cli_train import run_training  # noqa: PLC0415 - imports torch
+
+    overrides = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "schedule": schedule,
+        "precision": precision,
+        "seed": seed,
+        "workers": workers,
+        "checkpoint_every": checkpoint_every,
+    }
+    source = Source(data, images, validation)
+    raise typer.Exit(run_training(source, out, architecture, device, overrides))
+
+
+@cli.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A name from `maskserve weights list`, or a model file.")
+    ] = "auto",
+    *,
+    data: Data = "shapes",
+    images: Images = None,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="`auto`, `cpu`, `cuda` …")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+    plots: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", show_default=False, help="Draw curves and sample predictions there."),
+    ] = None,
+) -> None:
+    """Measure a model's box and mask AP by COCO's protocol, on drawn scenes or a labelled folder.
+
+    It runs through the same engine that serves.
+    """
+    from app.cli_train import run_evaluation  # noqa: PLC0415 - imports torch
+
+    raise typer.Exit(
+        run_evaluation(
+            model, Source(data, images), device, read_settings().weights_dir, as_json=as_json, plots=plots
+        )
+    )
 
 
 def read_settings(**overrides: str | int | None) -> settings.Settings:

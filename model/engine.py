@@ -7,13 +7,15 @@ below the caller's score threshold or outside his categories never reach the mas
 
 from __future__ import annotations
 
-import math
-from contextlib import contextmanager
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn import functional
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops.poolers import initLevelMapper
 
 from model import weights, zoo
 from model.errors import DeviceFailed, OutOfDeviceMemory
@@ -21,14 +23,16 @@ from model.instances import Instances, Options
 from model.network import has_masks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
-    from torchvision.models.detection.image_list import ImageList
 
-# What an out-of-memory error of the CPU's allocator says; CUDA's has a class of its own.
-_CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"
+PRECISIONS = ("float32",)
+
+# How torch says that memory ran out where it has no class for it: the CPU's allocator, the CUDA driver outside of
+# torch's allocator, cuBLAS and cuDNN.
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
 
 DIVISIBLE = 32  # both sides of the padded input are multiples of the coarsest level's stride
 
@@ -36,7 +40,7 @@ Detections = tuple["Tensor", "Tensor", "Tensor"]  # boxes [N, 4], scores [N], la
 
 
 class EngineError(ValueError):
-    """The engine cannot do what was asked: an unknown device or precision, or images of unlike padded shapes."""
+    """The engine cannot do what was asked: an unknown device or precision, no images, or images that fit no batch."""
 
 
 class Engine:
@@ -47,12 +51,14 @@ class Engine:
 
     def __init__(self, network: nn.Module, model: zoo.Model, device: torch.device, precision: str) -> None:
         """network: in evaluation mode; it is moved to the device."""
-        if precision != "float32":
-            raise EngineError(f"no such precision: {precision!r}; there is float32")
+        _check_precision(precision)
         self.model, self.device, self.precision = model, device, precision
         self._network: Any = network.to(device).to(memory_format=torch.channels_last).requires_grad_(False)
         self._masks = has_masks(network)
         self._label_ids = model.label_ids()
+        self._named = torch.zeros(model.architecture.classes, dtype=torch.bool)  # [classes] has a category
+        self._named[list(model.labels)] = True
+        _fix_strides(self._network.roi_heads)
 
     @classmethod
     def load(
@@ -69,16 +75,20 @@ class Engine:
         weights lie; model.weights.default_folder() if None.
         Raises EngineError, model.zoo.ModelError, model.download.WeightsError.
         """
+        _check_precision(precision)  # before minutes may go into fetching weights
         chosen = _device(device)
         folder = weights_folder if weights_folder is not None else weights.default_folder()
         network, model = zoo.load(name, folder)
         return cls(network, model, chosen, precision)
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that an image is resized to, exactly as torchvision computes it in float32."""
+        """(height, width) that an image is resized to, as torchvision computes it (in double precision).
+
+        One pixel where torchvision rounds down to none and fails: images over 1333 times as long as wide.
+        """
         a = self.model.architecture
-        scale = np.float32(min(a.min_size / min(height, width), a.max_size / max(height, width)))
-        return max(1, math.floor(height * float(scale))), max(1, math.floor(width * float(scale)))
+        scale = min(a.min_size / min(height, width), a.max_size / max(height, width))
+        return max(1, int(height * scale)), max(1, int(width * scale))
 
     def padded_shape(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the network's input for an image: only images that agree in it share a batch."""
@@ -96,37 +106,60 @@ class Engine:
         images: each [H, W, 3] uint8, RGB, all of one padded shape. options: one for each image.
         Raises EngineError for images that do not fit together, OutOfDeviceMemory, DeviceFailed.
         """
-        sizes = [(int(image.shape[0]), int(image.shape[1])) for image in images]
         if len(options) != len(images):
             raise EngineError(f"{len(images)} images came with {len(options)} options")
-        if len({self.padded_shape(*size) for size in sizes}) > 1:
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
+                raise EngineError(f"an image is [H, W, 3] uint8, not {list(image.shape)} {image.dtype}")
+        if len({self.padded_shape(*image.shape[:2]) for image in images}) > 1:
             raise EngineError("the images of a batch must have the same padded shape")
         if not images:
             return []
-        with torch.inference_mode(), _typed_errors(self.device):
-            inputs = self._inputs(images)
-            features = self._network.backbone(inputs.tensors)
-            found = [
-                self._chosen(detections, wanted)
-                for detections, wanted in zip(self._detect(inputs, features), options, strict=True)
-            ]
-            grids = self._mask_grids(inputs, features, found, options)
-            return [
-                self._instances(detections, grid, size, resized)
-                for detections, grid, size, resized in zip(
-                    found, grids, sizes, inputs.image_sizes, strict=True
-                )
-            ]
+        try:
+            return self._forward(images, options)
+        except Exception as error:
+            device_error = _device_error(error, self.device)
+            if device_error is None:
+                raise
+            # The traceback holds the frames of the failed attempt, and they its tensors.
+            traceback.clear_frames(error.__traceback__)
+            if isinstance(device_error, OutOfDeviceMemory):
+                torch.cuda.empty_cache()
+            raise device_error from error
+
+    @torch.inference_mode()
+    def _forward(self, images: Sequence[np.ndarray], options: Sequence[Options]) -> list[Instances]:
+        inputs = self._inputs(images)
+        features = self._network.backbone(inputs.tensors)
+        found = [
+            self._chosen(detections, wanted)
+            for detections, wanted in zip(self._detect(inputs, features), options, strict=True)
+        ]
+        grids = self._mask_grids(inputs, features, found, options)
+        sizes = [(int(image.shape[0]), int(image.shape[1])) for image in images]
+        return [
+            self._instances(detections, grid, size, resized)
+            for detections, grid, size, resized in zip(found, grids, sizes, inputs.image_sizes, strict=True)
+        ]
 
     def _inputs(self, images: Sequence[np.ndarray]) -> ImageList:
-        """Resized, normalised and padded: [B, 3, H, W] float32, both sides multiples of 32."""
-        pixels = [
-            torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1).float() / 255
-            for image in images
-        ]
-        inputs: ImageList = self._network.transform(pixels)[0]
-        inputs.tensors = inputs.tensors.contiguous(memory_format=torch.channels_last)
-        return inputs
+        """Normalised, resized and padded: [B, 3, H, W] float32, both sides multiples of 32."""
+        transform = self._network.transform
+        resized = []
+        for image in images:
+            ours = np.require(
+                image, requirements=("C", "W")
+            )  # torch takes no read-only array without a warning
+            pixels = torch.from_numpy(ours).to(self.device).permute(2, 0, 1).float() / 255
+            size = self.input_size(*image.shape[:2])
+            resized.append(
+                functional.interpolate(
+                    transform.normalize(pixels)[None], size, mode="bilinear", align_corners=False
+                )[0]
+            )
+        padded: Tensor = transform.batch_images(resized, size_divisible=DIVISIBLE)
+        sizes = [(int(pixels.shape[1]), int(pixels.shape[2])) for pixels in resized]
+        return ImageList(padded.contiguous(memory_format=torch.channels_last), sizes)
 
     def _detect(self, inputs: ImageList, features: dict[str, Tensor]) -> list[Detections]:
         """Both stages up to the boxes; per image, in descending score, boxes in input pixels."""
@@ -140,7 +173,8 @@ class Engine:
     def _chosen(self, detections: Detections, wanted: Options) -> Detections:
         """Those that the caller wants, still in descending score."""
         boxes, scores, labels = detections
-        keep = scores >= wanted.score_threshold
+        # torchvision's COCO models have outputs that are no category, such as 12, which COCO skips.
+        keep = (scores >= wanted.score_threshold) & self._named.to(labels.device)[labels]
         if wanted.categories is not None:
             keep &= torch.isin(
                 self._label_ids.to(labels.device)[labels],
@@ -194,19 +228,32 @@ def _device(name: str) -> torch.device:
     return device
 
 
-@contextmanager
-def _typed_errors(device: torch.device) -> Iterator[None]:
-    """Turn what torch raises when the device is at fault into the two errors that the worker acts on."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise OutOfDeviceMemory(str(error)) from error
-    except MemoryError as error:
-        raise OutOfDeviceMemory("the process has no more memory") from error
-    except RuntimeError as error:
-        if _CPU_OUT_OF_MEMORY in str(error):
-            raise OutOfDeviceMemory(str(error)) from error
-        if device.type == "cuda" and "CUDA error" in str(error):
-            raise DeviceFailed(str(error)) from error
-        raise
+def _check_precision(name: str) -> None:
+    if name not in PRECISIONS:
+        raise EngineError(f"no such precision: {name!r}; there is {', '.join(PRECISIONS)}")
+
+
+def _fix_strides(heads: Any) -> None:
+    """Tell torchvision's RoIAlign the strides of P2 … P5.
+
+    Else it guesses them from the first image, for good: a first image that is 20 times as wide as high makes it
+    take P2's stride for 2, and every later answer is wrong.
+    """
+    for pool in (heads.box_roi_pool, heads.mask_roi_pool):
+        if pool is not None:
+            pool.scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+            pool.map_levels = initLevelMapper(2, 5)
+
+
+def _device_error(error: Exception, device: torch.device) -> OutOfDeviceMemory | DeviceFailed | None:
+    """What the worker acts on, if it was the device that raised the error."""
+    if isinstance(error, MemoryError):
+        return OutOfDeviceMemory("the process has no more memory")
+    if not isinstance(error, RuntimeError):
+        return None
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
+        return OutOfDeviceMemory(text)
+    if device.type == "cuda" and "CUDA error" in text:
+        return DeviceFailed(text)
+    return None

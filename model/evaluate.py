@@ -1,6 +1,6 @@
-"""COCO AP and AR of a model on a dataset, through the same engine that serves (protocol of cocodataset.org/#detection-eval).
+"""COCO AP and AR of a model on a dataset, through the same engine that serves.
 
-pycocotools does the counting; it is of the extra `train`.
+The protocol is COCO's (cocodataset.org, "Detection Evaluation"); pycocotools does the counting; it is of the extra `train`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from model.data.coco import coco_document
 from model.instances import Instances, Options
 from model.masks import paste
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import numpy as np
 
     from model.data import Category, Dataset, Sample
     from model.engine import Engine
@@ -45,7 +45,9 @@ class Scores:
 
     figures: dict[str, float]  # by FIGURES
     per_category: dict[str, tuple[float, float]]  # name → (AP, AP50)
-    precision: np.ndarray  # [10, 101, K] at IoU .5:.05:.95, recall 0:.01:1, each category; all areas, 100 detections
+    precision: (
+        np.ndarray
+    )  # [10, 101, K] at IoU .5:.05:.95, recall 0:.01:1, each category; all areas, 100 detections
 
 
 @dataclass(frozen=True, slots=True)
