@@ -63,7 +63,7 @@ def measurable(name: str, images: Path | None = None) -> Dataset:
 
 
 def described(architecture: str, classes: int) -> Architecture:
-    """ "small", or a backbone with the paper's widths; BatchNorm is trained, because nothing is pretrained."""
+    """What `small` means, or a backbone with the paper's widths; BatchNorm is trained, because nothing is pretrained."""
     if architecture == "small":
         return replace(SMALL, classes=classes)
     if architecture not in BACKBONES:

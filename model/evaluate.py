@@ -1,6 +1,7 @@
 """COCO AP and AR of a model on a dataset, through the same engine that serves.
 
-The protocol is COCO's (cocodataset.org, "Detection Evaluation"); pycocotools does the counting; it is of the extra `train`.
+The protocol is COCO's (cocodataset.org, "Detection Evaluation"), and pycocotools does the counting; it comes with
+the extra `train`.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class TrainingError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to train. The SGD defaults are torchvision's reference recipe, scaled to the batch; see docs/training.md."""
+    """How to train. The defaults are those that the bundled model was trained with."""
 
     steps: int = 5000
     batch_size: int = 8
