@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 CROSSINGS_AT_ONCE = 1 << 16  # some twenty arrays of them: 10 MB, and a core's cache holds those in use
 PIXELS_AT_ONCE = 1 << 16  # where pixels are computed: some thirty arrays of them, 15 MB
-LARGEST_SIDE = (
-    1 << 22
-)  # of a resized map: up to here float32 holds a pixel's centre exactly, as `_doubt` supposes
+LARGEST_SIDE = 1 << 22  # pixels of a resized map: float32 still holds each one's centre, as `_doubt` supposes
 
 
 @dataclass(frozen=True, slots=True)
