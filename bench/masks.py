@@ -1,7 +1,8 @@
 """Mask maps to COCO run lengths: `model.masks.paste` against torchvision's paste and pycocotools' encoder.
 
 Both sides get the same maps and boxes, on one core, in the same run; the answers are compared byte by byte. Times
-are the best of several repetitions, because other work on the machine can only add to them. Peak memory is what the
+are the processor's, the best of several repetitions: other work on the machine slows both sides but is not counted
+as theirs. Peak memory is what the
 process's resident set grew by, each side in a process of its own (Linux).
 
     python bench/masks.py [--stack]
@@ -69,14 +70,14 @@ Side = "Callable[[Tensor, Tensor, tuple[int, int], int], list[bytes]]"
 
 
 def best(side: Side, size: tuple[int, int], at_once: int, repetitions: int) -> tuple[float, list[bytes]]:
-    """Seconds of the fastest run, and its answer."""
+    """Processor seconds of the fastest run, and its answer."""
     probabilities, boxes = scene(size)
     side(probabilities[:2], boxes[:2], size, at_once)
     seconds = []
     for _ in range(repetitions):
-        start = time.perf_counter()
+        start = time.process_time()
         answer = side(probabilities, boxes, size, at_once)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return min(seconds), answer
 
 
