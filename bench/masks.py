@@ -2,8 +2,7 @@
 
 Both sides get the same maps and boxes, on one core, in the same run; the answers are compared byte by byte. Times
 are the processor's, the best of several repetitions: other work on the machine slows both sides but is not counted
-as theirs. Peak memory is what the
-process's resident set grew by, each side in a process of its own (Linux).
+as theirs. Peak memory is what the process's resident set grew by, each side in a process of its own (Linux).
 
     python bench/masks.py [--stack]
 
