@@ -6,7 +6,6 @@ The result of a run is one safetensors file that the service can serve; a checkp
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import torch
 from model import zoo
 from model.data.loading import Batch, batches
 from model.network import build, has_masks
+from model.recipe import Recipe, TrainingError
 from model.roi_align import PyramidRoIAlign
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from model.data import Dataset
 
+__all__ = ["TERMS", "Recipe", "TrainingError", "read_log", "train"]
+
 # torchvision's names of the loss terms → the paper's.
 TERMS = {
     "loss_classifier": "L_cls",
@@ -34,63 +36,6 @@ TERMS = {
     "loss_objectness": "L_rpn_cls",
     "loss_rpn_box_reg": "L_rpn_box",
 }
-
-
-class TrainingError(Exception):
-    """Training cannot start or go on; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How to train. The defaults are those that the bundled model was trained with."""
-
-    steps: int = 5000
-    batch_size: int = 8
-    optimizer: str = "adamw"  # or "sgd": momentum 0.9, as the paper (section 3.1)
-    learning_rate: float = 7e-4
-    weight_decay: float = 0.05
-    warmup: int = 250  # steps of linear warm-up
-    schedule: str = (
-        "linear"  # constant, then straight down to 0 from the first of `drops`; or "step", "cosine"
-    )
-    drops: tuple[float, ...] = (0.65, 0.9)  # parts of the run; "step" multiplies by 0.1 at each
-    min_sizes: tuple[int, ...] = (288, 320, 352, 384, 416)  # scale jitter: one is drawn for each batch
-    max_size: int = 768
-    flip: float = 0.5
-    rois: int = 96  # sampled per image for the second stage …
-    positives: float = 0.3  # … of which at most this part are objects
-    proposals: tuple[int, int] = (400, 250)  # per image: into and out of the RPN's suppression
-    clip: float = 10.0  # of the gradient's norm
-    ema: float = 0.999  # decay of the averaged weights that are saved; 0 saves the last ones
-    precision: str = (
-        "auto"  # "float32", "bfloat16" (autocast), or bfloat16 where the processor computes in it
-    )
-    seed: int = 0
-    workers: int = 1
-    checkpoint_every: int = 500
-
-    def check(self) -> None:
-        """TrainingError for values that make no sense."""
-        if self.optimizer not in ("sgd", "adamw"):
-            raise TrainingError(f"optimizer is 'sgd' or 'adamw', not {self.optimizer!r}")
-        if self.schedule not in ("linear", "step", "cosine"):
-            raise TrainingError(f"schedule is 'linear', 'step' or 'cosine', not {self.schedule!r}")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise TrainingError(f"precision is 'auto', 'float32' or 'bfloat16', not {self.precision!r}")
-        if min(self.steps, self.batch_size, self.rois, *self.min_sizes) < 1:
-            raise TrainingError("steps, batch size, RoIs and image sizes must be at least 1")
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step: linear warm-up, then the schedule."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        if self.schedule == "step":
-            return self.learning_rate * 0.1 ** sum(step >= part * self.steps for part in self.drops)
-        if self.schedule == "linear":
-            hold = self.drops[0] * self.steps
-            return self.learning_rate * min(1.0, (self.steps - step) / max(1.0, self.steps - hold))
-        part = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
 
 
 @dataclass(slots=True)
@@ -122,6 +67,8 @@ def train(
     recipe.check()
     if not len(dataset):
         raise TrainingError("the dataset has no images")
+    if unknown := {c.id: c.name for c in dataset.categories if c not in model.categories}:
+        raise TrainingError(f"the model does not know the dataset's categories {unknown}")
     run.mkdir(parents=True, exist_ok=True)
     _keep_settings(run, model, recipe)
     state = _begin(model, recipe, device, initial)
@@ -149,33 +96,45 @@ def train(
                 on_step(batch.step, losses)
             if state.step % recipe.checkpoint_every == 0 or state.step == recipe.steps:
                 log.flush()
-                _checkpoint(state, run)
+                # The checkpoint last: a run that has one has what was made of it, whenever it is interrupted.
                 save_average(state.network, state.average if recipe.ema else None, model, recipe, run)
+                _checkpoint(state, run)
     return run / "model.safetensors"
 
 
 def _keep_settings(run: Path, model: zoo.Model, recipe: Recipe) -> None:
     """Write what the run was started with, and refuse to resume a run of something else."""
-    settings = {"architecture": model.architecture.to_dict(), "recipe": asdict(recipe)}
+    settings = {
+        "architecture": model.architecture.to_dict(),
+        "categories": [asdict(category) for category in model.categories],
+        "recipe": asdict(recipe),
+    }
     settings = json.loads(json.dumps(settings))
     path = run / "settings.json"
     if (run / "checkpoint.pt").exists() and path.exists():
         before = json.loads(path.read_text())
-        # These may change on the way: the first two never change the result, and until the learning rate
-        # begins to fall, neither does the number of steps to come.
-        free = ("workers", "checkpoint_every", "steps")
-        changed = [
-            f"{key} {before['recipe'].get(key)} → {value}"
-            for key, value in settings["recipe"].items()
-            if key not in free and before["recipe"].get(key) != value
-        ]
-        if before["architecture"] != settings["architecture"]:
-            changed.append("the architecture")
+        done = int(torch.load(run / "checkpoint.pt", mmap=True, weights_only=True)["step"])
+        changed = []
+        if not recipe.begins_like(Recipe(**{k: _tuples(v) for k, v in before["recipe"].items()}), done):
+            changed = [
+                f"{key} {before['recipe'].get(key)} → {value}"
+                for key, value in settings["recipe"].items()
+                if before["recipe"].get(key, value) != value
+            ]
+        whole = ("architecture", "categories")
+        changed += [f"the {key}" for key in whole if before.get(key, settings[key]) != settings[key]]
         if changed:
             raise TrainingError(
                 f"{run} holds a run with other settings ({', '.join(changed)}); name another folder to start anew"
             )
-    path.write_text(json.dumps(settings, indent=1))
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(settings, indent=1))
+    part.replace(path)
+
+
+def _tuples(value: Any) -> Any:
+    """A value as it was before JSON made lists of its tuples."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _begin(model: zoo.Model, recipe: Recipe, device: str, initial: nn.Module | None) -> _State:
@@ -208,7 +167,8 @@ def _step(state: _State, batch: Batch, recipe: Recipe, device: str, *, half: boo
     # The samplers of RPN and RoI heads draw from the global generator: seeded by the step, so that a resumed run
     # draws the same.
     generator = torch.manual_seed((recipe.seed + 1) * 1_000_003 + batch.step)
-    size = recipe.min_sizes[int(torch.randint(len(recipe.min_sizes), (), generator=generator))]
+    sizes = recipe.sizes(batch.step)
+    size = sizes[int(torch.randint(len(sizes), (), generator=generator))]
     transform: Any = state.network.transform
     transform.min_size, transform.max_size = (size,), recipe.max_size
     rate = recipe.rate(batch.step)
@@ -226,7 +186,9 @@ def _step(state: _State, batch: Batch, recipe: Recipe, device: str, *, half: boo
         )
     state.optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip)
+    norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip)
+    if not norm.isfinite():  # it would spoil every weight, and the next checkpoint with them
+        raise TrainingError(f"the gradient of step {batch.step} is not finite; images {batch.image_ids}")
     state.optimizer.step()
     state.step = batch.step + 1
     _update_average(state, recipe.ema)
