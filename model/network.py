@@ -5,6 +5,7 @@ A description made of plain values builds the module, so that a weights file can
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
@@ -65,20 +66,24 @@ class Architecture:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
         """The inverse of `to_dict`; ArchitectureError on unknown or missing names and values of the wrong type."""
-        known = {f.name: f for f in fields(cls)}
-        if unknown := sorted(set(values) - set(known)):
-            raise ArchitectureError(f"unknown architecture fields: {', '.join(unknown)}")
-        default = cls()
-        chosen: dict[str, Any] = {}
-        for name, value in values.items():
-            expected = type(getattr(default, name))
-            given = tuple(value) if expected is tuple and isinstance(value, list) else value
-            if expected is float and isinstance(given, int) and not isinstance(given, bool):
-                given = float(given)
-            if type(given) is not expected:
-                raise ArchitectureError(f"architecture field {name}: {value!r} is no {expected.__name__}")
-            chosen[name] = given
-        return cls(**chosen)
+        if not isinstance(values, dict):
+            raise ArchitectureError(f"an architecture is a table of names and values, not {values!r}")
+        known = {f.name: getattr(V1, f.name) for f in fields(cls)}
+        for kind, names in ("unknown", set(values) - set(known)), ("missing", set(known) - set(values)):
+            if names:
+                raise ArchitectureError(f"{kind} architecture fields: {', '.join(sorted(map(str, names)))}")
+        return cls(**{name: _typed(name, values[name], example) for name, example in known.items()})
+
+
+def _typed(name: str, value: Any, example: Any) -> Any:
+    """The value in the example's type; JSON has no tuples, and writes 1.0 as it likes."""
+    if isinstance(example, tuple) and isinstance(value, list | tuple):
+        return tuple(_typed(name, item, example[0]) for item in value)
+    if isinstance(example, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(example):
+        raise ArchitectureError(f"architecture field {name}: {value!r} is no {type(example).__name__}")
+    return value
 
 
 V1 = Architecture()
@@ -152,8 +157,12 @@ def _check(a: Architecture) -> None:
         raise ArchitectureError(f"no such backbone: {a.backbone!r}; there are {', '.join(BACKBONES)}")
     if a.norm not in ("frozen", "batch"):
         raise ArchitectureError(f"norm is 'frozen' or 'batch', not {a.norm!r}")
-    if len(a.anchor_sizes) != 5:
+    if not (math.isfinite(a.norm_eps) and a.norm_eps >= 0):
+        raise ArchitectureError(f"norm_eps is a number from 0 up, not {a.norm_eps}")
+    if len(a.anchor_sizes) != 5 or min(a.anchor_sizes) < 1:
         raise ArchitectureError(f"five anchor sizes are needed, one for each of P2 to P6: {a.anchor_sizes}")
+    if not a.anchor_ratios or not all(math.isfinite(ratio) and ratio > 0 for ratio in a.anchor_ratios):
+        raise ArchitectureError(f"anchor ratios are positive numbers, at least one: {a.anchor_ratios}")
     widths = (a.fpn_channels, a.box_channels, a.mask_channels, a.rpn_convs, a.proposals, a.min_size)
     if min(widths) < 1 or min(a.box_convs, a.mask_convs) < 0 or a.max_size < a.min_size or a.classes < 2:
         raise ArchitectureError(f"sizes and widths of the architecture must be positive: {a}")

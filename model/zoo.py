@@ -61,7 +61,7 @@ class Model:
     notice: str | None = None  # something that whoever uses it should be told
 
     def label_ids(self) -> Tensor:
-        """[classes] int64: the category id of each of the network's outputs; 0 where there is none."""
+        """[classes] int64: the category id of each of the network's outputs; 0 where there is none (see `labels`)."""
         ids = torch.zeros(self.architecture.classes, dtype=torch.int64)
         for category, label in zip(self.categories, self.labels, strict=True):
             ids[label] = category.id
@@ -139,11 +139,16 @@ def bundled() -> Path:
 def _coco(name: str, folder: Path) -> tuple[nn.Module, Model]:
     entry = weights.find(name)
     path = weights.fetch(name, folder, tell=log.info)
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ModelError(f"{path}: not readable as torchvision's weights ({_first_line(error)})") from error
     network = build(COCO[name])
     try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, UnpicklingError) as error:
-        raise ModelError(f"{path}: not torchvision's weights for {name} ({error})") from error
+        # Not _fill: the V1 file is older than today's names of its layers, which torchvision translates as it loads.
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ModelError(f"{path}: not the weights of {name} ({_first_line(error)})") from error
     model = Model(
         name=name,
         architecture=COCO[name],
@@ -164,8 +169,8 @@ def read(path: Path) -> tuple[nn.Module, Model]:
     model, tensors = _open(path)
     try:
         network = build(model.architecture)
-    except ArchitectureError as error:
-        raise ModelError(f"{path}: {error}") from error
+    except (ArchitectureError, MemoryError, RuntimeError) as error:  # torch's own, where sizes are absurd
+        raise ModelError(f"{path}: its architecture cannot be built ({_first_line(error)})") from error
     _fill(network, tensors, str(path))
     return network, model
 
@@ -179,7 +184,7 @@ def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:
     except FileNotFoundError:
         raise ModelError(f"{path}: there is no such file") from None
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a readable safetensors file ({error})") from error
+        raise ModelError(f"{path}: not a readable safetensors file ({_first_line(error)})") from error
     if "maskserve" not in metadata:
         raise ModelError(
             f"{path}: a safetensors file, but none that `maskserve train` wrote (no 'maskserve' entry in its metadata)"
@@ -203,7 +208,8 @@ def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: its description of the model is damaged ({error!r})") from error
-    if not all(0 < label < architecture.classes for label in model.labels):
+    unlike = len({c.id for c in model.categories}) == len(set(model.labels)) == len(model.labels)
+    if not unlike or not all(0 < label < architecture.classes for label in model.labels):
         raise ModelError(f"{path}: its categories do not fit its {architecture.classes} classes")
     return replace(model, sha256=digest(path)), tensors
 
@@ -223,3 +229,8 @@ def _fill(network: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
     if bad := next((n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()), None):
         raise ModelError(f"{origin}: the weights are damaged: {bad} holds values that are not finite")
     network.load_state_dict(tensors, strict=False)
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, fit for the one line that a ModelError is."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
