@@ -219,6 +219,8 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise EngineError(f"no such device: {name!r}; there are cpu, cuda and cuda:N") from None
+    if str(device) != name:  # torch takes the number modulo 256
+        raise EngineError(f"no such device: {name!r}; there are cpu, cuda and cuda:N")
     if device.type not in ("cpu", "cuda"):
         raise EngineError(f"device {name!r} is not supported; cpu, cuda and cuda:N are")
     if device.type == "cuda":
