@@ -1,0 +1,338 @@
+"""Training: the paper's five terms, runs that resume exactly, and runs that stop for a reason they give."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model import train as module
+from model import zoo
+from model.data import Category, Sample
+from model.data.shapes import CATEGORIES, Shapes
+from model.network import SMALL, build
+from model.recipe import Recipe, TrainingError
+from model.train import read_log, train
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+THIN = replace(
+    SMALL,
+    anchor_sizes=(8, 16, 32, 64, 128),
+    fpn_channels=16,
+    box_channels=32,
+    mask_channels=16,
+    min_size=64,
+    max_size=128,
+)
+MODEL = zoo.describe("thin", THIN, CATEGORIES, training={"data": "two scenes"})
+RECIPE = Recipe(
+    steps=3,
+    batch_size=2,
+    warmup=2,
+    min_sizes=(64, 80),
+    max_size=128,
+    rois=16,
+    proposals=(40, 20),
+    precision="float32",
+    workers=0,
+)
+FIVE = {"L_cls", "L_box", "L_mask", "L_rpn_cls", "L_rpn_box"}
+
+
+@pytest.fixture(scope="module")
+def scenes() -> Shapes:
+    return Shapes(seed=6, length=2, sides=(64, 80))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Path]:
+    """A run's folder, removed at once: a checkpoint is 180 MB."""
+    yield tmp_path / "run"
+    shutil.rmtree(tmp_path)
+
+
+# A run
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_run_logs_the_papers_terms_and_leaves_a_model(scenes: Shapes, run: Path, precision: str) -> None:
+    seen: list[tuple[int, dict[str, float]]] = []
+    recipe = replace(RECIPE, precision=precision)
+    path = train(scenes, MODEL, recipe, run, on_step=lambda step, losses: seen.append((step, losses)))
+    log = read_log(run / "log.jsonl")
+    assert [record["step"] for record in log] == [step for step, _ in seen] == [0, 1, 2]
+    for record, (step, losses) in zip(log, seen, strict=True):
+        assert set(losses) == FIVE | {"L"}
+        assert set(record) == FIVE | {"L", "step", "lr", "seconds"}
+        assert all(value > 0 for value in losses.values())
+        assert losses["L"] == pytest.approx(sum(losses[name] for name in FIVE), rel=1e-4)
+        assert record["L"] == pytest.approx(losses["L"], abs=1e-6)
+        assert record["lr"] == pytest.approx(recipe.rate(step), abs=1e-6)
+    assert path == run / "model.safetensors"
+    network, model = zoo.read(path)
+    assert (model.name, model.categories, model.architecture) == ("thin", CATEGORIES, THIN)
+    assert model.training["data"] == "two scenes"
+    assert model.training["recipe"]["precision"] == precision
+    fresh = build(THIN).state_dict()
+    assert all(tensor.shape == fresh[name].shape for name, tensor in network.state_dict().items())
+
+
+def test_two_scenes_are_learned_by_heart(scenes: Shapes, run: Path) -> None:
+    recipe = replace(RECIPE, steps=40, warmup=5, learning_rate=2e-3, min_sizes=(64,), flip=0.0, ema=0.0)
+    train(scenes, MODEL, recipe, run)
+    losses = [record["L"] for record in read_log(run / "log.jsonl")]
+    assert sum(losses[-5:]) / 5 < 0.5 * losses[0]
+
+
+def test_scenes_without_objects_can_be_trained_on(run: Path) -> None:
+    class Empty(Shapes):
+        def __getitem__(self, index: int) -> Sample:
+            sample = super().__getitem__(index)
+            return replace(sample, boxes=sample.boxes[:0], labels=sample.labels[:0], masks=sample.masks[:0])
+
+    train(Empty(seed=6, length=2, sides=(64, 80)), MODEL, replace(RECIPE, steps=1), run)
+    (record,) = read_log(run / "log.jsonl")
+    assert record["L_mask"] == record["L_box"] == record["L_rpn_box"] == 0
+    assert record["L_cls"] > 0
+
+
+def test_network_without_masks_has_four_terms(scenes: Shapes, run: Path) -> None:
+    model = replace(MODEL, architecture=replace(THIN, mask_convs=0))
+    train(scenes, model, replace(RECIPE, steps=1), run)
+    (record,) = read_log(run / "log.jsonl")
+    assert set(record) == FIVE - {"L_mask"} | {"L", "step", "lr", "seconds"}
+
+
+# Resuming
+
+
+class _Interrupted(Exception):  # noqa: N818 - not an error of ours
+    pass
+
+
+def interrupt_at(last: int) -> Any:
+    def on_step(step: int, _: dict[str, float]) -> None:
+        if step == last:
+            raise _Interrupted
+
+    return on_step
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_interrupted_run_ends_as_if_it_had_not_been(
+    scenes: Shapes, tmp_path: Path, run: Path, optimizer: str
+) -> None:
+    recipe = replace(RECIPE, steps=4, checkpoint_every=2, optimizer=optimizer, learning_rate=1e-3)
+    whole = train(scenes, MODEL, recipe, tmp_path / "whole")
+    with pytest.raises(_Interrupted):
+        train(scenes, MODEL, recipe, run, on_step=interrupt_at(2))
+    assert [record["step"] for record in read_log(run / "log.jsonl")] == [0, 1, 2]
+    steps: list[int] = []
+    resumed = train(scenes, MODEL, recipe, run, on_step=lambda step, _: steps.append(step))
+    assert steps == [2, 3]
+    theirs = load_file(whole)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in load_file(resumed).items())
+    ends = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (tmp_path / "whole", run)]
+    for part in ("network", "average"):
+        assert all(torch.equal(tensor, ends[1][part][name]) for name, tensor in ends[0][part].items())
+    logs = [read_log(folder / "log.jsonl") for folder in (tmp_path / "whole", run)]
+    for record in (*logs[0], *logs[1]):
+        del record["seconds"]
+    assert logs[0] == logs[1]
+
+
+def test_finished_run_is_left_as_it_is(scenes: Shapes, run: Path) -> None:
+    path = train(scenes, MODEL, replace(RECIPE, steps=1), run)
+    before = path.read_bytes()
+    again = train(scenes, MODEL, replace(RECIPE, steps=1), run, on_step=interrupt_at(0))
+    assert again == path
+    assert path.read_bytes() == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(scenes: Shapes, run: Path) -> None:
+    recipe = replace(RECIPE, steps=1)
+    train(scenes, MODEL, recipe, run)
+    settings = (run / "settings.json").read_bytes()
+    others = [
+        (MODEL, replace(recipe, learning_rate=0.5), "learning_rate 0.0007 → 0.5"),
+        (MODEL, replace(recipe, min_sizes=(96,)), "min_sizes"),
+        (replace(MODEL, architecture=replace(THIN, box_channels=48)), recipe, "the architecture"),
+        (replace(MODEL, categories=(*CATEGORIES[:-1], Category(10, "moon"))), recipe, "the categories"),
+    ]
+    for model, changed, named in others:
+
+        class Other(Shapes):
+            categories = model.categories
+
+        with pytest.raises(TrainingError, match=named):
+            train(Other(6, 2, (64, 80)), model, changed, run)
+    assert (run / "settings.json").read_bytes() == settings
+
+
+def test_interruption_between_model_and_checkpoint_loses_nothing(
+    scenes: Shapes, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_checkpoint", full)
+        with pytest.raises(OSError, match="No space left"):
+            train(scenes, MODEL, replace(RECIPE, steps=1), run)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_average", full)
+        with pytest.raises(OSError, match="No space left"):
+            train(scenes, MODEL, replace(RECIPE, steps=1), run)
+    assert not (run / "checkpoint.pt").exists()  # or the run would count as finished, without its model
+    assert train(scenes, MODEL, replace(RECIPE, steps=1), run).exists()
+
+
+def test_a_cut_off_last_line_of_the_log_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    assert read_log(path) == []
+    path.write_text('{"step": 0, "L": 2.5}\n{"step": 1, "L"')
+    assert read_log(path) == [{"step": 0, "L": 2.5}]
+
+
+# Stopping for a reason
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_names_the_images(scenes: Shapes, run: Path) -> None:
+    poisoned: Any = build(THIN)
+    with torch.no_grad():
+        poisoned.roi_heads.box_predictor.cls_score.weight[0, 0] = float("nan")
+    with pytest.raises(
+        TrainingError, match=r"loss of step 0 is not finite .*L_cls nan.*images \[(0, 1|1, 0)\]"
+    ):
+        train(scenes, MODEL, RECIPE, run, initial=poisoned)
+    assert not (run / "checkpoint.pt").exists()
+
+
+def test_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(
+    scenes: Shapes, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepped: list[object] = []
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("inf")))
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: stepped.append(_))
+    with pytest.raises(TrainingError, match=r"gradient of step 0 is not finite; images \["):
+        train(scenes, MODEL, RECIPE, run)
+    assert stepped == []
+
+
+def test_dataset_without_images_is_refused(run: Path) -> None:
+    with pytest.raises(TrainingError, match="no images"):
+        train(Shapes(1, 0), MODEL, RECIPE, run)
+
+
+def test_dataset_of_other_categories_is_refused(scenes: Shapes, run: Path) -> None:
+    model = zoo.describe("few", replace(THIN, classes=3), CATEGORIES[:2])
+    with pytest.raises(TrainingError, match=r"does not know the dataset's categories .*'crescent'"):
+        train(scenes, model, RECIPE, run)
+
+
+# Recipes
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"optimizer": "adam"}, "optimizer"),
+        ({"schedule": "constant"}, "schedule"),
+        ({"precision": "float16"}, "precision"),
+        ({"steps": 0}, "at least 1"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"rois": 0}, "at least 1"),
+        ({"proposals": (400, 0)}, "at least 1"),
+        ({"checkpoint_every": 0}, "at least 1"),
+        ({"min_sizes": ()}, "at least 1"),
+        ({"min_sizes": (64, 0)}, "at least 1"),
+        ({"later_sizes": ((10, ()),)}, "at least 1"),
+        ({"max_size": 0}, "at least 1"),
+        ({"warmup": -1}, "warm-up"),
+        ({"workers": -1}, "workers"),
+        ({"ema": 1.0}, "ema"),
+        ({"drops": ()}, "drops"),
+        ({"drops": (0.9, 0.5)}, "drops"),
+    ],
+)
+def test_recipes_that_make_no_sense_are_refused(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=named):
+        train(Shapes(1, 1), MODEL, replace(RECIPE, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("linear", {0: 0.1, 4: 0.5, 9: 1.0, 10: 1.0, 50: 1.0, 60: 1.0, 80: 0.5, 99: 0.025}),
+        ("step", {0: 0.1, 9: 1.0, 10: 1.0, 59: 1.0, 60: 0.1, 89: 0.1, 90: 0.01, 99: 0.01}),
+        ("cosine", {0: 0.1, 9: 1.0, 10: 1.0, 55: 0.505, 100: 0.01}),
+    ],
+)
+def test_learning_rate_warms_up_and_falls(schedule: str, expected: dict[int, float]) -> None:
+    recipe = Recipe(steps=100, warmup=10, learning_rate=2.0, schedule=schedule, drops=(0.6, 0.9))
+    rates = {step: recipe.rate(step) / 2.0 for step in expected}
+    assert rates == pytest.approx(expected)
+
+
+def test_there_may_be_no_warm_up() -> None:
+    assert Recipe(warmup=0, learning_rate=0.5).rate(0) == 0.5
+
+
+def test_learning_rate_of_each_step_reaches_the_optimizer(scenes: Shapes, run: Path) -> None:
+    recipe = replace(RECIPE, optimizer="sgd", schedule="step", drops=(0.5,), warmup=1, learning_rate=1e-3)
+    rates: list[list[float]] = []
+    real = torch.optim.SGD.step
+
+    def noted(self: torch.optim.SGD, *args: Any, **options: Any) -> Any:
+        assert {group["momentum"] for group in self.param_groups} == {0.9}
+        decays = [group["weight_decay"] for group in self.param_groups]
+        shapes = [{p.ndim > 1 for p in group["params"]} for group in self.param_groups]
+        assert (decays, shapes) == ([recipe.weight_decay, 0.0], [{True}, {False}])
+        rates.append([group["lr"] for group in self.param_groups])
+        return real(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", noted)
+        train(scenes, MODEL, recipe, run)
+    assert rates == [[pytest.approx(rate)] * 2 for rate in (1e-3, 1e-3, 1e-4)]
+
+
+def test_sizes_change_from_the_step_that_is_named() -> None:
+    recipe = Recipe(min_sizes=(64,), later_sizes=((10, (96, 128)), (20, (256,))))
+    assert [recipe.sizes(step) for step in (0, 9, 10, 19, 20, 99)] == [
+        (64,), (64,), (96, 128), (96, 128), (256,), (256,),
+    ]  # fmt: skip
+
+
+def test_a_run_may_be_lengthened_until_its_learning_rate_has_fallen() -> None:
+    recipe = Recipe(steps=100, warmup=10, drops=(0.6,))
+    longer = replace(recipe, steps=200, workers=4, checkpoint_every=7)
+    assert longer.begins_like(recipe, 60)
+    assert not longer.begins_like(recipe, 62)
+    assert not replace(recipe, steps=200, schedule="cosine").begins_like(
+        replace(recipe, schedule="cosine"), 20
+    )
+    assert not replace(recipe, seed=1).begins_like(recipe, 0)
+
+
+def test_sizes_to_come_may_change() -> None:
+    recipe = Recipe(min_sizes=(64,))
+    assert replace(recipe, later_sizes=((50, (96,)),)).begins_like(recipe, 50)
+    assert not replace(recipe, later_sizes=((50, (96,)),)).begins_like(recipe, 51)
+
+
+def test_settings_of_a_run_are_those_it_was_started_with(scenes: Shapes, run: Path) -> None:
+    train(scenes, MODEL, replace(RECIPE, steps=1), run)
+    settings = json.loads((run / "settings.json").read_text())
+    assert settings["architecture"] == json.loads(json.dumps(THIN.to_dict()))
+    assert settings["recipe"]["batch_size"] == 2
+    assert settings["categories"][0] == {"id": 1, "name": "circle"}
