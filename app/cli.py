@@ -5,6 +5,7 @@ Only so much is imported at the start: torch takes seconds, and `--help` should 
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -198,6 +199,15 @@ def train(
             help="How the learning rate falls: from 65 % of the run on to 0, by ×0.1 at 65 % and 90 %, or as a cosine.",
         ),
     ] = None,
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[STEP:]A,B,…",
+            show_default="around the architecture's",
+            help="Shorter image sides to draw from. With STEP, from that step on; may be given several times: small "
+            "images first teach as much in less time.",
+        ),
+    ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
@@ -216,9 +226,13 @@ def train(
 
     An interrupted run goes on where its last checkpoint was when the same command is typed again.
     """
+    # Batches come in a hundred shapes, each with some 150 oneDNN primitives; its cache of 1,024 would build them anew
+    # for nearly every step. Measured on 2 cores with AMX: 1.05 s a step without, 0.8 s with it. Read at first use.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32768")
     from app.cli_train import run_training  # noqa: PLC0415 - imports torch
 
     overrides = {
+        "sizes": sizes,
         "steps": steps,
         "batch_size": batch_size,
         "optimizer": optimizer,

@@ -27,9 +27,12 @@ from model.engine import Engine
 from model.evaluate import FIGURES, Evaluation, evaluate
 from model.instances import Options
 from model.network import BACKBONES, SMALL, Architecture, ArchitectureError
-from model.train import Recipe, TrainingError, read_log, train
+from model.recipe import Recipe, TrainingError
+from model.train import read_log, train
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from model.data import Dataset, Sample
     from model.instances import Instances
 
@@ -48,7 +51,8 @@ def run_training(source: Source, out: Path, architecture: str, device: str, over
         facts = {"hardware": hardware(device), "versions": versions(), "data": source.data}
         model = zoo.describe(SHAPES if source.drawn else out.name, base, dataset.categories, training=facts)
         given = {name: value for name, value in overrides.items() if value is not None}
-        recipe = Recipe(**{"min_sizes": scales(base), "max_size": base.max_size, **given})
+        sizes = sizes_by_step(given.pop("sizes", []), scales(base))
+        recipe = Recipe(**{**sizes, "max_size": base.max_size, **given})
         path = run_with_progress(dataset, model, recipe, out, device)
         report(path, out, source, measured, device)
     except ERRORS as error:
@@ -63,7 +67,7 @@ def measurable(name: str, images: Path | None = None) -> Dataset:
 
 
 def described(architecture: str, classes: int) -> Architecture:
-    """What `small` means, or a backbone with the paper's widths; BatchNorm is trained, because nothing is pretrained."""
+    """What `small` means, or a backbone with the paper's widths; nothing is pretrained, so BatchNorm is trained."""
     if architecture == "small":
         return replace(SMALL, classes=classes)
     if architecture not in BACKBONES:
@@ -74,6 +78,18 @@ def described(architecture: str, classes: int) -> Architecture:
 def scales(architecture: Architecture) -> tuple[int, ...]:
     """Shorter image sides to train at, around the one that the network is used at: ¾ to 13/12 of it."""
     return tuple(round(architecture.min_size * part / 12 / 32) * 32 for part in (9, 10, 11, 12, 13))
+
+
+def sizes_by_step(texts: Sequence[str], usual: tuple[int, ...]) -> dict[str, Any]:
+    """The recipe's `min_sizes` and `later_sizes` from texts like "288,320" and "1000:384,416"; `usual` by default."""
+    later: dict[int, tuple[int, ...]] = {0: usual}
+    for text in texts:
+        step, _, numbers = text.rpartition(":")
+        try:
+            later[int(step or 0)] = tuple(int(number) for number in numbers.split(","))
+        except ValueError:
+            raise TrainingError(f"sizes are like 288,320,352 or 1000:384,416, not {text!r}") from None
+    return {"min_sizes": later.pop(0), "later_sizes": tuple(sorted(later.items()))}
 
 
 def run_with_progress(dataset: Dataset, model: zoo.Model, recipe: Recipe, out: Path, device: str) -> Path:

@@ -95,7 +95,7 @@ class _Augmented(TorchDataset[dict[str, Any]]):
             "target": {
                 "boxes": torch.from_numpy(np.ascontiguousarray(boxes)).reshape(-1, 4),
                 "labels": torch.tensor([self.label_of[n] for n in sample.labels.tolist()], dtype=torch.int64),
-                "masks": torch.from_numpy(np.ascontiguousarray(masks)),
+                "masks": torch.from_numpy(masks.copy()),  # an empty view keeps its negative strides otherwise
             },
         }
 

@@ -1,0 +1,140 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from app import cli_train
+from app.cli import cli
+from app.source import Source
+from model import zoo
+from model.data.shapes import Shapes
+from model.engine import Engine
+from model.instances import Options
+from model.network import SMALL, ArchitectureError
+from model.recipe import TrainingError
+
+TINY = replace(
+    SMALL,
+    fpn_channels=16,
+    box_channels=16,
+    mask_channels=16,
+    mask_convs=1,
+    proposals=20,
+    min_size=64,
+    max_size=96,
+    anchor_sizes=(8, 16, 32, 64, 128),
+)
+QUICK = {"steps": 2, "batch_size": 2, "workers": 0, "precision": "float32", "sizes": ["64"], "warmup": 1}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_train, "SMALL", TINY)
+    Shapes(seed=3, length=4, sides=(64, 96)).export(tmp_path / "data")
+    return tmp_path
+
+
+def trained(folder, *, data=None, validation=None):
+    source = Source(str(data or folder / "data"), validation=validation)
+    return cli_train.run_training(source, folder / "run", "small", "cpu", QUICK)
+
+
+def test_labelled_folder_becomes_a_model_that_segments(folder, capsys):
+    assert trained(folder, validation=str(folder / "data")) == 0
+    assert "maskserve serve --model" in capsys.readouterr().out
+    path = folder / "run" / "model.safetensors"
+    network, model = zoo.read(path)
+    assert network is not None
+    assert model.name == "run"
+    assert [c.name for c in model.categories] == [c.name for c in Shapes.categories]
+    assert set(model.ap) == {"box", "box50", "mask", "mask50"}
+    assert model.ap_source == f"measured on {folder / 'data'}"
+    engine = Engine.load(str(path), device="cpu")
+    (found,) = engine.segment([np.zeros((80, 64, 3), np.uint8)], [Options()])
+    assert found.size == (80, 64)
+
+
+def test_card_and_pictures_stand_beside_the_model(folder):
+    assert trained(folder, validation=str(folder / "data")) == 0
+    run = folder / "run"
+    card = (run / "model.md").read_text()
+    for name in ("training.png", "precision_recall.png", "samples.png"):
+        assert f"({name})" in card
+        with Image.open(run / name) as picture:
+            assert picture.width > 300
+    assert "2 steps of 2 images, adamw" in card
+    for row in ("box", "mask", *(c.name for c in Shapes.categories)):
+        assert f"\n| {row} | " in card
+
+
+def test_training_without_validation_makes_no_claim(folder):
+    assert trained(folder) == 0
+    assert zoo.read(folder / "run" / "model.safetensors")[1].ap == {}
+    assert "How well it does" not in (folder / "run" / "model.md").read_text()
+
+
+def test_drawn_scenes_are_measured_on_held_out_ones(folder, monkeypatch):
+    monkeypatch.setattr(cli_train, "training", lambda: Shapes(seed=1, length=4, sides=(64, 96)))
+    monkeypatch.setattr(cli_train, "held_out", lambda: Shapes(seed=2, length=2, sides=(64, 96)))
+    assert trained(folder, data="shapes") == 0
+    model = zoo.read(folder / "run" / "model.safetensors")[1]
+    assert model.name == "shapes"
+    assert model.ap_source == f"measured on {cli_train.HELD_OUT}"
+
+
+def test_evaluation_prints_all_figures_as_json(folder, capsys):
+    assert trained(folder) == 0
+    capsys.readouterr()
+    source = Source(str(folder / "data"))
+    model = str(folder / "run" / "model.safetensors")
+    code = cli_train.run_evaluation(model, source, "cpu", folder, as_json=True, plots=folder / "plots")
+    assert code == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["images"] == 4
+    assert len(document["box"]["figures"]) == len(document["mask"]["figures"]) == 12
+    assert set(document["mask"]["per_category"]) == {c.name for c in Shapes.categories}
+    assert (folder / "plots" / "precision_recall.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["train", "--data", "nowhere"], "nowhere: cannot be read", id="no data"),
+        pytest.param(
+            ["train", "--architecture", "resnet19", "--data", "DATA"], "resnet19", id="architecture"
+        ),
+        pytest.param(["train", "--optimizer", "lion", "--data", "DATA"], "'sgd' or 'adamw'", id="optimizer"),
+        pytest.param(["evaluate", "shape", "--data", "DATA"], "did you mean shapes?", id="model"),
+        pytest.param(["evaluate", "--data", "nowhere"], "nowhere: cannot be read", id="evaluation data"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_exit_code_1(folder, arguments, message):
+    filled = [str(folder / "data") if a == "DATA" else a for a in arguments]
+    if filled[0] == "train":
+        filled += ["--out", str(folder / "run")]
+    result = CliRunner().invoke(cli, filled)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_scales_surround_the_size_that_the_network_is_used_at():
+    assert cli_train.scales(SMALL) == (288, 320, 352, 384, 416)
+
+
+def test_sizes_may_change_on_the_way():
+    assert cli_train.sizes_by_step([], (384,)) == {"min_sizes": (384,), "later_sizes": ()}
+    texts = ["300:256", "100:128,160", "192"]
+    expected = {"min_sizes": (192,), "later_sizes": ((100, (128, 160)), (300, (256,)))}
+    assert cli_train.sizes_by_step(texts, (384,)) == expected
+    with pytest.raises(TrainingError, match="not '10:big'"):
+        cli_train.sizes_by_step(["10:big"], (384,))
+
+
+def test_any_backbone_can_be_named():
+    assert cli_train.described("vgg16", 4).backbone == "vgg16"
+    with pytest.raises(ArchitectureError, match="there are small, resnet18"):
+        cli_train.described("alexnet", 4)
