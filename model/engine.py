@@ -34,6 +34,7 @@ PRECISIONS = ("float32",)
 # torch's allocator, cuBLAS and cuDNN.
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
 
+STRIDES = (4, 8, 16, 32)  # of P2 … P5, which RoIAlign reads
 DIVISIBLE = 32  # both sides of the padded input are multiples of the coarsest level's stride
 
 Detections = tuple["Tensor", "Tensor", "Tensor"]  # boxes [N, 4], scores [N], labels [N] (network classes)
@@ -97,8 +98,20 @@ class Engine:
 
     def warm_up(self) -> None:
         """Run once on a blank image, so that the first request pays for no initialisation; fails if the device does."""
-        side = self.model.architecture.min_size
-        self.segment([np.zeros((side, side * 4 // 3, 3), np.uint8)], [Options(score_threshold=0.0)])
+        a = self.model.architecture
+        blank = np.zeros((a.min_size, a.min_size * 4 // 3, 3), np.uint8)
+        self.segment([blank], [Options(score_threshold=0.0)])
+        # Nothing is found in it, so the mask head has one box to itself.
+        height, width = self.padded_shape(*blank.shape[:2])
+        with torch.inference_mode():
+            features = {
+                str(n): torch.zeros(1, a.fpn_channels, height // stride, width // stride, device=self.device)
+                for n, stride in enumerate(STRIDES)
+            }
+            box = torch.tensor([[0.0, 0.0, width, height]], device=self.device)
+            one = torch.ones(1, device=self.device)
+            inputs = ImageList(torch.empty(0), [(height, width)])
+            self._mask_grids(inputs, features, [(box, one, one.to(torch.int64))], [Options()])
 
     def segment(self, images: Sequence[np.ndarray], options: Sequence[Options]) -> list[Instances]:
         """The instances in each of a batch of images.
@@ -243,7 +256,7 @@ def _fix_strides(heads: Any) -> None:
     """
     for pool in (heads.box_roi_pool, heads.mask_roi_pool):
         if pool is not None:
-            pool.scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+            pool.scales = [1 / stride for stride in STRIDES]
             pool.map_levels = initLevelMapper(2, 5)
 
 

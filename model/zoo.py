@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from model import weights
@@ -96,8 +96,13 @@ def save(path: Path, network: nn.Module, model: Model, *, half: bool = False) ->
         "training": model.training,
     }
     part = path.with_name(path.name + ".part")
-    save_file(tensors, part, {"maskserve": json.dumps(document)})
-    part.replace(path)
+    try:
+        # Not save_file, whose files only their owner may read: another user's container could not serve them.
+        part.write_bytes(serialized(tensors, {"maskserve": json.dumps(document)}))
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def load(name: str, folder: Path) -> tuple[nn.Module, Model]:
@@ -209,7 +214,7 @@ def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: its description of the model is damaged ({error!r})") from error
     unlike = len({c.id for c in model.categories}) == len(set(model.labels)) == len(model.labels)
-    if not unlike or not all(0 < label < architecture.classes for label in model.labels):
+    if not model.labels or not unlike or not all(0 < label < architecture.classes for label in model.labels):
         raise ModelError(f"{path}: its categories do not fit its {architecture.classes} classes")
     return replace(model, sha256=digest(path)), tensors
 
