@@ -1,0 +1,545 @@
+"""The forward pass against torchvision's own, what the options leave out, and how failures are named."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from model import weights, zoo
+from model.data import Category
+from model.engine import DIVISIBLE, Engine, EngineError
+from model.errors import DeviceFailed, OutOfDeviceMemory
+from model.instances import Options
+from model.masks import decode, paste
+from model.network import SMALL, V1, V2, Architecture, build
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from model.instances import Instances
+
+    Fail = Callable[[Exception], "_Failing"]
+
+THIN: dict[str, Any] = {
+    "classes": 11,
+    "anchor_sizes": (8, 16, 32, 64, 128),
+    "fpn_channels": 16,
+    "box_channels": 32,
+    "mask_channels": 16,
+    "proposals": 60,
+    "min_size": 96,
+    "max_size": 160,
+}
+THIN_SMALL = replace(SMALL, **THIN)
+ARCHITECTURES = {"small": THIN_SMALL, "v1": replace(V1, **THIN), "v2": replace(V2, **THIN)}
+CPU = torch.device("cpu")
+
+
+@cache
+def network(architecture: Architecture) -> nn.Module:
+    """Random weights that find much and decide it clearly: all heads' outputs are spread as a trained one's are."""
+    torch.manual_seed(5)
+    made: Any = build(architecture)
+    heads = made.roi_heads
+    spread = {
+        made.rpn.head.cls_logits: 2.0,
+        heads.box_predictor.cls_score: 2.0,
+        heads.box_predictor.bbox_pred: 1.0,
+    }
+    if heads.mask_predictor is not None:
+        spread[heads.mask_predictor.mask_fcn_logits] = 3.0
+
+    def rescale(module: Any, _: object, output: Tensor) -> Tensor:
+        factor = spread.pop(module) / float(output.std()) if module in spread else 1.0
+        module.weight.mul_(factor)
+        module.bias.mul_(factor)
+        return output * factor
+
+    hooks = [module.register_forward_hook(rescale) for module in spread]
+    with torch.no_grad():
+        made([torch.from_numpy(photo(96, 128)).permute(2, 0, 1) / 255])
+    for hook in hooks:
+        hook.remove()
+    return made
+
+
+def described(architecture: Architecture) -> zoo.Model:
+    """Category ids that are not the network's outputs: 10, 20, …"""
+    categories = tuple(Category(10 * n, f"kind {n}") for n in range(1, architecture.classes))
+    return zoo.describe("random", architecture, categories)
+
+
+def engine_of(architecture: Architecture = THIN_SMALL) -> Engine:
+    return Engine(copy.deepcopy(network(architecture)), described(architecture), CPU, "float32")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return engine_of()
+
+
+def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """[H, W, 3] uint8 with something to see at every scale."""
+    random = np.random.default_rng([seed, height, width])
+    canvas = np.zeros((height, width, 3))
+    for cell in (1, 4, 16):
+        grid = random.normal(0, cell, (-(-height // cell), -(-width // cell), 3))
+        canvas += np.kron(grid, np.ones((cell, cell, 1)))[:height, :width]
+    return np.clip(128 + 6 * canvas, 0, 255).astype(np.uint8)
+
+
+def segment(engine: Engine, image: np.ndarray, **options: Any) -> Instances:
+    (found,) = engine.segment([image], [Options(**{"score_threshold": 0.05, **options})])
+    return found
+
+
+def assert_same(ours: Instances, theirs: Instances) -> None:
+    assert ours.size == theirs.size
+    assert ours.labels.tolist() == theirs.labels.tolist()
+    torch.testing.assert_close(ours.boxes, theirs.boxes, atol=0.01, rtol=0)
+    torch.testing.assert_close(ours.scores, theirs.scores, atol=1e-4, rtol=0)
+    torch.testing.assert_close(ours.probabilities, theirs.probabilities, atol=1e-3, rtol=0)
+
+
+# Against torchvision
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("size", [(96, 128), (61, 97), (201, 50)])
+def test_finds_what_torchvision_finds(kind: str, size: tuple[int, int]) -> None:
+    image = photo(*size)
+    with torch.inference_mode():
+        (theirs,) = network(ARCHITECTURES[kind])([torch.from_numpy(image).permute(2, 0, 1) / 255])
+    ours = segment(engine_of(ARCHITECTURES[kind]), image)
+    assert 5 <= len(ours) <= 100
+    assert ours.size == size
+    assert len(ours) == len(theirs["scores"])
+    # In the same order, up to scores that the order of summation decides between.
+    torch.testing.assert_close(ours.scores, theirs["scores"], atol=1e-4, rtol=0)
+    assert (ours.scores.diff() <= 0).all()
+    masks = [decode(rle) for rle in paste(ours.probabilities, ours.boxes, size)]
+    left = list(range(len(ours)))
+    shared = either = 0
+    for box, score, label, pasted in zip(
+        theirs["boxes"], theirs["scores"], theirs["labels"], theirs["masks"][:, 0], strict=True
+    ):
+        twin = next(
+            row
+            for row in left
+            if ours.labels[row] == 10 * label
+            and (ours.boxes[row] - box).abs().max() <= 0.01
+            and (ours.scores[row] - score).abs() <= 1e-4
+        )
+        left.remove(twin)
+        mine, other = torch.from_numpy(masks[twin]).bool(), pasted > 0.5
+        assert (
+            (pasted[mine != other] - 0.5).abs() < 1e-3
+        ).all()  # only where torchvision itself is undecided
+        shared, either = shared + int((mine & other).sum()), either + int((mine | other).sum())
+    assert either > 1000
+    assert shared / either >= 0.999
+
+
+LIMITS = [(800, 1333), (384, 768), (96, 160), (1, 1), (600, 600)]
+
+
+def assert_sized_as_torchvision(engine: Engine, limits: tuple[int, int], height: int, width: int) -> None:
+    """Against torchvision's transform itself, of which only the computing of pixels is left out."""
+    low, high = limits
+    architecture = replace(THIN_SMALL, min_size=low, max_size=high)
+    sizer = Engine(engine._network, described(architecture), CPU, "float32")
+    size, padded = sizer.input_size(height, width), sizer.padded_shape(height, width)
+    transform = GeneralizedRCNNTransform(low, high, [0.5] * 3, [0.5] * 3)
+
+    def resized(image: Tensor, output: list[int], *_: object) -> Tensor:
+        return image.new_empty((1, 3, *output))
+
+    with mock.patch.object(torch._C._nn, "upsample_bilinear2d", resized):
+        inputs, _ = transform([torch.empty((3, height, width), device="meta")])
+    (expected,) = inputs.image_sizes
+    if min(expected) == 0:  # which torchvision then fails at
+        assert size == (max(expected[0], 1), max(expected[1], 1))
+    else:
+        assert (size, padded) == (expected, tuple(inputs.tensors.shape[-2:]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(limits=st.sampled_from(LIMITS), height=st.integers(1, 5000), width=st.integers(1, 5000))
+def test_input_sizes_are_torchvisions(
+    engine: Engine, limits: tuple[int, int], height: int, width: int
+) -> None:
+    assert_sized_as_torchvision(engine, limits, height, width)
+
+
+@pytest.mark.parametrize("width", [480, 1333, 800, 1])
+def test_input_sizes_are_torchvisions_along_a_row(engine: Engine, width: int) -> None:
+    for height in range(1, 2600, 17):
+        assert_sized_as_torchvision(engine, (800, 1333), height, width)
+
+
+@pytest.mark.parametrize("size", [(1, 13), (13, 1), (11, 17), (427, 640), (1, 5000), (5000, 3)])
+def test_network_sees_images_of_the_size_that_is_announced(engine: Engine, size: tuple[int, int]) -> None:
+    inputs = engine._inputs([photo(*size)])
+    assert inputs.image_sizes == [engine.input_size(*size)]
+    assert tuple(inputs.tensors.shape) == (1, 3, *engine.padded_shape(*size))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
+def test_images_one_pixel_wide_are_answered(engine: Engine, size: tuple[int, int]) -> None:
+    found = segment(engine, photo(*size), score_threshold=0.0)
+    assert found.size == size
+    assert (found.boxes >= 0).all()
+    assert (found.boxes[:, 2] <= size[1]).all()
+    assert (found.boxes[:, 3] <= size[0]).all()
+
+
+def test_a_very_wide_first_image_does_not_spoil_later_answers(engine: Engine) -> None:
+    other = engine_of()
+    segment(other, photo(20, 400))
+    assert_same(segment(other, photo(96, 128)), segment(engine, photo(96, 128)))
+
+
+# Batches
+
+
+def test_batch_of_four_equals_batches_of_one(engine: Engine) -> None:
+    images = [photo(96, 128), photo(480, 640, seed=1), photo(90, 110, seed=2), photo(192, 250, seed=3)]
+    assert len({engine.padded_shape(*image.shape[:2]) for image in images}) == 1
+    assert len({engine.input_size(*image.shape[:2]) for image in images}) > 1
+    together = engine.segment(images, [Options(score_threshold=0.05)] * 4)
+    for found, image in zip(together, images, strict=True):
+        assert len(found) > 0
+        assert_same(found, segment(engine, image))
+
+
+def test_images_of_unlike_padded_shape_are_refused(engine: Engine) -> None:
+    with pytest.raises(EngineError, match="same padded shape"):
+        engine.segment([photo(96, 128), photo(128, 96)], [Options(), Options()])
+
+
+def test_as_many_options_as_images_are_needed(engine: Engine) -> None:
+    with pytest.raises(EngineError, match="2 images came with 1 options"):
+        engine.segment([photo(96, 128)] * 2, [Options()])
+
+
+def test_no_images_give_no_instances(engine: Engine) -> None:
+    assert engine.segment([], []) == []
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        pytest.param(np.zeros((96, 128), np.uint8), id="grey"),
+        pytest.param(np.zeros((96, 128, 4), np.uint8), id="alpha"),
+        pytest.param(np.zeros((3, 96, 128), np.uint8), id="channels first"),
+        pytest.param(np.zeros((96, 128, 3), np.float32), id="floats"),
+        pytest.param(np.zeros((0, 128, 3), np.uint8), id="no rows"),
+    ],
+)
+def test_images_that_are_no_rgb_bytes_are_refused(engine: Engine, image: np.ndarray) -> None:
+    with pytest.raises(EngineError, match=r"\[H, W, 3\] uint8"):
+        engine.segment([image], [Options()])
+
+
+def test_images_may_be_read_only_or_strided(engine: Engine) -> None:
+    image = photo(96, 128)
+    wide = np.repeat(image, 2, axis=1)[:, ::2]
+    wide.flags.writeable = False
+    assert_same(segment(engine, wide), segment(engine, image))
+
+
+# Options
+
+
+def test_instances_score_at_least_the_threshold(engine: Engine) -> None:
+    everything = segment(engine, photo(96, 128))
+    threshold = float(everything.scores[len(everything) // 2])
+    found = segment(engine, photo(96, 128), score_threshold=threshold)
+    assert found.scores.tolist() == [score for score in everything.scores.tolist() if score >= threshold]
+
+
+def test_the_best_scoring_instances_are_kept(engine: Engine) -> None:
+    everything = segment(engine, photo(96, 128))
+    found = segment(engine, photo(96, 128), max_instances=3)
+    assert len(everything) > 3 == len(found)
+    assert found.scores.tolist() == everything.scores[:3].tolist()
+    assert found.probabilities is not None
+    assert found.probabilities.shape == (3, 28, 28)
+
+
+def test_only_wanted_categories_are_kept(engine: Engine) -> None:
+    everything = segment(engine, photo(96, 128))
+    present = sorted(set(everything.labels.tolist()))
+    assert len(present) > 2
+    wanted = frozenset(present[:2])
+    found = segment(engine, photo(96, 128), categories=wanted)
+    assert found.labels.tolist() == [label for label in everything.labels.tolist() if label in wanted]
+    assert len(segment(engine, photo(96, 128), categories=frozenset())) == 0
+
+
+def test_each_image_of_a_batch_has_its_own_options(engine: Engine) -> None:
+    images = [photo(96, 128, seed) for seed in range(3)]
+    options = [
+        Options(score_threshold=0.05, max_instances=2),
+        Options(score_threshold=0.05, masks=False),
+        Options(score_threshold=1.1),
+    ]
+    first, second, third = engine.segment(images, options)
+    assert (len(first), len(third)) == (2, 0)
+    assert len(second) > 2
+    assert first.probabilities is not None
+    assert first.probabilities.shape == (2, 28, 28)
+    assert second.probabilities is None
+    assert third.probabilities is not None
+    assert third.probabilities.shape == (0, 28, 28)
+
+
+class _Calls:
+    """How many rows a module was given, by call."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.rows: list[int] = []
+        self._hook = module.register_forward_pre_hook(lambda _, inputs: self.rows.append(len(inputs[0])))
+
+    def __enter__(self) -> list[int]:
+        return self.rows
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+
+def test_mask_head_sees_only_the_instances_that_were_asked_for(engine: Engine) -> None:
+    with _Calls(engine._network.roi_heads.mask_head) as rows:
+        segment(engine, photo(96, 128), masks=False)
+        assert rows == []
+        segment(engine, photo(96, 128), score_threshold=1.1)
+        assert rows == []
+        engine.segment(
+            [photo(96, 128)] * 2,
+            [Options(score_threshold=0.05, masks=False), Options(score_threshold=0.05, max_instances=4)],
+        )
+        assert rows == [4]
+
+
+def test_answers_are_on_the_cpu_in_the_declared_types(engine: Engine) -> None:
+    found = segment(engine, photo(96, 128))
+    count = len(found)
+    assert count > 0
+    assert found.probabilities is not None
+    tensors = (found.boxes, found.scores, found.labels, found.probabilities)
+    shapes = [(count, 4), (count,), (count,), (count, 28, 28)]
+    types = [torch.float32, torch.float32, torch.int64, torch.float32]
+    assert [tuple(tensor.shape) for tensor in tensors] == shapes
+    assert [tensor.dtype for tensor in tensors] == types
+    assert {tensor.device.type for tensor in tensors} == {"cpu"}
+
+
+def test_outputs_of_the_network_that_are_no_category_are_left_out() -> None:
+    everything = segment(engine_of(), photo(96, 128))
+    kept = [label for label in set(everything.labels.tolist()) if label % 20]
+    labels = tuple(label // 10 for label in sorted(kept))
+    categories = tuple(Category(0 if n == 0 else label * 10, str(label)) for n, label in enumerate(labels))
+    model = zoo.Model("gaps", THIN_SMALL, categories, labels)
+    found = segment(Engine(copy.deepcopy(network(THIN_SMALL)), model, CPU, "float32"), photo(96, 128))
+    ids = {label * 10: category.id for label, category in zip(labels, categories, strict=True)}
+    expected = [ids[label] for label in everything.labels.tolist() if label in ids]
+    assert 0 < len(expected) < len(everything)
+    assert found.labels.tolist() == expected
+    assert 0 in expected  # a category may well have the id 0
+
+
+def test_faster_rcnn_has_boxes_and_no_masks() -> None:
+    found = segment(engine_of(replace(THIN_SMALL, mask_convs=0)), photo(96, 128))
+    assert len(found) > 0
+    assert found.probabilities is None
+
+
+def test_warm_up_runs_every_part_though_it_finds_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = engine._network.roi_heads
+    monkeypatch.setattr(heads, "score_thresh", 1.0)
+    with (
+        _Calls(engine._network.backbone) as images,
+        _Calls(heads.box_head) as boxes,
+        _Calls(heads.mask_predictor) as masks,
+    ):
+        engine.warm_up()
+    assert (images, len(boxes), masks) == ([1], 1, [1])
+
+
+def test_warm_up_of_a_network_without_masks() -> None:
+    engine = engine_of(replace(THIN_SMALL, mask_convs=0))
+    with _Calls(engine._network.backbone) as images:
+        engine.warm_up()
+    assert images == [1]
+
+
+# Failures
+
+
+class _Failing:
+    """A backbone's forward pass that holds a tensor, as a real one would, and raises."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.held: weakref.ref[Tensor] | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        activations = images + 1
+        self.held = weakref.ref(activations)
+        raise self.error
+
+
+@pytest.fixture
+def failing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], _Failing]:
+    """Make the engine's backbone raise."""
+
+    def fail(error: Exception) -> _Failing:
+        forward = _Failing(error)
+        monkeypatch.setattr(engine._network.backbone, "forward", forward)
+        return forward
+
+    return fail
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    MemoryError(),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
+def test_running_out_of_memory_is_named(engine: Engine, failing: Fail, error: Exception) -> None:
+    failing(error)
+    with pytest.raises(OutOfDeviceMemory) as caught:
+        segment(engine, photo(96, 128))
+    assert caught.value.__cause__ is error
+
+
+def test_what_the_cpu_allocator_raises_is_named(engine: Engine, failing: Fail) -> None:
+    with pytest.raises(RuntimeError) as real:
+        torch.empty(10**15)
+    failing(real.value)
+    with pytest.raises(OutOfDeviceMemory):
+        segment(engine, photo(96, 128))
+
+
+def test_failed_attempt_lets_go_of_its_tensors(engine: Engine, failing: Fail) -> None:
+    backbone = failing(torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(OutOfDeviceMemory) as caught:
+        segment(engine, photo(96, 128))
+    assert caught.value.__traceback__ is not None  # somebody still holds the error, as a log would
+    assert backbone.held is not None
+    assert backbone.held() is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: device-side assert triggered",
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: unspecified launch failure",
+    ],
+)
+def test_lost_device_is_named(
+    engine: Engine, failing: Fail, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(RuntimeError(text))
+    ready = engine._inputs([photo(96, 128)])
+    monkeypatch.setattr(engine, "_inputs", lambda _: ready)
+    monkeypatch.setattr(engine, "device", torch.device("cuda"))
+    with pytest.raises(DeviceFailed, match=text):
+        segment(engine, photo(96, 128))
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes do not match"), ValueError("CUDA error"), KeyError(1)]
+)
+def test_other_errors_pass_as_they_are(engine: Engine, failing: Fail, error: Exception) -> None:
+    failing(error)
+    with pytest.raises(type(error)) as caught:
+        segment(engine, photo(96, 128))
+    assert caught.value is error
+
+
+# Loading
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "thin.safetensors"
+    zoo.save(path, network(THIN_SMALL), described(THIN_SMALL))
+    return path
+
+
+def test_engine_from_a_file_answers_as_the_network_that_was_saved(saved: Path, engine: Engine) -> None:
+    loaded = Engine.load(str(saved), device="cpu")
+    assert (loaded.model.name, loaded.device, loaded.precision) == ("random", CPU, "float32")
+    assert_same(segment(loaded, photo(96, 128)), segment(engine, photo(96, 128)))
+
+
+def test_downloaded_weights_are_looked_for_in_the_folder_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def load(name: str, folder: Path) -> tuple[nn.Module, zoo.Model]:
+        asked.append(folder)
+        return copy.deepcopy(network(THIN_SMALL)), described(THIN_SMALL)
+
+    monkeypatch.setattr(zoo, "load", load)
+    Engine.load("anything", device="cpu", weights_folder=tmp_path)
+    Engine.load("anything", device="cpu")
+    assert asked == [tmp_path, weights.default_folder()]
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:x", "meta", "mps", "", "cuda:-1", "cuda:999", "cuda:256"])
+def test_unusable_devices_are_refused_before_anything_is_loaded(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zoo, "load", lambda *_: pytest.fail("weights were loaded"))
+    with pytest.raises(EngineError, match="device"):
+        Engine.load("shapes", device=device)
+
+
+def test_unknown_precision_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "load", lambda *_: pytest.fail("weights were loaded"))
+    with pytest.raises(EngineError, match="no such precision: 'float8'; there is float32"):
+        Engine.load("shapes", device="cpu", precision="float8")
+
+
+@pytest.mark.parametrize(("usable", "device"), [(0, "cpu"), (2, "cuda")])
+def test_auto_takes_a_gpu_if_there_is_one(usable: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from model import engine as module
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: usable > 0)
+    assert module._device("auto") == torch.device(device)
+
+
+def test_gpus_that_are_not_there_are_refused_with_their_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(EngineError, match="'cuda:2' was asked for, but 2 CUDA devices"):
+        Engine.load("shapes", device="cuda:2")
+
+
+def test_padding_is_to_the_coarsest_stride(engine: Engine) -> None:
+    assert DIVISIBLE == 32
+    assert engine.padded_shape(97, 129)[0] % 32 == 0
