@@ -18,6 +18,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.vgg import cfgs, make_layers
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -171,8 +172,13 @@ def _check(a: Architecture) -> None:
 def _backbone(a: Architecture) -> BackboneWithFPN:
     body: Any
     if a.backbone == "vgg16":  # has no norm of its own: "frozen" is the plain network
-        vgg = torchvision.models.vgg16_bn if a.norm == "batch" else torchvision.models.vgg16
-        body = vgg(weights=None).features
+        # Not torchvision.models.vgg16, which makes 124 million numbers of a classifier first, only to drop them.
+        body = make_layers(cfgs["D"], batch_norm=a.norm == "batch")
+        for conv in body.modules():
+            if isinstance(conv, nn.Conv2d):
+                nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+                if conv.bias is not None:
+                    nn.init.zeros_(conv.bias)
         # C2 … C5 are the outputs of poolings 2 … 5, whose strides are 4, 8, 16 and 32.
         pools = [n for n, layer in enumerate(body) if isinstance(layer, nn.MaxPool2d)]
         layers = {str(n): str(level) for level, n in enumerate(pools[1:])}

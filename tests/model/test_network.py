@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
+from torchvision.models import vgg16, vgg16_bn
 from torchvision.models.detection import (
     MaskRCNN_ResNet50_FPN_V2_Weights,
     MaskRCNN_ResNet50_FPN_Weights,
@@ -28,6 +29,9 @@ from model.network import (
     has_masks,
     parameters,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 THIN: dict[str, Any] = {
     "classes": 4,
@@ -171,6 +175,17 @@ def test_backbone_has_five_levels_of_strides_4_to_64(backbone: str, norm: str) -
     kinds = {type(m) for m in network.backbone.body.modules()} & {FrozenBatchNorm2d, nn.BatchNorm2d}
     plain_vgg = backbone == "vgg16" and norm == "frozen"
     assert kinds == (set() if plain_vgg else {FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d})
+
+
+@pytest.mark.parametrize(("norm", "builder"), [("frozen", vgg16), ("batch", vgg16_bn)])
+def test_vgg_is_torchvisions(norm: str, builder: Callable[..., Any]) -> None:
+    with torch.device("meta"):
+        theirs = builder(weights=None).features
+    ours = on_paper(replace(THIN_SMALL, backbone="vgg16", norm=norm)).backbone.body
+    last = max(int(name) for name, _ in ours.named_children())
+    assert shapes(ours) == shapes(theirs)
+    assert str(ours) == str(theirs).replace("Sequential", "IntermediateLayerGetter", 1)
+    assert last == len(theirs) - 1
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "vgg16"])
