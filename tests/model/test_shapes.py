@@ -68,11 +68,11 @@ def test_scenes_of_the_bundled_model_stay_what_they_were() -> None:
     """What a model was trained and measured on must not change unseen; pixels may differ in their last bits."""
     first, measured = training()[0], held_out()[0]
     assert first.pixels.shape == (559, 569, 3)
-    assert first.labels.tolist() == [3, 3, 7, 1, 1, 7, 8, 10, 4, 8, 9]
-    np.testing.assert_allclose(first.boxes[0], [257, 271, 439, 426], atol=1)
-    np.testing.assert_allclose(first.pixels.mean((0, 1)), [140.1, 126.1, 145.0], atol=0.5)
+    assert first.labels.tolist() == [8, 2, 7, 4, 7, 8, 6, 5, 4, 6, 6]
+    np.testing.assert_allclose(first.boxes[0], [112, 55, 237, 178], atol=1)
+    np.testing.assert_allclose(first.pixels.mean((0, 1)), [53.5, 111.6, 48.1], atol=0.5)
     assert measured.pixels.shape == (411, 295, 3)
-    assert measured.labels.tolist() == [5, 9, 1, 10, 9, 4, 3, 1, 7]
+    assert measured.labels.tolist() == [9, 8, 7, 7, 2, 1]
 
 
 def test_held_out_scenes_are_of_another_seed() -> None:
@@ -246,22 +246,32 @@ def area(points: np.ndarray) -> float:
     return abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))) / 2
 
 
+def fitted(name: str, seed: int) -> Outline:
+    rng = np.random.default_rng(seed)
+    made = outline(name, rng) if name in SHAPES else distractor(name, rng)
+    return turned(made, rng, stretch=0.12).fitted(40.0)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", [*SHAPES, *(kind for kind in DISTRACTORS if kind != "letter")])
-def test_outlines_are_closed_curves_of_the_size_asked_for(name: str, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    make: Any = outline if name in SHAPES else distractor
-    fitted = turned(make(name, rng), rng, stretch=0.12).fitted(40.0)
-    assert fitted.outer.shape[1] == 2
-    assert np.isfinite(fitted.outer).all()
-    np.testing.assert_allclose(fitted.outer.min(0), 0, atol=1e-9)
-    assert fitted.outer.max() == pytest.approx(40)
-    covered, _ = coverage(fitted)
-    hole = 0.0 if fitted.hole is None else area(fitted.hole)
-    assert covered.min() >= 0
-    assert covered.max() == 1
-    # PIL's polygons are about half a sample, an eighth of a pixel, wider all around than the curve.
-    assert covered.sum() == pytest.approx(area(fitted.outer) - hole, rel=0.2)
+def test_outlines_are_curves_of_the_size_asked_for(name: str, seed: int) -> None:
+    shape = fitted(name, seed)
+    assert shape.outer.shape[1] == 2
+    assert np.isfinite(shape.outer).all()
+    np.testing.assert_allclose(shape.outer.min(0), 0, atol=1e-9)
+    assert shape.outer.max() == pytest.approx(40)
+    covered, _ = coverage(shape)
+    assert 0 <= covered.min() <= covered.max() <= 1
+    assert (covered > 0.5).sum() > 20
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_cover_what_their_outline_encloses(name: str, seed: int) -> None:
+    shape = fitted(name, seed)
+    hole = 0.0 if shape.hole is None else area(shape.hole)
+    # Pillow fills a little beyond the curve, which adds up to 2.5 % at this size.
+    assert coverage(shape)[0].sum() == pytest.approx(area(shape.outer) - hole, rel=0.04)
 
 
 def test_ring_has_a_hole() -> None:
