@@ -12,7 +12,19 @@ if TYPE_CHECKING:
     from numpy.random import Generator
 
 SHAPES = ("circle", "square", "triangle", "pentagon", "hexagon", "star", "ring", "cross", "heart", "crescent")
-DISTRACTORS = ("blob", "bar", "ellipse", "half disc", "arc", "letter", "trapezoid", "zigzag")
+DISTRACTORS = (
+    "blob",
+    "bar",
+    "ellipse",
+    "half disc",
+    "arc",
+    "letter",
+    "trapezoid",
+    "zigzag",
+    "splinter",
+    "burst",
+    "rounded bar",
+)
 
 # Letters that look like none of the shapes (no O, Q, C, D, X or digits with round holes).
 _LETTERS = "ABEFGHJKLMNPRSTUVWYZ123457&%#?"
@@ -105,6 +117,21 @@ def distractor(kind: str, rng: Generator) -> Outline:
         width = rng.uniform(0.1, 0.25)
         line = np.stack([x, y], 1)
         return Outline(np.concatenate([line, line[::-1] + np.array([0, width])]))
+    if kind == "splinter":  # a polygon of unlike sides and corners
+        corners = int(rng.integers(4, 9))
+        angles = np.sort(rng.uniform(0, 2 * np.pi, corners))
+        return Outline(np.stack([np.cos(angles), np.sin(angles)], 1) * rng.uniform(0.3, 1, (corners, 1)))
+    if kind == "burst":  # more or fewer tips than a star or a cross has
+        tips = _circle(2 * int(rng.choice([3, 7, 8, 9, 12])))
+        tips[1::2] *= rng.uniform(0.3, 0.75)
+        return Outline(tips)
+    if kind == "rounded bar":
+        shift = np.array([rng.uniform(0.6, 3), 0])
+        ends = (
+            _circle(20, 1.0, -np.pi / 2, np.pi / 2) + shift,
+            _circle(20, 1.0, np.pi / 2, 3 * np.pi / 2) - shift,
+        )
+        return Outline(np.concatenate(ends))
     raise ValueError(f"no such distractor: {kind!r}; there are {', '.join(DISTRACTORS)}")
 
 
@@ -181,6 +208,58 @@ def smooth_noise(rng: Generator, height: int, width: int, cell: float) -> np.nda
     return field
 
 
+def natural_noise(rng: Generator, height: int, width: int) -> np.ndarray:
+    """[h, w] float32 in 0 to 1: octaves whose strength grows with their cells, as in photos (1/f)."""
+    cells = max(height, width) / 2.0 ** np.arange(1, 8)
+    cells = cells[cells >= 1.5]
+    roughness = rng.uniform(0.45, 0.8)
+    weights = roughness ** np.arange(len(cells))
+    layers = (
+        weight * smooth_noise(rng, height, width, cell) for weight, cell in zip(weights, cells, strict=True)
+    )
+    field: np.ndarray = sum(layers, np.zeros((height, width), np.float32))
+    low, high = float(field.min()), float(field.max())
+    return (field - low) / max(high - low, 1e-6)
+
+
+def undergrowth(rng: Generator, height: int, width: int) -> np.ndarray:
+    """[H, W, 3] float32: irregular patches over one another, many small and few large, textured and partly soft.
+
+    The "dead leaves" model of natural images (Lee, Mumford and Huang, "Occlusion models for natural images", 2001):
+    what photos are to a network that has never seen one.
+    """
+    side = min(height, width)
+    palette = [colour(rng) for _ in range(int(rng.integers(2, 7)))]
+    image = Image.new("RGB", (width, height), tuple(int(v) for v in palette[0]))
+    draw = ImageDraw.Draw(image)
+    count = int(rng.integers(40, 220))
+    low, high = rng.uniform(0.02, 0.12) * side, rng.uniform(0.3, 0.9) * side
+    # Sizes by a power law with exponent 3, cut off at both ends; large ones first, or they would hide the others.
+    sizes = np.sort((low**-2 + rng.random(count) * (high**-2 - low**-2)) ** -0.5)[::-1]
+    kinds = rng.choice(
+        ["blob", "splinter", "bar", "ellipse", "trapezoid", "arc"], count, p=[0.4, 0.3, 0.1, 0.1, 0.05, 0.05]
+    )
+    for kind, size in zip(kinds.tolist(), sizes.tolist(), strict=True):
+        shape = turned(distractor(kind, rng), rng, stretch=0.15).fitted(size)
+        points = shape.outer + rng.uniform(-0.5, 1.0, 2) * [width, height]
+        ink = palette[int(rng.integers(len(palette)))] + rng.normal(0, 18, 3)
+        draw.polygon([tuple(p) for p in points.tolist()], fill=tuple(int(v) for v in np.clip(ink, 0, 255)))
+    if rng.random() < 0.6:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 0.012 * side)))
+    canvas = np.asarray(image, np.float32)
+    light = 1 + rng.uniform(0.1, 0.9) * (natural_noise(rng, height, width) - 0.5)
+    if rng.random() < 0.5:
+        light = light * (1 + rng.uniform(0.1, 0.5) * (natural_noise(rng, height, width) - 0.5))
+    shaded: np.ndarray = canvas * light[..., None].astype(np.float32)
+    return shaded
+
+
+def natural_fill(rng: Generator, height: int, width: int, base: np.ndarray) -> np.ndarray:
+    """A fill that no shape has: [h, w, 3] float32, rough and unevenly lit as things in photos are."""
+    second = np.clip(base + rng.uniform(-110, 110) + rng.uniform(-30, 30, 3), 0, 255).astype(np.float32)
+    return _mix(natural_noise(rng, height, width), base, second)
+
+
 def _ramp(rng: Generator, height: int, width: int) -> np.ndarray:
     """[h, w] float32 in 0 to 1, linear in a random direction."""
     angle = rng.uniform(0, 2 * np.pi)
@@ -238,7 +317,9 @@ def fill(rng: Generator, height: int, width: int, base: np.ndarray) -> np.ndarra
 
 
 def background(rng: Generator, height: int, width: int) -> np.ndarray:
-    """[H, W, 3] float32: one to three layers of ramps, noise of several octaves, stripes, checks and blots."""
+    """[H, W, 3] float32: undergrowth, or one to three layers of ramps, noise, stripes, checks and blots."""
+    if rng.random() < 0.45:
+        return undergrowth(rng, height, width)
     canvas: np.ndarray = np.broadcast_to(colour(rng), (height, width, 3)).astype(np.float32)
     side = min(height, width)
     for _ in range(int(rng.integers(1, 4))):

@@ -22,6 +22,7 @@ from model.data.drawing import (
     distractor,
     fill,
     letter_coverage,
+    natural_fill,
     outline,
     scribble,
     turned,
@@ -29,7 +30,7 @@ from model.data.drawing import (
 from model.masks import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.random import Generator
@@ -38,7 +39,7 @@ CATEGORIES = tuple(Category(number, name) for number, name in enumerate(SHAPES, 
 
 Crop = tuple[slice, slice]
 
-LEAST_VISIBLE = 0.4  # an object is never hidden further than this part of its area
+LEAST_VISIBLE = 0.5  # an object is never hidden further than this part of its area
 LEAST_PIXELS = 40  # nor to fewer visible pixels
 
 
@@ -62,10 +63,11 @@ def held_out() -> Shapes:
 
 
 class Shapes:
-    """Scenes 0 … length - 1 of a seed. The same seed and index draw the same scene on every machine.
+    """Scenes 0 … length - 1 of a seed. The same seed and index draw the same scene on every machine; other versions
+    of NumPy and Pillow may draw some of its pixels otherwise.
 
     sides: shortest and longest image side, pixels. Aspect ratios go from 1:2 to 2:1, the objects' longer sides
-    from 16 pixels (or 6.5 % of the shorter image side, if more) to 60 % of the shorter image side.
+    from 16 pixels (or 7 % of the shorter image side, if more) to 60 % of the shorter image side.
     """
 
     categories = CATEGORIES
@@ -157,7 +159,7 @@ class Shapes:
         layers: list[_Layer] = []
         owner = np.full((height, width), -1, np.int16)
         shapes = 0 if rng.random() < 0.04 else int(rng.integers(1, 13))
-        others = int(rng.integers(0, 13)) if rng.random() < 0.8 else 0
+        others = int(rng.integers(0, 10)) if rng.random() < 0.8 else 0
         order = rng.permutation([1] * shapes + [0] * others)
         for is_shape in order.tolist():
             for _ in range(6):  # a crowded scene may have no room left: then it has one thing fewer
@@ -172,9 +174,14 @@ def _place(
     """Draw one more thing on top, unless it would hide another too far or itself lie outside; say if it was."""
     height, width = owner.shape
     short = min(height, width)
-    least = max(16.0, 0.065 * short)
+    least = max(16.0, 0.07 * short)
     size = least * (0.6 * short / least) ** (rng.random() ** 0.7)  # log-uniform, leaning to the larger ones
     label, inside, line = _outlined(rng, size) if is_shape else _distracting(rng, size)
+    natural = not is_shape and rng.random() < 0.5  # soft-edged and rough, as no shape is
+    if natural:
+        margin = round(0.15 * max(inside.shape))
+        inside = blurred(np.pad(inside, margin), rng.uniform(0.01, 0.07) * max(inside.shape))
+        line = None
     h, w = inside.shape
     # Up to a quarter may lie beyond the border.
     left = round(rng.uniform(-0.25 * w, width - 0.75 * w)) if rng.random() < 0.25 else _within(rng, width, w)
@@ -192,7 +199,7 @@ def _place(
         left_over = layer.visible - lost
         if layer.label and lost and left_over < max(LEAST_PIXELS, LEAST_VISIBLE * layer.area):
             return False
-    _paint(rng, canvas, crop, own, (inside, line))
+    _paint(rng, canvas, (crop, own), (inside, line), natural_fill if natural else fill)
     for layer, lost in zip(layers, hidden.tolist(), strict=True):
         layer.visible -= lost
     owner[crop][solid[own]] = len(layers)
@@ -220,9 +227,14 @@ def _distracting(rng: Generator, size: float) -> tuple[int, np.ndarray, np.ndarr
 
 
 def _paint(
-    rng: Generator, canvas: np.ndarray, crop: Crop, own: Crop, drawn: tuple[np.ndarray, np.ndarray | None]
+    rng: Generator,
+    canvas: np.ndarray,
+    place: tuple[Crop, Crop],
+    drawn: tuple[np.ndarray, np.ndarray | None],
+    filling: Callable[[Generator, int, int, np.ndarray], np.ndarray],
 ) -> None:
     """Blend fill, contour and shadow of one thing into the canvas, in a colour that stands out from what is there."""
+    crop, own = place  # on the canvas, and of what is drawn
     inside, line = drawn
     under = canvas[crop].reshape(-1, 3).mean(0)
     base = colour(rng)
@@ -235,7 +247,7 @@ def _paint(
         shift = tuple(int(v) for v in rng.integers(-round(2 * radius), round(2 * radius) + 1, 2))
         shade = np.roll(blurred(np.pad(inside, 1), radius)[1:-1, 1:-1], shift, (0, 1))
         canvas[crop] *= 1 - np.float32(rng.uniform(0.2, 0.6)) * shade[own][..., None]
-    painted = fill(rng, inside.shape[0], inside.shape[1], base)
+    painted = filling(rng, inside.shape[0], inside.shape[1], base)
     if line is not None:
         ink = np.clip(base + rng.choice([-90.0, 90.0]) + rng.uniform(-30, 30, 3), 0, 255).astype(np.float32)
         painted = painted + (ink - painted) * line[..., None]
