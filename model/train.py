@@ -91,7 +91,9 @@ def train(
             losses = _step(state, batch, recipe, device, half=half)
             record = {"step": batch.step, "lr": recipe.rate(batch.step), **losses}
             record["seconds"] = time.perf_counter() - started
-            log.write(json.dumps({k: round(v, 6) for k, v in record.items()}) + "\n")
+            log.write(
+                json.dumps({k: v if k == "step" else float(f"{v:.6g}") for k, v in record.items()}) + "\n"
+            )
             if on_step is not None:
                 on_step(batch.step, losses)
             if state.step % recipe.checkpoint_every == 0 or state.step == recipe.steps:
@@ -107,6 +109,7 @@ def _keep_settings(run: Path, model: zoo.Model, recipe: Recipe) -> None:
     settings = {
         "architecture": model.architecture.to_dict(),
         "categories": [asdict(category) for category in model.categories],
+        "data": model.training.get("data"),
         "recipe": asdict(recipe),
     }
     settings = json.loads(json.dumps(settings))
@@ -121,7 +124,7 @@ def _keep_settings(run: Path, model: zoo.Model, recipe: Recipe) -> None:
                 for key, value in settings["recipe"].items()
                 if before["recipe"].get(key, value) != value
             ]
-        whole = ("architecture", "categories")
+        whole = ("architecture", "categories", "data")
         changed += [f"the {key}" for key in whole if before.get(key, settings[key]) != settings[key]]
         if changed:
             raise TrainingError(

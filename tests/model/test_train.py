@@ -166,6 +166,7 @@ def test_other_settings_in_the_same_folder_are_refused(scenes: Shapes, run: Path
         (MODEL, replace(recipe, min_sizes=(96,)), "min_sizes"),
         (replace(MODEL, architecture=replace(THIN, box_channels=48)), recipe, "the architecture"),
         (replace(MODEL, categories=(*CATEGORIES[:-1], Category(10, "moon"))), recipe, "the categories"),
+        (replace(MODEL, training={"data": "other scenes"}), recipe, "the data"),
     ]
     for model, changed, named in others:
 
