@@ -127,10 +127,10 @@ def report(path: Path, out: Path, source: Source, measured: Dataset | None, devi
         model = replace(model, ap=evaluation.ap(), ap_source=f"measured on {where}")
         zoo.save(path, zoo.read(path)[0], model, half=True)
         plots.precision_recall(evaluation, out / "precision_recall.png")
-        plots.sample_sheet(seen, model.categories, out / "samples.png")
+        plots.sample_sheet(seen, model.categories, out / "samples.jpg")
         pictures += [
             ("Precision against recall", "precision_recall.png"),
-            ("Predictions on images that were never trained on (score 0.5 and above)", "samples.png"),
+            ("Predictions on images that were never trained on (score 0.5 and above)", "samples.jpg"),
         ]
         show_evaluation(evaluation)
     text = card(
@@ -204,7 +204,7 @@ def run_evaluation(
 
         plots.mkdir(parents=True, exist_ok=True)
         precision_recall(evaluation, plots / "precision_recall.png")
-        sample_sheet(seen, engine.model.categories, plots / "samples.png")
+        sample_sheet(seen, engine.model.categories, plots / "samples.jpg")
     return 0
 
 

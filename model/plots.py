@@ -86,7 +86,7 @@ def true_crops(sample: Sample) -> Iterator[Crop]:
 def sample_sheet(
     found: Sequence[tuple[Sample, Instances]], categories: Sequence[Category], path: Path, *, columns: int = 3
 ) -> None:
-    """Predictions drawn on their images, side by side on one sheet, as a PNG."""
+    """Predictions drawn on their images, side by side on one sheet."""
     names = {category.id: category.name for category in categories}
     side, gap = 420, 8
     tiles = []
@@ -105,4 +105,4 @@ def sample_sheet(
                 row * (side + gap) + (side - tile.height) // 2,
             ),
         )
-    sheet.save(path)
+    sheet.save(path, quality=88)

@@ -61,7 +61,7 @@ def test_card_and_pictures_stand_beside_the_model(folder):
     assert trained(folder, validation=str(folder / "data")) == 0
     run = folder / "run"
     card = (run / "model.md").read_text()
-    for name in ("training.png", "precision_recall.png", "samples.png"):
+    for name in ("training.png", "precision_recall.png", "samples.jpg"):
         assert f"({name})" in card
         with Image.open(run / name) as picture:
             assert picture.width > 300

@@ -101,9 +101,9 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def start(model_file: Path) -> Iterator[Callable[..., Server]]:
-    """Start a server with settings; it ends with the test at the latest."""
+@contextlib.contextmanager
+def servers(model_file: Path) -> Iterator[Callable[..., Server]]:
+    """A function that starts servers with settings; they end with the block at the latest."""
     with contextlib.ExitStack() as stack:
 
         def run(**settings: object) -> Server:
@@ -113,6 +113,20 @@ def start(model_file: Path) -> Iterator[Callable[..., Server]]:
             stack.callback(server.process.kill)
             return server
 
+        yield run
+
+
+@pytest.fixture
+def start(model_file: Path) -> Iterator[Callable[..., Server]]:
+    """Start a server with settings; it ends with the test at the latest."""
+    with servers(model_file) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def start_for_module(model_file: Path) -> Iterator[Callable[..., Server]]:
+    """The same, but it ends with the tests of a file."""
+    with servers(model_file) as run:
         yield run
 
 

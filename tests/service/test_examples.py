@@ -1,0 +1,152 @@
+"""The example scenes through the bundled model, as the README's reader meets them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from model import zoo
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+DOCUMENT: dict[str, Any] = json.loads((EXAMPLES / "instances.json").read_text())
+IMAGES: dict[int, str] = {image["id"]: image["file_name"] for image in DOCUMENT["images"]}
+NAMES: dict[int, str] = {category["id"]: category["name"] for category in DOCUMENT["categories"]}
+REQUESTS = 200
+
+
+def content(image_id: int) -> bytes:
+    return (EXAMPLES / "images" / IMAGES[image_id]).read_bytes()
+
+
+def objects(image_id: int) -> list[dict[str, Any]]:
+    """The annotated objects that must be found: longer than 24 px and at least half visible."""
+    return [
+        a
+        for a in DOCUMENT["annotations"]
+        if a["image_id"] == image_id and max(a["bbox"][2:]) > 24 and a["visibility"] >= 0.5
+    ]
+
+
+@pytest.fixture(scope="module")
+def bundled(start_for_module: Any) -> httpx.Client:
+    """A client of a server that serves the bundled model with both cores."""
+    server = start_for_module(model="shapes", threads=0, max_queue_requests=REQUESTS)
+    return httpx.Client(base_url=server.wait_until_ready().url, timeout=300)
+
+
+def without_id(response: httpx.Response) -> bytes:
+    assert response.status_code == 200, response.text
+    return response.content.replace(response.headers["x-request-id"].encode(), b"", 1)
+
+
+def test_there_are_six_small_pictures() -> None:
+    assert len(IMAGES) == 6
+    assert all(len(content(image_id)) < 150_000 for image_id in IMAGES)
+
+
+@pytest.mark.parametrize("image_id", IMAGES)
+def test_every_object_of_an_example_is_found(bundled: httpx.Client, image_id: int) -> None:
+    found = bundled.post("/segment", content=content(image_id)).raise_for_status().json()["instances"]
+    for wanted in objects(image_id):
+        same = [i["segmentation"] for i in found if i["category_id"] == wanted["category_id"]]
+        overlap = coco_mask.iou(same, [wanted["segmentation"]], [0]) if same else np.zeros(1)
+        assert overlap.max() >= 0.75, f"{NAMES[wanted['category_id']]} at {wanted['bbox']}"
+
+
+def test_all_three_body_forms_get_the_same_bytes_but_for_the_id(bundled: httpx.Client) -> None:
+    image = content(min(IMAGES))
+    answers = {
+        without_id(bundled.post("/segment", content=image, headers={"content-type": "image/jpeg"})),
+        without_id(bundled.post("/segment", files={"image": ("scene.jpg", image, "image/jpeg")})),
+        without_id(bundled.post("/segment", json={"image": base64.b64encode(image).decode()})),
+    }
+    assert len(answers) == 1
+
+
+def test_instances_are_coco_results(bundled: httpx.Client, capsys: pytest.CaptureFixture[str]) -> None:
+    results = [
+        {"image_id": image_id, **instance}
+        for image_id in IMAGES
+        for instance in bundled.post("/segment", content=content(image_id)).json()["instances"]
+    ]
+    truth = COCO(EXAMPLES / "instances.json")
+    loaded = truth.loadRes(results)
+    assert len(loaded.anns) == len(results) > 6
+    for annotation in loaded.anns.values():
+        assert int(loaded.annToMask(annotation).sum()) == coco_mask.area(annotation["segmentation"])
+    capsys.readouterr()
+
+
+def test_two_hundred_requests_at_once_get_what_each_image_gets_alone(bundled: httpx.Client) -> None:
+    images = []
+    for number, image_id in enumerate(IMAGES):
+        picture = Image.open(io.BytesIO(content(image_id)))
+        for part in (1.0, 0.6 + 0.05 * number):
+            file = io.BytesIO()
+            picture.resize((round(picture.width * part), round(picture.height * part))).save(file, "PNG")
+            images.append(file.getvalue())
+    garbage = images[0][:3000]
+
+    async def together() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=REQUESTS)
+        async with httpx.AsyncClient(base_url=bundled.base_url, timeout=300, limits=limits) as client:
+            bodies = [images[number % len(images)] for number in range(REQUESTS)]
+            bodies[REQUESTS // 2] = garbage
+            return list(await asyncio.gather(*(client.post("/segment", content=body) for body in bodies)))
+
+    alone = [without_id(bundled.post("/segment", content=image)) for image in images]
+    answers = asyncio.run(together())
+    spoilt = answers.pop(REQUESTS // 2)
+    assert spoilt.status_code == 422
+    assert spoilt.headers["content-type"] == "application/problem+json"
+    numbers = [n for n in range(REQUESTS) if n != REQUESTS // 2]
+    for number, answer in zip(numbers, answers, strict=True):
+        assert without_id(answer) == alone[number % len(images)]
+
+
+def test_the_readme_shows_what_the_service_answers(bundled: httpx.Client) -> None:
+    """Numbers may differ in their last digits from one processor to the next."""
+    text = (ROOT / "README.md").read_text()
+    request = re.search(r"curl -F image=@(\S+) 'localhost:8000/segment(\S*)'", text)
+    shown = re.search(r"```json\n(.*?)```", text, re.DOTALL)
+    assert request is not None
+    assert shown is not None
+    printed = json.loads(shown[1])
+    image = (ROOT / request[1]).read_bytes()
+    answer = bundled.post(f"/segment{request[2]}", files={"image": image}).json()
+    assert printed.keys() == answer.keys()
+    assert printed["image"] == answer["image"]
+    assert [i["category"] for i in printed["instances"]] == [i["category"] for i in answer["instances"]]
+    for old, new in zip(printed["instances"], answer["instances"], strict=True):
+        assert old.keys() == new.keys()
+        assert old["score"] == pytest.approx(new["score"], abs=0.01)
+        assert old["bbox"] == pytest.approx(new["bbox"], abs=0.5)
+        assert coco_mask.iou([old["segmentation"]], [new["segmentation"]], [0])[0, 0] > 0.98
+
+
+def test_bundled_models_file_and_card_agree_on_what_it_scored() -> None:
+    model = zoo.read(zoo.bundled())[1]
+    card = zoo.bundled().with_suffix(".md").read_text()
+    rows = {row.split("|")[1].strip(): row for row in card.splitlines() if row.startswith("| ")}
+    for kind in ("box", "mask"):
+        cells = [float(cell) for cell in rows[kind].split("|")[2:4]]
+        assert cells == pytest.approx([model.ap[kind], model.ap[f"{kind}50"]], abs=0.0006)
+        assert f" {100 * model.ap[kind]:.1f} |" in (ROOT / "README.md").read_text()
+    assert model.ap["mask"] > 0.75
+
+
+def test_bundled_model_and_card_are_small_enough_to_commit() -> None:
+    assert zoo.bundled().stat().st_size <= 32_000_000
