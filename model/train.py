@@ -92,7 +92,7 @@ def train(
             record = {"step": batch.step, "lr": recipe.rate(batch.step), **losses}
             record["seconds"] = time.perf_counter() - started
             log.write(
-                json.dumps({k: v if k == "step" else float(f"{v:.6g}") for k, v in record.items()}) + "\n"
+                json.dumps({k: v if k == "step" else float(f"{v:.8g}") for k, v in record.items()}) + "\n"
             )
             if on_step is not None:
                 on_step(batch.step, losses)

@@ -493,12 +493,17 @@ def request_event(body: bytes, *, more: bool = False) -> dict[str, Any]:
 
 def test_a_client_that_leaves_while_waiting_frees_its_place_and_its_image_is_never_run() -> None:
     async def run() -> tuple[FakeEngine, int, list[Any]]:
-        release = threading.Event()
-        engine = FakeEngine(lambda: release.wait(PATIENCE))
+        running, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            running.set()
+            release.wait(PATIENCE)
+
+        engine = FakeEngine(hold)
         async with serving(engine, max_batch_size=1) as (client, app):
             admission = app.state.service.admission
             first = asyncio.ensure_future(client.post("/segment", content=PHOTO))
-            await until(lambda: admission.requests == 1)
+            await until(running.is_set)  # or the second could overtake it
             second = Scripted(app, [request_event(PHOTO)])
             await until(lambda: app.state.service.worker.waiting[0] == 1)
             second.leave()
