@@ -8,7 +8,7 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
@@ -18,6 +18,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from model import zoo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -41,10 +44,11 @@ def objects(image_id: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def bundled(start_for_module: Any) -> httpx.Client:
+def bundled(start_for_module: Any) -> Iterator[httpx.Client]:
     """A client of a server that serves the bundled model with both cores."""
     server = start_for_module(model="shapes", threads=0, max_queue_requests=REQUESTS)
-    return httpx.Client(base_url=server.wait_until_ready().url, timeout=300)
+    with httpx.Client(base_url=server.wait_until_ready().url, timeout=300) as client:
+        yield client
 
 
 def without_id(response: httpx.Response) -> bytes:
