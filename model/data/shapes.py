@@ -12,19 +12,14 @@ from PIL import Image, ImageFilter
 
 from model.data import Category, Sample
 from model.data.coco import coco_document
-from model.data.drawing import (
+from model.data.drawing import background, blurred, colour, fill, natural_fill, scribble
+from model.data.outlines import (
     DISTRACTORS,
     SHAPES,
-    background,
-    blurred,
-    colour,
     coverage,
     distractor,
-    fill,
     letter_coverage,
-    natural_fill,
     outline,
-    scribble,
     turned,
 )
 from model.masks import encode

@@ -13,7 +13,7 @@ from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
 from model.data import Category, drawing, shapes
-from model.data.drawing import (
+from model.data.outlines import (
     DISTRACTORS,
     SHAPES,
     Outline,
