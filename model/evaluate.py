@@ -138,7 +138,7 @@ def coco_results(instances: Instances, image_id: int, ids: dict[int, int]) -> li
 def score(truth: dict[str, Any], results: list[dict[str, Any]], kind: str) -> Scores:
     """The twelve figures of results against a COCO instances document; kind: "bbox" or "segm"."""
     from pycocotools.coco import COCO  # noqa: PLC0415 - of the extra `train`; the service runs without it
-    from pycocotools.cocoeval import COCOeval  # noqa: PLC0415
+    from pycocotools.cocoeval import COCOeval  # noqa: PLC0415 - likewise
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
         annotated = COCO()
