@@ -227,8 +227,8 @@ def train(
     An interrupted run goes on where its last checkpoint was when the same command is typed again.
     """
     # Batches come in a hundred shapes, each with some 150 oneDNN primitives; its cache of 1,024 would build them anew
-    # for nearly every step. Seen in one run on 2 cores: about 1.05 s a step before, 0.8 s after a restart with it; other
-    # work shared the machine, so the gain was not measured by itself. Read at first use.
+    # for nearly every step. Seen in one run on 2 cores: about 1.05 s a step before, 0.8 s after a restart with it;
+    # other work shared the machine, so the gain was not measured by itself. Read at first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32768")
     from app.cli_train import run_training  # noqa: PLC0415 - imports torch
 
