@@ -180,6 +180,14 @@ def train(
             metavar="NAME", help="`small` (ResNet-18, 64 channels), or a backbone: resnet50, vgg16, …"
         ),
     ] = "small",
+    initial: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            show_default="random weights",
+            help="Go on from a model (a name or a file) of the same categories; its architecture is taken too.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="`cpu`, `cuda`, `cuda:1` …")] = "cpu",
     steps: Annotated[
         int | None, typer.Option(min=1, show_default="5000", help="Steps of the optimiser.")
@@ -247,7 +255,7 @@ def train(
         "checkpoint_every": checkpoint_every,
     }
     source = Source(data, images, validation)
-    raise typer.Exit(run_training(source, out, architecture, device, overrides))
+    raise typer.Exit(run_training(source, out, architecture, device, overrides, initial=initial))
 
 
 @cli.command()
@@ -259,6 +267,10 @@ def evaluate(
     data: Data = "shapes",
     images: Images = None,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="`auto`, `cpu`, `cuda` …")] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(metavar="auto|float32|bfloat16|float16", help="Number format of the forward pass."),
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
     plots: Annotated[
         Path | None,
@@ -273,7 +285,13 @@ def evaluate(
 
     raise typer.Exit(
         run_evaluation(
-            model, Source(data, images), device, read_settings().weights_dir, as_json=as_json, plots=plots
+            model,
+            Source(data, images),
+            device,
+            precision,
+            read_settings().weights_dir,
+            as_json=as_json,
+            plots=plots,
         )
     )
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from app.cpus import usable_cpus
 from app.loading import LOAD_ERRORS
 from app.source import SHAPES, Source
-from model import zoo
+from model import weights, zoo
 from model.card import card, hardware, versions
 from model.data import DatasetError
 from model.data.coco import open_folder
@@ -33,6 +33,8 @@ from model.train import read_log, train
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import nn
+
     from model.data import Dataset, Sample
     from model.instances import Instances
 
@@ -41,19 +43,34 @@ ERRORS = (*LOAD_ERRORS, DatasetError, TrainingError, ArchitectureError)
 SAMPLES = 9  # pictures on the sheet of predictions
 
 
-def run_training(source: Source, out: Path, architecture: str, device: str, overrides: dict[str, Any]) -> int:
-    """Train, evaluate, and leave model.safetensors with its card in the run folder; the program's exit code."""
+def run_training(
+    source: Source,
+    out: Path,
+    architecture: str,
+    device: str,
+    overrides: dict[str, Any],
+    *,
+    initial: str | None = None,
+) -> int:
+    """Train, evaluate, and leave model.safetensors with its card in the run folder; the program's exit code.
+
+    initial: a model to start from, by its name or file, instead of random weights of `architecture`.
+    """
     torch.set_num_threads(usable_cpus())
     try:
         dataset: Dataset = training() if source.drawn else open_folder(Path(source.data), source.images)
         measured = None if source.measured_on is None else measurable(source.measured_on)
-        base = described(architecture, len(dataset.categories) + 1)
-        facts = {"hardware": hardware(device), "versions": versions(), "data": source.data}
+        facts: dict[str, Any] = {"hardware": hardware(device), "versions": versions(), "data": source.data}
+        start, base = None, described(architecture, len(dataset.categories) + 1)
+        if initial is not None:
+            start, before = beginning(initial, dataset)
+            base = before.architecture
+            facts |= {"initial": {"name": before.name, "sha256": before.sha256, "training": before.training}}
         model = zoo.describe(SHAPES if source.drawn else out.name, base, dataset.categories, training=facts)
         given = {name: value for name, value in overrides.items() if value is not None}
         sizes = sizes_by_step(given.pop("sizes", []), scales(base))
         recipe = Recipe(**{**sizes, "max_size": base.max_size, **given})
-        path = run_with_progress(dataset, model, recipe, out, device)
+        path = run_with_progress(dataset, model, recipe, out, device, initial=start)
         report(path, out, source, measured, device)
     except ERRORS as error:
         typer.echo(str(error), err=True)
@@ -75,6 +92,18 @@ def described(architecture: str, classes: int) -> Architecture:
     return Architecture(backbone=architecture, classes=classes, norm="batch", norm_eps=1e-5)
 
 
+def beginning(name: str, dataset: Dataset) -> tuple[nn.Module, zoo.Model]:
+    """The network and description of a model to go on training. Raises TrainingError if it knows other categories."""
+    network, model = zoo.load(name, weights.default_folder())
+    if model.categories != tuple(dataset.categories):
+        raise TrainingError(
+            f"{name} knows other categories than the data: "
+            f"{', '.join(c.name for c in model.categories)} instead of "
+            f"{', '.join(c.name for c in dataset.categories)}"
+        )
+    return network, model
+
+
 def scales(architecture: Architecture) -> tuple[int, ...]:
     """Shorter image sides to train at, around the one that the network is used at: ¾ to 13/12 of it."""
     return tuple(round(architecture.min_size * part / 12 / 32) * 32 for part in (9, 10, 11, 12, 13))
@@ -92,7 +121,15 @@ def sizes_by_step(texts: Sequence[str], usual: tuple[int, ...]) -> dict[str, Any
     return {"min_sizes": later.pop(0), "later_sizes": tuple(sorted(later.items()))}
 
 
-def run_with_progress(dataset: Dataset, model: zoo.Model, recipe: Recipe, out: Path, device: str) -> Path:
+def run_with_progress(
+    dataset: Dataset,
+    model: zoo.Model,
+    recipe: Recipe,
+    out: Path,
+    device: str,
+    *,
+    initial: nn.Module | None = None,
+) -> Path:
     """Train, showing the loss and the time left: a bar on a terminal, else a line every 100 steps."""
     console = Console(stderr=True)
     columns = (
@@ -108,7 +145,7 @@ def run_with_progress(dataset: Dataset, model: zoo.Model, recipe: Recipe, out: P
             if not console.is_terminal and (step + 1) % 100 == 0:
                 typer.echo(f"step {step + 1}/{recipe.steps}: {text}", err=True)
 
-        return train(dataset, model, recipe, out, device=device, on_step=show)
+        return train(dataset, model, recipe, out, device=device, initial=initial, on_step=show)
 
 
 def report(path: Path, out: Path, source: Source, measured: Dataset | None, device: str) -> None:
@@ -169,6 +206,7 @@ def run_evaluation(
     model: str,
     source: Source,
     device: str,
+    precision: str,
     weights_folder: Path,
     *,
     as_json: bool,
@@ -178,7 +216,7 @@ def run_evaluation(
     torch.set_num_threads(usable_cpus())
     try:
         dataset = measurable(source.data, source.images)
-        engine = Engine.load(model, device=device, weights_folder=weights_folder)
+        engine = Engine.load(model, device=device, precision=precision, weights_folder=weights_folder)
         seen: list[tuple[Sample, Instances]] = []
         evaluation = measure(engine, dataset, seen)
     except ERRORS as error:
@@ -188,6 +226,7 @@ def run_evaluation(
         kinds = {"box": evaluation.box, "mask": evaluation.mask}
         document = {
             "model": engine.model.name,
+            "precision": engine.precision,
             "images": evaluation.images,
             "objects": evaluation.objects,
             **{

@@ -110,6 +110,7 @@ def _keep_settings(run: Path, model: zoo.Model, recipe: Recipe) -> None:
         "architecture": model.architecture.to_dict(),
         "categories": [asdict(category) for category in model.categories],
         "data": model.training.get("data"),
+        "initial": model.training.get("initial"),
         "recipe": asdict(recipe),
     }
     settings = json.loads(json.dumps(settings))
@@ -124,7 +125,7 @@ def _keep_settings(run: Path, model: zoo.Model, recipe: Recipe) -> None:
                 for key, value in settings["recipe"].items()
                 if before["recipe"].get(key, value) != value
             ]
-        whole = ("architecture", "categories", "data")
+        whole = ("architecture", "categories", "data", "initial")
         changed += [f"the {key}" for key in whole if before.get(key, settings[key]) != settings[key]]
         if changed:
             raise TrainingError(
