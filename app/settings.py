@@ -58,7 +58,11 @@ class Settings(BaseModel):
         pattern=r"^(auto|cpu|cuda|cuda:\d+)$",
         description="Device that runs the model: `cpu`, `cuda`, `cuda:1`, or `auto`: a GPU if there is one.",
     )
-    precision: Literal["float32"] = Field("float32", description="Number format of the forward pass.")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Number format of the forward pass. `auto`: the quickest that the hardware computes in by "
+        "itself, bfloat16 or on older GPUs float16, else float32; float16 is for GPUs only.",
+    )
     weights_dir: Path = Field(
         default_factory=default_folder,
         description="Folder of downloaded weights (`maskserve weights fetch NAME`): by default weights/ in "

@@ -1,8 +1,8 @@
 """The forward pass: images → Instances (Mask R-CNN, section 3: the RPN proposes, RoIAlign and the heads decide).
 
-Works on torchvision's modules and gives torchvision's answers, but leaves out what nobody asked for: instances
-below the caller's score threshold or outside his categories never reach the mask head, and masks are never pasted
-(model/masks.py encodes them from the 28×28 grid).
+Gives torchvision's answers from parts that were prepared for speed (dense.py, proposals.py, heads.py), and leaves out
+what nobody asked for: instances below the caller's score threshold or outside his categories never reach the mask
+head, and masks are never pasted (masks.py encodes them from the 28×28 grid). docs/engine.md is the tour.
 """
 
 from __future__ import annotations
@@ -12,32 +12,35 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.nn import functional
-from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import resize_boxes
-from torchvision.ops.poolers import initLevelMapper
 
 from model import weights, zoo
+from model.convolution import Format
+from model.dense import Dense
 from model.errors import DeviceFailed, OutOfDeviceMemory
+from model.graphs import Captured
+from model.heads import BoxHead, MaskHead
 from model.instances import Instances, Options
 from model.network import has_masks
+from model.pixels import Normaliser
+from model.proposals import Proposer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
 
-PRECISIONS = ("float32",)
+    from model.dense import Maps
+    from model.heads import Detections
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 # How torch says that memory ran out where it has no class for it: the CPU's allocator, the CUDA driver outside of
 # torch's allocator, cuBLAS and cuDNN.
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
 
-STRIDES = (4, 8, 16, 32)  # of P2 … P5, which RoIAlign reads
 DIVISIBLE = 32  # both sides of the padded input are multiples of the coarsest level's stride
-
-Detections = tuple["Tensor", "Tensor", "Tensor"]  # boxes [N, 4], scores [N], labels [N] (network classes)
 
 
 class EngineError(ValueError):
@@ -50,16 +53,27 @@ class Engine:
     Instances that score 0.05 or less are never found: that is the threshold at which torchvision stops looking.
     """
 
-    def __init__(self, network: nn.Module, model: zoo.Model, device: torch.device, precision: str) -> None:
-        """network: in evaluation mode; it is moved to the device."""
-        _check_precision(precision)
-        self.model, self.device, self.precision = model, device, precision
-        self._network: Any = network.to(device).to(memory_format=torch.channels_last).requires_grad_(False)
-        self._masks = has_masks(network)
+    def __init__(
+        self, network: nn.Module, model: zoo.Model, device: torch.device, precision: str = "float32"
+    ) -> None:
+        """network: a trained torchvision detector on the CPU, in float32; what is prepared from it is a copy.
+
+        precision: one of PRECISIONS. Raises EngineError where the device cannot compute in it.
+        """
+        self.model, self.device = model, device
+        self.precision = resolved(precision, device)
+        form = Format(device, getattr(torch, self.precision))
+        parts: Any = network
+        self._normalise = Normaliser(parts.transform, form)
+        dense = Dense(parts, form)
+        self._dense: Callable[[Tensor], Maps] = Captured(dense) if device.type == "cuda" else dense
+        self._propose = Proposer(parts.rpn, device)
+        self._boxes = BoxHead(parts.roi_heads, form)
+        self._masks = MaskHead(parts.roi_heads, form) if has_masks(network) else None
         self._label_ids = model.label_ids()
-        self._named = torch.zeros(model.architecture.classes, dtype=torch.bool)  # [classes] has a category
+        # torchvision's COCO models have outputs that are no category, such as 12, which COCO skips.
+        self._named = torch.zeros(model.architecture.classes, dtype=torch.bool)
         self._named[list(model.labels)] = True
-        _fix_strides(self._network.roi_heads)
 
     @classmethod
     def load(
@@ -76,8 +90,8 @@ class Engine:
         weights lie; model.weights.default_folder() if None.
         Raises EngineError, model.zoo.ModelError, model.download.WeightsError.
         """
-        _check_precision(precision)  # before minutes may go into fetching weights
         chosen = _device(device)
+        resolved(precision, chosen)  # complains before minutes go into fetching weights
         folder = weights_folder if weights_folder is not None else weights.default_folder()
         network, model = zoo.load(name, folder)
         return cls(network, model, chosen, precision)
@@ -96,22 +110,18 @@ class Engine:
         h, w = self.input_size(height, width)
         return -(-h // DIVISIBLE) * DIVISIBLE, -(-w // DIVISIBLE) * DIVISIBLE
 
+    @torch.inference_mode()
     def warm_up(self) -> None:
         """Run once on a blank image, so that the first request pays for no initialisation; fails if the device does."""
         a = self.model.architecture
         blank = np.zeros((a.min_size, a.min_size * 4 // 3, 3), np.uint8)
-        self.segment([blank], [Options(score_threshold=0.0)])
-        # Nothing is found in it, so the mask head has one box to itself.
         height, width = self.padded_shape(*blank.shape[:2])
-        with torch.inference_mode():
-            features = {
-                str(n): torch.zeros(1, a.fpn_channels, height // stride, width // stride, device=self.device)
-                for n, stride in enumerate(STRIDES)
-            }
+        self.segment([blank], [Options(score_threshold=0.0)])
+        if self._masks is not None:
+            # Nothing is found in it, so the mask head has one box to itself.
+            maps = self._dense(self._normalise([blank], [self.input_size(*blank.shape[:2])], (height, width)))
             box = torch.tensor([[0.0, 0.0, width, height]], device=self.device)
-            one = torch.ones(1, device=self.device)
-            inputs = ImageList(torch.empty(0), [(height, width)])
-            self._mask_grids(inputs, features, [(box, one, one.to(torch.int64))], [Options()])
+            self._masks(maps, [box], torch.ones(1, dtype=torch.int64, device=self.device)).cpu()
 
     def segment(self, images: Sequence[np.ndarray], options: Sequence[Options]) -> list[Instances]:
         """The instances in each of a batch of images.
@@ -129,7 +139,15 @@ class Engine:
         if not images:
             return []
         try:
-            return self._forward(images, options)
+            if self.device.type == "cuda":
+                return self._forward(images, options)
+            # Two cores are as busy with one image as with eight. One at a time takes an eighth of the memory, and
+            # nobody's answer can depend on his neighbours, not even in the last bit.
+            return [
+                found
+                for image, wanted in zip(images, options, strict=True)
+                for found in self._forward([image], [wanted])
+            ]
         except Exception as error:
             device_error = _device_error(error, self.device)
             if device_error is None:
@@ -137,92 +155,63 @@ class Engine:
             # The traceback holds the frames of the failed attempt, and they its tensors.
             traceback.clear_frames(error.__traceback__)
             if isinstance(device_error, OutOfDeviceMemory):
+                if isinstance(self._dense, Captured):
+                    self._dense.forget()
                 torch.cuda.empty_cache()
             raise device_error from error
 
     @torch.inference_mode()
     def _forward(self, images: Sequence[np.ndarray], options: Sequence[Options]) -> list[Instances]:
-        inputs = self._inputs(images)
-        features = self._network.backbone(inputs.tensors)
+        shapes = [(int(image.shape[0]), int(image.shape[1])) for image in images]
+        sizes = [self.input_size(*shape) for shape in shapes]
+        padded = self.padded_shape(*shapes[0])
+        maps = self._dense(self._normalise(images, sizes, padded))
+        proposals = self._propose(maps, padded, sizes)
+        features = torch.split(self._boxes.features(maps, proposals), [len(boxes) for boxes in proposals])
         found = [
-            self._chosen(detections, wanted)
-            for detections, wanted in zip(self._detect(inputs, features), options, strict=True)
+            self._boxes.detections(
+                rois,
+                boxes,
+                size,
+                threshold=wanted.score_threshold,
+                allowed=self._allowed(wanted),
+                most=wanted.max_instances,
+            )
+            for rois, boxes, size, wanted in zip(features, proposals, sizes, options, strict=True)
         ]
-        grids = self._mask_grids(inputs, features, found, options)
-        sizes = [(int(image.shape[0]), int(image.shape[1])) for image in images]
+        del features, proposals
+        grids = self._grids(maps, found, options)
         return [
-            self._instances(detections, grid, size, resized)
-            for detections, grid, size, resized in zip(found, grids, sizes, inputs.image_sizes, strict=True)
+            self._instances(detections, grid, shape, size)
+            for detections, grid, shape, size in zip(found, grids, shapes, sizes, strict=True)
         ]
 
-    def _inputs(self, images: Sequence[np.ndarray]) -> ImageList:
-        """Normalised, resized and padded: [B, 3, H, W] float32, both sides multiples of 32."""
-        transform = self._network.transform
-        resized = []
-        for image in images:
-            ours = np.require(
-                image, requirements=("C", "W")
-            )  # torch takes no read-only array without a warning
-            pixels = torch.from_numpy(ours).to(self.device).permute(2, 0, 1).float() / 255
-            size = self.input_size(*image.shape[:2])
-            resized.append(
-                functional.interpolate(
-                    transform.normalize(pixels)[None], size, mode="bilinear", align_corners=False
-                )[0]
-            )
-        padded: Tensor = transform.batch_images(resized, size_divisible=DIVISIBLE)
-        sizes = [(int(pixels.shape[1]), int(pixels.shape[2])) for pixels in resized]
-        return ImageList(padded.contiguous(memory_format=torch.channels_last), sizes)
-
-    def _detect(self, inputs: ImageList, features: dict[str, Tensor]) -> list[Detections]:
-        """Both stages up to the boxes; per image, in descending score, boxes in input pixels."""
-        heads = self._network.roi_heads
-        proposals, _ = self._network.rpn(inputs, features)
-        rois = heads.box_head(heads.box_roi_pool(features, proposals, inputs.image_sizes))
-        logits, deltas = heads.box_predictor(rois)
-        boxes, scores, labels = heads.postprocess_detections(logits, deltas, proposals, inputs.image_sizes)
-        return list(zip(boxes, scores, labels, strict=True))
-
-    def _chosen(self, detections: Detections, wanted: Options) -> Detections:
-        """Those that the caller wants, still in descending score."""
-        boxes, scores, labels = detections
-        # torchvision's COCO models have outputs that are no category, such as 12, which COCO skips.
-        keep = (scores >= wanted.score_threshold) & self._named.to(labels.device)[labels]
+    def _allowed(self, wanted: Options) -> Tensor:
+        """[classes] bool: the network's outputs that the caller wants to hear of."""
+        allowed = self._named
         if wanted.categories is not None:
-            keep &= torch.isin(
-                self._label_ids.to(labels.device)[labels],
-                torch.tensor(sorted(wanted.categories), dtype=torch.int64, device=labels.device),
-            )
-        best = keep.nonzero()[:, 0][: wanted.max_instances]
-        return boxes[best], scores[best], labels[best]
+            chosen = torch.tensor(sorted(wanted.categories), dtype=torch.int64)
+            allowed = allowed & torch.isin(self._label_ids, chosen)
+        return allowed.to(self.device)
 
-    def _mask_grids(
-        self,
-        inputs: ImageList,
-        features: dict[str, Tensor],
-        found: list[Detections],
-        options: Sequence[Options],
+    def _grids(
+        self, maps: Maps, found: Sequence[Detections], options: Sequence[Options]
     ) -> list[Tensor | None]:
         """For each image [N, 28, 28] float32 probabilities of the instances' own classes, where they are wanted."""
-        wanted = [self._masks and choice.masks for choice in options]
-        counts = [len(boxes) if wish else 0 for (boxes, _, _), wish in zip(found, wanted, strict=True)]
-        if not sum(counts):
-            empty = torch.zeros((0, 28, 28))
-            return [empty if wish else None for wish in wanted]
-        heads = self._network.roi_heads
-        boxes = [boxes[:count] for (boxes, _, _), count in zip(found, counts, strict=True)]
-        labels = torch.cat([labels[:count] for (_, _, labels), count in zip(found, counts, strict=True)])
-        rois = heads.mask_head(heads.mask_roi_pool(features, boxes, inputs.image_sizes))
-        logits = heads.mask_predictor(rois)  # [ΣN, classes, 28, 28]
-        grids = logits[torch.arange(len(labels), device=labels.device), labels].sigmoid().float().cpu()
-        return [grid if wish else None for grid, wish in zip(torch.split(grids, counts), wanted, strict=True)]
+        if self._masks is None:
+            return [None] * len(found)
+        boxes = [b if o.masks else b[:0] for (b, _, _), o in zip(found, options, strict=True)]
+        labels = torch.cat([n[: len(b)] for (_, _, n), b in zip(found, boxes, strict=True)])
+        grids = self._masks(maps, boxes, labels).cpu() if len(labels) else torch.zeros((0, 28, 28))
+        parts = torch.split(grids, [len(b) for b in boxes])
+        return [grid if o.masks else None for grid, o in zip(parts, options, strict=True)]
 
     def _instances(
-        self, detections: Detections, grid: Tensor | None, size: tuple[int, int], resized: tuple[int, int]
+        self, detections: Detections, grid: Tensor | None, shape: tuple[int, int], size: tuple[int, int]
     ) -> Instances:
-        boxes, scores, labels = detections
-        upright = resize_boxes(boxes, list(resized), list(size))  # input pixels → pixels of the image
-        return Instances(size, upright.cpu(), scores.cpu(), self._label_ids[labels.cpu()], grid)
+        boxes, scores, labels = (tensor.cpu() for tensor in detections)
+        upright = resize_boxes(boxes, list(size), list(shape))  # input pixels → pixels of the image
+        return Instances(shape, upright, scores, self._label_ids[labels], grid)
 
 
 def _device(name: str) -> torch.device:
@@ -243,21 +232,29 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _check_precision(name: str) -> None:
-    if name not in PRECISIONS:
-        raise EngineError(f"no such precision: {name!r}; there is {', '.join(PRECISIONS)}")
+def resolved(precision: str, device: torch.device) -> str:
+    """The number format that `precision` means on a device: "float32", "bfloat16" or "float16".
 
-
-def _fix_strides(heads: Any) -> None:
-    """Tell torchvision's RoIAlign the strides of P2 … P5.
-
-    Else it guesses them from the first image, for good: a first image that is 20 times as wide as high makes it
-    take P2's stride for 2, and every later answer is wrong.
+    "auto" is the quickest that the hardware computes in by itself: bfloat16 on processors with AVX512-BF16 or AMX
+    and on GPUs since Ampere, float16 on GPUs since Volta, else float32. Raises EngineError.
     """
-    for pool in (heads.box_roi_pool, heads.mask_roi_pool):
-        if pool is not None:
-            pool.scales = [1 / stride for stride in STRIDES]
-            pool.map_levels = initLevelMapper(2, 5)
+    if precision not in PRECISIONS:
+        raise EngineError(f"no such precision: {precision!r}; there are {', '.join(PRECISIONS)}")
+    cuda = device.type == "cuda"
+    if precision == "auto":
+        if not cuda:
+            return "bfloat16" if _multiplies_bfloat16() else "float32"
+        generation = torch.cuda.get_device_capability(device)[0]
+        return "bfloat16" if generation >= 8 else "float16" if generation >= 7 else "float32"
+    if precision == "float16" and not cuda:
+        raise EngineError("float16 is for GPUs; on a CPU there are float32 and bfloat16")
+    return precision
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for it. Without them bfloat16 works, but slower than float32."""
+    cpu = torch.cpu
+    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())  # noqa: SLF001 (no public name)
 
 
 def _device_error(error: Exception, device: torch.device) -> OutOfDeviceMemory | DeviceFailed | None:

@@ -31,7 +31,8 @@ RESNETS = (
     "resnext50_32x4d",
     "resnext101_32x8d",
 )
-BACKBONES = (*RESNETS, "vgg16")
+MOBILENETS = ("mobilenet_v3_large", "mobilenet_v3_small")
+BACKBONES = (*RESNETS, "vgg16", *MOBILENETS)
 
 
 class ArchitectureError(ValueError):
@@ -183,6 +184,15 @@ def _backbone(a: Architecture) -> BackboneWithFPN:
         pools = [n for n, layer in enumerate(body) if isinstance(layer, nn.MaxPool2d)]
         layers = {str(n): str(level) for level, n in enumerate(pools[1:])}
         channels = [128, 256, 512, 512]
+    elif a.backbone in MOBILENETS:
+        norm = partial(FrozenBatchNorm2d if a.norm == "frozen" else nn.BatchNorm2d, eps=a.norm_eps)
+        body = torchvision.models.get_model(a.backbone, weights=None, norm_layer=norm).features
+        # C2 … C5 are the last outputs of strides 4, 8, 16 and 32. What halves the sides is the first layer and every
+        # block that torchvision marks so.
+        halves = [n for n, block in enumerate(body) if n == 0 or getattr(block, "_is_cn", False)]
+        last = [*(n - 1 for n in halves[2:]), len(body) - 1]
+        layers = {str(n): str(level) for level, n in enumerate(last)}
+        channels = [int(body[n].out_channels) for n in last]
     else:
         norm = partial(FrozenBatchNorm2d if a.norm == "frozen" else nn.BatchNorm2d, eps=a.norm_eps)
         body = torchvision.models.get_model(a.backbone, weights=None, norm_layer=norm)

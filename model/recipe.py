@@ -29,9 +29,9 @@ class Recipe:
     later_sizes: tuple[tuple[int, tuple[int, ...]], ...] = ()
     max_size: int = 768
     flip: float = 0.5
-    rois: int = 160  # sampled per image for the second stage …
-    positives: float = 0.2  # … of which at most this part are objects
-    proposals: tuple[int, int] = (400, 300)  # per image: into and out of the RPN's suppression
+    rois: int = 96  # sampled per image for the second stage …
+    positives: float = 0.3  # … of which at most this part are objects
+    proposals: tuple[int, int] = (400, 250)  # per image: into and out of the RPN's suppression
     clip: float = 10.0  # of the gradient's norm
     ema: float = 0.999  # decay of the averaged weights that are saved; 0 saves the last ones
     precision: str = (

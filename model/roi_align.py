@@ -100,6 +100,16 @@ class _Gather(torch.autograd.Function):
         return gradient, None, None
 
 
+def pooled(
+    table: Tensor, shapes: Sequence[tuple[int, int]], boxes: Tensor, images: Tensor, bins: int
+) -> Tensor:
+    """[R, bins, bins, C] from features laid out as `taps` counts them: [cells, C]. Arguments as for `taps`."""
+    batch = len(table) // sum(height * width for height, width in shapes)
+    rows, weights = taps(boxes.float(), images, shapes, batch, bins)
+    bags: Tensor = _Gather.apply(table, rows, weights.to(table.dtype))
+    return bags.view(len(boxes), bins, bins, table.shape[1])
+
+
 class PyramidRoIAlign(nn.Module):
     """Takes the place of torchvision's MultiScaleRoIAlign (4 levels, 2×2 samples, `aligned=False`)."""
 
@@ -114,12 +124,9 @@ class PyramidRoIAlign(nn.Module):
     ) -> Tensor:
         """[R, C, bins, bins], channels last. features: [B, C, H, W] each; boxes: per image [R_i, 4] input pixels."""
         maps = [features[name] for name in self.levels]
-        batch, channels = maps[0].shape[:2]
+        channels = maps[0].shape[1]
         table = torch.cat([m.permute(0, 2, 3, 1).reshape(-1, channels) for m in maps])
         counts = torch.tensor([len(b) for b in boxes], device=table.device)
         images = torch.repeat_interleave(torch.arange(len(boxes), device=table.device), counts)
         shapes = [(int(m.shape[2]), int(m.shape[3])) for m in maps]
-        rows, weights = taps(torch.cat(boxes).float(), images, shapes, batch, self.bins)
-        bags = _Gather.apply(table, rows, weights.to(table.dtype))
-        pooled: Tensor = bags.view(-1, self.bins, self.bins, channels).permute(0, 3, 1, 2)
-        return pooled
+        return pooled(table, shapes, torch.cat(boxes), images, self.bins).permute(0, 3, 1, 2)

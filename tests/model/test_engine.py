@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from bench.lifelike import lifelike
 from model import weights, zoo
 from model.data import Category
 from model.engine import DIVISIBLE, Engine, EngineError
 from model.errors import DeviceFailed, OutOfDeviceMemory
 from model.instances import Options
 from model.masks import decode, paste
-from model.network import SMALL, V1, V2, Architecture, build
+from model.network import BACKBONES, SMALL, V1, V2, Architecture
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,36 +46,23 @@ THIN: dict[str, Any] = {
     "max_size": 160,
 }
 THIN_SMALL = replace(SMALL, **THIN)
-ARCHITECTURES = {"small": THIN_SMALL, "v1": replace(V1, **THIN), "v2": replace(V2, **THIN)}
+ARCHITECTURES = {
+    "small": THIN_SMALL,
+    "v1": replace(V1, **THIN),
+    "v2": replace(V2, **THIN),
+    # The backbones of those are ResNet-18 and ResNet-50. Widths of 128 and more are where Winograd's products begin.
+    **{
+        name: replace(THIN_SMALL, backbone=name) for name in BACKBONES if name not in ("resnet18", "resnet50")
+    },
+    "wide": replace(THIN_SMALL, fpn_channels=128, mask_channels=128),
+    "wide v2": replace(V2, **{**THIN, "fpn_channels": 128, "mask_channels": 128}),
+}
 CPU = torch.device("cpu")
 
 
 @cache
 def network(architecture: Architecture) -> nn.Module:
-    """Random weights that find much and decide it clearly: all heads' outputs are spread as a trained one's are."""
-    torch.manual_seed(5)
-    made: Any = build(architecture)
-    heads = made.roi_heads
-    spread = {
-        made.rpn.head.cls_logits: 2.0,
-        heads.box_predictor.cls_score: 2.0,
-        heads.box_predictor.bbox_pred: 1.0,
-    }
-    if heads.mask_predictor is not None:
-        spread[heads.mask_predictor.mask_fcn_logits] = 3.0
-
-    def rescale(module: Any, _: object, output: Tensor) -> Tensor:
-        factor = spread.pop(module) / float(output.std()) if module in spread else 1.0
-        module.weight.mul_(factor)
-        module.bias.mul_(factor)
-        return output * factor
-
-    hooks = [module.register_forward_hook(rescale) for module in spread]
-    with torch.no_grad():
-        made([torch.from_numpy(photo(96, 128)).permute(2, 0, 1) / 255])
-    for hook in hooks:
-        hook.remove()
-    return made
+    return lifelike(architecture, torch.from_numpy(photo(96, 128)).permute(2, 0, 1) / 255, seed=5)
 
 
 def described(architecture: Architecture) -> zoo.Model:
@@ -118,8 +106,11 @@ def assert_same(ours: Instances, theirs: Instances) -> None:
 # Against torchvision
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
-@pytest.mark.parametrize("size", [(96, 128), (61, 97), (201, 50)])
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [(kind, (96, 128)) for kind in ARCHITECTURES]
+    + [(kind, size) for kind in ("small", "v1", "wide v2") for size in ((61, 97), (201, 50))],
+)
 def test_finds_what_torchvision_finds(kind: str, size: tuple[int, int]) -> None:
     image = photo(*size)
     with torch.inference_mode():
@@ -131,7 +122,6 @@ def test_finds_what_torchvision_finds(kind: str, size: tuple[int, int]) -> None:
     # In the same order, up to scores that the order of summation decides between.
     torch.testing.assert_close(ours.scores, theirs["scores"], atol=1e-4, rtol=0)
     assert (ours.scores.diff() <= 0).all()
-    masks = [decode(rle) for rle in paste(ours.probabilities, ours.boxes, size)]
     left = list(range(len(ours)))
     shared = either = 0
     for box, score, label, pasted in zip(
@@ -145,12 +135,14 @@ def test_finds_what_torchvision_finds(kind: str, size: tuple[int, int]) -> None:
             and (ours.scores[row] - score).abs() <= 1e-4
         )
         left.remove(twin)
-        mine, other = torch.from_numpy(masks[twin]).bool(), pasted > 0.5
+        # In their place: a mask begins at a whole pixel, which may be the next one for a millionth of a pixel.
+        (rle,) = paste(ours.probabilities[twin, None], box[None], size)
+        mine, other = torch.from_numpy(decode(rle)).bool(), pasted > 0.5
         assert (
             (pasted[mine != other] - 0.5).abs() < 1e-3
         ).all()  # only where torchvision itself is undecided
         shared, either = shared + int((mine & other).sum()), either + int((mine | other).sum())
-    assert either > 1000
+    assert either > 500
     assert shared / either >= 0.999
 
 
@@ -161,7 +153,8 @@ def assert_sized_as_torchvision(engine: Engine, limits: tuple[int, int], height:
     """Against torchvision's transform itself, of which only the computing of pixels is left out."""
     low, high = limits
     architecture = replace(THIN_SMALL, min_size=low, max_size=high)
-    sizer = Engine(engine._network, described(architecture), CPU, "float32")
+    sizer = copy.copy(engine)
+    sizer.model = described(architecture)
     size, padded = sizer.input_size(height, width), sizer.padded_shape(height, width)
     transform = GeneralizedRCNNTransform(low, high, [0.5] * 3, [0.5] * 3)
 
@@ -193,9 +186,9 @@ def test_input_sizes_are_torchvisions_along_a_row(engine: Engine, width: int) ->
 
 @pytest.mark.parametrize("size", [(1, 13), (13, 1), (11, 17), (427, 640), (1, 5000), (5000, 3)])
 def test_network_sees_images_of_the_size_that_is_announced(engine: Engine, size: tuple[int, int]) -> None:
-    inputs = engine._inputs([photo(*size)])
-    assert inputs.image_sizes == [engine.input_size(*size)]
-    assert tuple(inputs.tensors.shape) == (1, 3, *engine.padded_shape(*size))
+    with _Calls(engine, "_dense") as batches:
+        engine.segment([photo(*size)], [Options()])
+    assert [tuple(batch.shape) for (batch,) in batches] == [(1, 3, *engine.padded_shape(*size))]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
@@ -262,6 +255,16 @@ def test_images_may_be_read_only_or_strided(engine: Engine) -> None:
     assert_same(segment(engine, wide), segment(engine, image))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_answers_do_not_depend_on_which_shapes_came_before(precision: str) -> None:
+    def fresh() -> Engine:
+        return Engine(network(ARCHITECTURES["wide"]), described(ARCHITECTURES["wide"]), CPU, precision)
+
+    used = fresh()
+    for size in [(96, 128), (128, 96), (96, 96), (96, 160), (160, 96), (96, 128)]:
+        assert_same(segment(used, photo(*size)), segment(fresh(), photo(*size)))
+
+
 # Options
 
 
@@ -287,8 +290,18 @@ def test_only_wanted_categories_are_kept(engine: Engine) -> None:
     assert len(present) > 2
     wanted = frozenset(present[:2])
     found = segment(engine, photo(96, 128), categories=wanted)
-    assert found.labels.tolist() == [label for label in everything.labels.tolist() if label in wanted]
+    assert set(found.labels.tolist()) == wanted
+    expected = [label for label in everything.labels.tolist() if label in wanted]
+    assert found.labels.tolist()[: len(expected)] == expected
     assert len(segment(engine, photo(96, 128), categories=frozenset())) == 0
+
+
+def test_the_hundred_best_are_those_of_the_wanted_categories(engine: Engine) -> None:
+    everything = segment(engine, photo(96, 128))
+    assert len(everything) == 100  # there is more to find than an answer holds
+    rare = min(everything.labels.tolist(), key=everything.labels.tolist().count)
+    found = segment(engine, photo(96, 128), categories=frozenset({rare}))
+    assert len(found) > everything.labels.tolist().count(rare)
 
 
 def test_each_image_of_a_batch_has_its_own_options(engine: Engine) -> None:
@@ -309,30 +322,37 @@ def test_each_image_of_a_batch_has_its_own_options(engine: Engine) -> None:
 
 
 class _Calls:
-    """How many rows a module was given, by call."""
+    """The arguments that a part of an engine is called with, call by call."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.rows: list[int] = []
-        self._hook = module.register_forward_pre_hook(lambda _, inputs: self.rows.append(len(inputs[0])))
+    def __init__(self, engine: Engine, part: str) -> None:
+        self._engine, self._part = engine, part
+        self.arguments: list[tuple[Any, ...]] = []
 
-    def __enter__(self) -> list[int]:
-        return self.rows
+    def __enter__(self) -> list[tuple[Any, ...]]:
+        self._whole = getattr(self._engine, self._part)
+
+        def noted(*arguments: Any) -> Any:
+            self.arguments.append(arguments)
+            return self._whole(*arguments)
+
+        setattr(self._engine, self._part, noted)
+        return self.arguments
 
     def __exit__(self, *_: object) -> None:
-        self._hook.remove()
+        setattr(self._engine, self._part, self._whole)
 
 
 def test_mask_head_sees_only_the_instances_that_were_asked_for(engine: Engine) -> None:
-    with _Calls(engine._network.roi_heads.mask_head) as rows:
+    with _Calls(engine, "_masks") as calls:
         segment(engine, photo(96, 128), masks=False)
-        assert rows == []
+        assert calls == []
         segment(engine, photo(96, 128), score_threshold=1.1)
-        assert rows == []
+        assert calls == []
         engine.segment(
             [photo(96, 128)] * 2,
             [Options(score_threshold=0.05, masks=False), Options(score_threshold=0.05, max_instances=4)],
         )
-        assert rows == [4]
+        assert [len(labels) for _, _, labels in calls] == [4]
 
 
 def test_answers_are_on_the_cpu_in_the_declared_types(engine: Engine) -> None:
@@ -358,7 +378,8 @@ def test_outputs_of_the_network_that_are_no_category_are_left_out() -> None:
     ids = {label * 10: category.id for label, category in zip(labels, categories, strict=True)}
     expected = [ids[label] for label in everything.labels.tolist() if label in ids]
     assert 0 < len(expected) < len(everything)
-    assert found.labels.tolist() == expected
+    assert found.labels.tolist()[: len(expected)] == expected
+    assert set(found.labels.tolist()) == set(ids.values())
     assert 0 in expected  # a category may well have the id 0
 
 
@@ -368,32 +389,28 @@ def test_faster_rcnn_has_boxes_and_no_masks() -> None:
     assert found.probabilities is None
 
 
-def test_warm_up_runs_every_part_though_it_finds_nothing(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    heads = engine._network.roi_heads
-    monkeypatch.setattr(heads, "score_thresh", 1.0)
-    with (
-        _Calls(engine._network.backbone) as images,
-        _Calls(heads.box_head) as boxes,
-        _Calls(heads.mask_predictor) as masks,
-    ):
+def test_warm_up_runs_every_part_though_it_finds_nothing() -> None:
+    unsure: Any = copy.deepcopy(network(THIN_SMALL))
+    unsure.roi_heads.score_thresh = 1.0
+    engine = Engine(unsure, described(THIN_SMALL), CPU, "float32")
+    with _Calls(engine, "_dense") as images, _Calls(engine, "_masks") as masks:
         engine.warm_up()
-    assert (images, len(boxes), masks) == ([1], 1, [1])
+    assert images
+    assert [len(labels) for _, _, labels in masks] == [1]
 
 
 def test_warm_up_of_a_network_without_masks() -> None:
     engine = engine_of(replace(THIN_SMALL, mask_convs=0))
-    with _Calls(engine._network.backbone) as images:
+    with _Calls(engine, "_dense") as images:
         engine.warm_up()
-    assert images == [1]
+    assert len(images) == 1
 
 
 # Failures
 
 
 class _Failing:
-    """A backbone's forward pass that holds a tensor, as a real one would, and raises."""
+    """A dense part that holds a tensor, as a real one would, and raises."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -407,11 +424,11 @@ class _Failing:
 
 @pytest.fixture
 def failing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], _Failing]:
-    """Make the engine's backbone raise."""
+    """Make the engine's dense part raise."""
 
     def fail(error: Exception) -> _Failing:
         forward = _Failing(error)
-        monkeypatch.setattr(engine._network.backbone, "forward", forward)
+        monkeypatch.setattr(engine, "_dense", forward)
         return forward
 
     return fail
@@ -462,8 +479,8 @@ def test_lost_device_is_named(
     engine: Engine, failing: Fail, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing(RuntimeError(text))
-    ready = engine._inputs([photo(96, 128)])
-    monkeypatch.setattr(engine, "_inputs", lambda _: ready)
+    ready = torch.zeros(1, 3, 96, 128)
+    monkeypatch.setattr(engine, "_normalise", lambda *_: ready)
     monkeypatch.setattr(engine, "device", torch.device("cuda"))
     with pytest.raises(DeviceFailed, match=text):
         segment(engine, photo(96, 128))
@@ -521,7 +538,9 @@ def test_unusable_devices_are_refused_before_anything_is_loaded(
 
 def test_unknown_precision_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zoo, "load", lambda *_: pytest.fail("weights were loaded"))
-    with pytest.raises(EngineError, match="no such precision: 'float8'; there is float32"):
+    with pytest.raises(
+        EngineError, match="no such precision: 'float8'; there are auto, float32, bfloat16, float16"
+    ):
         Engine.load("shapes", device="cpu", precision="float8")
 
 

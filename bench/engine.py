@@ -1,0 +1,270 @@
+"""The engine against torchvision's eager model: the same weights and the same photo, in turns, on the same cores.
+
+    python bench/engine.py [--model v1|v2|shapes|resnet18|…] [--precision auto|float32|bfloat16] [--detections 20]
+                           [--photo FILE] [--megapixels 12] [--rounds 5] [--threads 2] [--encode]
+
+COCO's weights are not needed: bench/lifelike.py makes random ones that behave alike, and all sides keep as many
+detections as --detections says. Without --photo a scene is drawn. Every side goes from pixels to boxes, scores and
+masks: ours to COCO run lengths, torchvision's to its stack of masks, and with --encode to pycocotools' run lengths.
+
+Each side lives in a process of its own and waits while another runs. torchvision comes twice: as people run it, and
+with what `maskserve serve` tells glibc about freed memory, from which it gains more than we do.
+
+Prints seconds (median of the rounds), ratios, ours by stage, the share of what the processor's measured
+matrix-product rate allows for torchvision's operations, and what the first image adds to a process's resident set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as coco
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from app.allocator import keep_freed_memory
+from app.cpus import usable_cpus
+from bench.lifelike import lifelike
+from bench.masks import highest_resident, processor
+from model import zoo
+from model.data import Category
+from model.data.drawing import undergrowth
+from model.engine import Engine
+from model.instances import Options
+from model.masks import paste
+from model.network import BACKBONES, V1, V2, Architecture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from model.instances import Instances
+
+SIDES = {
+    "torchvision": "torchvision eager",
+    "kept": "… with our allocator setting",
+    "ours": "maskserve",
+}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="v1", help="v1, v2, shapes, or a backbone")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--detections", type=int, default=20)
+    parser.add_argument("--photo", type=Path)
+    parser.add_argument("--megapixels", type=float, help="enlarge the photo to this size first")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=usable_cpus())
+    parser.add_argument(
+        "--encode", action="store_true", help="torchvision's masks to pycocotools' run lengths too"
+    )
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def picture(photo: Path | None, megapixels: float | None) -> np.ndarray:
+    """[H, W, 3] uint8; 640 × 480 where nothing else is asked for."""
+    if photo is not None:
+        image = Image.open(photo).convert("RGB")
+    else:
+        drawn = undergrowth(np.random.default_rng(7), 480, 640)
+        image = Image.fromarray(np.clip(drawn, 0, 255).astype(np.uint8))
+    if megapixels is not None:
+        scale = (megapixels * 1e6 / (image.width * image.height)) ** 0.5
+        image = image.resize((round(image.width * scale), round(image.height * scale)))
+    return np.array(image)
+
+
+def chosen(name: str, image: np.ndarray, detections: int) -> tuple[nn.Module, zoo.Model]:
+    if name == "shapes":
+        return zoo.read(zoo.bundled())
+    if name in BACKBONES:
+        architecture = Architecture(backbone=name, norm="batch", norm_eps=1e-5)
+    else:
+        architecture = {"v1": V1, "v2": V2}[name]
+    network: Any = lifelike(architecture, tensor(image))
+    network.roi_heads.detections_per_img = detections
+    categories = tuple(Category(n, f"kind {n}") for n in range(1, architecture.classes))
+    return network, zoo.describe(name, architecture, categories)
+
+
+def tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1) / 255
+
+
+def theirs(network: nn.Module, image: np.ndarray, *, encode: bool) -> int:
+    """How many were found."""
+    with torch.inference_mode():
+        (found,) = network([tensor(image)])
+    if encode:
+        for mask in found["masks"][:, 0]:
+            coco.encode(np.asfortranarray((mask > 0.5).numpy().view(np.uint8)))
+    return len(found["scores"])
+
+
+def ours(engine: Engine, image: np.ndarray) -> int:
+    (found,) = engine.segment([image], [Options(score_threshold=0.05)])
+    encoded(found)
+    return len(found)
+
+
+def encoded(found: Instances) -> None:
+    if found.probabilities is not None:
+        paste(found.probabilities, found.boxes, found.size)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+@torch.inference_mode()
+def stages(engine: Engine, image: np.ndarray) -> dict[str, float]:
+    """Seconds of each part of one forward pass, the quickest of three."""
+    size, padded = engine.input_size(*image.shape[:2]), engine.padded_shape(*image.shape[:2])
+    taken: dict[str, list[float]] = {}
+
+    def timed(name: str, run: Callable[[], Any]) -> Any:
+        begun = time.perf_counter()
+        result = run()
+        taken.setdefault(name, []).append(time.perf_counter() - begun)
+        return result
+
+    for _ in range(3):
+        inputs = timed("resize and normalise", lambda: engine._normalise([image], [size], padded))
+        maps = timed("backbone, pyramid, RPN head", lambda: engine._dense(inputs))
+        proposals = timed("proposals", lambda: engine._propose(maps, padded, [size]))
+        features = timed("RoIAlign and box head", lambda: engine._boxes.features(maps, proposals))
+        allowed = {"threshold": 0.05, "allowed": engine._named, "most": 100}
+        boxes, scores, labels = timed(
+            "detections", lambda: engine._boxes.detections(features, proposals[0], size, **allowed)
+        )
+        if engine._masks is not None and len(labels):
+            grids = timed("mask head", lambda: engine._masks(maps, [boxes], labels))
+            found = engine._instances((boxes, scores, labels), grids, image.shape[:2], size)
+            timed("run lengths", lambda: encoded(found))
+    return {name: min(values) for name, values in taken.items()}
+
+
+def rate(precision: str) -> float:
+    """FLOP/s of a matrix product in the precision, the best of five."""
+    a = torch.ones(3072, 3072, dtype=getattr(torch, precision))
+    return 2 * 3072**3 / min(seconds(lambda: a @ a) for _ in range(5))
+
+
+def operations(network: nn.Module, image: np.ndarray) -> int:
+    """FLOPs of convolutions and products of one image, as torchvision does it."""
+    with FlopCounterMode(display=False) as counter:
+        theirs(network, image, encode=False)
+    return int(counter.get_total_flops())
+
+
+def side(given: argparse.Namespace) -> None:
+    """One side: a line of facts, then for every line that comes in one run and a line about it."""
+    torch.set_num_threads(given.threads)
+    if given.side != "torchvision":
+        keep_freed_memory()
+    image, small = picture(given.photo, given.megapixels), picture(None, None)
+    network, model = chosen(given.model, image, given.detections)
+    facts: dict[str, Any] = {}
+    run: Callable[[np.ndarray], int]
+    if given.side == "ours":
+        engine = Engine(network, model, torch.device("cpu"), given.precision)
+        del network
+        engine.warm_up()
+        run = lambda pixels: ours(engine, pixels)  # noqa: E731
+        facts = {"precision": engine.precision, "rate": rate(engine.precision)}
+        facts["padded"] = engine.padded_shape(*image.shape[:2])
+    else:
+        run = lambda pixels: theirs(network, pixels, encode=given.encode)  # noqa: E731
+        facts["operations"] = operations(network, small) if given.megapixels else operations(network, image)
+    run(small)  # what is loaded and allocated once
+    before = highest_resident()
+    facts["count"] = run(image)
+    facts["added"] = highest_resident() - before
+    print(json.dumps(facts), flush=True)
+    for line in sys.stdin:
+        asked = line.strip()
+        print(
+            json.dumps(stages(engine, image) if asked == "stages" else seconds(lambda: run(image))),
+            flush=True,
+        )
+
+
+class Side:
+    """A process that runs one side when asked to."""
+
+    def __init__(self, name: str) -> None:
+        command = [sys.executable, __file__, *sys.argv[1:], "--side", name]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.facts = self._line()
+
+    def ask(self, what: str) -> Any:
+        """What the process says to "run" (seconds) or "stages" (seconds by name)."""
+        self._process.stdin.write(what + "\n")
+        self._process.stdin.flush()
+        return self._line()
+
+    def _line(self) -> Any:
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a side ended with code {self._process.wait()}")
+        return json.loads(line)
+
+
+def main() -> None:
+    given = arguments()
+    if given.side:
+        side(given)
+        return
+    image = picture(given.photo, given.megapixels)
+    sides = {name: Side(name) for name in SIDES}
+    rounds = [{name: s.ask("run") for name, s in sides.items()} for _ in range(given.rounds)]
+    by_stage = sides["ours"].ask("stages")
+    facts = sides["ours"].facts
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision"))
+    print(f"{processor()}, {given.threads} threads, {torch.backends.cpu.get_cpu_capability()}; {packages}")
+    print(f"Python {platform.python_version()}; load {os.getloadavg()[0]:.1f}")
+    height, width = facts["padded"]
+    size = f"photo {image.shape[1]} × {image.shape[0]}, input {width} × {height}"
+    print(f"\n{given.model}, {facts['precision']}; {size}")
+    for name, title in SIDES.items():
+        times, known = [r[name] for r in rounds], sides[name].facts
+        text = f"  {title:30}{median(times):7.3f} s  {known['count']:3} detections  {known['added'] / 1e6:6.0f} MB added"
+        if name != "ours":
+            ratios = sorted(r[name] / r["ours"] for r in rounds)
+            text += (
+                f"  {median(ratios):6.2f} ×  ({ratios[0]:.2f} to {ratios[-1]:.2f} in {len(rounds)} rounds)"
+            )
+        print(text)
+    work, speed = sides["torchvision"].facts["operations"], facts["rate"]
+    reached = work / speed / median(r["ours"] for r in rounds)
+    print(
+        f"  {work / 1e9:.0f} GFLOP at {speed / 1e9:.0f} GFLOP/s (matrix product, {facts['precision']}) take"
+    )
+    print(
+        f"  {work / speed:.3f} s: maskserve runs at {reached:.0%} of that rate; over 100 % is Winograd's saving"
+    )
+    print("  by stage, ms: " + ", ".join(f"{name} {value * 1e3:.1f}" for name, value in by_stage.items()))
+
+
+if __name__ == "__main__":
+    main()

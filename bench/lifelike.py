@@ -1,0 +1,61 @@
+"""Random weights that behave as trained ones do, where trained ones cannot be had."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from model.network import Architecture, build, has_masks
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@torch.inference_mode()
+def lifelike(architecture: Architecture, image: Tensor, seed: int = 0) -> nn.Module:
+    """A network that finds much in an image and decides it clearly, though none of it is there.
+
+    Every BatchNorm's statistics are those of the image, so that activations keep their size through any depth, and
+    every head's outputs are spread as a trained one's are. image: [3, H, W] float32 in 0 to 1.
+    """
+    torch.manual_seed(seed)
+    normed: Any = build(replace(architecture, norm="batch", norm_eps=1e-5))
+    norms = [module for module in normed.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    transform = normed.transform
+    # Large enough that the coarsest level has more than a handful of cells to take statistics from.
+    transform.min_size, transform.max_size = (
+        (max(320, architecture.min_size),),
+        max(640, architecture.max_size),
+    )
+    normed([image])
+    transform.min_size, transform.max_size = (architecture.min_size,), architecture.max_size
+    for norm in norms:
+        norm.running_var.clamp_(min=1e-3)  # a channel that the image leaves dark
+        norm.momentum = 0.1
+        norm.eval()
+    heads = normed.roi_heads
+    spread = {normed.rpn.head.cls_logits: 2.0, normed.rpn.head.bbox_pred: 0.3}
+    spread |= {heads.box_predictor.cls_score: 2.0, heads.box_predictor.bbox_pred: 1.0}
+    if has_masks(normed):
+        spread[heads.mask_predictor.mask_fcn_logits] = 3.0
+
+    def rescale(module: Any, _: object, output: Tensor) -> Tensor:
+        factor = spread.pop(module) / float(output.std()) if module in spread else 1.0
+        module.weight.mul_(factor)
+        module.bias.mul_(factor)
+        return output * factor
+
+    hooks = [module.register_forward_hook(rescale) for module in spread]
+    normed([image])
+    for hook in hooks:
+        hook.remove()
+    network = build(architecture)
+    missing, _ = network.load_state_dict(normed.state_dict(), strict=False)
+    if missing:
+        raise ValueError(f"an architecture whose weights depend on its norms: {missing[0]} is left over")
+    return network.requires_grad_(False)

@@ -1,0 +1,122 @@
+"""One convolution of a trained network, prepared for inference: BatchNorm folded in, weights laid out once, and bias,
+activation and residual sum inside the same kernel where the device has one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.ops import FrozenBatchNorm2d
+
+from model.winograd import Winograd, pays
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ACTIVATIONS = {nn.ReLU: "relu", nn.Hardswish: "hardswish"}
+PACKED_SHAPES = 2  # a landscape and a portrait: each costs the weight's memory once more
+NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """Where the network runs, and in which numbers."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def fuses(self) -> bool:
+        """Whether oneDNN's kernels run it: they take bias, activation and a sum along."""
+        return self.device.type == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
+def folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution that stands for a convolution and the norm behind it, in float64."""
+    weight = conv.weight.detach().double()
+    bias = torch.zeros(len(weight), dtype=torch.float64) if conv.bias is None else conv.bias.detach().double()
+    if norm is None:
+        return weight, bias
+    if not isinstance(norm, NORMS):
+        raise TypeError(f"no way to fold {type(norm).__name__} into a convolution")
+    mean, variance = norm.running_mean, norm.running_var
+    if not isinstance(mean, torch.Tensor) or not isinstance(variance, torch.Tensor):
+        raise TypeError("a norm without running statistics cannot be folded")
+    scale = norm.weight.detach().double() / (variance.double() + norm.eps).sqrt()
+    return weight * scale[:, None, None, None], norm.bias.detach().double() + (bias - mean.double()) * scale
+
+
+class Conv:
+    """activation(convolution(x) + bias), or with `onto`: activation(convolution(x) + bias + onto).
+
+    Takes and gives channels-last tensors. `onto` may be overwritten, and must not be used again; `out` is where the
+    result goes, if given.
+    """
+
+    def __init__(
+        self, conv: nn.Conv2d, form: Format, *, norm: nn.Module | None = None, activation: str = "none"
+    ) -> None:
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise TypeError(f"no way to prepare a convolution with padding {conv.padding_mode!r}")
+        weight, bias = (t.to(form.device, form.dtype) for t in folded(conv, norm))
+        self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
+        self.groups, self.activation = conv.groups, activation
+        self.channels = int(weight.shape[1] * conv.groups)  # of the input
+        self.bias = bias
+        self.weight = weight.contiguous(memory_format=torch.channels_last)
+        self._packed: dict[torch.Size, Tensor] = {}  # by shape of the input; see `_weight_for`
+        self._fuses = form.fuses()
+        three = conv.kernel_size == (3, 3) and conv.groups == 1
+        plain = (conv.stride, conv.padding, conv.dilation) == ((1, 1), (1, 1), (1, 1))
+        self._may_go_by_winograd = three and plain and self._fuses and activation in ("none", "relu")
+        self._winograd: Winograd | None = None  # made when first needed
+
+    def __call__(self, x: Tensor, onto: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """[B, K, H', W'] from x [B, C, H, W]; onto, out: [B, K, H', W']."""
+        if self._may_go_by_winograd and pays(x, len(self.bias)):
+            if self._winograd is None:
+                self._winograd = Winograd(
+                    self.weight.float(), self.bias.float(), x.dtype, relu=self.activation == "relu"
+                )
+            return self._winograd(x, onto, out)
+        y = self._fused(x, onto) if self._fuses else self._plain(x, onto)
+        return y if out is None else out.copy_(y)
+
+    def _plain(self, x: Tensor, onto: Tensor | None) -> Tensor:
+        y = functional.conv2d(
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+        if onto is not None:
+            y += onto
+        if self.activation == "relu":
+            return y.relu_()
+        return functional.hardswish(y, inplace=True) if self.activation == "hardswish" else y
+
+    def _fused(self, x: Tensor, onto: Tensor | None) -> Tensor:
+        geometry = self.padding, self.stride, self.dilation, self.groups
+        weight = self._weight_for(x.shape)
+        if onto is None:
+            y: Tensor = torch.ops.mkldnn._convolution_pointwise(  # noqa: SLF001 (torch has no public name)
+                x, weight, self.bias, *geometry, self.activation, [], ""
+            )
+            return y
+        unary = None if self.activation == "none" else self.activation
+        torch.ops.mkldnn._convolution_pointwise_.binary(
+            onto, x, weight, self.bias, *geometry, "add", 1.0, unary, [], ""
+        )
+        return onto
+
+    def _weight_for(self, shape: torch.Size) -> Tensor:
+        """The weight in the layout that oneDNN's kernel for an input shape reads, which it would else make on each
+        call. Kept for the first few shapes: a layout made for another shape can take a kernel eight times as long.
+        """
+        if shape not in self._packed:
+            if len(self._packed) >= PACKED_SHAPES:
+                return self.weight
+            self._packed[shape] = torch.ops.mkldnn._reorder_convolution_weight(  # noqa: SLF001
+                self.weight, self.padding, self.stride, self.dilation, self.groups, list(shape)
+            )
+        return self._packed[shape]

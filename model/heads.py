@@ -1,0 +1,139 @@
+"""The second stage: RoIAlign, then class and box of every proposal, then masks of what is kept (Mask R-CNN, section 3).
+
+Less is computed than torchvision computes: boxes only where a class scores high enough, masks only of instances that
+the caller gets, and of those only their own class's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.ops import batched_nms
+
+from model.dense import LEVELS, steps
+from model.proposals import clipped, decode, large
+from model.roi_align import pooled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from model.convolution import Format
+    from model.dense import Maps, Step
+
+BOX_BINS, MASK_BINS = 7, 14  # of RoIAlign's output, per side
+LEAST_SIDE = 1e-2  # input pixels; torchvision drops smaller boxes
+
+Detections = tuple["Tensor", "Tensor", "Tensor"]  # boxes [N, 4], scores [N], labels [N] (network classes)
+
+
+def _rois(maps: Maps, boxes: Sequence[Tensor], bins: int) -> Tensor:
+    """[ΣR, bins, bins, C] of the boxes [R, 4] of each image of the batch."""
+    counts = torch.tensor([len(b) for b in boxes], device=maps.table.device)
+    image = torch.repeat_interleave(counts, output_size=sum(len(b) for b in boxes))
+    return pooled(maps.table, maps.shapes[:LEVELS], torch.cat(list(boxes)), image, bins)
+
+
+class BoxHead:
+    """Classes and boxes of proposals, as a torchvision RoIHeads computes them."""
+
+    def __init__(self, heads: Any, form: Format) -> None:
+        head, predictor = heads.box_head, heads.box_predictor
+        self._convs: list[Step] = []
+        if isinstance(head, TwoMLPHead):
+            layers = [head.fc6, head.fc7]
+        else:  # FastRCNNConvFCHead: convolutions, then Flatten, then fully connected layers with ReLU
+            convs = [(name, m) for name, m in head.named_children() if isinstance(m, nn.Sequential)]
+            self._convs = [step for _, step in steps(convs, form)]
+            layers = [m for m in head.children() if isinstance(m, nn.Linear)]
+        # Pooled features lie channels last, so the first layer's columns are put in that order.
+        first = layers[0].weight.detach()
+        first = first.view(len(first), -1, BOX_BINS**2).transpose(1, 2).flatten(1)
+        weights = [first, *(layer.weight.detach() for layer in layers[1:])]
+        self._layers = [
+            (weight.to(form.device, form.dtype), layer.bias.detach().to(form.device, form.dtype))
+            for weight, layer in zip(weights, layers, strict=True)
+        ]
+        # Scores and boxes are computed in float32 whatever the features are.
+        self._class, self._box = (
+            (layer.weight.detach().float().to(form.device), layer.bias.detach().float().to(form.device))
+            for layer in (predictor.cls_score, predictor.bbox_pred)
+        )
+        self._weights = heads.box_coder.weights
+        self._least_score, self._overlap = float(heads.score_thresh), float(heads.nms_thresh)
+        self._most = int(heads.detections_per_img)
+
+    def features(self, maps: Maps, proposals: Sequence[Tensor]) -> Tensor:
+        """[ΣR, D] float32 from the proposals of each image, [R, 4] xyxy in input pixels."""
+        x = _rois(maps, proposals, BOX_BINS)
+        if self._convs:
+            x = x.permute(0, 3, 1, 2)
+            for conv in self._convs:
+                x = conv(x)
+            x = x.permute(0, 2, 3, 1)
+        x = x.flatten(1)
+        for weight, bias in self._layers:
+            x = functional.linear(x, weight, bias).relu_()
+        return x.float()
+
+    def detections(
+        self,
+        features: Tensor,
+        proposals: Tensor,
+        size: tuple[int, int],
+        *,
+        threshold: float,
+        allowed: Tensor,
+        most: int,
+    ) -> Detections:
+        """One image's instances by falling score, boxes in input pixels.
+
+        features: [R, D]. proposals: [R, 4]. size: (height, width) of the image in the input. threshold: the least
+        score. allowed: [classes] bool, the network's outputs that may be found. most: as many at most.
+        """
+        scores = functional.linear(features, *self._class).softmax(-1)
+        enough = (scores > self._least_score) & (scores >= threshold) & allowed
+        # Boxes that score less cannot suppress those that score more: to leave them out changes nothing.
+        row, label = enough.nonzero(as_tuple=True)
+        deltas = functional.linear(features, *self._box).view(len(features), -1, 4)[row, label]
+        boxes = clipped(decode(deltas, proposals[row], self._weights), size)
+        usable = large(boxes, LEAST_SIDE)
+        boxes, label, score = boxes[usable], label[usable], scores[row, label][usable]
+        keep = batched_nms(boxes, score, label, self._overlap)[: min(self._most, most)]
+        return boxes[keep], score[keep], label[keep]
+
+
+class MaskHead:
+    """Mask probabilities of instances, each for its own class (Mask R-CNN, section 3, "class-specific masks")."""
+
+    def __init__(self, heads: Any, form: Format) -> None:
+        predictor = heads.mask_predictor
+        self._convs = [step for _, step in steps(heads.mask_head.named_children(), form)]
+        up = (
+            predictor.conv5_mask
+        )  # 2×2 with stride 2: a product of its own for each of the four cells it makes of one
+        if (up.kernel_size, up.stride, up.padding) != ((2, 2), (2, 2), (0, 0)):
+            raise TypeError("no way to prepare this upsampling of a mask head")
+        weight = up.weight.detach().permute(2, 3, 1, 0).flatten(0, 2)  # [2 * 2 * D, C]
+        self._up = weight.to(form.device, form.dtype), up.bias.detach().repeat(4).to(form.device, form.dtype)
+        last = predictor.mask_fcn_logits
+        self._class_weight = last.weight.detach()[:, :, 0, 0].to(form.device, form.dtype)  # [classes, D]
+        self._class_bias = last.bias.detach().float().to(form.device)
+
+    def __call__(self, maps: Maps, boxes: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """[N, 28, 28] float32. boxes: of each image, N in all, [n, 4] xyxy in input pixels. labels: [N]."""
+        x = _rois(maps, boxes, MASK_BINS).permute(0, 3, 1, 2)
+        for conv in self._convs:
+            x = conv(x)
+        x = functional.linear(x.permute(0, 2, 3, 1), *self._up).relu_()  # [N, 14, 14, 4 D]
+        count, depth = len(x), self._class_weight.shape[1]
+        logits = torch.bmm(x.reshape(count, -1, depth), self._class_weight[labels][..., None])
+        logits = logits.view(count, MASK_BINS, MASK_BINS, 2, 2).transpose(2, 3)  # y, y within, x, x within
+        logits = logits.reshape(count, 2 * MASK_BINS, 2 * MASK_BINS).float()
+        grids: Tensor = (logits + self._class_bias[labels][:, None, None]).sigmoid()
+        return grids
