@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup serve test lint format types tests lock clean
+.PHONY: help setup serve test lint format types tests bench-engine lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,13 @@ tests: $(READY)
 format: $(READY)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-engine: $(READY)  ## the engine against torchvision's eager model: minutes, and nothing else may run
+	$(BIN)/python bench/engine.py --model v1 --precision float32
+	$(BIN)/python bench/engine.py --model v1 --precision auto
+	$(BIN)/python bench/engine.py --model v2 --precision auto
+	$(BIN)/python bench/engine.py --model v1 --precision auto --megapixels 12 --detections 100 --encode --rounds 3
+	$(BIN)/python bench/engine.py --model shapes --precision auto --rounds 15
 
 lock: $(READY)  ## write requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra train --group dev --universal --generate-hashes \

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from app.allocator import keep_freed_memory
 from app.cpus import usable_cpus
 from model.download import WeightsError
 from model.engine import Engine, EngineError
@@ -24,6 +25,7 @@ LOAD_ERRORS = (
 def load_engine(settings: Settings) -> Engine:
     """Load the model. Blocks for seconds, or as long as its weights take to arrive. Raises LOAD_ERRORS."""
     torch.set_num_threads(settings.threads or usable_cpus())
+    keep_freed_memory()
     return Engine.load(
         settings.model,
         device=settings.device,

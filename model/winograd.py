@@ -35,7 +35,8 @@ def pays(x: Tensor, outputs: int) -> bool:
     if x.dtype == torch.float32:
         return narrow >= 128 and height * width >= 49
     even = (height + height % 2) * (width + width % 2)  # the tiles' area
-    return narrow >= 256 and even <= 1.15 * height * width and not torch.cpu._is_amx_tile_supported()  # noqa: SLF001
+    wide = narrow >= 256 or (narrow >= 128 and height * width <= 4096)
+    return wide and even <= 1.15 * height * width and not torch.cpu._is_amx_tile_supported()  # noqa: SLF001
 
 
 def _input2(d: Sequence[Tensor], out: Sequence[Tensor]) -> None:

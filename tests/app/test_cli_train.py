@@ -90,7 +90,9 @@ def test_evaluation_prints_all_figures_as_json(folder, capsys):
     capsys.readouterr()
     source = Source(str(folder / "data"))
     model = str(folder / "run" / "model.safetensors")
-    code = cli_train.run_evaluation(model, source, "cpu", folder, as_json=True, plots=folder / "plots")
+    code = cli_train.run_evaluation(
+        model, source, "cpu", "float32", folder, as_json=True, plots=folder / "plots"
+    )
     assert code == 0
     document = json.loads(capsys.readouterr().out)
     assert document["images"] == 4

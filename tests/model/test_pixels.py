@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from model import pixels
 from model.convolution import Format
 from model.pixels import Normaliser
 
@@ -35,8 +36,16 @@ def test_any_size_equals_torchvision(height: int, width: int, limits: tuple[int,
     if min(height, width) * limits[1] < max(height, width):
         return  # torchvision fails at images that would get no pixel
     found, expected = both([noise(height, width)], *limits, torch.float32)
+    # Both ways through: torch's kernel, and ours for images much larger than the input.
     # Which rows a row lies between is known to a millionth of a pixel, and noise differs by 4 from pixel to pixel.
     torch.testing.assert_close(found, expected, atol=5e-4, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(700, 933), (2000, 150), (199, 1700)])
+def test_large_images_equal_torchvision(size: tuple[int, int]) -> None:
+    found, expected = both([noise(*size)], 96, 160, torch.float32)
+    assert size[0] * size[1] > pixels.LARGE * found.shape[2] * found.shape[3]
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
 
 
 def test_images_of_a_batch_are_padded_with_zeros_to_one_shape() -> None:
@@ -59,7 +68,7 @@ def test_read_only_and_strided_images_are_read() -> None:
     normalise = Normaliser(
         GeneralizedRCNNTransform(96, 160, MEAN, DEVIATION), Format(torch.device("cpu"), torch.float32)
     )
-    one, other = (normalise([pixels], [(96, 128)], (96, 128)) for pixels in (image, wide))
+    one, other = (normalise([photo], [(96, 128)], (96, 128)) for photo in (image, wide))
     assert torch.equal(one, other)
 
 

@@ -84,6 +84,8 @@ def test_error_is_of_the_order_of_a_direct_convolutions(dtype: torch.dtype, boun
         ((1, 256, 200, 272), 256, torch.float32, True, True),
         ((1, 256, 200, 272), 256, torch.bfloat16, False, True),
         ((1, 256, 200, 272), 256, torch.bfloat16, True, False),
+        ((1, 128, 48, 64), 128, torch.bfloat16, False, True),
+        ((1, 128, 100, 136), 128, torch.bfloat16, False, False),
         ((1, 64, 200, 272), 256, torch.float32, False, False),
         ((1, 256, 200, 272), 64, torch.float32, False, False),
         ((1, 256, 3, 4), 256, torch.float32, False, False),
