@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -55,6 +56,40 @@ def test_labelled_folder_becomes_a_model_that_segments(folder, capsys):
     engine = Engine.load(str(path), device="cpu")
     (found,) = engine.segment([np.zeros((80, 64, 3), np.uint8)], [Options()])
     assert found.size == (80, 64)
+
+
+def test_training_goes_on_from_a_model(folder, capsys):
+    assert trained(folder) == 0
+    first = folder / "run" / "model.safetensors"
+    source = Source(str(folder / "data"))
+    still = {**QUICK, "learning_rate": 0.0}
+    code = cli_train.run_training(source, folder / "more", "resnet50", "cpu", still, initial=str(first))
+    assert code == 0
+    (before, old), (after, new) = zoo.read(first), zoo.read(folder / "more" / "model.safetensors")
+    assert new.architecture == old.architecture  # the model's, not the one named beside it
+    assert new.training["initial"]["sha256"] == old.sha256
+    weights = after.state_dict()
+    for name, tensor in before.named_parameters():  # statistics of norms follow the images all the same
+        assert torch.allclose(weights[name], tensor, atol=1e-3), name
+    # A run from another model is another run.
+    code = cli_train.run_training(source, folder / "more", "small", "cpu", still)
+    assert code == 1
+    assert "the initial" in capsys.readouterr().err
+
+
+def test_training_does_not_go_on_from_a_model_of_other_categories(folder, capsys):
+    assert trained(folder) == 0
+    document = json.loads((folder / "data" / "instances.json").read_text())
+    document["categories"][0]["name"] = "wheel"
+    (folder / "data" / "instances.json").write_text(json.dumps(document))
+    source, first = Source(str(folder / "data")), str(folder / "run" / "model.safetensors")
+    assert cli_train.run_training(source, folder / "more", "small", "cpu", QUICK, initial=first) == 1
+    assert "knows other categories than the data: circle" in capsys.readouterr().err
+    assert (
+        cli_train.run_training(source, folder / "more", "small", "cpu", QUICK, initial="no-such.safetensors")
+        == 1
+    )
+    assert "no such file" in capsys.readouterr().err
 
 
 def test_card_and_pictures_stand_beside_the_model(folder):

@@ -6,6 +6,7 @@ import copy
 import weakref
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -19,15 +20,15 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from bench.lifelike import lifelike
 from model import weights, zoo
 from model.data import Category
-from model.engine import DIVISIBLE, Engine, EngineError
+from model.engine import DIVISIBLE, Engine, EngineError, resolved
 from model.errors import DeviceFailed, OutOfDeviceMemory
+from model.image import decode as decode_image
 from model.instances import Options
 from model.masks import decode, paste
 from model.network import BACKBONES, SMALL, V1, V2, Architecture
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -557,6 +558,58 @@ def test_gpus_that_are_not_there_are_refused_with_their_count(monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(EngineError, match="'cuda:2' was asked for, but 2 CUDA devices"):
         Engine.load("shapes", device="cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("instructions", "precision"),
+    [
+        ((), "float32"),
+        (("_is_avx512_bf16_supported",), "bfloat16"),
+        (("_is_amx_tile_supported",), "bfloat16"),
+    ],
+)
+def test_auto_precision_on_a_cpu_is_what_it_has_instructions_for(
+    instructions: tuple[str, ...], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in instructions)
+    assert resolved("auto", CPU) == precision
+
+
+@pytest.mark.parametrize(
+    ("generation", "precision"), [(9, "bfloat16"), (8, "bfloat16"), (7, "float16"), (6, "float32")]
+)
+def test_auto_precision_on_a_gpu_is_by_its_generation(
+    generation: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (generation, 0))
+    assert resolved("auto", torch.device("cuda")) == precision
+
+
+def test_float16_is_refused_on_a_cpu() -> None:
+    with pytest.raises(EngineError, match="on a CPU there are float32 and bfloat16"):
+        Engine(network(THIN_SMALL), described(THIN_SMALL), CPU, "float16")
+
+
+def test_bfloat16_finds_in_an_example_what_float32_finds() -> None:
+    image = decode_image((Path(__file__).parents[2] / "examples" / "images" / "000012.jpg").read_bytes())
+    exact, rounded = (
+        segment(Engine.load("shapes", device="cpu", precision=precision), image, score_threshold=0.5)
+        for precision in ("float32", "bfloat16")
+    )
+    assert len(exact) > 3
+    assert exact.labels.tolist() == rounded.labels.tolist()
+    torch.testing.assert_close(rounded.boxes, exact.boxes, atol=0.5, rtol=0)
+    torch.testing.assert_close(rounded.scores, exact.scores, atol=0.02, rtol=0)
+    for one, other in zip(
+        paste(exact.probabilities, exact.boxes, exact.size),
+        paste(rounded.probabilities, rounded.boxes, rounded.size),
+        strict=True,
+    ):
+        shared, either = (
+            combined(decode(one), decode(other)).sum() for combined in (np.logical_and, np.logical_or)
+        )
+        assert shared / either > 0.97
 
 
 def test_padding_is_to_the_coarsest_stride(engine: Engine) -> None:
