@@ -32,8 +32,15 @@ def environment(**settings: object) -> dict[str, str]:
     """This process's environment, with nothing in it that changes maskserve but these settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MASKSERVE_")}
     given = {f"MASKSERVE_{name.upper()}": str(value) for name, value in settings.items()}
-    # One thread, so that the tests leave the machine to others; a fixed width, so that no line is broken.
-    return {**kept, "MASKSERVE_THREADS": "1", "MASKSERVE_LOG_FORMAT": "text", "COLUMNS": "200", **given}
+    # One thread, so that the tests leave the machine to others; a fixed width, so that no line is broken; the precision
+    # that every processor has.
+    usual = {"THREADS": "1", "PRECISION": "float32", "LOG_FORMAT": "text"}
+    return {
+        **kept,
+        **{f"MASKSERVE_{name}": value for name, value in usual.items()},
+        "COLUMNS": "200",
+        **given,
+    }
 
 
 def maskserve(*arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:
@@ -133,7 +140,7 @@ def start_for_module(model_file: Path) -> Iterator[Callable[..., Server]]:
 @pytest.fixture(scope="session")
 def server(model_file: Path) -> Iterator[Server]:
     """One server for all tests that need nothing of it but answers; small limits, so that they are soon met."""
-    running = Server(model_file, precision="float32", max_upload_bytes=400_000, body_timeout=1)
+    running = Server(model_file, max_upload_bytes=400_000, body_timeout=1)
     try:
         yield running.wait_until_ready()
     finally:

@@ -45,8 +45,8 @@ def objects(image_id: int) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def bundled(start_for_module: Any) -> Iterator[httpx.Client]:
-    """A client of a server that serves the bundled model with both cores."""
-    server = start_for_module(model="shapes", threads=0, max_queue_requests=REQUESTS)
+    """A client of a server that serves the bundled model as it does when nothing is set: all cores, auto precision."""
+    server = start_for_module(model="shapes", threads=0, precision="auto", max_queue_requests=REQUESTS)
     with httpx.Client(base_url=server.wait_until_ready().url, timeout=300) as client:
         yield client
 
