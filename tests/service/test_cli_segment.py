@@ -34,7 +34,9 @@ def segment(model_file: Path) -> Callable[..., Any]:
 
     def run(*arguments: object, model: object = model_file) -> Any:
         words = ["segment", *map(str, arguments), "--model", str(model)]
-        return CliRunner().invoke(cli, words, env={"MASKSERVE_THREADS": "1", "COLUMNS": "200"})
+        return CliRunner().invoke(
+            cli, words, env={"MASKSERVE_THREADS": "1", "MASKSERVE_PRECISION": "float32", "COLUMNS": "200"}
+        )
 
     return run
 
