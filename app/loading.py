@@ -25,10 +25,11 @@ LOAD_ERRORS = (
 def load_engine(settings: Settings) -> Engine:
     """Load the model. Blocks for seconds, or as long as its weights take to arrive. Raises LOAD_ERRORS."""
     torch.set_num_threads(settings.threads or usable_cpus())
-    keep_freed_memory()
-    return Engine.load(
+    engine = Engine.load(
         settings.model,
         device=settings.device,
         precision=settings.precision,
         weights_folder=settings.weights_dir,
     )
+    keep_freed_memory()  # only now: what loading frees, several times the model, is not needed again
+    return engine
