@@ -88,8 +88,8 @@ class Proposer:
             boxes = clipped(level_boxes, size)
             usable = large(boxes, self._least)
             boxes, scores = boxes[usable], level_scores[usable]
-            # One call for each level: together they would compare every box with those of other levels too, and five
-            # times a thousand boxes take 4 ms where 5,000 take 22 (two cores).
+            # One call for each level: together they would compare every box with those of other levels too. Five times
+            # a thousand boxes of which few overlap take 16 ms, 5,000 in one call 43 (CPU).
             keep = nms(boxes, scores, self._overlap)[: self._after]
             kept_scores.append(scores[keep])
             kept_boxes.append(boxes[keep])
