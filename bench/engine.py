@@ -26,6 +26,7 @@ import platform
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -194,11 +195,11 @@ def side(given: argparse.Namespace) -> None:
         engine = Engine(network, model, torch.device("cpu"), given.precision)
         del network
         engine.warm_up()
-        run = lambda pixels: ours(engine, pixels)  # noqa: E731
+        run = partial(ours, engine)
         facts = {"precision": engine.precision, "rate": rate(engine.precision)}
         facts["padded"] = engine.padded_shape(*image.shape[:2])
     else:
-        run = lambda pixels: theirs(network, pixels, encode=given.encode)  # noqa: E731
+        run = partial(theirs, network, encode=given.encode)
         facts["operations"] = operations(network, small) if given.megapixels else operations(network, image)
     run(small)  # what is loaded and allocated once
     before = forget_peak()

@@ -208,9 +208,10 @@ def _only(block: nn.Module, form: Format) -> Conv:
 
 def _links(step: Step) -> list[Conv]:
     links = step.links if isinstance(step, _Chain) else [step]
-    if not all(isinstance(link, Conv) for link in links):
+    convs = [link for link in links if isinstance(link, Conv)]
+    if len(convs) < len(links):
         raise TypeError("only convolutions with norm and activation can be prepared here")
-    return list(links)  # type: ignore[arg-type]
+    return convs
 
 
 def _views(table: Tensor, batch: int, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:

@@ -55,8 +55,9 @@ class Proposer:
     """What a torchvision RegionProposalNetwork proposes, from the maps of model/dense.py."""
 
     def __init__(self, rpn: Any, device: torch.device) -> None:
+        """rpn: in evaluation mode."""
         self._cells = [cell.float().to(device) for cell in rpn.anchor_generator.cell_anchors]  # each [A, 4]
-        self._before, self._after = rpn._pre_nms_top_n["testing"], rpn._post_nms_top_n["testing"]  # noqa: SLF001
+        self._before, self._after = rpn.pre_nms_top_n(), rpn.post_nms_top_n()
         self._overlap, self._least = float(rpn.nms_thresh), float(rpn.min_size)
         self._weights = rpn.box_coder.weights
         if rpn.score_thresh > 0:

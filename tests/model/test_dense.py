@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_modules_that_nobody_knows_are_refused_by_name(module: nn.Module) -> Non
 class _Graph:
     """Replays by running the recorded function again on the recorded input."""
 
-    made: list[_Graph] = []  # noqa: RUF012 - emptied by the fixture
+    made: ClassVar[list[_Graph]] = []  # emptied by the fixture
 
     def __init__(self) -> None:
         self.replays = 0
