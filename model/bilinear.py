@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
+    Doubles = NDArray[np.float64]
     Indices = NDArray[np.int64]
     Kernel = Callable[["Floats", "Pixels", "Rounding"], "Floats"]
 
 # ATen takes its channels-last kernel up to this height + width, the separable one above (UpSampleKernel.cpp).
 WEIGHTED_SUM_LIMIT = 128
+CLEARANCE = 0.15  # pixels; pycocotools fills polygons on a grid of fifths of a pixel
 
 
 class Pixels(NamedTuple):
@@ -65,6 +67,36 @@ def values(grids: Floats, pixels: Pixels) -> Floats:
             ):  # a grid that is not finite gives what it gives
                 result[chosen] = kernel(grids, Pixels(*(axis[chosen] for axis in pixels)), rounding)
     return result
+
+
+def crossings(grids: Floats, threshold: np.float32, pixels: Pixels) -> Doubles:
+    """How far below a pixel's centre its column crosses the threshold on the way to the next pixel's: [K], 0 to 1.
+
+    Nearly, not to the last bit, and never close to either pixel, which a polygon through it must not touch.
+    """
+    side = grids.shape[-1]
+    x = np.clip((pixels.column + 0.5) * (side / pixels.width) - 0.5, 0, side - 1)
+    left = np.minimum(x.astype(np.int64), side - 2)
+    x -= left
+    upper, lower = (
+        _down_the_column(grids, pixels, left, x, np.clip(y, 0, side - 1))
+        for y in ((pixels.row + part) * (side / pixels.height) - 0.5 for part in (0.5, 1.5))
+    )
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        share = (threshold - upper) / (lower - upper)
+    return np.clip(np.where(np.isfinite(share), share, 0.5), CLEARANCE, 1 - CLEARANCE)
+
+
+def _down_the_column(grids: Floats, pixels: Pixels, left: Indices, x: Doubles, y: Doubles) -> Doubles:
+    top = np.minimum(y.astype(np.int64), grids.shape[-1] - 2)
+    y = y - top
+    rows = grids.reshape(-1)
+    at = (pixels.grid * grids.shape[-1] + top) * grids.shape[-1] + left
+    upper = rows[at] * (1 - x) + rows[at + 1] * x
+    at += grids.shape[-1]
+    lower = rows[at] * (1 - x) + rows[at + 1] * x
+    value: Doubles = upper * (1 - y) + lower * y
+    return value
 
 
 def known() -> bool:
