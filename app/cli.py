@@ -124,7 +124,11 @@ def segment(
     ] = None,
     masks: Annotated[
         str | None,
-        typer.Option(metavar="rle|none", show_default="rle", help="`none`: boxes only, quicker."),
+        typer.Option(
+            metavar="rle|polygon|png|none",
+            show_default="rle",
+            help="How JSON spells masks; `none`: boxes only, quicker.",
+        ),
     ] = None,
     model: Model = None,
     device: Device = None,

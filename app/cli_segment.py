@@ -70,7 +70,10 @@ def run(
             status = complain(f"{path}: {error}", BAD_FILE)
         else:
             if as_json:
-                typer.echo(responses.encode(responses.JSON, str(path), engine.model, image, instances))
+                answer = responses.encode(
+                    responses.JSON, str(path), engine.model, image, instances, mask_format=wanted.mask_format
+                )
+                typer.echo(answer)
             else:
                 show(path, engine.model, instances, seconds)
     return status

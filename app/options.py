@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -16,15 +17,22 @@ if TYPE_CHECKING:
     from model.data import Category
 
 PARAMETERS = ("score_threshold", "max_instances", "categories", "masks")
-MASKS = ("rle", "none")
+MASKS = ("rle", "polygon", "png", "none")
 MOST_INSTANCES = 100  # COCO evaluates so many, and the networks keep so many per image
 
 DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 WHOLE = re.compile(r"\d{1,9}", re.ASCII)
 
 
-def parse(query: str, categories: tuple[Category, ...]) -> Options:
-    """The options in a query string; those not given have the defaults of `Options`.
+@dataclass(frozen=True, slots=True)
+class Wanted(Options):
+    """What the engine is asked for, and how the answer is to spell it."""
+
+    mask_format: str = MASKS[0]
+
+
+def parse(query: str, categories: tuple[Category, ...]) -> Wanted:
+    """The options in a query string; those not given have the defaults of `Wanted`.
 
     Raises InvalidParameter, which names the parameter and what it takes, for whatever is unknown, empty,
     given twice, or outside its range.
@@ -39,10 +47,11 @@ def parse(query: str, categories: tuple[Category, ...]) -> Options:
             case "categories":
                 options["categories"] = category_ids(value, categories)
             case "masks":
-                options["masks"] = wants_masks(value)
+                options["mask_format"] = mask_format(value)
+                options["masks"] = value != "none"
             case _:
                 raise InvalidParameter(f'There is no parameter "{name[:40]}". {closest(name, PARAMETERS)}')
-    return Options(**options)
+    return Wanted(**options)
 
 
 def single(query: str) -> Iterable[tuple[str, str]]:
@@ -76,10 +85,10 @@ def count(value: str) -> int:
     )
 
 
-def wants_masks(value: str) -> bool:
-    """Whether masks are wanted: `rle` or `none`."""
+def mask_format(value: str) -> str:
+    """How masks are to be spelt: one of MASKS."""
     if value in MASKS:
-        return value == "rle"
+        return value
     raise InvalidParameter(f'masks must be one of {", ".join(MASKS)}, not "{value[:40]}".')
 
 

@@ -6,18 +6,22 @@ bits of float32 sums, which depend on the order in which a device added, out of 
 
 from __future__ import annotations
 
+import base64
 import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import orjson
 
 from model.draw import overlay
 from model.image import encode_jpeg, encode_png
-from model.masks import paste
+from model.masks import crops, outlines, paste
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from model.instances import Instances
     from model.zoo import Model
@@ -31,30 +35,37 @@ SCORE_DECIMALS = 4
 
 
 def encode(
-    media_type: str, request_id: str, model: Model, image: NDArray[np.uint8], instances: Instances
+    media_type: str,
+    request_id: str,
+    model: Model,
+    image: NDArray[np.uint8],
+    instances: Instances,
+    *,
+    mask_format: str = "rle",
 ) -> bytes:
     """The answer to one request: JSON, or the image [H, W, 3] with its instances drawn on it."""
     if media_type == JSON:
-        return orjson.dumps({"id": request_id, **document(model, instances)})
+        return orjson.dumps({"id": request_id, **document(model, instances, mask_format)})
     drawn = overlay(image, instances, {category.id: category.name for category in model.categories})
     return encode_png(drawn) if media_type == PNG else encode_jpeg(drawn)
 
 
-def document(model: Model, instances: Instances) -> dict[str, Any]:
+def document(model: Model, instances: Instances, mask_format: str = "rle") -> dict[str, Any]:
     """The answer without the request's id: the same for the same image, whoever asks."""
     height, width = instances.size
     return {
         "model": model.name,
         "image": {"width": width, "height": height},
-        "instances": records(model, instances),
+        "instances": records(model, instances, mask_format),
     }
 
 
-def records(model: Model, instances: Instances) -> list[dict[str, Any]]:
+def records(model: Model, instances: Instances, mask_format: str = "rle") -> list[dict[str, Any]]:
     """One COCO results record per instance, by descending score; `COCO.loadRes` wants only `image_id` added.
 
-    `bbox` is [x, y, width, height]. `area` is the mask's pixel count; without masks it is the box's area, as
-    pycocotools has it for boxes, and there is no `segmentation`.
+    mask_format: of app.options.MASKS. `bbox` is [x, y, width, height]. `area` is the mask's pixel count; without
+    masks it is the box's area, as pycocotools has it for boxes, and there is no `segmentation`. `png` masks are no
+    COCO segmentation and stand in `mask`.
     """
     names = {category.id: category.name for category in model.categories}
     sizes = instances.boxes[:, 2:] - instances.boxes[:, :2]  # [N, 2] width, height
@@ -77,10 +88,41 @@ def records(model: Model, instances: Instances) -> list[dict[str, Any]]:
         for row in rows:
             row["area"] = round(row["bbox"][2] * row["bbox"][3], BOX_DECIMALS)
         return rows
-    for row, rle in zip(rows, paste(instances.probabilities, instances.boxes, instances.size), strict=True):
-        row["area"] = rle.area
-        row["segmentation"] = rle.to_coco()
+    for row, mask in zip(rows, MASKS[mask_format](instances.probabilities, instances), strict=True):
+        row.update(mask)
     return rows
+
+
+def rle_masks(probabilities: Tensor, instances: Instances) -> Iterator[dict[str, Any]]:
+    """Masks as compressed COCO run lengths."""
+    for rle in paste(probabilities, instances.boxes, instances.size):
+        yield {"area": rle.area, "segmentation": rle.to_coco()}
+
+
+def polygon_masks(probabilities: Tensor, instances: Instances) -> Iterator[dict[str, Any]]:
+    """Masks as COCO polygons."""
+    for parts, area in outlines(probabilities, instances.boxes, instances.size):
+        yield {"area": area, "segmentation": parts}
+
+
+def png_masks(probabilities: Tensor, instances: Instances) -> Iterator[dict[str, Any]]:
+    """Masks as 1-bit PNG files in base64, each cut to its box; black is background."""
+    for left, top, bitmap in crops(probabilities, instances.boxes, instances.size):
+        height, width = bitmap.shape
+        file = encode_png(bitmap if bitmap.size else np.zeros((1, 1), np.bool_))  # no PNG has no pixels
+        yield {
+            "area": np.count_nonzero(bitmap),
+            "mask": {
+                "left": left,
+                "top": top,
+                "width": max(width, 1),
+                "height": max(height, 1),
+                "png": base64.b64encode(file).decode(),
+            },
+        }
+
+
+MASKS = {"rle": rle_masks, "polygon": polygon_masks, "png": png_masks}
 
 
 def preferred(accept: str) -> str:

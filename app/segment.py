@@ -44,7 +44,7 @@ async def segment(request: Request) -> Response:
     model = service.engine.model
     wanted = options.parse(request.url.query, model.categories)
     media_type = responses.preferred(request.headers.get("accept", ""))
-    encode = partial(responses.encode, media_type, request.state.id, model)
+    encode = partial(responses.encode, media_type, request.state.id, model, mask_format=wanted.mask_format)
     with timings.stage("read"):
         upload = await read_upload(
             request.headers,

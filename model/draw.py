@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from model import masks
-from model.image import to_pixels
+from model.masks import Crop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from model.instances import Instances
-    from model.masks import Crop
+
+    Canvas = NDArray[np.uint8]  # [H, W, 4]: a byte of padding, so that a pixel can be copied as one number
 
 Colour = tuple[int, int, int]
 
@@ -56,6 +57,7 @@ _TINT = 0.4  # how much of the colour covers the image inside an outline
 _LINES_PER_SIDE = 300  # the image's shorter side is so many line widths …
 _LETTERS_PER_SIDE = 40  # … and so many font sizes, because large photos are looked at scaled down
 _SMALLEST_FONT = 9  # pixels; below that letters run together
+_PIXELS_AT_ONCE = 1 << 15  # whose arithmetic stays in a core's cache
 _LABELLED = 0.4  # chips cover at most this share of the image; past it only the surest instances have one
 
 
@@ -82,25 +84,33 @@ def overlay(
         raise ValueError(f"the instances are those of an image of {instances.size}, not {(height, width)}")
     if not len(instances):
         return pixels.copy()
-    picture = Image.fromarray(pixels)
+    canvas = np.empty((height, width, 4), dtype=np.uint8)
+    _copy(pixels, canvas)
     line = max(1, round(min(height, width) / _LINES_PER_SIDE))
     boxes: list[list[float]] = instances.boxes.tolist()
     colours = [colour_of(category) for category in instances.labels.tolist()]
     order = sorted(range(len(boxes)), key=lambda i: -_area(boxes[i]))
     shapes = _shapes(instances, crops, order)
     if shapes is None:
-        draw = ImageDraw.Draw(picture)
         for i in order:
-            draw.rectangle(_within(boxes[i], width, height), outline=colours[i], width=line)
+            _frame(canvas, _within(boxes[i], width, height), colours[i], line)
     else:
         for i, crop in zip(order, shapes, strict=True):
-            _paint(picture, crop, colours[i], line)
+            _paint(canvas, crop, colours[i], line)
     captions = [
         f"{' '.join(names.get(category, str(category)).split())} {score:.2f}"
         for category, score in zip(instances.labels.tolist(), instances.scores.tolist(), strict=True)
     ]
-    _label(picture, boxes, captions, colours)
-    return to_pixels(picture)
+    _label(canvas, boxes, captions, colours)
+    picture = np.empty((height, width, 3), dtype=np.uint8)
+    _copy(canvas, picture)
+    return picture
+
+
+def _copy(pixels: NDArray[np.uint8], into: NDArray[np.uint8]) -> None:
+    """Three channels, one by one: a quarter of the time that NumPy takes for three bytes a pixel."""
+    for channel in range(3):
+        into[..., channel] = pixels[..., channel]
 
 
 def _shapes(instances: Instances, crops: Sequence[Crop] | None, order: list[int]) -> Iterator[Crop] | None:
@@ -109,7 +119,12 @@ def _shapes(instances: Instances, crops: Sequence[Crop] | None, order: list[int]
         return (crops[i] for i in order)
     if instances.probabilities is None:
         return None
-    return masks.crops(instances.probabilities[order], instances.boxes[order], instances.size)
+    # With the axes exchanged, because bitmaps come column by column and images are painted row by row. That may
+    # round otherwise where a value lies within 1e-6 of the threshold, which no eye sees.
+    probabilities = instances.probabilities[order].transpose(1, 2)
+    boxes = instances.boxes[order][:, [1, 0, 3, 2]]
+    found = masks.crops(probabilities, boxes, instances.size[::-1])
+    return (Crop(crop.top, crop.left, crop.bitmap.T) for crop in found)
 
 
 def _area(box: Sequence[float]) -> float:
@@ -123,15 +138,38 @@ def _within(box: Sequence[float], width: int, height: int) -> tuple[int, int, in
     return left, top, max(left, min(right, width - 1)), max(top, min(bottom, height - 1))
 
 
-def _paint(picture: Image.Image, crop: Crop, colour: Colour, line: int) -> None:
+def _frame(canvas: Canvas, box: tuple[int, int, int, int], colour: Colour, line: int) -> None:
+    """Draw a box's edges, inside it."""
+    left, top, right, bottom = box
+    area = canvas[top : bottom + 1, left : right + 1, :3]
+    area[:line] = area[-line:] = area[:, :line] = area[:, -line:] = colour
+
+
+def _paint(canvas: Canvas, crop: Crop, colour: Colour, line: int) -> None:
     """Tint one mask and draw its outline, inside its edge."""
     left, top, bitmap = crop
     height, width = bitmap.shape
     if not bitmap.size:
         return
-    opacity = bitmap.view(np.uint8) * np.uint8(255)
-    opacity -= _eroded(bitmap, line).view(np.uint8) * np.uint8(255 - round(255 * _TINT))
-    picture.paste(colour, (left, top, left + width, top + height), Image.fromarray(opacity))
+    inner = _eroded(bitmap, line)
+    area = canvas[top : top + height, left : left + width]
+    whole = _pixels(area)  # [h, w] the same pixels, each as one number
+    full = np.array([*colour, 0], dtype=np.uint8)
+    # In 256ths, rounded. One row long, because NumPy adds rows faster than it adds single pixels.
+    share = round(256 * _TINT)
+    tint = np.tile(full * np.uint16(share) + np.uint16(128), (width, 1))
+    step = max(1, _PIXELS_AT_ONCE // width)
+    for begin in range(0, height, step):
+        rows = slice(begin, begin + step)
+        mixed = np.multiply(area[rows], np.uint16(256 - share), dtype=np.uint16)
+        mixed += tint
+        mixed >>= 8
+        np.copyto(whole[rows], _pixels(mixed.astype(np.uint8)), where=inner[rows])
+        np.copyto(whole[rows], _pixels(full), where=bitmap[rows] & ~inner[rows])
+
+
+def _pixels(canvas: Canvas) -> NDArray[np.uint32]:
+    return canvas.view(np.uint32)[..., 0]
 
 
 def _eroded(bitmap: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:
@@ -150,15 +188,12 @@ def _eroded(bitmap: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:
     return kept
 
 
-def _label(
-    picture: Image.Image, boxes: list[list[float]], captions: list[str], colours: list[Colour]
-) -> None:
+def _label(canvas: Canvas, boxes: list[list[float]], captions: list[str], colours: list[Colour]) -> None:
     """Write captions on chips at their boxes' edges, inside the picture and beside one another if possible.
 
     The instances come in descending score, so the surest get the best places.
     """
-    width, height = picture.size
-    draw = ImageDraw.Draw(picture)
+    height, width = canvas.shape[:2]
     size = max(_SMALLEST_FONT, round(min(width, height) / _LETTERS_PER_SIDE))
     font = _font(size)
     pad = max(1, size // 5)
@@ -173,8 +208,12 @@ def _label(
             return
         left, top, right, bottom = _place(box, chip_width, chip_height, placed, (width, height))
         placed = np.vstack([placed, (left, top, right, bottom)])
-        draw.rounded_rectangle((left, top, right - 1, bottom - 1), size // 4, fill=colour)
-        draw.text((left + pad, (top + bottom) / 2), text, fill=_ink(colour), font=font, anchor="lm")
+        area = canvas[top:bottom, left:right, :3]
+        chip = Image.fromarray(np.ascontiguousarray(area))
+        draw = ImageDraw.Draw(chip)
+        draw.rounded_rectangle((0, 0, chip_width - 1, chip_height - 1), size // 4, fill=colour)
+        draw.text((pad, chip_height / 2), text, fill=_ink(colour), font=font, anchor="lm")
+        area[:] = np.asarray(chip)
 
 
 def _place(

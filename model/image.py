@@ -29,6 +29,7 @@ from model.header import (
     UnsupportedImage,
     read_header,
 )
+from model.png import encode_png
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -212,16 +213,6 @@ def _reason(error: Exception) -> str:
     line = next(iter(str(error).splitlines()), "")
     text = "".join(character for character in line if character.isprintable())[:200].rstrip(". ")
     return text or type(error).__name__
-
-
-def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Pixels [H, W, 3] or [H, W] uint8 as a PNG file.
-
-    With the least compression: 0.42 s for 12 megapixels; the usual level takes 0.96 s to save a fifth.
-    """
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return file.getvalue()
 
 
 def encode_jpeg(pixels: NDArray[np.uint8], quality: int = 90) -> bytes:

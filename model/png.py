@@ -1,0 +1,75 @@
+"""PNG files (RFC 2083) as a service writes them: once, at once, for a reader who waits.
+
+One filter for every row and the quickest compression. Pillow tries five filters on every row and takes four times as
+long for a photo; the files are of the same size.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+try:  # Intel's deflate, with an interface like zlib's: a quarter of zlib's time for the same size
+    from isal.isal_zlib import compressobj
+except ImportError:  # a processor for which there is no wheel
+    from zlib import compressobj  # type: ignore[assignment]
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+GREY, RGB = 0, 2  # colour types
+NONE, SUB = 0, 1  # filters
+BYTES_AT_ONCE = 1 << 19  # of rows, so that they are still in the cache when they are compressed
+
+
+def encode_png(pixels: NDArray[np.uint8] | NDArray[np.bool_]) -> bytes:
+    """Pixels [H, W, 3] or [H, W] uint8, or a bitmap [H, W] of 1 bit a pixel, as a PNG file.
+
+    Raises ValueError for an image without pixels, which PNG does not know.
+    """
+    if not pixels.size:
+        raise ValueError("a PNG file has at least one pixel")
+    height, width = pixels.shape[:2]
+    bitmap = pixels.dtype == np.bool_
+    header = [*sides(width, height), 1 if bitmap else 8, GREY if pixels.ndim == 2 else RGB, 0, 0, 0]
+    deflate = compressobj(1)
+    step = max(1, BYTES_AT_ONCE // (width * (pixels.size // (height * width))))
+    compressed = [
+        deflate.compress(of_bits(pixels[top : top + step]) if bitmap else of_bytes(pixels[top : top + step]))
+        for top in range(0, height, step)
+    ]
+    compressed.append(deflate.flush())
+    return (
+        SIGNATURE + chunk(b"IHDR", bytes(header)) + chunk(b"IDAT", b"".join(compressed)) + chunk(b"IEND", b"")
+    )
+
+
+def sides(*lengths: int) -> bytes:
+    """Sides as the header has them, four bytes each."""
+    return b"".join(length.to_bytes(4, "big") for length in lengths)
+
+
+def of_bits(rows: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Rows [H, W] of a bitmap with their filter's number, which is 0, before each."""
+    packed = np.packbits(rows, axis=1)
+    return np.pad(packed, ((0, 0), (1, 0)), constant_values=NONE)
+
+
+def of_bytes(rows: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Rows of bytes as differences to the pixel on the left, with their filter's number before each."""
+    height, step = len(rows), rows.shape[2] if rows.ndim == 3 else 1
+    values = rows.reshape(height, -1)
+    filtered = np.empty((height, values.shape[1] + 1), dtype=np.uint8)
+    filtered[:, 0] = SUB
+    filtered[:, 1 : 1 + step] = values[:, :step]
+    np.subtract(values[:, step:], values[:, :-step], out=filtered[:, 1 + step :])
+    return filtered
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    """One chunk: length, name, content, checksum."""
+    checksum = zlib.crc32(content, zlib.crc32(name))
+    return len(content).to_bytes(4, "big") + name + content + checksum.to_bytes(4, "big")
