@@ -54,7 +54,7 @@ def sides(*lengths: int) -> bytes:
 
 def of_bits(rows: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Rows [H, W] of a bitmap with their filter's number, which is 0, before each."""
-    packed = np.packbits(rows, axis=1)
+    packed = np.packbits(np.ascontiguousarray(rows), axis=1)
     return np.pad(packed, ((0, 0), (1, 0)), constant_values=NONE)
 
 
