@@ -1,4 +1,4 @@
-"""The image in a multipart/form-data body (RFC 7578), read as the stream arrives: nothing is spooled."""
+"""The images in a multipart/form-data body (RFC 7578), read as the stream arrives: nothing is spooled."""
 
 from __future__ import annotations
 
@@ -18,24 +18,42 @@ BOUNDARY_BYTES = 256  # RFC 2046, section 5.1.1 allows 70
 
 
 @dataclass(frozen=True, slots=True)
+class FormLimits:
+    """What the images of a form may have."""
+
+    image_bytes: int  # each
+    images: int
+    form_bytes: int  # together
+
+    def form_too_large(self) -> BodyTooLarge:
+        """The problem of a form with too many bytes; if only one image is taken, that is the image's."""
+        if self.images == 1:
+            return BodyTooLarge.beyond(self.image_bytes)
+        return BodyTooLarge(
+            f"The images of a form may have at most {self.form_bytes} bytes together here, "
+            f"and each at most {self.image_bytes}."
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
-    """The form's part named `image`."""
+    """One part of the form, named `image`."""
 
     content: bytes
     is_file: bool  # it came with a file name
 
 
-async def image_part(body: AsyncIterator[bytes], boundary: bytes, max_bytes: int) -> Part:
-    """The part named `image` of a form that has no other part.
+async def image_parts(body: AsyncIterator[bytes], boundary: bytes, limits: FormLimits) -> list[Part]:
+    """The parts of a form, all of them named `image`, at least one.
 
-    Raises MalformedRequest for a form that is damaged or has other parts, BodyTooLarge for an image of more
-    than `max_bytes`; both as soon as it shows, without waiting for the rest of the body.
+    Raises MalformedRequest for a form that is damaged or has other parts, BodyTooLarge for images beyond the limits;
+    both as soon as it shows, without waiting for the rest of the body.
     """
     if not 0 < len(boundary) <= BOUNDARY_BYTES:
         raise MalformedRequest(
             "multipart/form-data has no usable boundary; let the HTTP client set Content-Type."
         )
-    form = Form(max_bytes)
+    form = Form(limits)
     try:
         parser = MultipartParser(
             boundary,
@@ -46,6 +64,7 @@ async def image_part(body: AsyncIterator[bytes], boundary: bytes, max_bytes: int
                 "on_header_end": form.on_header_end,
                 "on_headers_finished": form.on_headers_finished,
                 "on_part_data": form.on_part_data,
+                "on_part_end": form.on_part_end,
                 "on_end": form.on_end,
             },
         )
@@ -57,17 +76,18 @@ async def image_part(body: AsyncIterator[bytes], boundary: bytes, max_bytes: int
         raise MalformedRequest("The form breaks off before its closing boundary.")
     if not form.parts:
         raise MalformedRequest("The form has no part named image: curl -F image=@photo.jpg …")
-    return Part(bytes(form.content), form.is_file)
+    return form.parts
 
 
 class Form:
     """What the parser has found so far. Each method is one of its events, and may end it all by raising."""
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.content = bytearray()
+    def __init__(self, limits: FormLimits) -> None:
+        self.limits = limits
+        self.parts: list[Part] = []
+        self.bytes = 0  # of all parts
+        self.content = bytearray()  # of the current part
         self.is_file = False
-        self.parts = 0
         self.ended = False
         self.headers: dict[str, str] = {}  # of the current part; names in lower case
         self.header_bytes = 0
@@ -76,7 +96,7 @@ class Form:
 
     def on_part_begin(self) -> None:
         """A boundary was read and a part follows."""
-        self.parts += 1
+        self.content = bytearray()
         self.headers = {}
         self.header_bytes = 0
 
@@ -103,16 +123,16 @@ class Form:
         self.header_value.clear()
 
     def on_headers_finished(self) -> None:
-        """The part's bytes follow: it must be the image, and the first one."""
+        """The part's bytes follow: it must be an image, and not one too many."""
         _, parameters = parse_options_header(self.headers.get("content-disposition"))
         name = parameters.get(b"name", b"").decode("utf-8", "replace")
         if name != "image":
             raise MalformedRequest(
-                f'Unexpected part "{name[:40]}" in the form: its only part is "image". '
+                f'Unexpected part "{name[:40]}" in the form: its parts are all called "image". '
                 "Options belong in the address, as in /segment?score_threshold=0.7."
             )
-        if self.parts > 1:
-            raise MalformedRequest("The form has more than one image; send one image per request.")
+        if len(self.parts) == self.limits.images:
+            raise BodyTooLarge(f"A form may have at most {self.limits.images} images here.")
         encoding = self.headers.get("content-transfer-encoding", "binary").strip().lower()
         if encoding not in ("binary", "8bit", "7bit"):
             raise MalformedRequest(
@@ -123,8 +143,15 @@ class Form:
     def on_part_data(self, chunk: bytes, start: int, end: int) -> None:
         """Some bytes of the image."""
         self.content += chunk[start:end]
-        if len(self.content) > self.max_bytes:
-            raise BodyTooLarge.beyond(self.max_bytes)
+        self.bytes += end - start
+        if len(self.content) > self.limits.image_bytes:
+            raise BodyTooLarge.beyond(self.limits.image_bytes)
+        if self.bytes > self.limits.form_bytes:
+            raise self.limits.form_too_large()
+
+    def on_part_end(self) -> None:
+        """The image is complete."""
+        self.parts.append(Part(bytes(self.content), self.is_file))
 
     def on_end(self) -> None:
         """The closing boundary was read."""

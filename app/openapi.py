@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from app import problems
-from app.options import MASKS, MOST_INSTANCES
+from app.metrics import CONTENT_TYPE
+from app.options import MASKS, MOST_INSTANCES, TIME_LIMIT
 from app.problems import Problem
-from app.responses import JPEG, JSON, PNG
+from app.responses import JPEG, JSON, NDJSON, PNG
 
 DESCRIPTION = """\
 POST an image to `/segment`: the answer has a category, a score, a box and a mask for every object found,
@@ -64,12 +65,31 @@ INSTANCE_SCHEMA = record(
             array(NUMBER, 4), "[x, y, width, height] in pixels of the upright image, rounded to 2 decimals."
         ),
         "area": described(NUMBER, "Pixels of the mask; with masks=none, the box's area."),
-        "segmentation": described(
-            record({"size": described(array(INTEGER, 2), "[height, width]"), "counts": STRING}),
-            "The mask as compressed COCO run lengths, for pycocotools.mask.decode; absent with masks=none.",
+        "segmentation": {
+            "description": "The mask, for pycocotools; absent with masks=png and masks=none.",
+            "oneOf": [
+                described(
+                    record({"size": described(array(INTEGER, 2), "[height, width]"), "counts": STRING}),
+                    "Compressed COCO run lengths (masks=rle).",
+                ),
+                described(
+                    array(array(NUMBER)),
+                    "COCO polygons, [x1, y1, x2, y2, …] each (masks=polygon). All of them together are the mask; a "
+                    "hole is reached by a seam that is walked in both directions.",
+                ),
+            ],
+        },
+        "mask": described(
+            record(
+                {
+                    **{name: INTEGER for name in ("left", "top", "width", "height")},
+                    "png": described(STRING, "A 1-bit PNG file in base64; white is the instance."),
+                }
+            ),
+            "The mask as a bitmap of its box, with its place in the image; only with masks=png.",
         ),
     },
-    optional=("segmentation",),
+    optional=("segmentation", "mask"),
 )
 ANSWER_SCHEMA = record(
     {
@@ -92,6 +112,17 @@ PROBLEM_SCHEMA = record(
     },
     optional=("retry_after",),
 )
+INDEX = described(INTEGER, "Which of the images, in the order sent, from 0.")
+LINE_SCHEMA = {
+    "oneOf": [
+        {
+            **schema,
+            "properties": {"index": INDEX, **schema["properties"]},
+            "required": ["index", *schema["required"]],
+        }
+        for schema in (ANSWER_SCHEMA, PROBLEM_SCHEMA)
+    ]
+}
 MODEL_SCHEMA = record(
     {
         "name": STRING,
@@ -150,11 +181,13 @@ def answers(schema: dict[str, Any], example: Any, *kinds: type[Problem]) -> dict
     }
 
 
-def parameter(name: str, schema: dict[str, Any], description: str, **more: Any) -> dict[str, Any]:
-    """One optional query parameter."""
+def parameter(
+    name: str, schema: dict[str, Any], description: str, place: str = "query", **more: Any
+) -> dict[str, Any]:
+    """One optional parameter, of the query if no other place is named."""
     return {
         "name": name,
-        "in": "query",
+        "in": place,
         "required": False,
         "schema": schema,
         "description": description,
@@ -162,16 +195,24 @@ def parameter(name: str, schema: dict[str, Any], description: str, **more: Any) 
     }
 
 
+# Asked for only where the service has a file of keys, which this document cannot know: {} stands for "none".
+SECURITY: dict[str, Any] = {"security": [{}, {"key": []}]}
+SCHEMES = {
+    "key": {"type": "http", "scheme": "bearer", "description": "An API key, where the service asks for one."}
+}
+
 SEGMENT = answers(
     ANSWER_SCHEMA,
     EXAMPLE,
     problems.MalformedRequest,
+    problems.Unauthorized,
     problems.BodyTooSlow,
     problems.BodyTooLarge,
     problems.ImageTooLarge,
     problems.UnsupportedFormat,
     problems.UndecodableImage,
     problems.InvalidParameter,
+    problems.UnusableUrl,
     problems.QueueFull,
     Problem,
     problems.NotReady,
@@ -179,17 +220,21 @@ SEGMENT = answers(
     problems.DeadlineExceeded,
 )
 SEGMENT["responses"][200]["description"] = (
-    "The instances, as JSON. With `Accept: image/png` or `image/jpeg`: the picture with the instances on it."
+    "The instances, as JSON. With `Accept: image/png` or `image/jpeg`: the picture with the instances on it. For "
+    "several images, or with `Accept: application/x-ndjson`: a line of JSON for each, in the order sent, as soon as it "
+    "and those before it are done; an image with which something is wrong has a problem in its line."
 )
 SEGMENT["responses"][200]["content"] |= {
+    NDJSON: {"schema": LINE_SCHEMA, "example": {"index": 0, **EXAMPLE}},
     PNG: {"schema": {"type": "string", "format": "binary"}},
     JPEG: {"schema": {"type": "string", "format": "binary"}},
 }
 SEGMENT |= {
     "operation_id": "segment",
-    "summary": "Find the instances in one image",
-    "description": "Send the image in whichever form suits; all three get the same answer.",
-    "openapi_extra": {
+    "summary": "Find the instances in an image, or in each of several",
+    "description": "Send the image in whichever form suits; all three get the same answer. A form may have several.",
+    "openapi_extra": SECURITY
+    | {
         "parameters": [
             parameter(
                 "score_threshold",
@@ -211,7 +256,15 @@ SEGMENT |= {
             parameter(
                 "masks",
                 {**STRING, "enum": list(MASKS), "default": MASKS[0]},
-                "`rle`: masks as COCO run lengths. `none`: boxes only, which is quicker.",
+                "`rle`: masks as COCO run lengths. `polygon`: as COCO polygons, simplified. `png`: as 1-bit PNG files "
+                "of the boxes. `none`: boxes only, which is quicker.",
+            ),
+            parameter(
+                TIME_LIMIT,
+                {**INTEGER, "minimum": 1, "maximum": 999_999_999},
+                "Milliseconds that the client will wait, from the request's header to the answer. What cannot be "
+                "ready by then is refused at once (429) or given up (504).",
+                "header",
             ),
         ],
         "requestBody": {
@@ -219,19 +272,39 @@ SEGMENT |= {
             "description": "The image (JPEG, PNG, WebP, GIF, BMP or TIFF), in one of three forms.",
             "content": {
                 "multipart/form-data": {
-                    "schema": record({"image": {"type": "string", "format": "binary"}}),
+                    "schema": record(
+                        {
+                            "image": described(
+                                array({"type": "string", "format": "binary"}),
+                                "The image, or several: a part each, all called image.",
+                            )
+                        }
+                    ),
                 },
                 "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
                 "image/*": {"schema": {"type": "string", "format": "binary"}},
                 JSON: {
-                    "schema": record(
-                        {
-                            "image": described(
-                                STRING, "The image file in base64; a data: URL is accepted too."
-                            )
-                        },
-                        additionalProperties=False,
-                    ),
+                    "schema": {
+                        "oneOf": [
+                            record(
+                                {
+                                    "image": described(
+                                        STRING, "The image file in base64; a data: URL is accepted too."
+                                    )
+                                },
+                                additionalProperties=False,
+                            ),
+                            record(
+                                {
+                                    "url": described(
+                                        STRING,
+                                        "The image's https address, where the service fetches from its host.",
+                                    )
+                                },
+                                additionalProperties=False,
+                            ),
+                        ]
+                    },
                     "example": {"image": PIXEL},
                 },
             },
@@ -250,6 +323,19 @@ READYZ = answers(STATUS_SCHEMA, {"status": "ready"}, problems.NotReady, problems
     "summary": "Are requests taken? (readiness)",
     "description": "Red while the model loads, while the service shuts down, and when the device has failed.",
 }
+METRICS: dict[str, Any] = {
+    "response_model": None,
+    "responses": {
+        200: {
+            "description": "The metrics, in Prometheus' text format.",
+            "content": {CONTENT_TYPE.partition(";")[0]: {"schema": STRING}},
+        },
+        **problem_responses(problems.Unauthorized),
+    },
+    "operation_id": "metrics",
+    "summary": "Counters, histograms and gauges for Prometheus",
+    "openapi_extra": SECURITY,
+}
 MODEL = answers(
     MODEL_SCHEMA,
     {
@@ -264,5 +350,10 @@ MODEL = answers(
         "precision": "float32",
         "input_size": {"shorter_side": 800, "longer_side_at_most": 1333},
     },
+    problems.Unauthorized,
     problems.NotReady,
-) | {"operation_id": "model", "summary": "Which model answers here, and how it runs"}
+) | {
+    "operation_id": "model",
+    "summary": "Which model answers here, and how it runs",
+    "openapi_extra": SECURITY,
+}

@@ -26,8 +26,16 @@ if TYPE_CHECKING:
     from model.instances import Instances
     from model.zoo import Model
 
-JSON, PNG, JPEG = "application/json", "image/png", "image/jpeg"
-OFFERED = {JSON: JSON, "application/*": JSON, "*/*": JSON, PNG: PNG, JPEG: JPEG, "image/*": JPEG}  # by Accept
+JSON, NDJSON, PNG, JPEG = "application/json", "application/x-ndjson", "image/png", "image/jpeg"
+OFFERED = {
+    JSON: JSON,
+    "application/*": JSON,
+    "*/*": JSON,
+    NDJSON: NDJSON,
+    PNG: PNG,
+    JPEG: JPEG,
+    "image/*": JPEG,
+}  # by Accept
 QUALITY = re.compile(r"(0(\.\d{0,3})?|1(\.0{0,3})?)", re.ASCII)
 
 BOX_DECIMALS = 2
@@ -48,6 +56,19 @@ def encode(
         return orjson.dumps({"id": request_id, **document(model, instances, mask_format)})
     drawn = overlay(image, instances, {category.id: category.name for category in model.categories})
     return encode_png(drawn) if media_type == PNG else encode_jpeg(drawn)
+
+
+def line(
+    index: int,
+    request_id: str,
+    model: Model,
+    image: NDArray[np.uint8],  # noqa: ARG001 - as `encode` has it
+    instances: Instances,
+    *,
+    mask_format: str,
+) -> bytes:
+    """The answer for one of several images, without the line break behind it. index: of the image, from 0."""
+    return orjson.dumps({"index": index, "id": request_id, **document(model, instances, mask_format)})
 
 
 def document(model: Model, instances: Instances, mask_format: str = "rle") -> dict[str, Any]:
@@ -111,7 +132,7 @@ def png_masks(probabilities: Tensor, instances: Instances) -> Iterator[dict[str,
         height, width = bitmap.shape
         file = encode_png(bitmap if bitmap.size else np.zeros((1, 1), np.bool_))  # no PNG has no pixels
         yield {
-            "area": np.count_nonzero(bitmap),
+            "area": int(np.count_nonzero(bitmap)),
             "mask": {
                 "left": left,
                 "top": top,
@@ -126,7 +147,7 @@ MASKS = {"rle": rle_masks, "polygon": polygon_masks, "png": png_masks}
 
 
 def preferred(accept: str) -> str:
-    """What to answer with: the kind of picture that an Accept header prefers to JSON, or else JSON."""
+    """What to answer with: JSON, unless an Accept header prefers a kind of picture or a line for each image."""
     best, best_quality = JSON, 0.0
     for item in accept.lower().split(","):
         name, *parameters = (part.strip() for part in item.split(";"))

@@ -1,4 +1,6 @@
-"""The request's body → the bytes of one image: raw, as multipart part `image`, or JSON {"image": "<base64>"}.
+"""The request's body → the bytes of its image: raw, as multipart part `image`, or JSON {"image": "<base64>"}.
+
+A form may have several images.
 
 The body is counted while it arrives, and cut off at its limit and its deadline. Nobody opens the image here.
 """
@@ -15,11 +17,11 @@ import orjson
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
-from app.multipart import image_part
+from app.multipart import FormLimits, image_parts
 from app.problems import BodyTooLarge, BodyTooSlow, MalformedRequest, UnsupportedFormat
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from starlette.datastructures import Headers
     from starlette.types import Receive
@@ -40,12 +42,24 @@ class Upload:
 
     content: bytes
     advice: str = ""  # what probably went wrong, should the content turn out not to be a sound image
+    url: str = ""  # where the content is to be fetched from instead
 
 
-async def read_upload(headers: Headers, receive: Receive, *, max_bytes: int, seconds: float) -> Upload:
-    """The image of a request in whichever of the three forms its Content-Type announces.
+async def read_uploads(
+    headers: Headers,
+    receive: Receive,
+    *,
+    max_bytes: int,
+    seconds: float,
+    arrived: Callable[[int], None] = lambda _: None,
+    max_images: int = 1,
+    max_form_bytes: int = 0,
+) -> list[Upload]:
+    """The images of a request, at least one, in whichever of the three forms its Content-Type announces.
 
-    max_bytes: limit of the image itself. seconds: limit of the time that the whole body takes.
+    max_bytes: limit of each image. seconds: limit of the time that the whole body takes. arrived: told of bytes as
+    they come; may raise. max_images, max_form_bytes: limits of a form's images together; one image alone may always
+    have max_bytes.
     Raises MalformedRequest, BodyTooLarge, BodyTooSlow, UnsupportedFormat, and ClientDisconnect if nobody is
     left to answer.
     """
@@ -55,43 +69,49 @@ async def read_upload(headers: Headers, receive: Receive, *, max_bytes: int, sec
         )
     try:
         async with asyncio.timeout(seconds):
-            upload = await read_form(headers, receive, max_bytes)
+            limits = FormLimits(max_bytes, max_images, max(max_bytes, max_form_bytes))
+            uploads = await read_body(headers, receive, limits, arrived)
     except TimeoutError:
         raise BodyTooSlow(f"The body did not arrive completely within {seconds:g} seconds.") from None
-    if not upload.content:
+    if not any(upload.content or upload.url for upload in uploads):
         raise MalformedRequest(f"There is no image in the request. {HOW}")
-    return upload
+    return uploads
 
 
-async def read_form(headers: Headers, receive: Receive, max_bytes: int) -> Upload:
-    """The image, read as the Content-Type says; what is neither form nor JSON is taken for the image."""
+async def read_body(
+    headers: Headers, receive: Receive, limits: FormLimits, arrived: Callable[[int], None]
+) -> list[Upload]:
+    """The images, read as the Content-Type says; what is neither form nor JSON is taken for the image."""
+    max_bytes = limits.image_bytes
     kind, parameters = parse_options_header(headers.get("content-type"))
     if kind == b"multipart/form-data":
-        body = chunks(headers, receive, max_bytes, max_bytes + ENVELOPE_BYTES)
-        part = await image_part(body, parameters.get(b"boundary", b""), max_bytes)
-        return Upload(part.content, "" if part.is_file else FILE_ADVICE)
+        # As many boundaries and part headers as there may be images; `image_parts` counts the images themselves.
+        limit = limits.form_bytes + limits.images * ENVELOPE_BYTES
+        body = chunks(headers, receive, limits.form_too_large(), limit, arrived)
+        parts = await image_parts(body, parameters.get(b"boundary", b""), limits)
+        return [Upload(part.content, "" if part.is_file else FILE_ADVICE) for part in parts]
     if kind.startswith(b"multipart/"):
         raise MalformedRequest(f"{kind.decode('latin-1')} is not read here. {HOW}")
     if kind == b"application/json":
         # Base64 makes 4 bytes of 3; a 16th more for the escaped slashes that some JSON encoders write.
         encoded = max_bytes * 4 // 3
-        body = chunks(headers, receive, max_bytes, encoded + encoded // 16 + ENVELOPE_BYTES)
-        return Upload(from_json(await whole(body), max_bytes))
-    content = await whole(chunks(headers, receive, max_bytes, max_bytes))
+        limit = encoded + encoded // 16 + ENVELOPE_BYTES
+        body = chunks(headers, receive, BodyTooLarge.beyond(max_bytes), limit, arrived)
+        return [from_json(await whole(body), max_bytes)]
+    content = await whole(chunks(headers, receive, BodyTooLarge.beyond(max_bytes), max_bytes, arrived))
     if kind == b"application/x-www-form-urlencoded":
-        return from_unnamed(content)
-    return Upload(content)
+        return [from_unnamed(content)]
+    return [Upload(content)]
 
 
-async def chunks(headers: Headers, receive: Receive, max_bytes: int, limit: int) -> AsyncIterator[bytes]:
-    """The body as it arrives, up to `limit` bytes; BodyTooLarge, at once if the Content-Length exceeds it.
-
-    max_bytes: limit of the image in the body, which is what the client should hear of.
-    """
+async def chunks(
+    headers: Headers, receive: Receive, too_large: BodyTooLarge, limit: int, arrived: Callable[[int], None]
+) -> AsyncIterator[bytes]:
+    """The body as it arrives, up to `limit` bytes; raises `too_large`, at once if the Content-Length exceeds that."""
     announced = headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
-        raise BodyTooLarge.beyond(max_bytes)
-    arrived = 0
+        raise too_large
+    total = 0
     more = True
     while more:
         message = await receive()
@@ -99,9 +119,10 @@ async def chunks(headers: Headers, receive: Receive, max_bytes: int, limit: int)
             raise ClientDisconnect
         chunk = message.get("body", b"")
         more = message.get("more_body", False)
-        arrived += len(chunk)
-        if arrived > limit:
-            raise BodyTooLarge.beyond(max_bytes)
+        total += len(chunk)
+        if total > limit:
+            raise too_large
+        arrived(len(chunk))
         if chunk:
             yield chunk
 
@@ -122,12 +143,14 @@ def from_unnamed(content: bytes) -> Upload:
     return Upload(content, LINE_BREAK_ADVICE)
 
 
-def from_json(body: bytes, max_bytes: int) -> bytes:
-    """The image in {"image": "<base64>"}, with or without a data: URL around the base64 text."""
+def from_json(body: bytes, max_bytes: int) -> Upload:
+    """The image in {"image": "<base64>"}, with or without a data: URL around the base64 text; or its {"url": …}."""
     try:
         document = orjson.loads(body) if body else {}
     except orjson.JSONDecodeError as error:
         raise MalformedRequest(f"The body is not valid JSON: {error}.") from None
+    if isinstance(document, dict) and isinstance(url := document.get("url"), str) and len(document) == 1:
+        return Upload(b"", url=url)
     if not isinstance(document, dict) or (document and "image" not in document):
         raise MalformedRequest('The JSON must be an object with the key "image": {"image": "<base64>"}.')
     others = sorted(document.keys() - {"image"})
@@ -144,11 +167,11 @@ def from_json(body: bytes, max_bytes: int) -> bytes:
         if not comma or not scheme.endswith(";base64"):
             raise MalformedRequest('"image" is a data: URL, but not one in base64 (data:image/png;base64,…).')
     elif text.startswith(("http://", "https://")):
-        raise MalformedRequest('"image" must be the image file in base64; addresses are not fetched.')
+        raise MalformedRequest('"image" must be the image file in base64; an address goes under "url".')
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise MalformedRequest(f'"image" is not valid base64 (RFC 4648, section 4): {error}.') from None
     if len(content) > max_bytes:
         raise BodyTooLarge.beyond(max_bytes)
-    return content
+    return Upload(content)

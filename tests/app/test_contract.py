@@ -67,6 +67,12 @@ class FakeEngine:
         self.behave = behave
         self.images = 0
 
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
+    def device_memory(self) -> dict[str, int]:
+        return {}
+
     def padded_shape(self, height: int, width: int) -> tuple[int, int]:
         return -(-height // 32) * 32, -(-width // 32) * 32
 
@@ -93,17 +99,23 @@ class FakeEngine:
 
 @asynccontextmanager
 async def serving(
-    engine: FakeEngine | None = None, **settings: Any
+    engine: FakeEngine | None = None,
+    *,
+    load: Callable[[], FakeEngine] | None = None,
+    on_failure: Callable[[], None] = lambda: None,
+    wait: bool = True,
+    **settings: Any,
 ) -> AsyncIterator[tuple[httpx.AsyncClient, FastAPI]]:
-    """A client of an application that is ready."""
-    app = create_app(Settings(**settings), lambda: engine or FakeEngine())
+    """A client of an application that is ready, or with wait=False still loads."""
+    app = create_app(Settings(**settings), load or (lambda: engine or FakeEngine()), on_failure)
     transport = httpx.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://maskserve") as client,
         asyncio.timeout(PATIENCE),
     ):
-        await app.state.service.ready.wait()
+        if wait:
+            await app.state.service.ready.wait()
         yield client, app
 
 
@@ -177,6 +189,50 @@ def test_area_is_the_masks_pixel_count_and_loadres_takes_the_instances() -> None
     results = truth.loadRes([{**instance, "image_id": 7} for instance in instances])
     assert len(results.getAnnIds()) == 2
     assert results.annToMask(results.anns[1]).sum() == instances[0]["area"]
+
+
+def test_polygons_are_a_coco_segmentation_that_fills_to_the_same_mask() -> None:
+    from pycocotools import mask
+
+    async def run() -> list[list[dict[str, Any]]]:
+        async with serving() as (client, _):
+            queries = ["", "?masks=polygon"]
+            return [
+                (await client.post(f"/segment{query}", content=PHOTO)).json()["instances"]
+                for query in queries
+            ]
+
+    for rle, polygon in zip(*asyncio.run(run()), strict=True):
+        assert list(polygon) == list(rle)
+        assert polygon["area"] == rle["area"]
+        (part,) = polygon["segmentation"]
+        filled = mask.merge(mask.frPyObjects([part], 30, 40))
+        assert mask.iou([filled], [rle["segmentation"]], [0])[0, 0] > 0.97
+
+
+def test_png_masks_are_bitmaps_of_the_box_with_their_place() -> None:
+    from pycocotools import mask
+
+    async def run() -> list[list[dict[str, Any]]]:
+        async with serving() as (client, _):
+            queries = ["", "?masks=png"]
+            return [
+                (await client.post(f"/segment{query}", content=PHOTO)).json()["instances"]
+                for query in queries
+            ]
+
+    for rle, png in zip(*asyncio.run(run()), strict=True):
+        assert "segmentation" not in png
+        assert png["area"] == rle["area"]
+        place = png["mask"]
+        whole = np.zeros((30, 40), np.uint8)
+        with Image.open(io.BytesIO(base64.b64decode(place["png"]))) as bitmap:
+            assert (bitmap.format, bitmap.mode) == ("PNG", "1")
+            assert bitmap.size == (place["width"], place["height"])
+            whole[
+                place["top"] : place["top"] + place["height"], place["left"] : place["left"] + place["width"]
+            ] = bitmap
+        np.testing.assert_array_equal(whole, mask.decode(rle["segmentation"]))
 
 
 def test_without_masks_there_is_no_segmentation_and_the_area_is_the_boxs() -> None:
@@ -320,11 +376,11 @@ PROBLEMS = [
     ),
     pytest.param(
         "POST",
-        "/segment?masks=png",
+        "/segment?masks=gif",
         {"content": PHOTO},
         422,
         "invalid-parameter",
-        "rle, none",
+        "rle, polygon, png, none",
         id="parameter",
     ),
     pytest.param(
@@ -393,7 +449,8 @@ def test_every_problem_is_documented_for_its_route() -> None:
         for example in answer["content"].get("application/problem+json", {}).get("examples", {})
     }
     kinds = {kind.slug for kind in [Problem, *Problem.__subclasses__()]}
-    assert documented == kinds - {"unauthorized", "unknown-path", "method-not-allowed"}
+    anywhere = {"unknown-path", "method-not-allowed", "header-too-slow", "header-too-large"}
+    assert documented == kinds - anywhere
 
 
 # Time and load
@@ -749,6 +806,7 @@ def test_openapi_documents_every_parameter_and_body_form_with_examples_that_work
                 "max_instances",
                 "categories",
                 "masks",
+                "X-Request-Timeout-Ms",
             ]
             forms = operation["requestBody"]["content"]
             assert set(forms) == {
@@ -759,7 +817,9 @@ def test_openapi_documents_every_parameter_and_body_form_with_examples_that_work
             }
             answer = await client.post("/segment", json=forms["application/json"]["example"])
             assert answer.status_code == 200
-            assert {"/segment", "/model", "/healthz", "/livez", "/readyz"} == set(document["paths"])
+            assert {"/segment", "/model", "/healthz", "/livez", "/readyz", "/metrics"} == set(
+                document["paths"]
+            )
 
     asyncio.run(run())
 

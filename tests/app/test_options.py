@@ -8,36 +8,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.options import parse
+from app.options import Wanted, parse
 from app.problems import InvalidParameter
 from model.data import Category
-from model.instances import Options
 
 CATEGORIES = (Category(1, "person"), Category(10, "traffic light"), Category(18, "dog"))
 
 
 def test_no_query_gives_the_defaults() -> None:
-    assert parse("", CATEGORIES) == Options()
+    assert parse("", CATEGORIES) == Wanted()
 
 
 @pytest.mark.parametrize(
     ("query", "options"),
     [
-        ("score_threshold=0", Options(score_threshold=0)),
-        ("score_threshold=1", Options(score_threshold=1)),
-        ("score_threshold=.25", Options(score_threshold=0.25)),
-        ("score_threshold=2.5e-1", Options(score_threshold=0.25)),
-        ("max_instances=1", Options(max_instances=1)),
-        ("max_instances=100", Options(max_instances=100)),
-        ("categories=dog", Options(categories=frozenset({18}))),
-        ("categories=18", Options(categories=frozenset({18}))),
-        ("categories=Dog,1,dog,%20traffic+light", Options(categories=frozenset({1, 10, 18}))),
-        ("masks=rle", Options(masks=True)),
-        ("masks=none", Options(masks=False)),
-        ("masks=none&max_instances=3", Options(masks=False, max_instances=3)),
+        ("score_threshold=0", Wanted(score_threshold=0)),
+        ("score_threshold=1", Wanted(score_threshold=1)),
+        ("score_threshold=.25", Wanted(score_threshold=0.25)),
+        ("score_threshold=2.5e-1", Wanted(score_threshold=0.25)),
+        ("max_instances=1", Wanted(max_instances=1)),
+        ("max_instances=100", Wanted(max_instances=100)),
+        ("categories=dog", Wanted(categories=frozenset({18}))),
+        ("categories=18", Wanted(categories=frozenset({18}))),
+        ("categories=Dog,1,dog,%20traffic+light", Wanted(categories=frozenset({1, 10, 18}))),
+        ("masks=rle", Wanted(masks=True)),
+        ("masks=polygon", Wanted(mask_format="polygon")),
+        ("masks=png", Wanted(mask_format="png")),
+        ("masks=none", Wanted(masks=False, mask_format="none")),
+        ("masks=none&max_instances=3", Wanted(masks=False, max_instances=3, mask_format="none")),
     ],
 )
-def test_options_are_read(query: str, options: Options) -> None:
+def test_options_are_read(query: str, options: Wanted) -> None:
     assert parse(query, CATEGORIES) == options
 
 
@@ -65,8 +66,8 @@ def test_options_are_read(query: str, options: Options) -> None:
         ("categories=dog,,person", "empty entry"),
         ("categories=", "categories is empty"),
         ("categories=dog&categories=person", "separate several values by commas"),
-        ("masks=polygon", 'masks must be one of rle, none, not "polygon"'),
-        ("masks=RLE", "masks must be one of rle, none"),
+        ("masks=polygons", 'masks must be one of rle, polygon, png, none, not "polygons"'),
+        ("masks=RLE", "masks must be one of rle, polygon"),
         ("treshold=0.5", 'no parameter "treshold". Did you mean score_threshold?'),
         ("score_treshold=0.5", "Did you mean score_threshold?"),
         ("qqq=1", "There are: score_threshold, max_instances, categories, masks."),
@@ -82,4 +83,4 @@ def test_what_is_not_understood_is_refused_with_what_would_be_right(query: str, 
 @given(st.text(max_size=60))
 def test_no_query_whatsoever_is_an_error_of_the_service(query: str) -> None:
     with contextlib.suppress(InvalidParameter):
-        assert isinstance(parse(query, CATEGORIES), Options)
+        assert isinstance(parse(query, CATEGORIES), Wanted)

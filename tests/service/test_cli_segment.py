@@ -96,7 +96,7 @@ def test_overlays_of_several_images_go_into_a_folder_and_a_bad_file_is_one_line_
     [
         (["--score-threshold", "2"], 2, "score_threshold must be a number from 0 to 1"),
         (["--categories", "dog"], 2, 'The model has no category "dog". There are: circle, square, star.'),
-        (["--masks", "png"], 2, "masks must be one of rle, none"),
+        (["--masks", "gif"], 2, "masks must be one of rle, polygon, png, none"),
         (["--overlay", "drawn.gif"], 2, "must end in .png or .jpg"),
     ],
 )
