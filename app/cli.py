@@ -97,8 +97,51 @@ def serve(
 
 @cli.command()
 def segment(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", show_default=False, help="Files.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE…", show_default=False, help="Files; with --url folders too."),
+    ],
     *,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            show_default=False,
+            help="Let a running service do it, as http://localhost:8000. What it sheds is tried again.",
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", show_default=False, help="With --url: file whose first line is the service's key."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="With --url: one file of all results. The same command goes on where it was interrupted.",
+        ),
+    ] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="coco|coco-dataset|cvat|label-studio", help="What that file is to be."
+        ),
+    ] = "coco",
+    overlay_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            show_default=False,
+            help="With --url: draw each image's instances into this folder.",
+        ),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="With --url: requests open at once.")] = 8,
+    deadline: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="With --url: for each image, over all tries.")
+    ] = 300.0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what the service would answer: one JSON document a line.")
     ] = False,
@@ -134,17 +177,30 @@ def segment(
     device: Device = None,
     precision: Precision = None,
 ) -> None:
-    """Find the instances in image files, without a service but with the same code.
+    """Find the instances in image files, by a service or, without one, with the same code.
 
     Prints a table for each image, or with --json a line that `jq` and `COCO.loadRes` take.
     """
-    given = read_settings(model=model, device=device, precision=precision)
     query = {
         "score_threshold": score_threshold,
         "max_instances": max_instances,
         "categories": categories,
         "masks": masks,
     }
+    if url is not None:
+        if model or device or precision or overlay:
+            raise typer.BadParameter(
+                "--model, --device, --precision and --overlay are for work without --url."
+            )
+        from app.cli_remote import Output, Service, ask  # noqa: PLC0415 - nobody else needs it
+
+        service = Service(url, api_key_file, deadline, concurrency)
+        raise typer.Exit(ask(images, query, service, Output(out, form, overlay_dir, as_json=as_json)))
+    if out or overlay_dir:
+        raise typer.BadParameter(
+            "--out and --overlay-dir need --url; without it there are --json and --overlay."
+        )
+    given = read_settings(model=model, device=device, precision=precision)
     from app.cli_segment import run  # noqa: PLC0415 - imports torch
 
     raise typer.Exit(run(images, query, given, as_json=as_json, overlay=overlay))

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from app import options, responses
+from app.cli_table import BAD_FILE, BAD_USAGE, complain, table
 from app.loading import LOAD_ERRORS, load_engine
 from app.problems import InvalidParameter
 from model.image import ImageError, decode
@@ -20,11 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from app.settings import Settings
-    from model.instances import Instances
-    from model.zoo import Model
 
 PICTURES = {".png": responses.PNG, ".jpg": responses.JPEG, ".jpeg": responses.JPEG}
-BAD_FILE, BAD_USAGE = 1, 2  # exit codes
 
 
 def run(
@@ -75,7 +71,7 @@ def run(
                 )
                 typer.echo(answer)
             else:
-                show(path, engine.model, instances, seconds)
+                table(str(path), responses.document(engine.model, instances), seconds * 1000)
     return status
 
 
@@ -94,26 +90,3 @@ def destinations(images: Sequence[Path], overlay: Path) -> dict[Path, Path | Non
     if len(set(pictures.values())) < len(pictures):
         raise ValueError(f"two of the images would be drawn into the same file in {overlay}")
     return pictures
-
-
-def show(path: Path, model: Model, instances: Instances, seconds: float) -> None:
-    """A table of the instances, for people."""
-    height, width = instances.size
-    found = f"{len(instances)} instance{'' if len(instances) == 1 else 's'}"
-    table = Table(box=None, pad_edge=False)
-    table.add_column("category")
-    for heading in ("score", "x", "y", "width", "height", "area"):
-        table.add_column(heading, justify="right")
-    for record in responses.records(model, instances):
-        box = [f"{number:.1f}" for number in record["bbox"]]
-        table.add_row(record["category"], f"{record['score']:.4f}", *box, f"{record['area']:.0f}")
-    console = Console(highlight=False)
-    title = f"{path}: {width} × {height}, {found}, {seconds * 1000:.0f} ms ({model.name})"
-    console.print(title, style="bold", markup=False, soft_wrap=True)
-    console.print(table)
-
-
-def complain(message: str, status: int) -> int:
-    """Say on stderr what is wrong, and return the exit code for it."""
-    typer.echo(f"maskserve: {message}", err=True)
-    return status

@@ -82,7 +82,7 @@ INSTANCE_SCHEMA = record(
         "mask": described(
             record(
                 {
-                    **{name: INTEGER for name in ("left", "top", "width", "height")},
+                    **dict.fromkeys(("left", "top", "width", "height"), INTEGER),
                     "png": described(STRING, "A 1-bit PNG file in base64; white is the instance."),
                 }
             ),

@@ -1,0 +1,153 @@
+"""Results as the files that other tools import: COCO results and datasets, CVAT, Label Studio.
+
+Each function takes results with the image's name; ids are numbered by `image_ids`. Masks must have been asked for.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from maskserve.results import Result
+
+    Named = tuple[str, Result]  # the image's file name, and what was found in it
+
+WORD_BITS = 8
+LENGTH_BITS = (3, 4, 8, 16)  # of Label Studio's runs; the longest has 65,536 values
+
+
+def image_ids(names: Sequence[str]) -> dict[str, int]:
+    """COCO image ids. Files that are called by their number, as COCO's own are, keep it; else they count from 1."""
+    stems = [PurePath(name).stem for name in names]
+    if stems and len(set(stems)) == len(stems) and all(re.fullmatch(r"[0-9]{1,18}", stem) for stem in stems):
+        return dict(zip(names, map(int, stems), strict=True))
+    return {name: number for number, name in enumerate(names, 1)}
+
+
+def coco_results(results: Iterable[Named], ids: Mapping[str, int]) -> list[dict[str, Any]]:
+    """COCO results records, for `COCO.loadRes`; `file_name` besides, since ids alone say little."""
+    return [{**record, "file_name": name} for name, result in results for record in result.to_coco(ids[name])]
+
+
+def coco_dataset(
+    results: Iterable[Named], ids: Mapping[str, int], categories: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """A COCO instances document, as labels: what FiftyOne, CVAT, Label Studio's converter and trainers import.
+
+    categories: as `Client.model` lists them.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for name, result in results:
+        images.append({"id": ids[name], "file_name": name, "width": result.width, "height": result.height})
+        for record in result.to_coco(ids[name]):
+            annotations.append({"id": len(annotations) + 1, "iscrowd": 0, **record})
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": category["id"], "name": category["name"]} for category in categories],
+    }
+
+
+def cvat(results: Iterable[Named]) -> str:
+    """An XML document in "CVAT for images 1.1", with masks.
+
+    A mask there is the run lengths of its box, row by row, the first one background.
+    """
+    root = ET.Element("annotations")
+    ET.SubElement(root, "version").text = "1.1"
+    for number, (name, result) in enumerate(results):
+        sides = {"width": str(result.width), "height": str(result.height)}
+        image = ET.SubElement(root, "image", {"id": str(number), "name": name, **sides})
+        for instance in result.instances:
+            left, top, bitmap = instance.crop
+            if not bitmap.size:
+                continue
+            height, width = bitmap.shape
+            place = {"left": left, "top": top, "width": width, "height": height, "z_order": 0}
+            ET.SubElement(
+                image,
+                "mask",
+                {
+                    "label": instance.category,
+                    "source": "auto",
+                    "occluded": "0",
+                    "rle": ", ".join(map(str, runs_by_row(bitmap).tolist())),
+                    **{key: str(value) for key, value in place.items()},
+                },
+            )
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def label_studio(results: Iterable[Named], prefix: str = "/data/local-files/?d=") -> list[dict[str, Any]]:
+    """Label Studio tasks with predictions, for a project whose labels are `<BrushLabels name="tag" toName="image">`.
+
+    prefix: what Label Studio puts before a file's name to load it: as here from its local files, or a server's address.
+    """
+    return [
+        {
+            "data": {"image": prefix + name},
+            "predictions": [
+                {
+                    "model_version": result.model,
+                    "result": [
+                        {
+                            "id": f"{number}",
+                            "type": "brushlabels",
+                            "from_name": "tag",
+                            "to_name": "image",
+                            "original_width": result.width,
+                            "original_height": result.height,
+                            "image_rotation": 0,
+                            "score": instance.score,
+                            "value": {
+                                "format": "rle",
+                                "rle": list(packed(instance.mask)),
+                                "brushlabels": [instance.category],
+                            },
+                        }
+                        for number, instance in enumerate(result.instances)
+                    ],
+                }
+            ],
+        }
+        for name, result in results
+    ]
+
+
+def runs_by_row(bitmap: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Run lengths of a bitmap row by row, background first."""
+    flat = np.concatenate([[False], bitmap.reshape(-1)])
+    turns = np.flatnonzero(flat[1:] != flat[:-1])
+    return np.diff(turns, prepend=0, append=bitmap.size)
+
+
+def packed(mask: NDArray[np.bool_]) -> bytes:
+    """A mask as Label Studio's brush stores it: thi.ng's rle-pack of four equal bytes a pixel, 0 or 255.
+
+    The header has the count of bytes (32 bits), the bits of a byte less one (5) and those of the four sizes of run
+    lengths less one (4 each); then each run is a 1, the number of its size (2), its length less one, and the byte.
+    """
+    header = [(mask.size * 4, 32), (WORD_BITS - 1, 5), *((bits - 1, 4) for bits in LENGTH_BITS)]
+    fields = [format(value, f"0{bits}b") for value, bits in header]
+    for number, pixels in enumerate(runs_by_row(mask).tolist()):
+        left = pixels * 4
+        byte = "11111111" if number % 2 else "00000000"
+        while left:
+            length = min(left, 1 << LENGTH_BITS[-1])
+            size = next(index for index, bits in enumerate(LENGTH_BITS) if length <= 1 << bits)
+            fields.append(f"1{size:02b}{length - 1:0{LENGTH_BITS[size]}b}{byte}")
+            left -= length
+    bits = "".join(fields)
+    count = -(-len(bits) // 8)
+    return int(bits.ljust(8 * count, "0"), 2).to_bytes(count, "big")
