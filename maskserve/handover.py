@@ -149,5 +149,5 @@ def packed(mask: NDArray[np.bool_]) -> bytes:
             fields.append(f"1{size:02b}{length - 1:0{LENGTH_BITS[size]}b}{byte}")
             left -= length
     bits = "".join(fields)
-    count = -(-len(bits) // 8)
+    count = len(bits) // 8 + 1  # one byte too many where they come out even, as Label Studio's own
     return int(bits.ljust(8 * count, "0"), 2).to_bytes(count, "big")

@@ -46,7 +46,7 @@ def segment(server: Any, *arguments: object) -> Any:
 def test_a_folder_of_two_hundred_images_loses_none_to_a_server_that_sheds_load(
     start: Callable[..., Any], tmp_path: Path
 ) -> None:
-    server = start(max_queue_requests=4).wait_until_ready()
+    server = start(max_queue_requests=7).wait_until_ready()
     paths = []
     for number in range(200):
         paths.append(tmp_path / f"{number}.png")
