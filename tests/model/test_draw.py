@@ -59,7 +59,7 @@ def test_inside_a_mask_the_image_shines_through_the_category_s_colour() -> None:
     after = overlay(photo(300, 300), instances_of((300, 300), [[50, 50, 250, 250]], [3]), {3: "car"})
     tinted, colour = after[150, 150].astype(int), np.array(colour_of(3))
     share = (tinted - GREY) / (colour - GREY)
-    assert share == pytest.approx(0.4, abs=0.02)
+    assert share == pytest.approx(0.375, abs=0.03)
 
 
 def test_a_mask_is_outlined_in_its_full_colour() -> None:
@@ -93,7 +93,7 @@ def test_a_small_instance_is_seen_on_top_of_a_large_one_that_scores_lower() -> N
         alone = instances_of((300, 300), [boxes[1]], [6])
         beneath = overlay(photo(300, 300), alone, {})[150, 150].astype(int)
         seen = overlay(photo(300, 300), both, {})[150, 150].astype(int)
-        assert np.abs(seen - (beneath + 0.4 * (np.array(colour_of(5)) - beneath))).max() <= 2
+        assert np.abs(seen - (beneath + 0.375 * (np.array(colour_of(5)) - beneath))).max() <= 2
 
 
 def test_a_category_has_the_same_colour_in_every_picture() -> None:
