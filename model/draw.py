@@ -156,7 +156,7 @@ def _paint(canvas: Canvas, crop: Crop, colour: Colour, line: int) -> None:
     whole = canvas.view(np.uint32)[top : top + height, left : left + width, 0]
     full, tint = (
         _number(colour),
-        _number(_mix(colour, 0, 1 - _TINT)) + np.uint32(0x010101),
+        _number(_mix(colour, 0, 1 - _TINT)) + np.uint32(0x01010101),
     )  # the shifts lose 1
     step = max(1, _PIXELS_AT_ONCE // width)
     for begin in range(0, height, step):

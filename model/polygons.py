@@ -81,7 +81,8 @@ def _lengths(points: Points, ring: Indices, mask: Indices, count: int) -> Floats
     """How long the outlines of each mask are together, pixels."""
     steps = np.abs(np.diff(points, prepend=points[-1:]))
     steps[np.diff(ring, prepend=-1) > 0] = 0  # from one ring to the next
-    return np.bincount(mask[ring], weights=steps, minlength=count)
+    lengths: Floats = np.bincount(mask[ring], weights=steps, minlength=count).astype(np.float64)
+    return lengths
 
 
 def _tolerance(area: Indices, length: Floats) -> Floats:
