@@ -17,6 +17,8 @@
  */
 
 const OPAQUE = 255;
+const EDGE = 1;
+const INSIDE = 2;
 const ROUNDING = 0.75; // image pixels: lines as thin as one pixel just survive
 
 /** Canvas pixels that are composed in memory and put on the canvas in one go. */
@@ -31,57 +33,73 @@ export class Layer {
   }
 
   /**
-   * Paint instances, large ones first so that small ones stay in sight.
+   * Paint nothing but these instances, large ones first so that small ones stay in sight.
    * @param {Instance[]} instances
    * @param {View} view
    * @param {Style} style
    */
   paint(instances, view, style) {
+    this.pixels.fill(0);
     const order = [...instances].sort((a, b) => b.mask.area - a.mask.area);
     for (const { mask, colour } of order) {
       const cut = rasterise(mask, view, this.image.width, this.image.height, style.line, style.smooth);
       if (cut) {
-        this.blend(cut, colour, Math.round(style.opacity * OPAQUE));
+        blend(this.pixels, this.image.width, cut, colour, Math.round(style.opacity * OPAQUE));
+      }
+    }
+    divide(this.pixels);
+  }
+}
+
+/**
+ * Put a cut over what is there, in colours that are multiplied by their alpha (Porter and Duff, 1984): then all four
+ * channels of what is below are weighted alike, two to a multiplication.
+ * @param {Uint32Array} pixels
+ * @param {number} canvasWidth
+ * @param {Cut} cut
+ * @param {import("./palette.js").Colour} colour
+ * @param {number} tint alpha of the inside, 0 to 255
+ */
+function blend(pixels, canvasWidth, { left, top, width, height, margin, rows, kinds }, [red, green, blue], tint) {
+  const line = ((OPAQUE << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+  const part = (/** @type {number} */ channel) => Math.round((channel * tint) / OPAQUE);
+  const fill = ((tint << 24) | (part(blue) << 16) | (part(green) << 8) | part(red)) >>> 0;
+  const rest = Math.floor(((OPAQUE - tint) * 256) / OPAQUE); // of 256, so that a shift divides
+  for (let row = 0; row < height; row++) {
+    let place = (top + row) * canvasWidth + left;
+    let source = margin * rows + margin + row;
+    for (let column = 0; column < width; column++, place++, source += rows) {
+      const kind = kinds[source];
+      if (kind === INSIDE) {
+        const below = pixels[place];
+        if (below === 0) {
+          pixels[place] = fill;
+        } else {
+          const even = (((below & 0xff00ff) * rest) >>> 8) & 0xff00ff;
+          const odd = (((below >>> 8) & 0xff00ff) * rest) & 0xff00ff00;
+          pixels[place] = fill + even + odd;
+        }
+      } else if (kind === EDGE) {
+        pixels[place] = line;
       }
     }
   }
+}
 
-  /**
-   * @param {Cut} cut
-   * @param {import("./palette.js").Colour} colour
-   * @param {number} tint alpha of the inside, 0 to 255
-   */
-  blend({ left, top, width, height, outer, inner, margin }, [red, green, blue], tint) {
-    const { pixels } = this;
-    const packed = (blue << 16) | (green << 8) | red;
-    const line = ((OPAQUE << 24) | packed) >>> 0;
-    const fill = ((tint << 24) | packed) >>> 0;
-    const rows = height + 2 * margin;
-    for (let row = 0; row < height; row++) {
-      let place = (top + row) * this.image.width + left;
-      let source = margin * rows + margin + row;
-      for (let column = 0; column < width; column++, place++, source += rows) {
-        if (!outer[source]) {
-          continue;
-        }
-        if (!inner[source]) {
-          pixels[place] = line;
-          continue;
-        }
-        const below = pixels[place];
-        const alpha = below >>> 24;
-        if (alpha === 0) {
-          pixels[place] = tint ? fill : 0;
-          continue;
-        }
-        // "Over" of colours that are not multiplied by their alpha (Porter and Duff, 1984).
-        const rest = (alpha * (OPAQUE - tint)) / OPAQUE;
-        const total = tint + rest;
-        const r = (red * tint + (below & 255) * rest) / total;
-        const g = (green * tint + ((below >>> 8) & 255) * rest) / total;
-        const b = (blue * tint + ((below >>> 16) & 255) * rest) / total;
-        pixels[place] = ((Math.round(total) << 24) | (b << 16) | (g << 8) | r) >>> 0;
-      }
+/**
+ * Turn colours that are multiplied by their alpha into those that a canvas takes.
+ * @param {Uint32Array} pixels
+ */
+function divide(pixels) {
+  for (let i = 0; i < pixels.length; i++) {
+    const pixel = pixels[i];
+    const alpha = pixel >>> 24;
+    if (alpha !== 0 && alpha !== OPAQUE) {
+      const factor = OPAQUE / alpha;
+      const red = Math.min(OPAQUE, (pixel & 255) * factor + 0.5);
+      const green = Math.min(OPAQUE, ((pixel >>> 8) & 255) * factor + 0.5);
+      const blue = Math.min(OPAQUE, ((pixel >>> 16) & 255) * factor + 0.5);
+      pixels[i] = (alpha << 24) | (blue << 16) | (green << 8) | red;
     }
   }
 }
@@ -92,9 +110,9 @@ export class Layer {
  * @property {number} top
  * @property {number} width
  * @property {number} height
- * @property {number} margin more columns and rows on each side that `outer` and `inner` have
- * @property {Uint8Array} outer column after column: 1 where the mask is
- * @property {Uint8Array} inner 1 where it is and its edge is not
+ * @property {number} margin columns and rows that `kinds` has before the part and behind it
+ * @property {number} rows of `kinds`: a multiple of four, so that four pixels can be handled at once
+ * @property {Uint8Array} kinds column after column: 0 outside the mask, 1 at its edge, 2 inside
  */
 
 /**
@@ -121,8 +139,8 @@ export function rasterise(mask, { scale, x, y }, canvasWidth, canvasHeight, line
   const radius = smooth && scale > 1 ? Math.round(scale * ROUNDING) : 0;
   const margin = line + radius;
   const columns = width + 2 * margin;
-  const rows = height + 2 * margin;
-  const outer = new Uint8Array(columns * rows);
+  const rows = Math.ceil((height + 2 * margin) / 4) * 4;
+  const kinds = new Uint8Array(columns * rows);
   for (let i = 0; i < columns; i++) {
     const u = Math.floor((left - margin + i + 0.5 - x) / scale) - mask.left;
     if (u < 0 || u >= mask.right - mask.left) {
@@ -133,14 +151,19 @@ export function rasterise(mask, { scale, x, y }, canvasWidth, canvasHeight, line
       const begin = Math.max(0, row(mask.tops[strip]) - top + margin);
       const end = Math.min(rows, row(mask.bottoms[strip]) - top + margin);
       if (begin < end) {
-        outer.fill(1, first + begin, first + end);
+        kinds.fill(1, first + begin, first + end);
       }
     }
   }
   if (radius) {
-    round(outer, columns, rows, radius);
+    round(kinds, columns, rows, radius);
   }
-  return { left, top, width, height, margin, outer, inner: eroded(outer, rows, line) };
+  const fours = new Uint32Array(kinds.buffer);
+  const inside = new Uint32Array(eroded(kinds, rows, line).buffer);
+  for (let i = 0; i < fours.length; i++) {
+    fours[i] += inside[i];
+  }
+  return { left, top, width, height, margin, rows, kinds };
 }
 
 /**
@@ -203,18 +226,19 @@ function eroded(bitmap, rows, distance) {
 
 /**
  * Keep what has `distance` columns of its own kind on either side. The window doubles from step to step.
- * @param {Uint8Array} bitmap column after column; changed in place
- * @param {number} rows
+ * @param {Uint8Array} bitmap column after column, a buffer of its own; changed in place
+ * @param {number} rows a multiple of four
  * @param {number} distance
  */
 function narrow(bitmap, rows, distance) {
   const window = 2 * distance + 1;
+  const fours = new Uint32Array(bitmap.buffer);
   for (let size = 1; size < window; ) {
     const step = Math.min(size, window - size);
-    const ahead = step * rows;
-    const last = bitmap.length - ahead;
+    const ahead = (step * rows) / 4;
+    const last = fours.length - ahead;
     for (let i = 0; i < last; i++) {
-      bitmap[i] &= bitmap[i + ahead];
+      fours[i] &= fours[i + ahead];
     }
     size += step;
   }

@@ -146,10 +146,8 @@ export class Stage {
     const { instances, opacity, labels, picture } = this.scene;
     const context = contextOf(this.masks);
     const view = this.viewAt(this.fineness);
-    this.layer.pixels.fill(0);
-    if (picture) {
-      this.layer.paint(instances, view, { opacity, line: Math.round(LINE * this.fineness), smooth: this.smooth });
-    }
+    const line = Math.round(LINE * this.fineness);
+    this.layer.paint(picture ? instances : [], view, { opacity, line, smooth: this.smooth });
     context.putImageData(this.layer.image, 0, 0);
     if (picture && labels) {
       drawLabels(context, instances, view, LETTERS * this.fineness);
