@@ -1,6 +1,7 @@
 // The demonstration page: a picture goes to POST /segment once, and everything after that happens here.
 
 import { instanceAt } from "./answer.js";
+import * as cover from "./cover.js";
 import { counted, get, grouped } from "./dom.js";
 import * as evidence from "./evidence.js";
 import { coco, png, save, stem } from "./export.js";
@@ -47,10 +48,17 @@ function open(file) {
   latest = file;
   state.set({ problem: null });
   if (file.type.startsWith("video/")) {
+    waitForFilm(`Opening ${file.name} …`);
     film.openFile(file);
   } else {
     showImage(file);
   }
+}
+
+/** @param {string} text */
+function waitForFilm(text) {
+  say(text);
+  state.set({ busy: true, problem: null, answer: null, hovered: null, pinned: null, hidden: new Set() });
 }
 
 /** @param {File} file */
@@ -96,7 +104,7 @@ async function showFrame({ file, name }, signal) {
     return;
   }
   const before = state.values.picture;
-  state.set({ picture, answer, problem: null, hovered: null, pinned: null });
+  state.set({ picture, answer, busy: false, problem: null, hovered: null, pinned: null });
   before?.close();
 }
 
@@ -191,61 +199,6 @@ function setUpStage() {
   get("fit").addEventListener("click", () => stage.move((viewport) => viewport.fit()));
 }
 
-/** What covers the stage: the welcome, the wait, or the problem; and what can be done meanwhile. */
-function setUpCover() {
-  state.on(["picture", "busy", "problem", "answer"], ({ picture, busy, problem, answer }) => {
-    const empty = picture === null && !busy && !problem;
-    get("welcome").hidden = !empty;
-    get("busy").hidden = !busy;
-    get("problem").hidden = problem === null;
-    get("stage").tabIndex = picture ? 0 : -1;
-    for (const id of ["zoom-in", "zoom-out", "fit"]) {
-      /** @type {HTMLButtonElement} */ (get(id)).disabled = picture === null;
-    }
-    for (const id of ["save-png", "save-coco"]) {
-      /** @type {HTMLButtonElement} */ (get(id)).disabled = answer === null;
-    }
-    get("panel").classList.toggle("empty", answer === null);
-  });
-  state.on(["problem"], ({ problem }) => {
-    get("problem-title").textContent = problem?.title ?? "";
-    get("problem-detail").textContent = problem?.detail ?? "";
-    const facts = problem ? [problem.status ? `status ${problem.status}` : "", problem.requestId && `request ${problem.requestId}`] : [];
-    get("problem-facts").textContent = facts.filter(Boolean).join(" · ");
-    get("key-form").hidden = problem?.status !== 401;
-    // A file that was refused for what it is will be refused again.
-    const refused = problem !== null && [400, 413, 415, 422].includes(problem.status);
-    get("another").hidden = !refused;
-    get("try-again").hidden = refused || problem?.status === 401 || latest === null;
-    announce("");
-  });
-  get("try-again").addEventListener("click", () => latest && open(latest));
-  get("dismiss").addEventListener("click", () => state.set({ problem: null }));
-  get("cancel").addEventListener("click", () => {
-    asking?.abort();
-    state.set({ busy: false });
-    announce("Cancelled");
-  });
-  const field = /** @type {HTMLInputElement} */ (get("key"));
-  get("key-form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    if (field.value.trim()) {
-      key.set(field.value.trim());
-      field.value = "";
-      state.set({ problem: null });
-      enter();
-      if (latest) {
-        open(latest);
-      }
-    }
-  });
-  get("forget-key").addEventListener("click", () => {
-    key.forget();
-    get("forget-key").hidden = true;
-    state.set({ problem: null });
-  });
-}
-
 function setUpFiles() {
   get("save-png").addEventListener("click", async () => {
     const { picture } = state.values;
@@ -271,9 +224,22 @@ function setUpFiles() {
   webcam.addEventListener("click", () => {
     asking?.abort();
     latest = null;
-    state.set({ busy: false, problem: null, answer: null, hidden: new Set() });
+    waitForFilm("Starting the camera …");
     film.openWebcam();
   });
+}
+
+function repeat() {
+  if (latest) {
+    open(latest);
+  }
+}
+
+function cancel() {
+  asking?.abort();
+  film.stop();
+  state.set({ busy: false });
+  announce("Cancelled");
 }
 
 /** Ask for what every visitor sees; anew once there is a key. */
@@ -286,9 +252,19 @@ function enter() {
   watchQueue();
 }
 
+const wishes = {
+  canRepeat: () => latest !== null,
+  repeat,
+  cancel,
+  enter: () => {
+    enter();
+    repeat();
+  },
+};
+
 setUpTheme();
 setUpStage();
-setUpCover();
+cover.setUp(state, wishes);
 setUpFiles();
 panel.setUp(state);
 evidence.setUp(state);

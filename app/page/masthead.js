@@ -56,27 +56,39 @@ function describe(found) {
   get("examples").hidden = ![...(get("examples").dataset.categories ?? "").split(" ")].some((one) => names.has(one));
 }
 
+let watching = false;
+
 /** Tell how much is waiting, for as long as the service tells it and somebody looks. */
 export async function watchQueue() {
-  for (;;) {
-    if (document.visibilityState === "visible") {
-      try {
-        const state = await queue();
-        if (!state) {
-          return;
-        }
-        const { requests, limit } = state;
-        get("queue").hidden = false;
-        get("queue").textContent = `queue ${requests}${limit === null ? "" : ` of ${limit}`}`;
-        get("queue").classList.toggle("full", limit !== null && requests >= limit);
-      } catch (error) {
-        get("queue").hidden = true;
-        if (error instanceof Problem && error.status >= 400 && error.status < 500) {
-          return; // there is no such page, or not for us
-        }
-      }
-    }
+  if (watching) {
+    return;
+  }
+  watching = true;
+  while (await showQueue()) {
     await new Promise((resolve) => setTimeout(resolve, QUEUE_EVERY));
+  }
+  watching = false;
+}
+
+/** @returns {Promise<boolean>} whether it is worth asking again */
+async function showQueue() {
+  if (document.visibilityState !== "visible") {
+    return true;
+  }
+  try {
+    const state = await queue();
+    if (!state) {
+      return false;
+    }
+    const { requests, limit } = state;
+    get("queue").hidden = false;
+    get("queue").textContent = `queue ${requests}${limit === null ? "" : ` of ${limit}`}`;
+    get("queue").classList.toggle("full", limit !== null && requests >= limit);
+    return true;
+  } catch (error) {
+    get("queue").hidden = true;
+    // From 400 on there is no such page, or not for us.
+    return !(error instanceof Problem && error.status >= 400 && error.status < 500);
   }
 }
 

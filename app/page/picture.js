@@ -61,13 +61,17 @@ export async function read(file, name) {
     return null;
   }
   const levels = [bitmap];
-  while (bitmap.width > 2 * SMALLEST && bitmap.height > 1) {
-    bitmap = await createImageBitmap(bitmap, {
-      resizeWidth: Math.ceil(bitmap.width / 2),
-      resizeHeight: Math.ceil(bitmap.height / 2),
-      resizeQuality: "medium",
-    });
-    levels.push(bitmap);
+  try {
+    while (bitmap.width > 2 * SMALLEST && bitmap.height > 1) {
+      bitmap = await createImageBitmap(bitmap, {
+        resizeWidth: Math.ceil(bitmap.width / 2),
+        resizeHeight: Math.ceil(bitmap.height / 2),
+        resizeQuality: "medium",
+      });
+      levels.push(bitmap);
+    }
+  } catch {
+    // No memory for smaller copies: it is drawn all the same, only slower.
   }
   return new Picture(name, file, levels[0].width, levels[0].height, levels);
 }
