@@ -150,15 +150,14 @@ function entry(instance, state) {
 
 /** @param {Instance} instance */
 function record({ record: fields, mask }) {
-  const [x, y, width, height] = fields.bbox.map((value) => grouped(value));
   const share = (100 * fields.area) / (mask.width * mask.height);
   /** @type {[string, string][]} */
   const rows = [
     ["category_id", String(fields.category_id)],
     ["score", String(fields.score)],
-    ["bbox", `x ${x}, y ${y}, ${width} × ${height} px`],
-    ["area", `${grouped(fields.area)} px (${share.toFixed(share < 1 ? 2 : 1)} % of the image)`],
-    ["mask", `RLE of ${counted(String(fields.segmentation.counts).length, "character")}`],
+    ["bbox", fields.bbox.join(", ")],
+    ["area", `${grouped(fields.area)} px, ${share.toFixed(share < 1 ? 2 : 1)} %`],
+    ["mask", `RLE, ${counted(fields.segmentation.counts.length, "character")}`],
   ];
   const button = create("button", { type: "button", class: "small" }, "Copy record");
   copies(button, () => JSON.stringify(fields));

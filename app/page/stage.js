@@ -18,9 +18,11 @@ import { Viewport } from "./viewport.js";
  */
 
 const PIXELS_FROM = 6; // CSS pixels that a pixel of the image covers
-const LINE = 2; // CSS pixels, of outlines
-const FOCUS_LINE = 3;
-const LETTERS = 12;
+const LINES_PER_SIDE = 300; // the stage's shorter side is so many outlines wide …
+const LINE = { thinnest: 1.25, thickest: 2 }; // … within these bounds; CSS pixels
+const FOCUS = 1.5; // times as wide is the outline of what is looked at
+const LETTERS = { small: 11, usual: 12 };
+const SMALL_STAGE = 480; // CSS pixels
 const MOST_SIDE = 8192; // canvas pixels; some phones refuse more
 
 export class Stage {
@@ -57,6 +59,17 @@ export class Stage {
   /** As the picture itself is: past that scale people want to see the pixels. */
   get smooth() {
     return this.viewport.view.scale < PIXELS_FROM;
+  }
+
+  /** Of outlines, in pixels of the masks' canvas. */
+  get line() {
+    const wanted = Math.min(this.viewport.width, this.viewport.height) / LINES_PER_SIDE;
+    return Math.round(Math.min(Math.max(wanted, LINE.thinnest), LINE.thickest) * this.fineness);
+  }
+
+  /** Of captions, in pixels of the masks' canvas. */
+  get letters() {
+    return (this.viewport.width < SMALL_STAGE ? LETTERS.small : LETTERS.usual) * this.fineness;
   }
 
   resize() {
@@ -146,11 +159,10 @@ export class Stage {
     const { instances, opacity, labels, picture } = this.scene;
     const context = contextOf(this.masks);
     const view = this.viewAt(this.fineness);
-    const line = Math.round(LINE * this.fineness);
-    this.layer.paint(picture ? instances : [], view, { opacity, line, smooth: this.smooth });
+    this.layer.paint(picture ? instances : [], view, { opacity, line: this.line, smooth: this.smooth });
     context.putImageData(this.layer.image, 0, 0);
     if (picture && labels) {
-      drawLabels(context, instances, view, LETTERS * this.fineness);
+      drawLabels(context, instances, view, this.letters);
     }
     performance.measure("maskserve:masks", { start: begun, detail: instances.length });
   }
@@ -169,12 +181,12 @@ export class Stage {
       const bottom = Math.min(this.focus.height, Math.ceil(view.y + focus.mask.bottom * view.scale));
       if (right > left && bottom > top) {
         const layer = new Layer(right - left, bottom - top);
-        const line = Math.round(FOCUS_LINE * this.fineness);
+        const line = Math.round(FOCUS * this.line);
         const moved = { scale: view.scale, x: view.x - left, y: view.y - top };
         layer.paint([focus], moved, { opacity: Math.max(opacity, 0.25), line, smooth: this.smooth });
         context.putImageData(layer.image, left, top);
       }
-      drawLabels(context, [focus], view, LETTERS * this.fineness);
+      drawLabels(context, [focus], view, this.letters);
     }
     performance.measure("maskserve:focus", { start: begun });
   }

@@ -86,8 +86,7 @@ class Visit:
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
     def _heard(self, message: ConsoleMessage) -> None:
-        # Chromium reports every answer from 400 on as an error. Whether there is a /metrics is the service's affair.
-        if message.type in ("error", "warning") and "/metrics" not in message.location["url"]:
+        if message.type in ("error", "warning"):  # every answer from 400 on is one
             self.complaints.append(f"{message.text} {message.location['url']}")
 
     def open(self) -> Visit:
