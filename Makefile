@@ -57,7 +57,7 @@ $(READY): requirements.lock pyproject.toml
 
 # Chromium, for the tests of the page; they are skipped, and say so, where none can be had.
 $(BROWSER): | $(READY)
-	@command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null \
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
 	    || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing Chromium …" \
 	        && apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium >/dev/null 2>&1; } \
 	    || $(BIN)/playwright install chromium || echo "no Chromium: the tests of the page will be skipped"
