@@ -81,12 +81,15 @@ class Visit:
         self.requests: list[Request] = []
         self.complaints: list[str] = []
         page.set_default_timeout(PATIENCE)
-        page.on("request", self.requests.append)
+        page.on("request", self._sent)
         page.on("console", self._heard)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
+    def _sent(self, request: Request) -> None:
+        self.requests.append(request)  # Playwright takes no built-in function for a handler
+
     def _heard(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):  # every answer from 400 on is one
+        if message.type == "error":  # every answer from 400 on is one
             self.complaints.append(f"{message.text} {message.location['url']}")
 
     def open(self) -> Visit:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
+from playwright.sync_api import expect
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
@@ -29,6 +30,7 @@ EXAMPLES = Path(__file__).parents[3] / "examples" / "images"
 TINT = 102  # alpha of a mask's inside at the opacity of 40 % that the page begins with
 SCENE = "000012.jpg"
 SIZE = (443, 665)  # its width and height, pixels
+CHOOSE_SCENE = f"#examples a[href$='{SCENE}']"
 
 
 @pytest.fixture(scope="module")
@@ -85,15 +87,16 @@ def test_a_clicked_example_is_segmented_by_the_service_and_every_instance_painte
 ) -> None:
     visited = visit()
     visited.page.uncheck("#labels")
-    visited.page.click(f"#examples a[href$='{SCENE}']")
+    visited.page.click(CHOOSE_SCENE)
     visited.wait_for_answer()
     assert visited.shown == captions(scene)
     assert len(visited.shown) >= 10
     *painted, background = visited.painted("masks", SIZE, [*scene.places, scene.background])
     assert background == [0, 0, 0, 0]
-    for instance, pixel in zip(scene.shown, painted, strict=True):
-        expected = [*colour_of(instance["category_id"]), TINT]
-        assert pixel == pytest.approx(expected, abs=2), instance["category"]  # canvases multiply by alpha
+    for instance, (*colour, alpha) in zip(scene.shown, painted, strict=True):
+        # Canvases multiply by alpha, which rounds. A small instance is all outline.
+        assert colour == pytest.approx(colour_of(instance["category_id"]), abs=2), instance["category"]
+        assert alpha in ((TINT,) if instance["area"] > 2000 else (TINT, 255)), instance["category"]
 
 
 @pytest.mark.parametrize("event", ["drop", "paste"])
@@ -122,7 +125,7 @@ def test_slider_and_toggles_act_at_once_and_without_another_request(
     visited = visit(scene)
     page = visited.page
     page.uncheck("#labels")
-    page.click("#examples a >> nth=0")
+    page.click(CHOOSE_SCENE)
     visited.wait_for_answer()
     assert visited.asked == 1
     scores = sorted(i["score"] for i in scene.document["instances"])
@@ -152,7 +155,7 @@ def test_pointing_highlights_an_instance_and_a_click_pins_it_and_shows_its_recor
 ) -> None:
     visited = visit(scene)
     page = visited.page
-    page.click("#examples a >> nth=0")
+    page.click(CHOOSE_SCENE)
     visited.wait_for_answer()
     heart = next(i for i in scene.shown if i["category"] == "heart")
     place = scene.places[scene.shown.index(heart)]
@@ -176,23 +179,23 @@ def test_pointing_highlights_an_instance_and_a_click_pins_it_and_shows_its_recor
 def test_wheel_drag_and_buttons_zoom_and_pan(visit: Callable[..., Any], scene: Any) -> None:
     visited = visit(scene)
     page = visited.page
-    page.click("#examples a >> nth=0")
+    page.click(CHOOSE_SCENE)
     visited.wait_for_answer()
     fitting = page.inner_text("#zoom")
-    heart = scene.shown.index(next(i for i in scene.shown if i["category"] == "heart"))
-    x, y = on_stage(page, *scene.places[heart])
+    circle = next(i for i in scene.shown if i["category"] == "circle" and i["area"] > 5000)
+    x, y = on_stage(page, *scene.places[scene.shown.index(circle)])
     page.mouse.move(x, y)
     page.keyboard.down("Control")
     page.mouse.wheel(0, -200)
     page.keyboard.up("Control")
     assert int(page.inner_text("#zoom").split()[0]) > 2 * int(fitting.split()[0])
     page.mouse.move(x + 1, y)
-    assert page.inner_text("#readout").startswith("heart")  # what was under the pointer has stayed there
+    assert page.inner_text("#readout").startswith("circle")  # what was under the pointer has stayed there
     page.mouse.down()
     page.mouse.move(x - 60, y - 40, steps=3)
     page.mouse.up()
     page.mouse.move(x - 60, y - 41)
-    assert page.inner_text("#readout").startswith("heart")  # and was dragged along
+    assert page.inner_text("#readout").startswith("circle")  # and was dragged along
     assert page.locator("#instances .record").count() == 0  # which is no click
     page.click("#fit")
     assert page.inner_text("#zoom") == fitting
@@ -209,7 +212,7 @@ def test_everything_can_be_done_with_the_keyboard(visit: Callable[..., Any], sce
         )
     assert order[0] == "skip"
     assert "primary choose" in order
-    page.focus("#examples a >> nth=1")
+    page.focus(CHOOSE_SCENE)
     page.keyboard.press("Enter")
     visited.wait_for_answer()
     assert page.inner_text("#status").startswith(f"{len(scene.shown)} instances in")
@@ -245,7 +248,7 @@ def test_axe_finds_nothing_to_complain_about(visit: Callable[..., Any], scene: A
     page = visited.page
     check = Axe().run
     assert not check(page).response["violations"], "at the beginning"
-    page.click("#examples a >> nth=1")
+    page.click(CHOOSE_SCENE)
     visited.wait_for_answer()
     page.click("#instances button >> nth=0")
     page.click("#categories button >> nth=0")
@@ -276,7 +279,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(visit: Callable[...
     phone = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
     visited = visit(scene, **phone, device_scale_factor=3)
     page = visited.page
-    page.tap("#examples a >> nth=1")
+    page.tap(CHOOSE_SCENE)
     visited.wait_for_answer()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     small = page.evaluate(
@@ -306,7 +309,7 @@ def test_model_demonstration_notice_stages_and_queue_are_shown(
     assert page.inner_text("#notice").startswith("Demonstration model.")
     page.wait_for_selector("#queue:not([hidden])")
     assert page.inner_text("#queue") == "queue 0 of 256"
-    page.click("#examples a >> nth=1")
+    page.click(CHOOSE_SCENE)
     visited.wait_for_answer()
     words = page.inner_text("#timing-words")
     for stage in ("reading the body", "decoding the image", "the model", "encoding masks"):
@@ -345,7 +348,7 @@ def test_copy_buttons_fill_the_clipboard(visit: Callable[..., Any], scene: Any) 
     page = visit(scene, permissions=["clipboard-read", "clipboard-write"]).page
     for kind in ("curl", "python"):
         page.click(f"#{kind}-copy")
-        page.wait_for_function(f"document.querySelector('#{kind}-copy').textContent === 'Copied'")
+        expect(page.locator(f"#{kind}-copy")).to_have_text("Copied")
         assert page.evaluate("navigator.clipboard.readText()") == page.text_content(f"#{kind}-text")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "images"
 SCENE = EXAMPLES / "000049.jpg"
+PATIENCE = 30_000  # milliseconds
 PROBLEM = {
     "type": "urn:maskserve:problem:x",
     "title": "Some title",
@@ -85,7 +87,7 @@ def test_a_busy_or_loading_service_is_asked_again_when_it_says(
     page.clock.install()
     page.route("**/segment?*", lambda route: refuse(route, status, **{"Retry-After": "7"}), times=1)
     visited.choose("scene.jpg", SCENE.read_bytes())
-    page.wait_for_function("document.querySelector('#busy-text').textContent === 'Some detail.'")
+    expect(page.locator("#busy-text")).to_have_text("Some detail.")
     page.clock.run_for(6_500)
     assert visited.asked == 1
     page.clock.run_for(1_000)
@@ -110,7 +112,7 @@ def test_a_wanted_key_can_be_entered_is_sent_and_stays_out_of_snippets_and_stora
     visited.choose("scene.jpg", SCENE.read_bytes())
     page.fill("#key", "wrong")
     page.click("#key-form button")
-    page.wait_for_function("document.querySelector('#key').value === ''")
+    expect(page.locator("#key")).to_have_value("")
     page.wait_for_selector("#key:visible")
     page.fill("#key", "sesame")
     page.keyboard.press("Enter")
@@ -129,8 +131,11 @@ def test_a_slow_answer_can_be_cancelled_and_a_new_picture_takes_its_place(
 ) -> None:
     visited = visit()
     page = visited.page
-    held: list[Route] = []
-    page.route("**/segment?*", held.append)
+
+    def hold(route: Route) -> None:
+        """Let it wait for ever."""
+
+    page.route("**/segment?*", hold)
     visited.choose("slow.jpg", SCENE.read_bytes())
     page.click("#cancel")
     assert not page.is_visible("#busy")
@@ -199,7 +204,7 @@ def test_a_video_runs_frame_by_frame_with_its_rate(visit: Callable[..., Any], an
           document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: files, bubbles: true, cancelable: true }));
         }"""
     )
-    page.wait_for_function("document.querySelector('#film progress').value === 1")
+    expect(page.locator("#film progress")).to_have_js_property("value", 1, timeout=PATIENCE)
     assert re.fullmatch(r"\d+\.\d frames/s", page.inner_text("#film .rate"))
     assert re.fullmatch(r"clip-0\.\d\ds\.jpg · 419 × 263", page.inner_text("#readout"))
     assert 4 <= visited.asked <= 8  # ten frames a second of about half a second
@@ -210,13 +215,11 @@ def test_a_webcam_runs_until_it_is_paused_or_stopped(visit: Callable[..., Any], 
     visited = visit(answer)
     page = visited.page
     page.click("#webcam")
-    page.wait_for_function("/^\\d+\\.\\d frames/.test(document.querySelector('#film .rate').textContent)")
+    expect(page.locator("#film .rate")).to_have_text(re.compile(r"^\d+\.\d frames/s$"), timeout=PATIENCE)
     page.click("#film .pause")
     assert page.inner_text("#film .pause") == "Go on"
     page.click("#film .pause")
     before = visited.asked
-    page.wait_for_function("document.querySelector('#instances li')")
-    page.wait_for_timeout(1)
     while visited.asked < before + 2:
         page.wait_for_timeout(10)
     page.click("#film .stop")
