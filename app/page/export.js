@@ -2,6 +2,7 @@
 
 import { drawLabels } from "./labels.js";
 import { Layer } from "./painter.js";
+import { took } from "./timeline.js";
 
 /**
  * @typedef {import("./answer.js").Instance} Instance
@@ -37,7 +38,7 @@ export async function png(picture, instances, { opacity, labels }) {
   if (labels) {
     drawLabels(above, instances, view, Math.max(SMALLEST_LETTERS, Math.round(side / LETTERS_PER_SIDE)));
   }
-  performance.measure("maskserve:export", { start: begun, detail: instances.length });
+  took("export", begun, instances.length);
   picture.draw(below, view);
   below.drawImage(drawn, 0, 0);
   return new Promise((resolve, reject) => {

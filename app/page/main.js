@@ -48,15 +48,15 @@ function open(file) {
   latest = file;
   state.set({ problem: null });
   if (file.type.startsWith("video/")) {
-    waitForFilm(`Opening ${file.name} …`);
+    begin(`Opening ${file.name} …`);
     film.openFile(file);
   } else {
     showImage(file);
   }
 }
 
-/** @param {string} text */
-function waitForFilm(text) {
+/** Something new is asked for. @param {string} text of the wait */
+function begin(text) {
   say(text);
   state.set({ busy: true, problem: null, answer: null, hovered: null, pinned: null, hidden: new Set() });
 }
@@ -66,8 +66,7 @@ async function showImage(file) {
   const controller = new AbortController();
   asking = controller;
   const { signal } = controller;
-  state.set({ busy: true, problem: null, answer: null, hovered: null, pinned: null, hidden: new Set() });
-  say(`Looking for instances in ${file.name || "the picture"} …`);
+  begin(`Looking for instances in ${file.name || "the picture"} …`);
   const reading = read(file, file.name || "pasted.png").then((picture) => {
     if (signal.aborted) {
       picture?.close();
@@ -80,8 +79,7 @@ async function showImage(file) {
     const answer = await patiently(() => segment(file, signal), signal, ({ detail }) => say(detail));
     const picture = (await reading) ?? new Picture(file.name, file, answer.width, answer.height, []);
     if (!signal.aborted) {
-      replace(picture);
-      state.set({ answer, busy: false });
+      state.set({ picture: picture.fitting(answer), answer, busy: false });
       announce(summary());
     }
   } catch (error) {
@@ -224,7 +222,7 @@ function setUpFiles() {
   webcam.addEventListener("click", () => {
     asking?.abort();
     latest = null;
-    waitForFilm("Starting the camera …");
+    begin("Starting the camera …");
     film.openWebcam();
   });
 }

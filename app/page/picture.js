@@ -17,6 +17,15 @@ export class Picture {
     this.levels = levels;
   }
 
+  /**
+   * The same pixels, stretched to the size that the service saw: not every browser turns every format upright.
+   * @param {{width: number, height: number}} size
+   */
+  fitting({ width, height }) {
+    const same = width === this.width && height === this.height;
+    return same ? this : new Picture(this.name, this.file, width, height, this.levels);
+  }
+
   /** Free the pixels at once; a dozen photos of 12 megapixels are half a gigabyte. */
   close() {
     for (const level of this.levels) {

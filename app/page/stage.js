@@ -1,8 +1,8 @@
-// The picture with its instances on three canvases: pixels, masks, and the one instance that is looked at. Painting
-// times are in the browser's performance timeline: `maskserve:masks` and `maskserve:focus`.
+// The picture with its instances on three canvases: pixels, masks, and the one instance that is looked at.
 
 import { drawLabels } from "./labels.js";
 import { Layer } from "./painter.js";
+import { took } from "./timeline.js";
 import { Viewport } from "./viewport.js";
 
 /**
@@ -164,7 +164,7 @@ export class Stage {
     if (picture && labels) {
       drawLabels(context, instances, view, this.letters);
     }
-    performance.measure("maskserve:masks", { start: begun, detail: instances.length });
+    took("masks", begun, instances.length);
   }
 
   drawFocus() {
@@ -188,7 +188,7 @@ export class Stage {
       }
       drawLabels(context, [focus], view, this.letters);
     }
-    performance.measure("maskserve:focus", { start: begun });
+    took("focus", begun, focus ? 1 : 0);
   }
 }
 
