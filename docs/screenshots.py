@@ -81,9 +81,9 @@ def segment(page: Page, scene: str) -> None:
 
 
 def light(browser: Browser, url: str) -> None:
-    """A scene, the instances painted and listed."""
+    """A scene with a dozen instances and more, painted and listed."""
     page = visit(browser, url, **DESKTOP)
-    segment(page, "000049.jpg")
+    segment(page, "000004.jpg")
     keep(page, "page-light")
 
 
@@ -91,16 +91,17 @@ def dark(browser: Browser, url: str) -> None:
     """The whole page, with one instance pinned and everything that stands below the picture."""
     page = visit(browser, url, **DESKTOP, color_scheme="dark")
     segment(page, "000012.jpg")
-    page.locator("#instances button", has_text="heart").first.click()
+    page.locator("#instances button", has_text="square").first.click()
     page.mouse.move(0, 0)
     page.evaluate("document.activeElement.blur()")
     keep(page, "page-dark", full=True)
 
 
 def many(browser: Browser, url: str) -> None:
-    """A scene with a dozen instances and more, the picture alone."""
+    """Instances close together, the picture alone; the slider leaves out what the model is not sure of."""
     page = visit(browser, url, **DESKTOP, device_scale_factor=1.5)
-    segment(page, "000004.jpg")
+    segment(page, "000049.jpg")
+    page.fill("#threshold", "0.8")
     keep(page, "page-instances", part=".frame")
 
 

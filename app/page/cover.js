@@ -18,6 +18,7 @@ export function setUp(state, { canRepeat, repeat, cancel, enter }) {
     get("welcome").hidden = picture !== null || busy || problem !== null;
     get("busy").hidden = !busy;
     get("problem").hidden = problem === null;
+    get("hint").hidden = picture === null;
     get("stage").tabIndex = picture ? 0 : -1;
     for (const id of ["zoom-in", "zoom-out", "fit"]) {
       /** @type {HTMLButtonElement} */ (get(id)).disabled = picture === null;
