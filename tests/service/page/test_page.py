@@ -315,6 +315,7 @@ def test_model_demonstration_notice_stages_and_queue_are_shown(
     for stage in ("reading the body", "decoding the image", "the model", "encoding masks"):
         assert stage in words
     page.click("#json summary")
+    expect(page.locator("#json-text")).not_to_be_empty()
     assert json.loads(page.text_content("#json-text")) == scene.document
 
 

@@ -165,7 +165,7 @@ def test_a_turned_photo_is_upright_as_the_service_sees_it(visit: Callable[..., A
     visited.wait_for_answer()
     assert visited.page.inner_text("#readout") == "turned.jpg · 263 × 419"
     visited.page.click("#json summary")
-    assert '"width": 263' in visited.page.inner_text("#json-text")
+    expect(visited.page.locator("#json-text")).to_contain_text('"width": 263')
 
 
 def test_a_picture_without_instances_says_so(visit: Callable[..., Any]) -> None:
