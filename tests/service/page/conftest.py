@@ -36,10 +36,10 @@ def browser() -> Iterator[Browser]:
         launched.close()
 
 
-@pytest.fixture(scope="module")
-def url(start_for_module: Callable[..., Any]) -> str:
+@pytest.fixture(scope="session")
+def url(start_for_session: Callable[..., Any]) -> str:
     """The page of a server with the bundled model, which is the one that the example scenes are for."""
-    return f"{start_for_module(model='shapes', threads=0, precision='auto').wait_until_ready().url}/"
+    return f"{start_for_session(model='shapes', threads=0, precision='auto').wait_until_ready().url}/"
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Recorded:
         self.document = json.loads(self.content)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def recorded(url: str) -> Callable[[str], Recorded]:
     """What the service answers to the page's question about an example scene."""
     known: dict[str, Recorded] = {}

@@ -274,7 +274,7 @@ def test_a_hundred_instances_on_twelve_megapixels_are_painted_in_150_ms_and_hove
           const painted = () => performance.getEntriesByName("maskserve:masks").filter((e) => e.detail === 100);
           const first = painted()[0].duration;
           const slid = [];
-          for (let i = 0; i < 15; i++) {
+          for (let i = 0; i < 9; i++) {
             slider.value = i % 2 ? 0.05 : 0.06; // both show all 100
             const begun = performance.now();
             slider.dispatchEvent(new Event("input"));
@@ -282,7 +282,7 @@ def test_a_hundred_instances_on_twelve_megapixels_are_painted_in_150_ms_and_hove
             await new Promise(requestAnimationFrame);
           }
           const hovered = [];
-          for (let i = 0; i < 60; i++) {
+          for (let i = 0; i < 30; i++) {
             const clientX = left + width * (0.15 + 0.7 * ((i * 0.37) % 1));
             const clientY = top + height * (0.1 + 0.8 * ((i * 0.61) % 1));
             const begun = performance.now();
@@ -301,7 +301,7 @@ def test_a_hundred_instances_on_twelve_megapixels_are_painted_in_150_ms_and_hove
             f"\n100 instances on 12 megapixels, ms: masks painted {paint:.1f} (the first time {first:.1f}), "
             f"slider moved {slide:.1f}, pointer moved {hover:.1f} (worst {worst:.1f})\n"
         )
-    assert focused > 30  # the pointer did meet instances
+    assert focused > 15  # the pointer did meet instances
     # Lower quartiles, because the machine does other things as well.
     assert paint <= MASKS_LIMIT
     assert slide <= MASKS_LIMIT
