@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+BROWSER := $(VENV)/.browser
 
-.PHONY: help setup serve test lint format types tests bench-engine lock clean
+.PHONY: help setup serve test lint format types tests bench-engine screenshots lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,7 +24,7 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-tests: $(READY)
+tests: $(READY) $(BROWSER)
 	$(BIN)/pytest
 
 format: $(READY)  ## let ruff rewrite what it can
@@ -37,6 +38,9 @@ bench-engine: $(READY)  ## the engine against torchvision's eager model: minutes
 	$(BIN)/python bench/engine.py --model v1 --precision auto --megapixels 12 --detections 100 --encode --rounds 3
 	$(BIN)/python bench/engine.py --model shapes --precision auto --rounds 15
 
+screenshots: $(READY) $(BROWSER)  ## make the pictures of the page in docs/images anew
+	$(BIN)/python docs/screenshots.py
+
 lock: $(READY)  ## write requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra train --extra tracing --group dev --universal --generate-hashes \
 	    --no-emit-index-url --no-header --python-version 3.11 -q -o requirements.lock
@@ -49,6 +53,14 @@ $(READY): requirements.lock pyproject.toml
 	@echo "installing dependencies into $(VENV) …"
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --editable .
+	@touch $@
+
+# Chromium, for the tests of the page; they are skipped, and say so, where none can be had.
+$(BROWSER): | $(READY)
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	    || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing Chromium …" \
+	        && apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium >/dev/null 2>&1; } \
+	    || $(BIN)/playwright install chromium || echo "no Chromium: the tests of the page will be skipped"
 	@touch $@
 
 clean:  ## remove the virtual environment and caches

@@ -138,6 +138,13 @@ def start(model_file: Path) -> Iterator[Callable[..., Server]]:
         yield run
 
 
+@pytest.fixture(scope="session")
+def start_for_session(model_file: Path) -> Iterator[Callable[..., Server]]:
+    """Start a server with settings; it ends with the session."""
+    with servers(model_file) as run:
+        yield run
+
+
 @pytest.fixture(scope="module")
 def start_for_module(model_file: Path) -> Iterator[Callable[..., Server]]:
     """The same, but it ends with the tests of a file."""

@@ -1,0 +1,91 @@
+// The service's answer as the page reads it: instances with their masks decoded and their colours chosen.
+
+import { colourOf } from "./palette.js";
+import { Mask } from "./rle.js";
+
+/**
+ * @typedef {object} InstanceRecord a COCO results record, as the service sends it
+ * @property {number} category_id
+ * @property {string} category
+ * @property {number} score
+ * @property {[number, number, number, number]} bbox x, y, width, height
+ * @property {number} area
+ * @property {import("./rle.js").CocoRle} segmentation
+ *
+ * @typedef {object} SegmentDocument
+ * @property {string} id
+ * @property {string} model
+ * @property {{width: number, height: number}} image
+ * @property {InstanceRecord[]} instances
+ */
+
+/** One object in the picture. */
+export class Instance {
+  /**
+   * @param {InstanceRecord} record
+   * @param {number} index its place by descending score, from 0
+   */
+  constructor(record, index) {
+    this.record = record;
+    this.index = index;
+    this.category = record.category;
+    this.categoryId = record.category_id;
+    this.score = record.score;
+    this.mask = new Mask(record.segmentation);
+    this.colour = colourOf(record.category_id);
+  }
+
+  /** The category and the score, as written on the picture. */
+  get caption() {
+    return `${this.category} ${this.score.toFixed(2)}`;
+  }
+}
+
+/** Everything that one request brought. */
+export class Answer {
+  /**
+   * @param {SegmentDocument} document
+   * @param {{stages: [string, number][], roundTrip: number}} timings milliseconds
+   */
+  constructor(document, timings) {
+    const begun = performance.now();
+    this.document = document;
+    this.timings = timings;
+    this.width = document.image.width;
+    this.height = document.image.height;
+    this.instances = document.instances.map((record, index) => new Instance(record, index));
+    this.decoding = performance.now() - begun; // milliseconds
+  }
+
+  /**
+   * Id, name and number of instances of each category found, the most frequent first.
+   * @returns {{id: number, name: string, count: number}[]}
+   */
+  categories() {
+    /** @type {Map<number, {id: number, name: string, count: number}>} */
+    const found = new Map();
+    for (const { categoryId, category } of this.instances) {
+      const entry = found.get(categoryId) ?? { id: categoryId, name: category, count: 0 };
+      entry.count++;
+      found.set(categoryId, entry);
+    }
+    return [...found.values()].sort((a, b) => b.count - a.count || a.name.localeCompare(b.name));
+  }
+}
+
+/**
+ * The instance that lies at a pixel: of several the smallest, because it is painted last.
+ * @param {Instance[]} instances
+ * @param {number} x
+ * @param {number} y
+ * @returns {Instance | null}
+ */
+export function instanceAt(instances, x, y) {
+  let best = null;
+  for (const instance of instances) {
+    if (instance.mask.contains(x, y) && (!best || instance.mask.area < best.mask.area)) {
+      best = instance;
+    }
+  }
+  return best;
+}

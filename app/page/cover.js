@@ -1,0 +1,60 @@
+// What covers the stage: the welcome, the wait, or the problem with what can be done about it.
+
+import { get } from "./dom.js";
+import { key } from "./service.js";
+
+const REFUSED = [400, 413, 415, 422]; // a file that was refused for what it is will be refused again
+
+/**
+ * @param {import("./state.js").State} state
+ * @param {object} wishes
+ * @param {() => boolean} wishes.canRepeat whether there is something to try again
+ * @param {() => void} wishes.repeat
+ * @param {() => void} wishes.cancel
+ * @param {() => void} wishes.enter there is a key now: ask anew for what was refused
+ */
+export function setUp(state, { canRepeat, repeat, cancel, enter }) {
+  state.on(["picture", "busy", "problem", "answer"], ({ picture, busy, problem, answer }) => {
+    get("welcome").hidden = picture !== null || busy || problem !== null;
+    get("busy").hidden = !busy;
+    get("problem").hidden = problem === null;
+    get("hint").hidden = picture === null;
+    get("stage").tabIndex = picture ? 0 : -1;
+    for (const id of ["zoom-in", "zoom-out", "fit"]) {
+      /** @type {HTMLButtonElement} */ (get(id)).disabled = picture === null;
+    }
+    for (const id of ["save-png", "save-coco"]) {
+      /** @type {HTMLButtonElement} */ (get(id)).disabled = answer === null;
+    }
+    get("panel").classList.toggle("empty", answer === null);
+  });
+  state.on(["problem"], ({ problem }) => {
+    get("problem-title").textContent = problem?.title ?? "";
+    get("problem-detail").textContent = problem?.detail ?? "";
+    const facts = [problem?.status && `status ${problem.status}`, problem?.requestId && `request ${problem.requestId}`];
+    get("problem-facts").textContent = facts.filter(Boolean).join(" · ");
+    const refused = problem !== null && REFUSED.includes(problem.status);
+    get("key-form").hidden = problem?.status !== 401;
+    get("another").hidden = !refused;
+    get("try-again").hidden = refused || problem?.status === 401 || !canRepeat();
+    get("status").textContent = ""; // the problem is an alert, which is read out by itself
+  });
+  get("try-again").addEventListener("click", repeat);
+  get("dismiss").addEventListener("click", () => state.set({ problem: null }));
+  get("cancel").addEventListener("click", cancel);
+  const field = /** @type {HTMLInputElement} */ (get("key"));
+  get("key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (field.value.trim()) {
+      key.set(field.value.trim());
+      field.value = "";
+      state.set({ problem: null });
+      enter();
+    }
+  });
+  get("forget-key").addEventListener("click", () => {
+    key.forget();
+    get("forget-key").hidden = true;
+    state.set({ problem: null });
+  });
+}

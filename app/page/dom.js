@@ -1,0 +1,79 @@
+// The few things that every part of the page does with elements.
+
+/**
+ * The element with an id.
+ * @template {HTMLElement} [T=HTMLElement]
+ * @param {string} id
+ * @returns {T}
+ */
+export function get(id) {
+  const found = document.getElementById(id);
+  if (!found) {
+    throw new Error(`index.html has no #${id}`);
+  }
+  return /** @type {T} */ (found);
+}
+
+/**
+ * A new element. What comes from the service or from a file's name only ever becomes text.
+ * @template {keyof HTMLElementTagNameMap} K
+ * @param {K} tag
+ * @param {Record<string, string>} attributes
+ * @param {...(Node | string)} children
+ * @returns {HTMLElementTagNameMap[K]}
+ */
+export function create(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+/**
+ * Copy text; without the clipboard, which browsers give only to HTTPS and localhost, through a selection.
+ * @param {string} text
+ */
+export async function copy(text) {
+  if (navigator.clipboard) {
+    await navigator.clipboard.writeText(text);
+    return;
+  }
+  const area = create("textarea", { readonly: "", class: "offscreen" });
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+}
+
+/**
+ * A button that copies, and says that it did.
+ * @param {HTMLElement} button
+ * @param {() => string} text
+ */
+export function copies(button, text) {
+  const label = button.textContent;
+  let timer = 0;
+  button.addEventListener("click", async () => {
+    try {
+      await copy(text());
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Not allowed";
+    }
+    clearTimeout(timer);
+    timer = window.setTimeout(() => (button.textContent = label), 1500);
+  });
+}
+
+/** 2 instances, 1 instance. @param {number} count @param {string} noun */
+export function counted(count, noun) {
+  return `${count} ${noun}${count === 1 ? "" : "s"}`;
+}
+
+/** 12,345. @param {number} value */
+export function grouped(value) {
+  return value.toLocaleString("en");
+}

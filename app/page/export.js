@@ -1,0 +1,88 @@
+// Files to keep: the picture with its instances drawn in full size, and the instances as a COCO file.
+
+import { drawLabels } from "./labels.js";
+import { Layer } from "./painter.js";
+import { took } from "./timeline.js";
+
+/**
+ * @typedef {import("./answer.js").Instance} Instance
+ * @typedef {import("./picture.js").Picture} Picture
+ */
+
+const LINES_PER_SIDE = 300; // the shorter side is so many line widths …
+const LETTERS_PER_SIDE = 40; // … and so many font sizes, as in the overlay that the service draws
+const SMALLEST_LETTERS = 9;
+
+/**
+ * The picture in full size with instances drawn on it.
+ * @param {Picture} picture
+ * @param {Instance[]} instances
+ * @param {{opacity: number, labels: boolean}} style
+ * @returns {Promise<Blob>}
+ * @throws {Error} where the browser has no memory for it
+ */
+export async function png(picture, instances, { opacity, labels }) {
+  const { width, height } = picture;
+  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+  const drawn = Object.assign(document.createElement("canvas"), { width, height });
+  const [below, above] = [canvas, drawn].map((one) => one.getContext("2d"));
+  if (!below || !above) {
+    throw new Error("no canvas");
+  }
+  const begun = performance.now();
+  const view = { scale: 1, x: 0, y: 0 };
+  const side = Math.min(width, height);
+  const layer = new Layer(width, height);
+  layer.paint(instances, view, { opacity, line: Math.max(1, Math.round(side / LINES_PER_SIDE)) });
+  above.putImageData(layer.image, 0, 0); // it would replace the picture, not cover it
+  if (labels) {
+    drawLabels(above, instances, view, Math.max(SMALLEST_LETTERS, Math.round(side / LETTERS_PER_SIDE)));
+  }
+  took("export", begun, instances.length);
+  picture.draw(below, view);
+  below.drawImage(drawn, 0, 0);
+  return new Promise((resolve, reject) => {
+    canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("no PNG"))), "image/png");
+  });
+}
+
+/**
+ * A COCO data set of one image, which `pycocotools.coco.COCO` and labelling tools read.
+ * @param {Picture} picture
+ * @param {Instance[]} instances
+ * @param {{id: number, name: string}[]} categories
+ */
+export function coco(picture, instances, categories) {
+  return {
+    images: [{ id: 1, file_name: picture.name, width: picture.width, height: picture.height }],
+    categories,
+    annotations: instances.map(({ record }, index) => ({
+      id: index + 1,
+      image_id: 1,
+      category_id: record.category_id,
+      bbox: record.bbox,
+      area: record.area,
+      segmentation: record.segmentation,
+      iscrowd: 0,
+      score: record.score,
+    })),
+  };
+}
+
+/**
+ * Let the browser save a file.
+ * @param {Blob} blob
+ * @param {string} name
+ */
+export function save(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // some browsers still read it after the click
+}
+
+/** A file name without its folder and ending. @param {string} name */
+export function stem(name) {
+  return (name.split(/[\\/]/).pop() ?? "").replace(/\.[^.]*$/, "") || "image";
+}

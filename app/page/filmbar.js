@@ -1,0 +1,154 @@
+// The bar under the picture while a video or a webcam runs: how far, how fast, pause and stop.
+
+import { Film, run } from "./frames.js";
+import { patiently, Problem } from "./service.js";
+
+/** @typedef {import("./frames.js").Frame} Frame */
+
+export class FilmBar {
+  /**
+   * @param {HTMLElement} bar
+   * @param {(frame: Frame, signal: AbortSignal) => Promise<void>} show ask about a frame and show it
+   * @param {(problem: Problem) => void} complain
+   */
+  constructor(bar, show, complain) {
+    this.bar = bar;
+    this.show = show;
+    this.complain = complain;
+    const find = (/** @type {string} */ name) => /** @type {HTMLElement} */ (bar.querySelector(name));
+    this.pause = find(".pause");
+    this.position = find(".position");
+    this.rate = find(".rate");
+    this.progress = /** @type {HTMLProgressElement} */ (find("progress"));
+    this.sampling = /** @type {HTMLSelectElement} */ (find("select"));
+    /** @type {AbortController | null} */ this.running = null;
+    /** @type {(() => void) | null} */ this.proceed = null; // set while paused
+    this.paused = false;
+    this.pause.addEventListener("click", () => (this.paused ? this.resume() : this.hold()));
+    find(".stop").addEventListener("click", () => this.stop());
+  }
+
+  /** @param {File} file */
+  openFile(file) {
+    return this.start(() => Film.open(file));
+  }
+
+  openWebcam() {
+    return this.start(() => Film.webcam());
+  }
+
+  /** @param {() => Promise<Film>} open */
+  async start(open) {
+    this.stop();
+    const controller = new AbortController();
+    this.running = controller;
+    let film;
+    try {
+      film = await open();
+      if (controller.signal.aborted) {
+        return;
+      }
+      await this.play(film, controller.signal);
+    } catch (error) {
+      if (!controller.signal.aborted) {
+        this.complain(asProblem(error));
+      }
+    } finally {
+      film?.close();
+      if (this.running === controller) {
+        this.finish(film);
+      }
+    }
+  }
+
+  /**
+   * @param {Film} film
+   * @param {AbortSignal} signal
+   */
+  async play(film, signal) {
+    this.bar.hidden = false;
+    this.bar.classList.toggle("live", film.live);
+    this.position.textContent = "";
+    this.rate.textContent = "";
+    this.pause.hidden = false;
+    this.resume();
+    await run(film, {
+      perSecond: () => Number(this.sampling.value),
+      show: (frame) =>
+        patiently(
+          () => this.show(frame, signal),
+          signal,
+          ({ title }) => (this.rate.textContent = `${title}; waiting …`),
+        ),
+      progress: (time, rate) => {
+        this.position.textContent = film.live ? clock(time) : `${clock(time)} of ${clock(film.duration)}`;
+        this.progress.value = film.live ? 0 : time / film.duration;
+        this.rate.textContent = `${rate.toFixed(1)} frames/s`;
+      },
+      turn: () =>
+        new Promise((resolve) => {
+          if (this.paused) {
+            this.proceed = resolve;
+          } else {
+            resolve();
+          }
+        }),
+      signal,
+    });
+  }
+
+  hold() {
+    this.paused = true;
+    this.pause.textContent = "Go on";
+  }
+
+  resume() {
+    this.paused = false;
+    this.pause.textContent = "Pause";
+    this.proceed?.();
+    this.proceed = null;
+  }
+
+  /** End what runs; the last frame stays. */
+  stop() {
+    this.running?.abort();
+    this.running = null;
+    this.resume();
+    this.bar.hidden = true;
+  }
+
+  /**
+   * It came to its end by itself; the rate stays to be read.
+   * @param {Film | undefined} film
+   */
+  finish(film) {
+    this.running = null;
+    this.pause.hidden = true;
+    if (film && !film.live && this.progress.value > 0) {
+      this.progress.value = 1;
+    } else {
+      this.bar.hidden = true;
+    }
+  }
+}
+
+/** @param {unknown} error */
+function asProblem(error) {
+  if (error instanceof Problem) {
+    return error;
+  }
+  const { name, message } = /** @type {Error} */ (error);
+  if (name === "NotAllowedError") {
+    return new Problem("No camera", "The browser was not allowed to use the camera.");
+  }
+  if (name === "NotFoundError" || name === "NotReadableError" || name === "OverconstrainedError") {
+    return new Problem("No camera", "The browser finds no camera that it can use.");
+  }
+  return new Problem("Cannot run this video", message);
+}
+
+/** 1:04.20. @param {number} seconds */
+function clock(seconds) {
+  const minutes = Math.floor(seconds / 60);
+  return `${minutes}:${(seconds - 60 * minutes).toFixed(2).padStart(5, "0")}`;
+}

@@ -1,0 +1,161 @@
+// A video file or a webcam → one frame after the other, each an image file to ask about, and the rate achieved.
+
+const QUALITY = 0.92; // of the JPEG that a frame is sent as
+const WINDOW = 20; // frames that the rate is taken over
+
+/**
+ * @typedef {object} Frame
+ * @property {Blob} file
+ * @property {string} name
+ * @property {number} time seconds into the video
+ */
+
+/** Frames per second over the last ones. */
+export class Rate {
+  /** @param {() => number} clock milliseconds */
+  constructor(clock = () => performance.now()) {
+    this.clock = clock;
+    /** @type {number[]} */ this.times = [clock()];
+  }
+
+  /** A frame is done. */
+  count() {
+    this.times = [...this.times, this.clock()].slice(-WINDOW - 1);
+  }
+
+  /** 0 before the first frame is done. */
+  get perSecond() {
+    const span = this.times[this.times.length - 1] - this.times[0];
+    return span > 0 ? ((this.times.length - 1) * 1000) / span : 0;
+  }
+}
+
+/** A source of frames; `close` frees the camera or the file. */
+export class Film {
+  /**
+   * @param {HTMLVideoElement} video
+   * @param {string} name
+   * @param {{live: boolean, duration: number, close: () => void}} source duration in seconds, Infinity where it has no end
+   */
+  constructor(video, name, { live, duration, close }) {
+    this.video = video;
+    this.name = name;
+    this.live = live;
+    this.duration = duration;
+    this.close = close;
+    this.canvas = document.createElement("canvas");
+  }
+
+  /**
+   * @param {File} file
+   * @throws {Error} where the browser cannot play it
+   */
+  static async open(file) {
+    const video = silent();
+    const url = URL.createObjectURL(file);
+    video.src = url;
+    try {
+      await event(video, "loadeddata");
+      if (!Number.isFinite(video.duration)) {
+        // Recordings of browsers do not say how long they are; seeking past the end finds out.
+        video.currentTime = 1e9;
+        await event(video, "seeked");
+      }
+    } catch (error) {
+      URL.revokeObjectURL(url);
+      throw error;
+    }
+    const duration = Number.isFinite(video.duration) ? video.duration : video.currentTime;
+    return new Film(video, file.name, { live: false, duration, close: () => URL.revokeObjectURL(url) });
+  }
+
+  /**
+   * @throws {Error} where there is no camera or no leave to use it
+   */
+  static async webcam() {
+    const stream = await navigator.mediaDevices.getUserMedia({
+      video: { width: { ideal: 1280 }, height: { ideal: 720 }, facingMode: "environment" },
+    });
+    const video = silent();
+    video.srcObject = stream;
+    const close = () => {
+      for (const track of stream.getTracks()) {
+        track.stop();
+      }
+      video.srcObject = null;
+    };
+    try {
+      await video.play();
+    } catch (error) {
+      close();
+      throw error;
+    }
+    return new Film(video, "webcam", { live: true, duration: Infinity, close });
+  }
+
+  /**
+   * The frame at a time; of a webcam the latest.
+   * @param {number} time seconds
+   * @returns {Promise<Frame>}
+   */
+  async frame(time) {
+    const { video, canvas } = this;
+    if (!this.live && Math.abs(video.currentTime - time) > 1e-6) {
+      const seeked = event(video, "seeked");
+      video.currentTime = time;
+      await seeked;
+    }
+    if (!video.videoWidth) {
+      throw new Error("The video has no picture.");
+    }
+    canvas.width = video.videoWidth;
+    canvas.height = video.videoHeight;
+    /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d")).drawImage(video, 0, 0);
+    const file = await new Promise((resolve, reject) => {
+      canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("no JPEG"))), "image/jpeg", QUALITY);
+    });
+    const seconds = this.live ? video.currentTime : time;
+    return { file, name: `${this.name.replace(/\.[^.]*$/, "")}-${seconds.toFixed(2)}s.jpg`, time: seconds };
+  }
+}
+
+function silent() {
+  return Object.assign(document.createElement("video"), { muted: true, playsInline: true, preload: "auto" });
+}
+
+/**
+ * Wait for an event of a video.
+ * @param {HTMLVideoElement} video
+ * @param {string} name
+ * @returns {Promise<void>}
+ */
+function event(video, name) {
+  return new Promise((resolve, reject) => {
+    video.addEventListener(name, () => resolve(), { once: true });
+    video.addEventListener("error", () => reject(new Error("This browser cannot play the file.")), { once: true });
+  });
+}
+
+/**
+ * Run a film through the service, one frame after the other, until it ends or is told to.
+ * @param {Film} film
+ * @param {object} how
+ * @param {() => number} how.perSecond frames to take from a second of a video file
+ * @param {(frame: Frame) => Promise<void>} how.show ask about a frame and show it
+ * @param {(time: number, rate: number) => void} how.progress
+ * @param {() => Promise<void>} how.turn resolves when the next frame may be taken: at once, or after a pause
+ * @param {AbortSignal} how.signal
+ */
+export async function run(film, { perSecond, show, progress, turn, signal }) {
+  const rate = new Rate();
+  for (let time = 0; !signal.aborted && time < film.duration; time += 1 / perSecond()) {
+    await turn();
+    if (signal.aborted) {
+      return;
+    }
+    const frame = await film.frame(time);
+    await show(frame);
+    rate.count();
+    progress(frame.time, rate.perSecond);
+  }
+}

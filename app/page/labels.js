@@ -1,0 +1,99 @@
+// Captions on chips at the instances' boxes, beside one another where there is room: the way of model/draw.py.
+
+import { css, inkOn } from "./palette.js";
+
+/**
+ * @typedef {import("./answer.js").Instance} Instance
+ * @typedef {import("./painter.js").View} View
+ * @typedef {{left: number, top: number, right: number, bottom: number}} Box
+ */
+
+const COVERED = 0.4; // chips cover at most this share of the picture; past it only the surest have one
+const FONT = "Inter, system-ui, sans-serif";
+
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {Instance[]} instances by descending score, so that the surest get the best places
+ * @param {View} view
+ * @param {number} size of the letters, canvas pixels
+ */
+export function drawLabels(context, instances, view, size) {
+  const { width, height } = context.canvas;
+  const pad = Math.max(1, Math.round(size / 4));
+  const chipHeight = Math.round(size * 1.45);
+  /** @type {Box[]} */ const placed = [];
+  let room = width * height * COVERED;
+  context.font = `600 ${size}px ${FONT}`;
+  context.textBaseline = "middle";
+  for (const instance of instances) {
+    const box = boxOn(instance, view);
+    if (box.right < 0 || box.bottom < 0 || box.left > width || box.top > height) {
+      continue;
+    }
+    const chipWidth = Math.ceil(context.measureText(instance.caption).width) + 2 * pad;
+    room -= chipWidth * chipHeight;
+    if (room < 0 || chipWidth > width || chipHeight > height) {
+      return;
+    }
+    const { x, y } = place(box, chipWidth, chipHeight, placed, width, height);
+    placed.push({ left: x, top: y, right: x + chipWidth, bottom: y + chipHeight });
+    context.fillStyle = css(instance.colour);
+    context.beginPath();
+    context.roundRect(x, y, chipWidth, chipHeight, pad);
+    context.fill();
+    context.fillStyle = inkOn(instance.colour);
+    context.fillText(instance.caption, x + pad, y + chipHeight / 2 + size * 0.05);
+  }
+}
+
+/**
+ * @param {Instance} instance
+ * @param {View} view
+ * @returns {Box}
+ */
+function boxOn({ record: { bbox } }, { scale, x, y }) {
+  const [left, top, width, height] = bbox;
+  return {
+    left: x + left * scale,
+    top: y + top * scale,
+    right: x + (left + width) * scale,
+    bottom: y + (top + height) * scale,
+  };
+}
+
+/**
+ * Where a chip covers no other, else least of them.
+ * @param {Box} box
+ * @param {number} width
+ * @param {number} height
+ * @param {Box[]} placed
+ * @param {number} canvasWidth
+ * @param {number} canvasHeight
+ */
+function place({ left, top, right, bottom }, width, height, placed, canvasWidth, canvasHeight) {
+  const rows = [top - height, top, bottom, bottom - height, (top + bottom - height) / 2];
+  for (const lines of [-2, 1, -3, 2, -4, 3]) {
+    rows.push(top + lines * height);
+  }
+  const columns = [left, right - width, (left + right - width) / 2];
+  let best = { x: 0, y: 0, covered: Infinity };
+  for (const row of rows) {
+    for (const column of columns) {
+      const x = Math.round(Math.min(Math.max(column, 0), canvasWidth - width));
+      const y = Math.round(Math.min(Math.max(row, 0), canvasHeight - height));
+      let covered = 0;
+      for (const other of placed) {
+        const across = Math.min(x + width, other.right) - Math.max(x, other.left);
+        const down = Math.min(y + height, other.bottom) - Math.max(y, other.top);
+        covered += Math.max(0, across) * Math.max(0, down);
+      }
+      if (covered === 0) {
+        return { x, y };
+      }
+      if (covered < best.covered) {
+        best = { x, y, covered };
+      }
+    }
+  }
+  return best;
+}

@@ -1,0 +1,127 @@
+// The top of the page: which model answers, how much is waiting, and light or dark.
+
+import { counted, create, get } from "./dom.js";
+import { model, Problem, queue } from "./service.js";
+
+/** @typedef {import("./service.js").Model} Model */
+
+const AGAIN = 2000; // milliseconds until a service that is not ready is asked again
+const QUEUE_EVERY = 3000;
+const THEME = "maskserve-theme";
+const DEMONSTRATION = "shapes"; // the bundled model
+
+/**
+ * Ask which model answers, until one does.
+ * @param {(model: Model) => void} known
+ * @param {(problem: Problem) => void} refused the service wants a key
+ */
+export async function showModel(known, refused) {
+  for (;;) {
+    try {
+      const found = await model();
+      describe(found);
+      known(found);
+      return;
+    } catch (error) {
+      if (!(error instanceof Problem)) {
+        throw error;
+      }
+      get("model").textContent = error.detail;
+      if (error.status === 401) {
+        refused(error);
+        return;
+      }
+    }
+    await new Promise((resolve) => setTimeout(resolve, AGAIN));
+  }
+}
+
+/** @param {Model} found */
+function describe(found) {
+  const ap = Object.entries(found.ap)
+    .filter(([kind]) => kind === "box" || kind === "mask")
+    .map(([kind, value]) => `${kind} AP ${(100 * value).toFixed(1)}`);
+  const rest = [`${found.device}, ${found.precision}`, counted(found.categories.length, "category").replace("ys", "ies"), ...ap];
+  get("model").replaceChildren(create("strong", {}, found.name), ` · ${rest.join(" · ")}`);
+  get("model").title = `sha256 ${found.sha256}`;
+  const demonstration = found.name === DEMONSTRATION;
+  const notice = get("notice");
+  notice.hidden = !demonstration && !found.notice;
+  get("notice-title").hidden = !demonstration;
+  const text = found.notice ?? `It knows ${counted(found.categories.length, "kind")} of drawn shapes and nothing else.`;
+  // Commands in it stand between backticks.
+  get("notice-text").replaceChildren(...text.split("`").map((part, i) => (i % 2 ? create("code", {}, part) : part)));
+  const names = new Set(found.categories.map((category) => category.name));
+  // Scenes of drawn shapes tell nothing about a model that was trained on something else.
+  get("examples").hidden = ![...(get("examples").dataset.categories ?? "").split(" ")].some((one) => names.has(one));
+}
+
+let watching = false;
+
+/** Tell how much is waiting, for as long as the service tells it and somebody looks. */
+export async function watchQueue() {
+  if (watching) {
+    return;
+  }
+  watching = true;
+  while (await showQueue()) {
+    await new Promise((resolve) => setTimeout(resolve, QUEUE_EVERY));
+  }
+  watching = false;
+}
+
+/** @returns {Promise<boolean>} whether it is worth asking again */
+async function showQueue() {
+  if (document.visibilityState !== "visible") {
+    return true;
+  }
+  try {
+    const state = await queue();
+    if (!state) {
+      return false;
+    }
+    const { requests, limit } = state;
+    get("queue").hidden = false;
+    get("queue").textContent = `queue ${requests}${limit === null ? "" : ` of ${limit}`}`;
+    get("queue").classList.toggle("full", limit !== null && requests >= limit);
+    return true;
+  } catch (error) {
+    get("queue").hidden = true;
+    // From 400 on there is no such page, or not for us.
+    return !(error instanceof Problem && error.status >= 400 && error.status < 500);
+  }
+}
+
+/** The button turns from what the system wants to its opposite and back; the choice stays with this browser. */
+export function setUpTheme() {
+  const root = document.documentElement;
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const stored = () => {
+    try {
+      return localStorage.getItem(THEME);
+    } catch {
+      return null; // the browser keeps nothing for us
+    }
+  };
+  const show = (/** @type {string | null} */ theme) => {
+    if (theme === "light" || theme === "dark") {
+      root.dataset.theme = theme;
+    } else {
+      delete root.dataset.theme;
+    }
+    const isDark = theme ? theme === "dark" : dark.matches;
+    get("theme").setAttribute("aria-label", isDark ? "Use light colours" : "Use dark colours");
+    get("theme").classList.toggle("dark", isDark);
+  };
+  get("theme").addEventListener("click", () => {
+    const next = get("theme").classList.contains("dark") ? "light" : "dark";
+    show(next);
+    try {
+      localStorage.setItem(THEME, next);
+    } catch {
+      // It lasts as long as the page.
+    }
+  });
+  dark.addEventListener("change", () => show(stored()));
+  show(stored());
+}

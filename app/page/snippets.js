@@ -1,0 +1,80 @@
+// What the page shows, as a command and as a program that ask for the same.
+
+/**
+ * @typedef {object} Request
+ * @property {string} origin of the service, without a slash at its end
+ * @property {string} file name of the image
+ * @property {number} threshold
+ * @property {string[] | null} categories those that are shown, or null for all
+ * @property {boolean} keyed whether the service wants an API key
+ */
+
+/** The slider's threshold as text: 0.5, not 0.50. @param {number} threshold */
+function number(threshold) {
+  return String(Math.round(threshold * 100) / 100);
+}
+
+/** In single quotes, for a POSIX shell. @param {string} text */
+function quoted(text) {
+  return `'${text.replaceAll("'", String.raw`'\''`)}'`;
+}
+
+/** A Python string; JSON's are also Python's, for what a file name can hold. @param {string} text */
+function literal(text) {
+  return JSON.stringify(text);
+}
+
+/**
+ * @param {Request} request
+ * @returns {string}
+ */
+export function curl({ origin, file, threshold, categories, keyed }) {
+  const query = new URLSearchParams({ score_threshold: number(threshold) });
+  if (categories) {
+    query.set("categories", categories.join(","));
+  }
+  const lines = [
+    "# Asks for what you see. The page itself asked once, for all with",
+    "# score_threshold=0.05&max_instances=100, and filters that answer.",
+    `curl --form ${quoted(`image=@${curlPath(file)}`)} \\`,
+  ];
+  if (keyed) {
+    lines.push(String.raw`  --header "Authorization: Bearer $MASKSERVE_API_KEY" ` + "\\");
+  }
+  return [...lines, `  ${quoted(`${origin}/segment?${query}`)}`].join("\n");
+}
+
+/** In curl's form syntax a comma or semicolon ends a file name that is not in double quotes. @param {string} file */
+function curlPath(file) {
+  return /[,;"\\]/.test(file) ? `"${file.replace(/[\\"]/g, String.raw`\$&`)}"` : file;
+}
+
+/**
+ * @param {Request} request
+ * @returns {string}
+ */
+export function python({ origin, file, threshold, categories, keyed }) {
+  const parameters = [`"score_threshold": ${number(threshold)}`];
+  if (categories) {
+    parameters.push(`"categories": ${literal(categories.join(","))}`);
+  }
+  return [
+    ...(keyed ? ["import os", ""] : []),
+    "import httpx",
+    "from pycocotools import mask",
+    "",
+    `with open(${literal(file)}, "rb") as image:`,
+    "    response = httpx.post(",
+    `        ${literal(`${origin}/segment`)},`,
+    `        params={${parameters.join(", ")}},`,
+    '        files={"image": image},',
+    ...(keyed ? [`        headers={"Authorization": f"Bearer {os.environ['MASKSERVE_API_KEY']}"},`] : []),
+    "        timeout=60,",
+    "    )",
+    "response.raise_for_status()",
+    'for instance in response.json()["instances"]:',
+    '    bitmap = mask.decode(instance["segmentation"])  # [H, W] uint8',
+    '    print(instance["category"], instance["score"], instance["bbox"], bitmap.sum())',
+    "",
+  ].join("\n");
+}

@@ -1,0 +1,137 @@
+"""Makes the pictures of the demonstration page in docs/images/ anew: `.venv/bin/python docs/screenshots.py`.
+
+It starts a server with the bundled model and needs Chromium (`apt-get install chromium`).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ROOT / "docs" / "images"
+SCENES = ROOT / "examples" / "images"
+DESKTOP = {"viewport": {"width": 1440, "height": 900}}
+PHONE = {
+    "viewport": {"width": 390, "height": 844},
+    "device_scale_factor": 2,
+    "is_mobile": True,
+    "has_touch": True,
+}
+MOST_BYTES = 300_000
+
+
+def main() -> None:
+    """Start the service, visit it, and write the pictures."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--model", "shapes"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        url = address(server)
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+            )
+            light(browser, url)
+            dark(browser, url)
+            many(browser, url)
+            phone(browser, url)
+            error(browser, url)
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def address(server: subprocess.Popen[str]) -> str:
+    """Where the server is, from the line that says that it is ready."""
+    for line in server.stderr or ():
+        if match := re.search(r"is ready at (http://\S+)", line):
+            return match[1]
+    raise SystemExit("the server ended before it was ready")
+
+
+def visit(browser: Browser, url: str, **context: object) -> Page:
+    """The page, once it knows its model."""
+    page = browser.new_context(**context).new_page()
+    page.goto(url)
+    page.wait_for_selector("#model strong")
+    return page
+
+
+def segment(page: Page, scene: str) -> None:
+    """Click an example scene and wait until it is painted."""
+    page.click(f"#examples a[href$='{scene}']")
+    page.wait_for_selector("#timing:not([hidden])")
+    page.evaluate("new Promise(requestAnimationFrame)")
+
+
+def light(browser: Browser, url: str) -> None:
+    """A scene with a dozen instances and more, painted and listed."""
+    page = visit(browser, url, **DESKTOP)
+    segment(page, "000004.jpg")
+    keep(page, "page-light")
+
+
+def dark(browser: Browser, url: str) -> None:
+    """The whole page, with one instance pinned and everything that stands below the picture."""
+    page = visit(browser, url, **DESKTOP, color_scheme="dark")
+    segment(page, "000012.jpg")
+    page.locator("#instances button", has_text="square").first.click()
+    page.mouse.move(0, 0)
+    page.evaluate("document.activeElement.blur()")
+    keep(page, "page-dark", full=True)
+
+
+def many(browser: Browser, url: str) -> None:
+    """Instances close together, the picture alone; the slider leaves out what the model is not sure of."""
+    page = visit(browser, url, **DESKTOP, device_scale_factor=1.5)
+    segment(page, "000049.jpg")
+    page.fill("#threshold", "0.8")
+    keep(page, "page-instances", part=".frame")
+
+
+def phone(browser: Browser, url: str) -> None:
+    """The same page on a phone."""
+    page = visit(browser, url, **PHONE)
+    segment(page, "000012.jpg")
+    keep(page, "page-phone")
+
+
+def error(browser: Browser, url: str) -> None:
+    """What a file that is cut short looks like."""
+    page = visit(browser, url, **DESKTOP)
+    cut = (SCENES / "000031.jpg").read_bytes()[:20_000]
+    page.set_input_files("#file", files=[{"name": "cut.jpg", "mimeType": "image/jpeg", "buffer": cut}])
+    page.wait_for_selector("#problem:not([hidden])")
+    keep(page, "page-error")
+
+
+def keep(page: Page, name: str, *, full: bool = False, part: str | None = None) -> None:
+    """Write a picture of the window, of the full page, or of one part of it; as WebP, which is small and sharp."""
+    shot = page.locator(part).screenshot() if part else page.screenshot(full_page=full)
+    page.context.close()
+    path = IMAGES / f"{name}.webp"
+    Image.open(io.BytesIO(shot)).convert("RGB").save(path, quality=90, method=6)
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise SystemExit(f"{path} has {size} bytes, more than {MOST_BYTES}")
+    sys.stdout.write(f"{path.relative_to(ROOT)}: {size} bytes\n")
+
+
+if __name__ == "__main__":
+    main()
