@@ -44,7 +44,8 @@ class Metrics:
 
     def __init__(self, paths: tuple[str, ...], most_seconds: float) -> None:
         """paths: those that get a label of their own. most_seconds: that an exchange may take, the top bucket."""
-        disable_created_metrics()  # when each series began: half as many samples again, for nobody
+        # When each series began: half as many samples again, for nobody.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._paths = frozenset(paths)
         ProcessCollector(registry=self.registry)
