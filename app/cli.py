@@ -1,4 +1,4 @@
-"""`maskserve serve | segment | train | evaluate | weights …`: what can be typed, and what each word means.
+"""`maskserve serve | segment | train | evaluate | data … | weights …`: what can be typed, and what each word means.
 
 Only so much is imported at the start: torch takes seconds, and `--help` should not.
 """
@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from app import settings
+from app.cli_data import data as data_commands
 from app.cli_weights import weights
 from app.source import Source
 from app.version import version
@@ -27,6 +28,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 cli.add_typer(weights, name="weights")
+cli.add_typer(data_commands, name="data")
 
 
 def setting_help(field: str) -> str:
@@ -152,7 +154,8 @@ Data = Annotated[
         "--data",
         metavar="shapes|PATH",
         help="`shapes`: scenes that maskserve draws; else a folder in COCO's format (instances.json or "
-        "annotations/….json, and images/), or the JSON file itself.",
+        "annotations/….json, and images/), the JSON file itself, or the folder with Cityscapes' leftImg8bit/ "
+        "and gtFine/.",
     ),
 ]
 Images = Annotated[
@@ -161,11 +164,26 @@ Images = Annotated[
 ]
 
 
+Split = Annotated[
+    str | None,
+    typer.Option(metavar="train|val", show_default="train, and val to measure on", help="Of Cityscapes."),
+]
+SkipDamaged = Annotated[
+    bool,
+    typer.Option(
+        "--skip-damaged",
+        help="Leave out images and annotations that cannot be used, which otherwise stop the start.",
+    ),
+]
+
+
 @cli.command()
 def train(
     *,
     data: Data = "shapes",
     images: Images = None,
+    split: Split = None,
+    skip_damaged: SkipDamaged = False,
     validation: Annotated[
         str | None,
         typer.Option(metavar="shapes|PATH", show_default=False, help="What to measure the result on."),
@@ -254,7 +272,7 @@ def train(
         "workers": workers,
         "checkpoint_every": checkpoint_every,
     }
-    source = Source(data, images, validation)
+    source = Source(data, images, validation, split, skip_damaged)
     raise typer.Exit(run_training(source, out, architecture, device, overrides, initial=initial))
 
 
@@ -266,6 +284,8 @@ def evaluate(
     *,
     data: Data = "shapes",
     images: Images = None,
+    split: Split = None,
+    skip_damaged: SkipDamaged = False,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="`auto`, `cpu`, `cuda` …")] = "auto",
     precision: Annotated[
         str,
@@ -274,19 +294,23 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
     plots: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", show_default=False, help="Draw curves and sample predictions there."),
+        typer.Option(
+            metavar="DIR",
+            show_default=False,
+            help="Draw curves, confusion, sample predictions and the worst images there.",
+        ),
     ] = None,
 ) -> None:
     """Measure a model's box and mask AP by COCO's protocol, on drawn scenes or a labelled folder.
 
-    It runs through the same engine that serves.
+    On Cityscapes its own instance AP is measured besides. It runs through the same engine that serves.
     """
-    from app.cli_train import run_evaluation  # noqa: PLC0415 - imports torch
+    from app.cli_evaluate import run_evaluation  # noqa: PLC0415 - imports torch
 
     raise typer.Exit(
         run_evaluation(
             model,
-            Source(data, images),
+            Source(data, images, split=split, skip_damaged=skip_damaged),
             device,
             precision,
             read_settings().weights_dir,

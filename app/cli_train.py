@@ -1,4 +1,4 @@
-"""`maskserve train` and `maskserve evaluate`: from a labelled folder, or drawn scenes, to a model to serve."""
+"""`maskserve train`: from a labelled folder, or drawn scenes, to a model to serve with its card."""
 
 from __future__ import annotations
 
@@ -8,24 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
 import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
+from app.cli_evaluate import draw, measurable, measure, show
 from app.cpus import usable_cpus
 from app.loading import LOAD_ERRORS
 from app.source import SHAPES, Source
 from model import weights, zoo
 from model.card import card, hardware, versions
 from model.data import DatasetError
-from model.data.coco import open_folder
-from model.data.shapes import held_out, training
+from model.data.opening import open_dataset
+from model.data.shapes import training
 from model.engine import Engine
-from model.evaluate import FIGURES, Evaluation, evaluate
-from model.instances import Options
 from model.network import BACKBONES, SMALL, Architecture, ArchitectureError
 from model.recipe import Recipe, TrainingError
 from model.train import read_log, train
@@ -40,7 +37,6 @@ if TYPE_CHECKING:
 
 HELD_OUT = "500 scenes of a seed that was never trained on"
 ERRORS = (*LOAD_ERRORS, DatasetError, TrainingError, ArchitectureError)
-SAMPLES = 9  # pictures on the sheet of predictions
 
 
 def run_training(
@@ -58,8 +54,8 @@ def run_training(
     """
     torch.set_num_threads(usable_cpus())
     try:
-        dataset: Dataset = training() if source.drawn else open_folder(Path(source.data), source.images)
-        measured = None if source.measured_on is None else measurable(source.measured_on)
+        dataset = opened(source)
+        measured = None if source.measured_on is None else measurable(source.measured_on, source)
         facts: dict[str, Any] = {"hardware": hardware(device), "versions": versions(), "data": source.data}
         start, base = None, described(architecture, len(dataset.categories) + 1)
         if initial is not None:
@@ -78,9 +74,17 @@ def run_training(
     return 0
 
 
-def measurable(name: str, images: Path | None = None) -> Dataset:
-    """The dataset of that name to measure on. Raises DatasetError."""
-    return held_out() if name == SHAPES else open_folder(Path(name), images)
+def opened(source: Source, *, boxes: bool = False) -> Dataset:
+    """The data to train on. boxes: the network learns only those. Raises DatasetError."""
+    if source.drawn:
+        return training()
+    return open_dataset(
+        Path(source.data),
+        source.images,
+        split=source.split or "train",
+        skip_damaged=source.skip_damaged,
+        boxes=boxes,
+    )
 
 
 def described(architecture: str, classes: int) -> Architecture:
@@ -159,17 +163,20 @@ def report(path: Path, out: Path, source: Source, measured: Dataset | None, devi
     evaluation = None
     if measured is not None:
         seen: list[tuple[Sample, Instances]] = []
-        evaluation = measure(Engine(network, model, torch.device(device), "float32"), measured, seen)
+        engine = Engine(network, model, torch.device(device), "float32")
+        evaluation = measure(engine, measured, seen)
         where = HELD_OUT if source.measured_on == SHAPES else str(source.measured_on)
         model = replace(model, ap=evaluation.ap(), ap_source=f"measured on {where}")
         zoo.save(path, zoo.read(path)[0], model, half=True)
-        plots.precision_recall(evaluation, out / "precision_recall.png")
-        plots.sample_sheet(seen, model.categories, out / "samples.jpg")
+        draw(evaluation, engine, measured, seen, out)
         pictures += [
             ("Precision against recall", "precision_recall.png"),
+            ("Precision against recall, by category", "precision_recall_by_category.png"),
+            ("What is taken for what", "confusion.png"),
             ("Predictions on images that were never trained on (score 0.5 and above)", "samples.jpg"),
+            ("The worst images: what is there, and what was found", "worst.jpg"),
         ]
-        show_evaluation(evaluation)
+        show(evaluation)
     text = card(
         model,
         evaluation,
@@ -183,87 +190,3 @@ def report(path: Path, out: Path, source: Source, measured: Dataset | None, devi
     )
     (out / "model.md").write_text(text, encoding="utf-8")
     typer.echo(f"wrote {path} and its card {out / 'model.md'}; serve it: maskserve serve --model {path}")
-
-
-def measure(
-    engine: Engine, dataset: Dataset, seen: list[tuple[Sample, Instances]] | None = None
-) -> Evaluation:
-    """Evaluate with a progress bar; the first few images and what was found in them are added to `seen`."""
-    console = Console(stderr=True)
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("evaluating", total=len(dataset))
-
-        def note(index: int, sample: Sample, _found: Instances) -> None:
-            bar.update(task, completed=index + 1)
-            if seen is not None and len(seen) < SAMPLES:
-                seen.append((sample, engine.segment([sample.pixels], [Options()])[0]))
-
-        return evaluate(engine, dataset, on_image=note)
-
-
-def run_evaluation(
-    model: str,
-    source: Source,
-    device: str,
-    precision: str,
-    weights_folder: Path,
-    *,
-    as_json: bool,
-    plots: Path | None,
-) -> int:
-    """Evaluate a model and print its figures; the program's exit code."""
-    torch.set_num_threads(usable_cpus())
-    try:
-        dataset = measurable(source.data, source.images)
-        engine = Engine.load(model, device=device, precision=precision, weights_folder=weights_folder)
-        seen: list[tuple[Sample, Instances]] = []
-        evaluation = measure(engine, dataset, seen)
-    except ERRORS as error:
-        typer.echo(str(error), err=True)
-        return 1
-    if as_json:
-        kinds = {"box": evaluation.box, "mask": evaluation.mask}
-        document = {
-            "model": engine.model.name,
-            "precision": engine.precision,
-            "images": evaluation.images,
-            "objects": evaluation.objects,
-            **{
-                kind: {"figures": scores.figures, "per_category": scores.per_category}
-                for kind, scores in kinds.items()
-                if scores is not None
-            },
-        }
-        typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
-    else:
-        show_evaluation(evaluation)
-    if plots is not None:
-        from model.plots import precision_recall, sample_sheet  # noqa: PLC0415 - imports matplotlib
-
-        plots.mkdir(parents=True, exist_ok=True)
-        precision_recall(evaluation, plots / "precision_recall.png")
-        sample_sheet(seen, engine.model.categories, plots / "samples.jpg")
-    return 0
-
-
-def show_evaluation(evaluation: Evaluation) -> None:
-    """Print the twelve figures and the categories' AP as tables."""
-    console = Console()
-    kinds = {"box": evaluation.box} | ({"mask": evaluation.mask} if evaluation.mask is not None else {})
-    figures = Table(title=f"{evaluation.images} images, {evaluation.objects} objects")
-    figures.add_column("")
-    for name in kinds:
-        figures.add_column(name, justify="right")
-    for figure in FIGURES:
-        figures.add_row(figure, *(f"{scores.figures[figure]:.4f}" for scores in kinds.values()))
-    console.print(figures)
-    table = Table()
-    table.add_column("category")
-    for name in kinds:
-        table.add_column(f"{name} AP", justify="right")
-        table.add_column(f"{name} AP50", justify="right")
-    for category in evaluation.box.per_category:
-        cells = (value for scores in kinds.values() for value in scores.per_category[category])
-        table.add_row(category, *(f"{value:.4f}" for value in cells))
-    console.print(table)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from model.evaluate import Evaluation, Scores
     from model.zoo import Model
 
+SHOWN = ("AP", "AP50")  # of each category
+
 
 def hardware(device: str = "cpu") -> str:
     """The processor or GPU that this process computes on, in words."""
@@ -95,11 +97,11 @@ def _figures(evaluation: Evaluation) -> list[str]:
 def _categories(evaluation: Evaluation) -> list[str]:
     kinds = _kinds(evaluation)
     rows = [
-        "| category | " + " | ".join(f"{kind} AP | {kind} AP50" for kind in kinds) + " |",
-        "|---" * (1 + 2 * len(kinds)) + "|",
+        "| category | " + " | ".join(f"{kind} {name}" for kind in kinds for name in SHOWN) + " |",
+        "|---" * (1 + len(SHOWN) * len(kinds)) + "|",
     ]
     for name in evaluation.box.per_category:
-        cells = [_number(value) for scores in kinds.values() for value in scores.per_category[name]]
+        cells = [_number(s.per_category[name][figure]) for s in kinds.values() for figure in SHOWN]
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return rows
 

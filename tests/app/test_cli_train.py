@@ -7,12 +7,13 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from app import cli_train
+from app import cli_evaluate, cli_train
 from app.cli import cli
 from app.source import Source
 from model import zoo
 from model.data.shapes import Shapes
 from model.engine import Engine
+from model.evaluate import CATEGORY_FIGURES
 from model.instances import Options
 from model.network import SMALL, ArchitectureError
 from model.recipe import TrainingError
@@ -113,7 +114,7 @@ def test_training_without_validation_makes_no_claim(folder):
 
 def test_drawn_scenes_are_measured_on_held_out_ones(folder, monkeypatch):
     monkeypatch.setattr(cli_train, "training", lambda: Shapes(seed=1, length=4, sides=(64, 96)))
-    monkeypatch.setattr(cli_train, "held_out", lambda: Shapes(seed=2, length=2, sides=(64, 96)))
+    monkeypatch.setattr(cli_evaluate, "held_out", lambda: Shapes(seed=2, length=2, sides=(64, 96)))
     assert trained(folder, data="shapes") == 0
     model = zoo.read(folder / "run" / "model.safetensors")[1]
     assert model.name == "shapes"
@@ -125,7 +126,7 @@ def test_evaluation_prints_all_figures_as_json(folder, capsys):
     capsys.readouterr()
     source = Source(str(folder / "data"))
     model = str(folder / "run" / "model.safetensors")
-    code = cli_train.run_evaluation(
+    code = cli_evaluate.run_evaluation(
         model, source, "cpu", "float32", folder, as_json=True, plots=folder / "plots"
     )
     assert code == 0
@@ -133,7 +134,19 @@ def test_evaluation_prints_all_figures_as_json(folder, capsys):
     assert document["images"] == 4
     assert len(document["box"]["figures"]) == len(document["mask"]["figures"]) == 12
     assert set(document["mask"]["per_category"]) == {c.name for c in Shapes.categories}
-    assert (folder / "plots" / "precision_recall.png").exists()
+    assert set(document["box"]["per_category"]["circle"]) == set(CATEGORY_FIGURES)
+    assert len(document["confusion"]["matrix"]) == len(Shapes.categories) + 1
+    pictures = [
+        "confusion.png",
+        "precision_recall.png",
+        "precision_recall_by_category.png",
+        "samples.jpg",
+        "worst.jpg",
+    ]
+    assert sorted(path.name for path in (folder / "plots").iterdir()) == pictures
+    for name in pictures:
+        with Image.open(folder / "plots" / name) as picture:
+            assert min(picture.size) > 100
 
 
 @pytest.mark.parametrize(
