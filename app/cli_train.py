@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +26,11 @@ from model.data import DatasetError
 from model.data.opening import open_dataset
 from model.data.shapes import training
 from model.engine import Engine
-from model.network import BACKBONES, SMALL, Architecture, ArchitectureError
-from model.recipe import Recipe, TrainingError
+from model.network import BACKBONES, C4, SMALL, V1, Architecture, ArchitectureError, build
+from model.parallel import Group, join
+from model.partial import digest
+from model.pretrained import load_backbone, transferred
+from model.recipe import RECIPES, Recipe, TrainingError
 from model.train import read_log, train
 
 if TYPE_CHECKING:
@@ -39,39 +45,105 @@ HELD_OUT = "500 scenes of a seed that was never trained on"
 ERRORS = (*LOAD_ERRORS, DatasetError, TrainingError, ArchitectureError)
 
 
-def run_training(
-    source: Source,
-    out: Path,
-    architecture: str,
-    device: str,
-    overrides: dict[str, Any],
-    *,
-    initial: str | None = None,
-) -> int:
-    """Train, evaluate, and leave model.safetensors with its card in the run folder; the program's exit code.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What is trained, and what it starts from."""
 
-    initial: a model to start from, by its name or file, instead of random weights of `architecture`.
+    architecture: str = "small"
+    pooling: str = "align"
+    masks: str = "sigmoid"  # or "softmax", "agnostic", "none"
+    initial: str | None = None  # a model to go on from, by its name or file; its architecture is taken too
+    backbone: str | None = None  # "imagenet", or a file of a classifier's weights
+    input: tuple[int, int] | None = (
+        None  # shorter and longer side that images are resized to when the model is used
+    )
+
+
+def run_training(
+    source: Source, out: Path, start: Start, device: str, overrides: dict[str, Any], *, recipe: str = "small"
+) -> int:
+    """Train, evaluate, and leave a model file with its card in the run folder; the program's exit code.
+
+    overrides: what to change about the recipe of that name; None changes nothing.
     """
     torch.set_num_threads(usable_cpus())
+    group = Group()
     try:
-        dataset = opened(source)
-        measured = None if source.measured_on is None else measurable(source.measured_on, source)
-        facts: dict[str, Any] = {"hardware": hardware(device), "versions": versions(), "data": source.data}
-        start, base = None, described(architecture, len(dataset.categories) + 1)
-        if initial is not None:
-            start, before = beginning(initial, dataset)
-            base = before.architecture
-            facts |= {"initial": {"name": before.name, "sha256": before.sha256, "training": before.training}}
-        model = zoo.describe(SHAPES if source.drawn else out.name, base, dataset.categories, training=facts)
         given = {name: value for name, value in overrides.items() if value is not None}
-        sizes = sizes_by_step(given.pop("sizes", []), scales(base))
-        recipe = Recipe(**{**sizes, "max_size": base.max_size, **given})
-        path = run_with_progress(dataset, model, recipe, out, device, initial=start)
-        report(path, out, source, measured, device)
+        planned = recipe_named(recipe)
+        dataset = opened(source, boxes=start.masks == "none")
+        on = source.measured_on
+        measured = None if on is None else measurable(on, source, boxes=start.masks == "none")
+        facts: dict[str, Any] = {"hardware": hardware(device), "versions": versions(), "data": source.data}
+        if on is not None:
+            facts["validation"] = on
+        torch.manual_seed(given.get("seed", planned.seed))
+        base, network, origin = begun(start, dataset, recipe)
+        name = SHAPES if source.drawn else out.name
+        model = zoo.describe(name, base, dataset.categories, training=facts | origin)
+        texts = given.pop("sizes", [])
+        sizes = sizes_by_step(texts, planned.min_sizes) if texts else {}
+        if recipe == "small":
+            sizes = {"max_size": base.max_size, **sizes_by_step(texts, scales(base))}
+        if start.backbone is not None and recipe == "small":
+            sizes["frozen_stages"] = 1  # as torchvision trains a pretrained backbone: three of four stages
+        if measured is None and given.get("validate_every"):
+            raise TrainingError("to validate on the way, --validation has to say on what")
+        group, device = join(device)
+        final = replace(planned, **{**sizes, **given})
+        path = run_with_progress(
+            dataset, model, final, out, device, initial=network, measured=measured, group=group
+        )
+        if group.first:
+            report(path, out, source, measured, device)
     except ERRORS as error:
         typer.echo(str(error), err=True)
         return 1
+    finally:
+        group.leave()
     return 0
+
+
+def recipe_named(name: str) -> Recipe:
+    """A recipe of model/recipe.py. Raises TrainingError."""
+    if name not in RECIPES:
+        raise TrainingError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def begun(
+    start: Start, dataset: Dataset, recipe: str
+) -> tuple[Architecture, nn.Module | None, dict[str, Any]]:
+    """The architecture, the network to start from if it is not random, and where that came from, for the file.
+
+    Raises ArchitectureError, ModelError, WeightsError.
+    """
+    if start.initial is not None:
+        network, before = zoo.load(start.initial, weights.default_folder())
+        origin = {"initial": {"name": before.name, "sha256": before.sha256, "training": before.training}}
+        same = before.categories == tuple(dataset.categories)
+        if same and before.labels == tuple(range(1, before.architecture.classes)):
+            return before.architecture, network, origin
+        network, architecture, known = transferred(network, before, dataset.categories)
+        new = [c.name for c in dataset.categories if c.name not in known]
+        typer.echo(
+            f"{before.name} knows {len(known)} of the {len(dataset.categories)} categories"
+            + (f"; these start from nothing: {', '.join(new)}" if new else ""),
+            err=True,
+        )
+        return architecture, network, origin
+    architecture = described(start, len(dataset.categories) + 1, recipe)
+    if start.backbone is None:
+        return architecture, None, {}
+    network = build(architecture)
+    path = load_backbone(
+        network,
+        architecture,
+        start.backbone,
+        weights.default_folder(),
+        tell=lambda line: typer.echo(line, err=True),
+    )
+    return architecture, network, {"backbone": {"file": Path(path).name, "sha256": digest(Path(path))}}
 
 
 def opened(source: Source, *, boxes: bool = False) -> Dataset:
@@ -87,30 +159,34 @@ def opened(source: Source, *, boxes: bool = False) -> Dataset:
     )
 
 
-def described(architecture: str, classes: int) -> Architecture:
-    """What `small` means, or a backbone with the paper's widths; nothing is pretrained, so BatchNorm is trained."""
-    if architecture == "small":
-        return replace(SMALL, classes=classes)
-    if architecture not in BACKBONES:
-        raise ArchitectureError(f"no architecture {architecture!r}; there are small, {', '.join(BACKBONES)}")
-    return Architecture(backbone=architecture, classes=classes, norm="batch", norm_eps=1e-5)
+def described(start: Start, classes: int, recipe: str = "small") -> Architecture:
+    """`small`, a backbone with FPN and the paper's widths (resnet50), or the paper's C4 (resnet50-c4).
 
-
-def beginning(name: str, dataset: Dataset) -> tuple[nn.Module, zoo.Model]:
-    """The network and description of a model to go on training. Raises TrainingError if it knows other categories."""
-    network, model = zoo.load(name, weights.default_folder())
-    if model.categories != tuple(dataset.categories):
-        raise TrainingError(
-            f"{name} knows other categories than the data: "
-            f"{', '.join(c.name for c in model.categories)} instead of "
-            f"{', '.join(c.name for c in dataset.categories)}"
+    Norms are trained, unless the backbone is pretrained: then they are constants, as in the paper. Raises
+    ArchitectureError.
+    """
+    name, c4 = start.architecture.removesuffix("-c4"), start.architecture.endswith("-c4")
+    norm = "batch" if start.backbone is None else "frozen"
+    if start.architecture == "small":
+        made = replace(SMALL, classes=classes, norm=norm)
+    elif name not in BACKBONES:
+        raise ArchitectureError(
+            f"no architecture {start.architecture!r}; there are small, {', '.join(BACKBONES)}, and resnet50-c4 or "
+            "another ResNet's"
         )
-    return network, model
+    else:
+        made = replace(C4 if c4 else V1, backbone=name, classes=classes, norm=norm, norm_eps=1e-5)
+    sides = start.input or ((1024, 2048) if recipe == "cityscapes" else None)  # the paper's, appendix A
+    if sides is not None:
+        made = replace(made, min_size=sides[0], max_size=sides[1])
+    if start.masks == "none":
+        return replace(made, pooling=start.pooling, mask_convs=0)
+    return replace(made, pooling=start.pooling, masks=start.masks)
 
 
 def scales(architecture: Architecture) -> tuple[int, ...]:
     """Shorter image sides to train at, around the one that the network is used at: ¾ to 13/12 of it."""
-    return tuple(round(architecture.min_size * part / 12 / 32) * 32 for part in (9, 10, 11, 12, 13))
+    return tuple(max(1, round(architecture.min_size * part / 12 / 32)) * 32 for part in (9, 10, 11, 12, 13))
 
 
 def sizes_by_step(texts: Sequence[str], usual: tuple[int, ...]) -> dict[str, Any]:
@@ -133,23 +209,61 @@ def run_with_progress(
     device: str,
     *,
     initial: nn.Module | None = None,
+    measured: Dataset | None = None,
+    group: Group | None = None,
 ) -> Path:
     """Train, showing the loss and the time left: a bar on a terminal, else a line every 100 steps."""
+    group = group if group is not None else Group()
     console = Console(stderr=True)
     columns = (
         TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[losses]}"),
         TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    begun_at, first = time.monotonic(), -1
+    with Progress(*columns, console=console, disable=not (console.is_terminal and group.first)) as bar:
         task = bar.add_task("training", total=recipe.steps, losses="")
 
         def show(step: int, losses: dict[str, float]) -> None:
+            nonlocal first
+            first = step if first < 0 else first
             text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
             bar.update(task, completed=step + 1, losses=text)
-            if not console.is_terminal and (step + 1) % 100 == 0:
-                typer.echo(f"step {step + 1}/{recipe.steps}: {text}", err=True)
+            if group.first and not console.is_terminal and (step + 1) % 100 == 0:
+                pace = (time.monotonic() - begun_at) / (step + 1 - first)
+                left = timedelta(seconds=round(pace * (recipe.steps - step - 1)))
+                typer.echo(f"step {step + 1}/{recipe.steps}, {left} left: {text}", err=True)
 
-        return train(dataset, model, recipe, out, device=device, initial=initial, on_step=show)
+        def judge(path: Path, steps: int) -> float:
+            return judged(path, steps, out, measured, device) if measured is not None else 0.0
+
+        return train(
+            dataset,
+            model,
+            recipe,
+            out,
+            device=device,
+            initial=initial,
+            on_step=show,
+            judge=judge if measured is not None else None,
+            group=group,
+        )
+
+
+def judged(path: Path, steps: int, out: Path, measured: Dataset, device: str) -> float:
+    """How good a model file is: its mask AP, or its box AP without masks; some predictions are drawn too."""
+    from model import plots  # noqa: PLC0415 - imports matplotlib, which `maskserve evaluate` can do without
+
+    network, model = zoo.read(path)
+    seen: list[tuple[Sample, Instances]] = []
+    evaluation = measure(Engine(network, model, torch.device(device), "float32"), measured, seen)
+    (out / "samples").mkdir(exist_ok=True)
+    plots.sample_sheet(seen, model.categories, out / "samples" / f"{steps:06d}.jpg")
+    line = {"steps": steps, **evaluation.ap()}
+    with (out / "validation.jsonl").open("a") as log:
+        log.write(json.dumps(line) + "\n")
+    text = ", ".join(f"{name} AP {value:.4f}" for name, value in evaluation.ap().items())
+    typer.echo(f"after {steps} steps: {text}", err=True)
+    return (evaluation.mask if evaluation.mask is not None else evaluation.box).figures["AP"]
 
 
 def report(path: Path, out: Path, source: Source, measured: Dataset | None, device: str) -> None:
@@ -188,5 +302,6 @@ def report(path: Path, out: Path, source: Source, measured: Dataset | None, devi
         measured_on=model.ap_source.removeprefix("measured on "),
         pictures=pictures,
     )
-    (out / "model.md").write_text(text, encoding="utf-8")
-    typer.echo(f"wrote {path} and its card {out / 'model.md'}; serve it: maskserve serve --model {path}")
+    beside = path.with_suffix(".md")
+    beside.write_text(text, encoding="utf-8")
+    typer.echo(f"wrote {path} and its card {beside}; serve it: maskserve serve --model {path}")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from model.evaluate import Evaluation, Scores
+    from model.network import Architecture
     from model.zoo import Model
 
 SHOWN = ("AP", "AP50")  # of each category
@@ -62,7 +63,7 @@ def card(
     lines = [
         f"# {model.name}",
         "",
-        f"A Mask R-CNN ({a.backbone} with a {a.fpn_channels}-channel FPN, {size:.1f} million parameters)",
+        f"{_network(a)} ({size:.1f} million parameters)",
         f"for {len(model.categories)} categories: {names}.",
         "",
         "## How it was made",
@@ -81,6 +82,15 @@ def card(
     for caption, name in pictures:
         lines += [f"![{caption}]({name})", "", f"*{caption}*", ""]
     return "\n".join(lines)
+
+
+def _network(a: Architecture) -> str:
+    """What it is, in words."""
+    kind = "A Mask R-CNN" if a.mask_convs else "A Faster R-CNN, without masks,"
+    body = f"{a.backbone} with a {a.fpn_channels}-channel FPN" if a.pyramid else f"{a.backbone}-C4"
+    parts = [body] + ["RoIPool"] * (a.pooling == "pool")
+    parts += [f"{a.masks} masks"] * (a.masks != "sigmoid" and a.mask_convs > 0)
+    return f"{kind} on a {', '.join(parts)}"
 
 
 def _kinds(evaluation: Evaluation) -> dict[str, Scores]:

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +10,14 @@ from typer.testing import CliRunner
 
 from app import cli_evaluate, cli_train
 from app.cli import cli
+from app.cli_train import Start
 from app.source import Source
 from model import zoo
 from model.data.shapes import Shapes
 from model.engine import Engine
 from model.evaluate import CATEGORY_FIGURES
 from model.instances import Options
-from model.network import SMALL, ArchitectureError
+from model.network import C4, SMALL, ArchitectureError
 from model.recipe import TrainingError
 
 TINY = replace(
@@ -41,7 +43,7 @@ def folder(tmp_path, monkeypatch):
 
 def trained(folder, *, data=None, validation=None):
     source = Source(str(data or folder / "data"), validation=validation)
-    return cli_train.run_training(source, folder / "run", "small", "cpu", QUICK)
+    return cli_train.run_training(source, folder / "run", Start(), "cpu", QUICK)
 
 
 def test_labelled_folder_becomes_a_model_that_segments(folder, capsys):
@@ -64,7 +66,9 @@ def test_training_goes_on_from_a_model(folder, capsys):
     first = folder / "run" / "model.safetensors"
     source = Source(str(folder / "data"))
     still = {**QUICK, "learning_rate": 0.0}
-    code = cli_train.run_training(source, folder / "more", "resnet50", "cpu", still, initial=str(first))
+    code = cli_train.run_training(
+        source, folder / "more", Start("resnet50", initial=str(first)), "cpu", still
+    )
     assert code == 0
     (before, old), (after, new) = zoo.read(first), zoo.read(folder / "more" / "model.safetensors")
     assert new.architecture == old.architecture  # the model's, not the one named beside it
@@ -73,23 +77,28 @@ def test_training_goes_on_from_a_model(folder, capsys):
     for name, tensor in before.named_parameters():  # statistics of norms follow the images all the same
         assert torch.allclose(weights[name], tensor, atol=1e-3), name
     # A run from another model is another run.
-    code = cli_train.run_training(source, folder / "more", "small", "cpu", still)
+    code = cli_train.run_training(source, folder / "more", Start(), "cpu", still)
     assert code == 1
     assert "the initial" in capsys.readouterr().err
 
 
-def test_training_does_not_go_on_from_a_model_of_other_categories(folder, capsys):
+def test_training_goes_on_with_other_categories_from_those_known_by_name(folder, capsys):
     assert trained(folder) == 0
     document = json.loads((folder / "data" / "instances.json").read_text())
     document["categories"][0]["name"] = "wheel"
     (folder / "data" / "instances.json").write_text(json.dumps(document))
     source, first = Source(str(folder / "data")), str(folder / "run" / "model.safetensors")
-    assert cli_train.run_training(source, folder / "more", "small", "cpu", QUICK, initial=first) == 1
-    assert "knows other categories than the data: circle" in capsys.readouterr().err
-    assert (
-        cli_train.run_training(source, folder / "more", "small", "cpu", QUICK, initial="no-such.safetensors")
-        == 1
-    )
+    still = {**QUICK, "learning_rate": 0.0}
+    capsys.readouterr()
+    assert cli_train.run_training(source, folder / "more", Start(initial=first), "cpu", still) == 0
+    assert "knows 9 of the 10 categories; these start from nothing: wheel" in capsys.readouterr().err
+    (before, _), (after, model) = zoo.read(Path(first)), zoo.read(folder / "more" / "model.safetensors")
+    assert model.categories[0].name == "wheel"
+    old, new = (n.roi_heads.box_predictor.cls_score.weight for n in (before, after))
+    assert torch.allclose(new[2:], old[2:], atol=1e-3)
+    assert not torch.allclose(new[1], old[1], atol=1e-3)
+    missing = Start(initial="no-such.safetensors")
+    assert cli_train.run_training(source, folder / "more", missing, "cpu", QUICK) == 1
     assert "no such file" in capsys.readouterr().err
 
 
@@ -185,6 +194,10 @@ def test_sizes_may_change_on_the_way():
 
 
 def test_any_backbone_can_be_named():
-    assert cli_train.described("vgg16", 4).backbone == "vgg16"
+    assert cli_train.described(Start("vgg16"), 4).backbone == "vgg16"
+    assert cli_train.described(Start("resnet50-c4"), 4) == replace(C4, classes=4, norm="batch")
+    assert cli_train.described(Start("small", masks="none"), 4).mask_convs == 0
+    assert cli_train.described(Start("resnet50", backbone="imagenet"), 4).norm == "frozen"
+    assert cli_train.described(Start("resnet50"), 9, "cityscapes").max_size == 2048
     with pytest.raises(ArchitectureError, match="there are small, resnet18"):
-        cli_train.described("alexnet", 4)
+        cli_train.described(Start("alexnet"), 4)
