@@ -116,14 +116,16 @@ def begun(
 ) -> tuple[Architecture, nn.Module | None, dict[str, Any]]:
     """The architecture, the network to start from if it is not random, and where that came from, for the file.
 
-    Raises ArchitectureError, ModelError, WeightsError.
+    Raises TrainingError, ArchitectureError, ModelError, WeightsError.
     """
     if start.initial is not None:
+        if start.backbone is not None:
+            raise TrainingError("a model to go on from has a backbone already: --initial or --backbone")
         network, before = zoo.load(start.initial, weights.default_folder())
         origin = {"initial": {"name": before.name, "sha256": before.sha256, "training": before.training}}
         same = before.categories == tuple(dataset.categories)
         if same and before.labels == tuple(range(1, before.architecture.classes)):
-            return before.architecture, network, origin
+            return resized(before.architecture, start), network, origin
         network, architecture, known = transferred(network, before, dataset.categories)
         new = [c.name for c in dataset.categories if c.name not in known]
         typer.echo(
@@ -131,7 +133,7 @@ def begun(
             + (f"; these start from nothing: {', '.join(new)}" if new else ""),
             err=True,
         )
-        return architecture, network, origin
+        return resized(architecture, start), network, origin
     architecture = described(start, len(dataset.categories) + 1, recipe)
     if start.backbone is None:
         return architecture, None, {}
@@ -159,6 +161,13 @@ def opened(source: Source, *, boxes: bool = False) -> Dataset:
     )
 
 
+def resized(architecture: Architecture, start: Start) -> Architecture:
+    """With the sides of the input that were asked for."""
+    if start.input is None:
+        return architecture
+    return replace(architecture, min_size=start.input[0], max_size=start.input[1])
+
+
 def described(start: Start, classes: int, recipe: str = "small") -> Architecture:
     """`small`, a backbone with FPN and the paper's widths (resnet50), or the paper's C4 (resnet50-c4).
 
@@ -176,9 +185,9 @@ def described(start: Start, classes: int, recipe: str = "small") -> Architecture
         )
     else:
         made = replace(C4 if c4 else V1, backbone=name, classes=classes, norm=norm, norm_eps=1e-5)
-    sides = start.input or ((1024, 2048) if recipe == "cityscapes" else None)  # the paper's, appendix A
-    if sides is not None:
-        made = replace(made, min_size=sides[0], max_size=sides[1])
+    if recipe == "cityscapes":
+        made = replace(made, min_size=1024, max_size=2048)  # the paper's, appendix A
+    made = resized(made, start)
     if start.masks == "none":
         return replace(made, pooling=start.pooling, mask_convs=0)
     return replace(made, pooling=start.pooling, masks=start.masks)

@@ -5,10 +5,11 @@ Their predictors look like the usual one from outside, a logit for each class, s
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, project_masks_on_boxes
 
@@ -16,31 +17,42 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class AgnosticPredictor(MaskRCNNPredictor):
-    """One mask per box, whatever its class: the same logits for every class."""
+class AgnosticPredictor(nn.Sequential):
+    """One mask per box, whatever its class: [N, classes, M, M] logits, the same for every class."""
 
     def __init__(self, channels: int, width: int, classes: int) -> None:
-        super().__init__(channels, width, 1)
+        super().__init__(
+            OrderedDict(MaskRCNNPredictor(channels, width, 1).named_children(), alike=_Alike(classes))
+        )
+
+
+class _Alike(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
         self.classes = classes
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, classes, M, M] logits from features [N, C, M / 2, M / 2]."""
-        logits: Tensor = super().forward(x)
+    def forward(self, logits: Tensor) -> Tensor:
         return logits.expand(-1, self.classes, -1, -1)
 
 
-class SoftmaxPredictor(MaskRCNNPredictor):
-    """Classes compete for every pixel, background (class 0) among them."""
+class SoftmaxPredictor(nn.Sequential):
+    """Classes compete for every pixel, background (class 0) among them.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, classes, M, M]: competing logits in training; in evaluation those whose sigmoid is the softmax."""
-        logits: Tensor = super().forward(x)
-        if self.training:
-            return logits
-        return torch.logit(logits.float().softmax(1), eps=1e-6)
+    [N, classes, M, M]: competing logits in training; in evaluation those whose sigmoid is the softmax.
+    """
+
+    def __init__(self, channels: int, width: int, classes: int) -> None:
+        super().__init__(
+            OrderedDict(MaskRCNNPredictor(channels, width, classes).named_children(), odds=_LogOdds())
+        )
 
 
-class SoftmaxHeads(RoIHeads):
+class _LogOdds(nn.Module):
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits if self.training else torch.logit(logits.float().softmax(1), eps=1e-6)
+
+
+class SoftmaxHeads(RoIHeads):  # type: ignore[misc]  # torchvision has no types
     """torchvision's heads with a multinomial mask loss."""
 
     @classmethod

@@ -133,6 +133,8 @@ def build(architecture: Architecture, *, rpn_training: tuple[int, int] = (2000, 
     shared: nn.Module | None = None
     stage: nn.Module | None = None
     backbone: Any
+    sizes: tuple[tuple[int, ...], ...]
+    strides: tuple[int, ...]
     if a.pyramid:
         backbone, width = _backbone(a), a.box_channels
         sizes = tuple((size,) for size in a.anchor_sizes)

@@ -89,7 +89,7 @@ def join(device: str) -> tuple[Group, str]:
     return Group(dist.get_rank(), world), device
 
 
-class SharedTransform(GeneralizedRCNNTransform):
+class SharedTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types
     """torchvision's, but padded to the largest image of the whole batch: padding shows at the borders of features."""
 
     def __init__(self, like: Any, group: Group) -> None:

@@ -144,13 +144,15 @@ class CocoFolder:
         return found
 
 
-def open_folder(path: Path, images: Path | None = None, **options: bool) -> CocoFolder:
+def open_folder(
+    path: Path, images: Path | None = None, *, skip_damaged: bool = False, boxes: bool = False
+) -> CocoFolder:
     """The dataset in a folder (its instances.json, or the only file in its annotations/), or of a JSON file.
 
     images: where the images lie; by default `images` beside the file or one folder up, else where the file is.
-    options: CocoFolder's. Raises DatasetError.
+    skip_damaged, boxes: as for CocoFolder. Raises DatasetError.
     """
-    return CocoFolder(*locate(path, images), **options)
+    return CocoFolder(*locate(path, images), skip_damaged=skip_damaged, boxes=boxes)
 
 
 def locate(path: Path, images: Path | None = None) -> tuple[Path, Path]:
