@@ -54,9 +54,7 @@ class Start:
     masks: str = "sigmoid"  # or "softmax", "agnostic", "none"
     initial: str | None = None  # a model to go on from, by its name or file; its architecture is taken too
     backbone: str | None = None  # "imagenet", or a file of a classifier's weights
-    input: tuple[int, int] | None = (
-        None  # shorter and longer side that images are resized to when the model is used
-    )
+    input: tuple[int, int] | None = None  # shorter and longer side of what the model is used on
 
 
 def run_training(
@@ -73,19 +71,24 @@ def run_training(
         planned = recipe_named(recipe)
         dataset = opened(source, boxes=start.masks == "none")
         on = source.measured_on
-        measured = None if on is None else measurable(on, source, boxes=start.masks == "none")
         facts: dict[str, Any] = {"hardware": hardware(device), "versions": versions(), "data": source.data}
         if on is not None:
             facts["validation"] = on
         torch.manual_seed(given.get("seed", planned.seed))
         base, network, origin = begun(start, dataset, recipe)
+        boxes = base.mask_convs == 0
+        if boxes and start.masks != "none":  # the model to go on from has no masks
+            dataset = opened(source, boxes=True)
+        measured = None if on is None else measurable(on, source, boxes=boxes)
         name = SHAPES if source.drawn else out.name
         model = zoo.describe(name, base, dataset.categories, training=facts | origin)
         texts = given.pop("sizes", [])
         sizes = sizes_by_step(texts, planned.min_sizes) if texts else {}
         if recipe == "small":
             sizes = {"max_size": base.max_size, **sizes_by_step(texts, scales(base))}
-        if start.backbone is not None and recipe == "small":
+        if start.backbone is None and start.initial is None:
+            sizes["frozen_stages"] = 0  # random numbers are not worth keeping
+        elif start.backbone is not None:
             sizes["frozen_stages"] = 1  # as torchvision trains a pretrained backbone: three of four stages
         if measured is None and given.get("validate_every"):
             raise TrainingError("to validate on the way, --validation has to say on what")
@@ -121,6 +124,10 @@ def begun(
     if start.initial is not None:
         if start.backbone is not None:
             raise TrainingError("a model to go on from has a backbone already: --initial or --backbone")
+        if (start.pooling, start.masks) != ("align", "sigmoid"):
+            raise TrainingError(
+                "a model to go on from has its own pooling and masks, which cannot be changed"
+            )
         network, before = zoo.load(start.initial, weights.default_folder())
         origin = {"initial": {"name": before.name, "sha256": before.sha256, "training": before.training}}
         same = before.categories == tuple(dataset.categories)
@@ -288,7 +295,8 @@ def report(path: Path, out: Path, source: Source, measured: Dataset | None, devi
         seen: list[tuple[Sample, Instances]] = []
         engine = Engine(network, model, torch.device(device), "float32")
         evaluation = measure(engine, measured, seen)
-        where = HELD_OUT if source.measured_on == SHAPES else str(source.measured_on)
+        unseen = source.measured_on == SHAPES
+        where = HELD_OUT if unseen else str(source.measured_on)
         model = replace(model, ap=evaluation.ap(), ap_source=f"measured on {where}")
         zoo.save(path, zoo.read(path)[0], model, half=True)
         draw(evaluation, engine, measured, seen, out)
@@ -296,7 +304,10 @@ def report(path: Path, out: Path, source: Source, measured: Dataset | None, devi
             ("Precision against recall", "precision_recall.png"),
             ("Precision against recall, by category", "precision_recall_by_category.png"),
             ("What is taken for what", "confusion.png"),
-            ("Predictions on images that were never trained on (score 0.5 and above)", "samples.jpg"),
+            (
+                f"Predictions{' on scenes that were never trained on' * unseen} (score 0.5 and above)",
+                "samples.jpg",
+            ),
             ("The worst images: what is there, and what was found", "worst.jpg"),
         ]
         show(evaluation)

@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from app import cli_evaluate, cli_train
@@ -166,6 +168,20 @@ def test_evaluation_prints_all_figures_as_json(folder, capsys):
             ["train", "--architecture", "resnet19", "--data", "DATA"], "resnet19", id="architecture"
         ),
         pytest.param(["train", "--optimizer", "lion", "--data", "DATA"], "'sgd' or 'adamw'", id="optimizer"),
+        pytest.param(["train", "--data", "DATA", "--pooling", "warp"], "'align' or 'pool'", id="pooling"),
+        pytest.param(["train", "--data", "DATA", "--masks", "tanh"], "masks are 'sigmoid'", id="masks"),
+        pytest.param(["train", "--data", "DATA", "--recipe", "paperr"], "no recipe 'paperr'", id="recipe"),
+        pytest.param(
+            ["train", "--data", "DATA", "--backbone", "no.safetensors"], "no such file", id="backbone"
+        ),
+        pytest.param(
+            ["train", "--data", "DATA", "--initial", "shapes", "--backbone", "imagenet"],
+            "--initial or --backbone",
+            id="two beginnings",
+        ),
+        pytest.param(
+            ["train", "--data", "DATA", "--validate-every", "5"], "--validation has to say", id="validation"
+        ),
         pytest.param(["evaluate", "shape", "--data", "DATA"], "did you mean shapes?", id="model"),
         pytest.param(["evaluate", "--data", "nowhere"], "nowhere: cannot be read", id="evaluation data"),
     ],
@@ -201,3 +217,55 @@ def test_any_backbone_can_be_named():
     assert cli_train.described(Start("resnet50"), 9, "cityscapes").max_size == 2048
     with pytest.raises(ArchitectureError, match="there are small, resnet18"):
         cli_train.described(Start("alexnet"), 4)
+
+
+def test_damaged_annotations_stop_the_start_or_are_left_out(folder, capsys):
+    path = folder / "data" / "instances.json"
+    document = json.loads(path.read_text())
+    document["annotations"][0]["category_id"] = 99
+    path.write_text(json.dumps(document))
+    assert trained(folder) == 1
+    assert "unknown category: 1" in capsys.readouterr().err
+    source = Source(str(folder / "data"), skip_damaged=True)
+    assert cli_train.run_training(source, folder / "run", Start(), "cpu", QUICK) == 0
+
+
+def test_best_model_of_a_run_has_card_samples_and_figures(folder, capsys):
+    source = Source(str(folder / "data"), validation=str(folder / "data"))
+    options = {**QUICK, "validate_every": 1}
+    assert cli_train.run_training(source, folder / "run", Start(), "cpu", options) == 0
+    run = folder / "run"
+    assert f"maskserve serve --model {run / 'best.safetensors'}" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
+    assert [line["steps"] for line in lines] == [1, 2]
+    assert (run / "best.md").exists()
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["000001.jpg", "000002.jpg"]
+    model = zoo.read(run / "best.safetensors")[1]
+    assert model.ap["mask"] == max(line["mask"] for line in lines)
+
+
+def test_network_without_masks_learns_boxes_alone(folder):
+    path = folder / "data" / "instances.json"
+    document = json.loads(path.read_text())
+    for annotation in document["annotations"]:
+        del annotation["segmentation"]
+    path.write_text(json.dumps(document))
+    source = Source(str(folder / "data"), validation=str(folder / "data"))
+    assert cli_train.run_training(source, folder / "run", Start(masks="none"), "cpu", QUICK) == 0
+    run = folder / "run"
+    assert set(zoo.read(run / "model.safetensors")[1].ap) == {"box", "box50"}
+    assert "A Faster R-CNN, without masks" in (run / "model.md").read_text()
+
+
+def test_pretrained_backbone_keeps_its_norms_and_its_first_stage(folder):
+    torch.manual_seed(1)
+    classifier = torchvision.models.resnet18(weights=None)
+    save_file(classifier.state_dict(), folder / "resnet18.safetensors")
+    start = Start(backbone=str(folder / "resnet18.safetensors"))
+    assert cli_train.run_training(Source(str(folder / "data")), folder / "run", start, "cpu", QUICK) == 0
+    network, model = zoo.read(folder / "run" / "model.safetensors")
+    assert model.architecture.norm == "frozen"
+    assert model.training["recipe"]["frozen_stages"] == 1
+    assert model.training["backbone"]["file"] == "resnet18.safetensors"
+    kept = network.backbone.body.layer1[0].conv1.weight
+    assert torch.equal(kept, classifier.layer1[0].conv1.weight.half().float())
