@@ -63,7 +63,7 @@ class Group:
         # In one piece: a call for each of some 200 tensors would wait as many times.
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
         dist.all_reduce(flat)
-        for p, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+        for p, part in zip(trained, torch.split(flat, [p.numel() for p in trained]), strict=True):
             p.grad = part.view_as(p).clone(memory_format=torch.preserve_format)
 
     def leave(self) -> None:

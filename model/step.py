@@ -60,7 +60,7 @@ def begin(model: zoo.Model, recipe: Recipe, device: str, initial: nn.Module | No
     if group.world > 1:
         network.transform = SharedTransform(network.transform, group)
         if torch.device(device).type == "cuda":
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     network.to(device).to(memory_format=torch.channels_last).train()
     freeze(network, recipe.frozen_stages)
     trained = [p for p in network.parameters() if p.requires_grad]

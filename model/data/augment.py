@@ -10,6 +10,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from numpy.random import Generator
+    from numpy.typing import NDArray
 
     from model.data import Sample
 
@@ -62,7 +63,7 @@ def pasted(sample: Sample, other: Sample, rng: Generator) -> Sample:
     if not len(chosen):
         return sample
     new = other.masks[chosen]
-    cover = new.any(0)
+    cover: NDArray[np.bool_] = np.asarray(new.any(axis=0))  # [H, W]
     pixels = np.where(cover[..., None], other.pixels, sample.pixels)
     masks = np.concatenate([sample.masks * ~cover, new]).astype(np.uint8)
     labels = np.concatenate([sample.labels, other.labels[chosen]])

@@ -104,8 +104,9 @@ class _Share:
 
     def __iter__(self) -> Iterator[list[tuple[int | None, int, int]]]:
         for batch in self.schedule:
+            own: list[tuple[int | None, int, int]]
             own = [(index, step, place) for place, (index, step) in enumerate(batch)]
-            yield own[self.rank :: self.world] or [(None, batch[0][1], -1)]  # type: ignore[list-item]
+            yield own[self.rank :: self.world] or [(None, batch[0][1], -1)]
 
 
 class _Augmented(TorchDataset[dict[str, Any]]):
@@ -163,9 +164,15 @@ class _Augmented(TorchDataset[dict[str, Any]]):
 
 def _collate(items: list[dict[str, Any]]) -> Batch:
     step, items = items[0]["step"], [item for item in items if "image" in item]
-    names = ("image_id", "image", "target", "name", "place")
-    parts = ([item[name] for item in items] for name in names)
-    return Batch(step, *parts, [reason for item in items for reason in item["unreadable"]])
+    return Batch(
+        step,
+        image_ids=[item["image_id"] for item in items],
+        images=[item["image"] for item in items],
+        targets=[item["target"] for item in items],
+        names=[item["name"] for item in items],
+        places=[item["place"] for item in items],
+        unreadable=[reason for item in items for reason in item["unreadable"]],
+    )
 
 
 def batches(
