@@ -27,7 +27,7 @@ from model.data.opening import open_dataset
 from model.data.shapes import training
 from model.engine import Engine
 from model.network import BACKBONES, C4, SMALL, V1, Architecture, ArchitectureError, build
-from model.parallel import Group, join
+from model.parallel import Group, join, processes_here
 from model.partial import digest
 from model.pretrained import load_backbone, transferred
 from model.recipe import RECIPES, Recipe, TrainingError
@@ -64,7 +64,7 @@ def run_training(
 
     overrides: what to change about the recipe of that name; None changes nothing.
     """
-    torch.set_num_threads(usable_cpus())
+    torch.set_num_threads(max(1, usable_cpus() // processes_here()))
     group = Group()
     try:
         given = {name: value for name, value in overrides.items() if value is not None}

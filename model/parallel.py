@@ -72,6 +72,11 @@ class Group:
             dist.destroy_process_group()
 
 
+def processes_here() -> int:
+    """How many processes torchrun started on this machine, which share its cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def join(device: str) -> tuple[Group, str]:
     """The group that torchrun made this process part of, and this process's device.
 

@@ -95,7 +95,7 @@ def test_two_processes_train_as_one_does(scenes: Path, out: Path) -> None:
     assert cli_train.run_training(Source(str(scenes)), out / "one", start, "cpu", options) == 0
     done = subprocess.run(
         [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
             "--standalone", "-m", "app.cli", "train", "--data", str(scenes), "--out", str(out / "two"),
             "--backbone", start.backbone or "", *command(options),
         ],
