@@ -38,7 +38,7 @@ bench-engine: $(READY)  ## the engine against torchvision's eager model: minutes
 	$(BIN)/python bench/engine.py --model shapes --precision auto --rounds 15
 
 lock: $(READY)  ## write requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra train --group dev --universal --generate-hashes \
+	$(BIN)/uv pip compile pyproject.toml --extra train --extra tracing --group dev --universal --generate-hashes \
 	    --no-emit-index-url --no-header --python-version 3.11 -q -o requirements.lock
 
 # uv is fetched by pip because it installs torch's wheels in seconds where pip takes minutes.
