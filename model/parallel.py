@@ -64,7 +64,8 @@ class Group:
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
         dist.all_reduce(flat)
         for p, part in zip(trained, torch.split(flat, [p.numel() for p in trained]), strict=True):
-            p.grad = part.view_as(p).clone(memory_format=torch.preserve_format)
+            # In the parameter's own memory layout: torch's fused optimisers walk both as they lie.
+            p.grad = torch.empty_like(p).copy_(part.view_as(p))
 
     def leave(self) -> None:
         """Part from the other processes."""

@@ -109,7 +109,7 @@ class Journal:
         lines = [line for line in read_log(run / LOG) if line["step"] < first]
         if (run / LOG).exists():
             (run / LOG).write_text("".join(json.dumps(line) + "\n" for line in lines))
-        self._log = (run / LOG).open("a")
+        self._log = (run / LOG).open("a", buffering=1)  # a line at a time, for those who watch
         self._events = SummaryWriter(str(run / EVENTS), purge_step=first)
 
     def step(self, record: Mapping[str, float]) -> None:
