@@ -1,4 +1,4 @@
-"""`maskserve serve | segment | train | evaluate | weights …`: what can be typed, and what each word means.
+"""`maskserve serve | segment | train | evaluate | data … | weights …`: what can be typed, and what each word means.
 
 Only so much is imported at the start: torch takes seconds, and `--help` should not.
 """
@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from app import settings
+from app.cli_data import data as data_commands
 from app.cli_weights import weights
 from app.source import Source
 from app.version import version
@@ -27,6 +28,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 cli.add_typer(weights, name="weights")
+cli.add_typer(data_commands, name="data")
 
 
 def setting_help(field: str) -> str:
@@ -212,7 +214,8 @@ Data = Annotated[
         "--data",
         metavar="shapes|PATH",
         help="`shapes`: scenes that maskserve draws; else a folder in COCO's format (instances.json or "
-        "annotations/….json, and images/), or the JSON file itself.",
+        "annotations/….json, and images/), the JSON file itself, or the folder with Cityscapes' leftImg8bit/ "
+        "and gtFine/.",
     ),
 ]
 Images = Annotated[
@@ -221,11 +224,26 @@ Images = Annotated[
 ]
 
 
+Split = Annotated[
+    str | None,
+    typer.Option(metavar="train|val", show_default="train, and val to measure on", help="Of Cityscapes."),
+]
+SkipDamaged = Annotated[
+    bool,
+    typer.Option(
+        "--skip-damaged",
+        help="Leave out images and annotations that cannot be used, which otherwise stop the start.",
+    ),
+]
+
+
 @cli.command()
 def train(
     *,
     data: Data = "shapes",
     images: Images = None,
+    split: Split = None,
+    skip_damaged: SkipDamaged = False,
     validation: Annotated[
         str | None,
         typer.Option(metavar="shapes|PATH", show_default=False, help="What to measure the result on."),
@@ -237,17 +255,54 @@ def train(
     architecture: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="`small` (ResNet-18, 64 channels), or a backbone: resnet50, vgg16, …"
+            metavar="NAME",
+            help="`small` (ResNet-18, 64 channels), a backbone with FPN: resnet50, vgg16, …, or resnet50-c4.",
         ),
     ] = "small",
+    pooling: Annotated[
+        str, typer.Option(metavar="align|pool", help="RoIAlign, or RoIPool to compare with.")
+    ] = "align",
+    masks: Annotated[
+        str,
+        typer.Option(
+            metavar="sigmoid|softmax|agnostic|none",
+            help="A mask for each class; masks whose classes compete; one mask for all; or a Faster R-CNN.",
+        ),
+    ] = "sigmoid",
+    input_sides: Annotated[
+        tuple[int, int] | None,
+        typer.Option(
+            "--input",
+            metavar="SHORT LONG",
+            show_default="the architecture's",
+            help="What images are resized to when the model is used: the shorter side, and most for the longer one.",
+        ),
+    ] = None,
     initial: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
             show_default="random weights",
-            help="Go on from a model (a name or a file) of the same categories; its architecture is taken too.",
+            help="Go on from a model (a name or a file), whose architecture is taken too. Categories that it knows by "
+            "name keep what they learned.",
         ),
     ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="imagenet|FILE",
+            show_default="random weights",
+            help="Weights of a classifier for the backbone: torchvision's (fetched once), or a file of them.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What the options below default to: small, paper, paper-c4, torchvision or cityscapes; the values "
+            "shown are those of small.",
+        ),
+    ] = "small",
     device: Annotated[str, typer.Option(metavar="DEVICE", help="`cpu`, `cuda`, `cuda:1` …")] = "cpu",
     steps: Annotated[
         int | None, typer.Option(min=1, show_default="5000", help="Steps of the optimiser.")
@@ -289,16 +344,80 @@ def train(
         int | None, typer.Option(min=0, show_default="1", help="Processes that prepare images.")
     ] = None,
     checkpoint_every: Annotated[int | None, typer.Option(min=1, show_default="500", help="Steps.")] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            show_default="0.999",
+            help="Decay of the averaged weights that are written; 0 writes the last ones.",
+        ),
+    ] = None,
+    clip: Annotated[
+        float | None, typer.Option(min=0, show_default="10", help="Most that the gradient's norm may be.")
+    ] = None,
+    flip: Annotated[
+        float | None, typer.Option(min=0, max=1, show_default="0.5", help="How often images are mirrored.")
+    ] = None,
+    jitter: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LEAST MOST",
+            show_default="none",
+            help="Large-scale jitter: random scales on a square canvas, like 0.1 2.0.",
+        ),
+    ] = None,
+    jitter_side: Annotated[
+        int | None, typer.Option(min=32, show_default="1024", help="Of that canvas, pixels.")
+    ] = None,
+    copy_paste: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            show_default="0",
+            help="How often objects of another image are pasted on; with --jitter.",
+        ),
+    ] = None,
+    frozen_stages: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=4,
+            show_default="0, or 1 with --backbone",
+            help="Stages of the backbone, from the first, that are not trained.",
+        ),
+    ] = None,
+    rois: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="96", help="Boxes of an image that the heads learn from."),
+    ] = None,
+    validate_every: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            show_default="only in the end",
+            help="Steps between measurements; best.safetensors is then the best model so far.",
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            show_default="no end",
+            help="End after so many measurements without a better model.",
+        ),
+    ] = None,
 ) -> None:
     """Train a Mask R-CNN on a labelled folder and write it as one file that `maskserve serve` takes.
 
-    An interrupted run goes on where its last checkpoint was when the same command is typed again.
+    An interrupted run goes on where its last checkpoint was when the same command is typed again. With several
+    GPUs: `torchrun --nproc-per-node 8 -m app.cli train --device cuda …`; the batch size is that of all together.
     """
     # Batches come in a hundred shapes, each with some 150 oneDNN primitives; its cache of 1,024 would build them anew
     # for nearly every step. Seen in one run on 2 cores: about 1.05 s a step before, 0.8 s after a restart with it;
     # other work shared the machine, so the gain was not measured by itself. Read at first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32768")
-    from app.cli_train import run_training  # noqa: PLC0415 - imports torch
+    from app.cli_train import Start, run_training  # noqa: PLC0415 - imports torch
 
     overrides = {
         "sizes": sizes,
@@ -313,9 +432,20 @@ def train(
         "seed": seed,
         "workers": workers,
         "checkpoint_every": checkpoint_every,
+        "ema": ema,
+        "clip": clip,
+        "flip": flip,
+        "jitter": jitter,
+        "jitter_side": jitter_side,
+        "copy_paste": copy_paste,
+        "frozen_stages": frozen_stages,
+        "rois": rois,
+        "validate_every": validate_every,
+        "patience": patience,
     }
-    source = Source(data, images, validation)
-    raise typer.Exit(run_training(source, out, architecture, device, overrides, initial=initial))
+    source = Source(data, images, validation, split, skip_damaged)
+    start = Start(architecture, pooling, masks, initial, backbone, input_sides)
+    raise typer.Exit(run_training(source, out, start, device, overrides, recipe=recipe))
 
 
 @cli.command()
@@ -326,6 +456,8 @@ def evaluate(
     *,
     data: Data = "shapes",
     images: Images = None,
+    split: Split = None,
+    skip_damaged: SkipDamaged = False,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="`auto`, `cpu`, `cuda` …")] = "auto",
     precision: Annotated[
         str,
@@ -334,19 +466,23 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
     plots: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", show_default=False, help="Draw curves and sample predictions there."),
+        typer.Option(
+            metavar="DIR",
+            show_default=False,
+            help="Draw curves, confusion, sample predictions and the worst images there.",
+        ),
     ] = None,
 ) -> None:
     """Measure a model's box and mask AP by COCO's protocol, on drawn scenes or a labelled folder.
 
-    It runs through the same engine that serves.
+    On Cityscapes its own instance AP is measured besides. It runs through the same engine that serves.
     """
-    from app.cli_train import run_evaluation  # noqa: PLC0415 - imports torch
+    from app.cli_evaluate import run_evaluation  # noqa: PLC0415 - imports torch
 
     raise typer.Exit(
         run_evaluation(
             model,
-            Source(data, images),
+            Source(data, images, split=split, skip_damaged=skip_damaged),
             device,
             precision,
             read_settings().weights_dir,

@@ -1,33 +1,36 @@
-"""`maskserve train` and `maskserve evaluate`: from a labelled folder, or drawn scenes, to a model to serve."""
+"""`maskserve train`: from a labelled folder, or drawn scenes, to a model to serve with its card."""
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
 import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
+from app.cli_evaluate import draw, measurable, measure, show
 from app.cpus import usable_cpus
 from app.loading import LOAD_ERRORS
 from app.source import SHAPES, Source
 from model import weights, zoo
 from model.card import card, hardware, versions
 from model.data import DatasetError
-from model.data.coco import open_folder
-from model.data.shapes import held_out, training
+from model.data.opening import open_dataset
+from model.data.shapes import training
 from model.engine import Engine
-from model.evaluate import FIGURES, Evaluation, evaluate
-from model.instances import Options
-from model.network import BACKBONES, SMALL, Architecture, ArchitectureError
-from model.recipe import Recipe, TrainingError
+from model.network import BACKBONES, C4, SMALL, V1, Architecture, ArchitectureError, build
+from model.parallel import Group, join, processes_here
+from model.partial import digest
+from model.pretrained import load_backbone, transferred
+from model.recipe import RECIPES, Recipe, TrainingError
 from model.train import read_log, train
 
 if TYPE_CHECKING:
@@ -40,73 +43,166 @@ if TYPE_CHECKING:
 
 HELD_OUT = "500 scenes of a seed that was never trained on"
 ERRORS = (*LOAD_ERRORS, DatasetError, TrainingError, ArchitectureError)
-SAMPLES = 9  # pictures on the sheet of predictions
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What is trained, and what it starts from."""
+
+    architecture: str = "small"
+    pooling: str = "align"
+    masks: str = "sigmoid"  # or "softmax", "agnostic", "none"
+    initial: str | None = None  # a model to go on from, by its name or file; its architecture is taken too
+    backbone: str | None = None  # "imagenet", or a file of a classifier's weights
+    input: tuple[int, int] | None = None  # shorter and longer side of what the model is used on
 
 
 def run_training(
-    source: Source,
-    out: Path,
-    architecture: str,
-    device: str,
-    overrides: dict[str, Any],
-    *,
-    initial: str | None = None,
+    source: Source, out: Path, start: Start, device: str, overrides: dict[str, Any], *, recipe: str = "small"
 ) -> int:
-    """Train, evaluate, and leave model.safetensors with its card in the run folder; the program's exit code.
+    """Train, evaluate, and leave a model file with its card in the run folder; the program's exit code.
 
-    initial: a model to start from, by its name or file, instead of random weights of `architecture`.
+    overrides: what to change about the recipe of that name; None changes nothing.
     """
-    torch.set_num_threads(usable_cpus())
+    torch.set_num_threads(max(1, usable_cpus() // processes_here()))
+    group = Group()
     try:
-        dataset: Dataset = training() if source.drawn else open_folder(Path(source.data), source.images)
-        measured = None if source.measured_on is None else measurable(source.measured_on)
-        facts: dict[str, Any] = {"hardware": hardware(device), "versions": versions(), "data": source.data}
-        start, base = None, described(architecture, len(dataset.categories) + 1)
-        if initial is not None:
-            start, before = beginning(initial, dataset)
-            base = before.architecture
-            facts |= {"initial": {"name": before.name, "sha256": before.sha256, "training": before.training}}
-        model = zoo.describe(SHAPES if source.drawn else out.name, base, dataset.categories, training=facts)
         given = {name: value for name, value in overrides.items() if value is not None}
-        sizes = sizes_by_step(given.pop("sizes", []), scales(base))
-        recipe = Recipe(**{**sizes, "max_size": base.max_size, **given})
-        path = run_with_progress(dataset, model, recipe, out, device, initial=start)
-        report(path, out, source, measured, device)
+        planned = recipe_named(recipe)
+        dataset = opened(source, boxes=start.masks == "none")
+        on = source.measured_on
+        facts: dict[str, Any] = {"hardware": hardware(device), "versions": versions(), "data": source.data}
+        if on is not None:
+            facts["validation"] = on
+        torch.manual_seed(given.get("seed", planned.seed))
+        base, network, origin = begun(start, dataset, recipe)
+        boxes = base.mask_convs == 0
+        if boxes and start.masks != "none":  # the model to go on from has no masks
+            dataset = opened(source, boxes=True)
+        measured = None if on is None else measurable(on, source, boxes=boxes)
+        name = SHAPES if source.drawn else out.name
+        model = zoo.describe(name, base, dataset.categories, training=facts | origin)
+        texts = given.pop("sizes", [])
+        sizes = sizes_by_step(texts, planned.min_sizes) if texts else {}
+        if recipe == "small":
+            sizes = {"max_size": base.max_size, **sizes_by_step(texts, scales(base))}
+        if start.backbone is None and start.initial is None:
+            sizes["frozen_stages"] = 0  # random numbers are not worth keeping
+        elif start.backbone is not None:
+            sizes["frozen_stages"] = 1  # as torchvision trains a pretrained backbone: three of four stages
+        if measured is None and given.get("validate_every"):
+            raise TrainingError("to validate on the way, --validation has to say on what")
+        group, device = join(device)
+        final = replace(planned, **{**sizes, **given})
+        path = run_with_progress(
+            dataset, model, final, out, device, initial=network, measured=measured, group=group
+        )
+        if group.first:
+            report(path, out, source, measured, device)
     except ERRORS as error:
         typer.echo(str(error), err=True)
         return 1
+    finally:
+        group.leave()
     return 0
 
 
-def measurable(name: str, images: Path | None = None) -> Dataset:
-    """The dataset of that name to measure on. Raises DatasetError."""
-    return held_out() if name == SHAPES else open_folder(Path(name), images)
+def recipe_named(name: str) -> Recipe:
+    """A recipe of model/recipe.py. Raises TrainingError."""
+    if name not in RECIPES:
+        raise TrainingError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[name]
 
 
-def described(architecture: str, classes: int) -> Architecture:
-    """What `small` means, or a backbone with the paper's widths; nothing is pretrained, so BatchNorm is trained."""
-    if architecture == "small":
-        return replace(SMALL, classes=classes)
-    if architecture not in BACKBONES:
-        raise ArchitectureError(f"no architecture {architecture!r}; there are small, {', '.join(BACKBONES)}")
-    return Architecture(backbone=architecture, classes=classes, norm="batch", norm_eps=1e-5)
+def begun(
+    start: Start, dataset: Dataset, recipe: str
+) -> tuple[Architecture, nn.Module | None, dict[str, Any]]:
+    """The architecture, the network to start from if it is not random, and where that came from, for the file.
 
-
-def beginning(name: str, dataset: Dataset) -> tuple[nn.Module, zoo.Model]:
-    """The network and description of a model to go on training. Raises TrainingError if it knows other categories."""
-    network, model = zoo.load(name, weights.default_folder())
-    if model.categories != tuple(dataset.categories):
-        raise TrainingError(
-            f"{name} knows other categories than the data: "
-            f"{', '.join(c.name for c in model.categories)} instead of "
-            f"{', '.join(c.name for c in dataset.categories)}"
+    Raises TrainingError, ArchitectureError, ModelError, WeightsError.
+    """
+    if start.initial is not None:
+        if start.backbone is not None:
+            raise TrainingError("a model to go on from has a backbone already: --initial or --backbone")
+        if (start.pooling, start.masks) != ("align", "sigmoid"):
+            raise TrainingError(
+                "a model to go on from has its own pooling and masks, which cannot be changed"
+            )
+        network, before = zoo.load(start.initial, weights.default_folder())
+        origin = {"initial": {"name": before.name, "sha256": before.sha256, "training": before.training}}
+        same = before.categories == tuple(dataset.categories)
+        if same and before.labels == tuple(range(1, before.architecture.classes)):
+            return resized(before.architecture, start), network, origin
+        network, architecture, known = transferred(network, before, dataset.categories)
+        new = [c.name for c in dataset.categories if c.name not in known]
+        typer.echo(
+            f"{before.name} knows {len(known)} of the {len(dataset.categories)} categories"
+            + (f"; these start from nothing: {', '.join(new)}" if new else ""),
+            err=True,
         )
-    return network, model
+        return resized(architecture, start), network, origin
+    architecture = described(start, len(dataset.categories) + 1, recipe)
+    if start.backbone is None:
+        return architecture, None, {}
+    network = build(architecture)
+    path = load_backbone(
+        network,
+        architecture,
+        start.backbone,
+        weights.default_folder(),
+        tell=lambda line: typer.echo(line, err=True),
+    )
+    return architecture, network, {"backbone": {"file": Path(path).name, "sha256": digest(Path(path))}}
+
+
+def opened(source: Source, *, boxes: bool = False) -> Dataset:
+    """The data to train on. boxes: the network learns only those. Raises DatasetError."""
+    if source.drawn:
+        return training()
+    return open_dataset(
+        Path(source.data),
+        source.images,
+        split=source.split or "train",
+        skip_damaged=source.skip_damaged,
+        boxes=boxes,
+    )
+
+
+def resized(architecture: Architecture, start: Start) -> Architecture:
+    """With the sides of the input that were asked for."""
+    if start.input is None:
+        return architecture
+    return replace(architecture, min_size=start.input[0], max_size=start.input[1])
+
+
+def described(start: Start, classes: int, recipe: str = "small") -> Architecture:
+    """`small`, a backbone with FPN and the paper's widths (resnet50), or the paper's C4 (resnet50-c4).
+
+    Norms are trained, unless the backbone is pretrained: then they are constants, as in the paper. Raises
+    ArchitectureError.
+    """
+    name, c4 = start.architecture.removesuffix("-c4"), start.architecture.endswith("-c4")
+    norm = "batch" if start.backbone is None else "frozen"
+    if start.architecture == "small":
+        made = replace(SMALL, classes=classes, norm=norm)
+    elif name not in BACKBONES:
+        raise ArchitectureError(
+            f"no architecture {start.architecture!r}; there are small, {', '.join(BACKBONES)}, and resnet50-c4 or "
+            "another ResNet's"
+        )
+    else:
+        made = replace(C4 if c4 else V1, backbone=name, classes=classes, norm=norm, norm_eps=1e-5)
+    if recipe == "cityscapes":
+        made = replace(made, min_size=1024, max_size=2048)  # the paper's, appendix A
+    made = resized(made, start)
+    if start.masks == "none":
+        return replace(made, pooling=start.pooling, mask_convs=0)
+    return replace(made, pooling=start.pooling, masks=start.masks)
 
 
 def scales(architecture: Architecture) -> tuple[int, ...]:
     """Shorter image sides to train at, around the one that the network is used at: ¾ to 13/12 of it."""
-    return tuple(round(architecture.min_size * part / 12 / 32) * 32 for part in (9, 10, 11, 12, 13))
+    return tuple(max(1, round(architecture.min_size * part / 12 / 32)) * 32 for part in (9, 10, 11, 12, 13))
 
 
 def sizes_by_step(texts: Sequence[str], usual: tuple[int, ...]) -> dict[str, Any]:
@@ -129,23 +225,61 @@ def run_with_progress(
     device: str,
     *,
     initial: nn.Module | None = None,
+    measured: Dataset | None = None,
+    group: Group | None = None,
 ) -> Path:
     """Train, showing the loss and the time left: a bar on a terminal, else a line every 100 steps."""
+    group = group if group is not None else Group()
     console = Console(stderr=True)
     columns = (
         TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[losses]}"),
         TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    begun_at, first = time.monotonic(), -1
+    with Progress(*columns, console=console, disable=not (console.is_terminal and group.first)) as bar:
         task = bar.add_task("training", total=recipe.steps, losses="")
 
         def show(step: int, losses: dict[str, float]) -> None:
+            nonlocal first
+            first = step if first < 0 else first
             text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
             bar.update(task, completed=step + 1, losses=text)
-            if not console.is_terminal and (step + 1) % 100 == 0:
-                typer.echo(f"step {step + 1}/{recipe.steps}: {text}", err=True)
+            if group.first and not console.is_terminal and (step + 1) % 100 == 0:
+                pace = (time.monotonic() - begun_at) / (step + 1 - first)
+                left = timedelta(seconds=round(pace * (recipe.steps - step - 1)))
+                typer.echo(f"step {step + 1}/{recipe.steps}, {left} left: {text}", err=True)
 
-        return train(dataset, model, recipe, out, device=device, initial=initial, on_step=show)
+        def judge(path: Path, steps: int) -> float:
+            return judged(path, steps, out, measured, device) if measured is not None else 0.0
+
+        return train(
+            dataset,
+            model,
+            recipe,
+            out,
+            device=device,
+            initial=initial,
+            on_step=show,
+            judge=judge if measured is not None else None,
+            group=group,
+        )
+
+
+def judged(path: Path, steps: int, out: Path, measured: Dataset, device: str) -> float:
+    """How good a model file is: its mask AP, or its box AP without masks; some predictions are drawn too."""
+    from model import plots  # noqa: PLC0415 - imports matplotlib, which `maskserve evaluate` can do without
+
+    network, model = zoo.read(path)
+    seen: list[tuple[Sample, Instances]] = []
+    evaluation = measure(Engine(network, model, torch.device(device), "float32"), measured, seen)
+    (out / "samples").mkdir(exist_ok=True)
+    plots.sample_sheet(seen, model.categories, out / "samples" / f"{steps:06d}.jpg")
+    line = {"steps": steps, **evaluation.ap()}
+    with (out / "validation.jsonl").open("a") as log:
+        log.write(json.dumps(line) + "\n")
+    text = ", ".join(f"{name} AP {value:.4f}" for name, value in evaluation.ap().items())
+    typer.echo(f"after {steps} steps: {text}", err=True)
+    return (evaluation.mask if evaluation.mask is not None else evaluation.box).figures["AP"]
 
 
 def report(path: Path, out: Path, source: Source, measured: Dataset | None, device: str) -> None:
@@ -159,17 +293,24 @@ def report(path: Path, out: Path, source: Source, measured: Dataset | None, devi
     evaluation = None
     if measured is not None:
         seen: list[tuple[Sample, Instances]] = []
-        evaluation = measure(Engine(network, model, torch.device(device), "float32"), measured, seen)
-        where = HELD_OUT if source.measured_on == SHAPES else str(source.measured_on)
+        engine = Engine(network, model, torch.device(device), "float32")
+        evaluation = measure(engine, measured, seen)
+        unseen = source.measured_on == SHAPES
+        where = HELD_OUT if unseen else str(source.measured_on)
         model = replace(model, ap=evaluation.ap(), ap_source=f"measured on {where}")
         zoo.save(path, zoo.read(path)[0], model, half=True)
-        plots.precision_recall(evaluation, out / "precision_recall.png")
-        plots.sample_sheet(seen, model.categories, out / "samples.jpg")
+        draw(evaluation, engine, measured, seen, out)
         pictures += [
             ("Precision against recall", "precision_recall.png"),
-            ("Predictions on images that were never trained on (score 0.5 and above)", "samples.jpg"),
+            ("Precision against recall, by category", "precision_recall_by_category.png"),
+            ("What is taken for what", "confusion.png"),
+            (
+                f"Predictions{' on scenes that were never trained on' * unseen} (score 0.5 and above)",
+                "samples.jpg",
+            ),
+            ("The worst images: what is there, and what was found", "worst.jpg"),
         ]
-        show_evaluation(evaluation)
+        show(evaluation)
     text = card(
         model,
         evaluation,
@@ -181,89 +322,6 @@ def report(path: Path, out: Path, source: Source, measured: Dataset | None, devi
         measured_on=model.ap_source.removeprefix("measured on "),
         pictures=pictures,
     )
-    (out / "model.md").write_text(text, encoding="utf-8")
-    typer.echo(f"wrote {path} and its card {out / 'model.md'}; serve it: maskserve serve --model {path}")
-
-
-def measure(
-    engine: Engine, dataset: Dataset, seen: list[tuple[Sample, Instances]] | None = None
-) -> Evaluation:
-    """Evaluate with a progress bar; the first few images and what was found in them are added to `seen`."""
-    console = Console(stderr=True)
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("evaluating", total=len(dataset))
-
-        def note(index: int, sample: Sample, _found: Instances) -> None:
-            bar.update(task, completed=index + 1)
-            if seen is not None and len(seen) < SAMPLES:
-                seen.append((sample, engine.segment([sample.pixels], [Options()])[0]))
-
-        return evaluate(engine, dataset, on_image=note)
-
-
-def run_evaluation(
-    model: str,
-    source: Source,
-    device: str,
-    precision: str,
-    weights_folder: Path,
-    *,
-    as_json: bool,
-    plots: Path | None,
-) -> int:
-    """Evaluate a model and print its figures; the program's exit code."""
-    torch.set_num_threads(usable_cpus())
-    try:
-        dataset = measurable(source.data, source.images)
-        engine = Engine.load(model, device=device, precision=precision, weights_folder=weights_folder)
-        seen: list[tuple[Sample, Instances]] = []
-        evaluation = measure(engine, dataset, seen)
-    except ERRORS as error:
-        typer.echo(str(error), err=True)
-        return 1
-    if as_json:
-        kinds = {"box": evaluation.box, "mask": evaluation.mask}
-        document = {
-            "model": engine.model.name,
-            "precision": engine.precision,
-            "images": evaluation.images,
-            "objects": evaluation.objects,
-            **{
-                kind: {"figures": scores.figures, "per_category": scores.per_category}
-                for kind, scores in kinds.items()
-                if scores is not None
-            },
-        }
-        typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
-    else:
-        show_evaluation(evaluation)
-    if plots is not None:
-        from model.plots import precision_recall, sample_sheet  # noqa: PLC0415 - imports matplotlib
-
-        plots.mkdir(parents=True, exist_ok=True)
-        precision_recall(evaluation, plots / "precision_recall.png")
-        sample_sheet(seen, engine.model.categories, plots / "samples.jpg")
-    return 0
-
-
-def show_evaluation(evaluation: Evaluation) -> None:
-    """Print the twelve figures and the categories' AP as tables."""
-    console = Console()
-    kinds = {"box": evaluation.box} | ({"mask": evaluation.mask} if evaluation.mask is not None else {})
-    figures = Table(title=f"{evaluation.images} images, {evaluation.objects} objects")
-    figures.add_column("")
-    for name in kinds:
-        figures.add_column(name, justify="right")
-    for figure in FIGURES:
-        figures.add_row(figure, *(f"{scores.figures[figure]:.4f}" for scores in kinds.values()))
-    console.print(figures)
-    table = Table()
-    table.add_column("category")
-    for name in kinds:
-        table.add_column(f"{name} AP", justify="right")
-        table.add_column(f"{name} AP50", justify="right")
-    for category in evaluation.box.per_category:
-        cells = (value for scores in kinds.values() for value in scores.per_category[category])
-        table.add_row(category, *(f"{value:.4f}" for value in cells))
-    console.print(table)
+    beside = path.with_suffix(".md")
+    beside.write_text(text, encoding="utf-8")
+    typer.echo(f"wrote {path} and its card {beside}; serve it: maskserve serve --model {path}")

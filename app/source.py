@@ -13,11 +13,13 @@ SHAPES = "shapes"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Datasets by name: "shapes", a folder in COCO's format, or the path of its JSON file."""
+    """Datasets by name: "shapes", a folder in COCO's or Cityscapes' format, or the path of a COCO JSON file."""
 
     data: str
     images: Path | None = None  # where the images of a JSON file lie
     validation: str | None = None  # what a trained model is measured on
+    split: str | None = None  # of Cityscapes; by default it is trained on "train" and measured on "val"
+    skip_damaged: bool = False  # leave out what cannot be used, instead of refusing the data
 
     @property
     def drawn(self) -> bool:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from model.evaluate import Evaluation, Scores
+    from model.network import Architecture
     from model.zoo import Model
+
+SHOWN = ("AP", "AP50")  # of each category
 
 
 def hardware(device: str = "cpu") -> str:
@@ -60,7 +63,7 @@ def card(
     lines = [
         f"# {model.name}",
         "",
-        f"A Mask R-CNN ({a.backbone} with a {a.fpn_channels}-channel FPN, {size:.1f} million parameters)",
+        f"{_network(a)} ({size:.1f} million parameters)",
         f"for {len(model.categories)} categories: {names}.",
         "",
         "## How it was made",
@@ -81,6 +84,15 @@ def card(
     return "\n".join(lines)
 
 
+def _network(a: Architecture) -> str:
+    """What it is, in words."""
+    kind = "A Mask R-CNN" if a.mask_convs else "A Faster R-CNN, without masks,"
+    body = f"{a.backbone} with a {a.fpn_channels}-channel FPN" if a.pyramid else f"{a.backbone}-C4"
+    parts = [body] + ["RoIPool"] * (a.pooling == "pool")
+    parts += [f"{a.masks} masks"] * (a.masks != "sigmoid" and a.mask_convs > 0)
+    return f"{kind} on a {', '.join(parts)}"
+
+
 def _kinds(evaluation: Evaluation) -> dict[str, Scores]:
     return {"box": evaluation.box} | ({"mask": evaluation.mask} if evaluation.mask is not None else {})
 
@@ -95,11 +107,11 @@ def _figures(evaluation: Evaluation) -> list[str]:
 def _categories(evaluation: Evaluation) -> list[str]:
     kinds = _kinds(evaluation)
     rows = [
-        "| category | " + " | ".join(f"{kind} AP | {kind} AP50" for kind in kinds) + " |",
-        "|---" * (1 + 2 * len(kinds)) + "|",
+        "| category | " + " | ".join(f"{kind} {name}" for kind in kinds for name in SHOWN) + " |",
+        "|---" * (1 + len(SHOWN) * len(kinds)) + "|",
     ]
     for name in evaluation.box.per_category:
-        cells = [_number(value) for scores in kinds.values() for value in scores.per_category[name]]
+        cells = [_number(s.per_category[name][figure]) for s in kinds.values() for figure in SHOWN]
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return rows
 

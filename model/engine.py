@@ -23,6 +23,7 @@ from model.heads import BoxHead, MaskHead
 from model.instances import Instances, Options
 from model.network import has_masks
 from model.pixels import Normaliser
+from model.plain import Plain
 from model.proposals import Proposer
 
 if TYPE_CHECKING:
@@ -65,15 +66,20 @@ class Engine:
         form = Format(device, getattr(torch, self.precision))
         parts: Any = network
         self._normalise = Normaliser(parts.transform, form)
-        dense = Dense(parts, form)
-        self._dense: Callable[[Tensor], Maps] = Captured(dense) if device.type == "cuda" else dense
-        self._propose = Proposer(parts.rpn, device)
-        self._boxes = BoxHead(parts.roi_heads, form)
-        self._masks = MaskHead(parts.roi_heads, form) if has_masks(network) else None
         self._label_ids = model.label_ids()
         # torchvision's COCO models have outputs that are no category, such as 12, which COCO skips.
         self._named = torch.zeros(model.architecture.classes, dtype=torch.bool)
         self._named[list(model.labels)] = True
+        self._plain = Plain(network, form) if Plain.needed(model.architecture) else None
+        self._masks: MaskHead | None = None
+        if self._plain is not None:
+            return
+        dense = Dense(parts, form)
+        self._dense: Callable[[Tensor], Maps] = Captured(dense) if device.type == "cuda" else dense
+        self._propose = Proposer(parts.rpn, device)
+        self._boxes = BoxHead(parts.roi_heads, form)
+        if has_masks(network):
+            self._masks = MaskHead(parts.roi_heads, form)
 
     @classmethod
     def load(
@@ -164,7 +170,7 @@ class Engine:
             # The traceback holds the frames of the failed attempt, and they its tensors.
             traceback.clear_frames(error.__traceback__)
             if isinstance(device_error, OutOfDeviceMemory):
-                if isinstance(self._dense, Captured):
+                if self._plain is None and isinstance(self._dense, Captured):
                     self._dense.forget()
                 torch.cuda.empty_cache()
             raise device_error from error
@@ -174,6 +180,13 @@ class Engine:
         shapes = [(int(image.shape[0]), int(image.shape[1])) for image in images]
         sizes = [self.input_size(*shape) for shape in shapes]
         padded = self.padded_shape(*shapes[0])
+        if self._plain is not None:
+            named = [self._allowed(wanted) for wanted in options]
+            found, grids = self._plain(self._normalise(images, sizes, padded), sizes, named, options)
+            return [
+                self._instances(detections, grid, shape, size)
+                for detections, grid, shape, size in zip(found, grids, shapes, sizes, strict=True)
+            ]
         maps = self._dense(self._normalise(images, sizes, padded))
         proposals = self._propose(maps, padded, sizes)
         features = torch.split(self._boxes.features(maps, proposals), [len(boxes) for boxes in proposals])

@@ -1,7 +1,7 @@
 """COCO AP and AR of a model on a dataset, through the same engine that serves.
 
 The protocol is COCO's (cocodataset.org, "Detection Evaluation"), and pycocotools does the counting; it comes with
-the extra `train`.
+the extra `train`. Cityscapes is measured by its own protocol besides, see cityscapes_ap.py.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from model.cityscapes_ap import CityscapesAp
+from model.confusion import Confusion
+from model.data import DatasetError
+from model.data.cityscapes import Cityscapes
 from model.data.coco import coco_document
 from model.instances import Instances, Options
 from model.masks import paste
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from model.cityscapes_ap import CityscapesScores
     from model.data import Category, Dataset, Sample
     from model.engine import Engine
 
@@ -39,13 +44,16 @@ FIGURES = (
     "AR large",
 )
 
+# Those that make sense of a single category.
+CATEGORY_FIGURES = (*FIGURES[:6], "AR 100")
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
     """How well boxes, or masks, agree with the annotations; all from 0 to 1, -1 where there is nothing to count."""
 
     figures: dict[str, float]  # by FIGURES
-    per_category: dict[str, tuple[float, float]]  # name → (AP, AP50)
+    per_category: dict[str, dict[str, float]]  # name → figures by CATEGORY_FIGURES
     precision: (
         np.ndarray
     )  # [10, 101, K] at IoU .5:.05:.95, recall 0:.01:1, each category; all areas, 100 detections
@@ -59,6 +67,9 @@ class Evaluation:
     objects: int  # annotated, without crowds
     box: Scores
     mask: Scores | None  # None for a model without masks
+    confusion: Confusion  # at a score of 0.5, and what was wrong in each image
+    cityscapes: CityscapesScores | None = None  # of a model with masks, on Cityscapes
+    unreadable: tuple[str, ...] = ()  # images that were left out, and why
 
     def ap(self) -> dict[str, float]:
         """The figures that a weights file carries."""
@@ -78,33 +89,51 @@ def evaluate(
 
     A detection's category counts by its name in the dataset, so that a model may number its categories otherwise;
     instances of categories that the dataset does not have are left out. on_image gets each index, sample and result.
+    An image that cannot be read is left out and named in the result. Raises DatasetError if none can be.
     """
-    ids = _matching(engine.model.categories, dataset.categories)
+    ids = matching(engine.model.categories, dataset.categories)
     options = Options(score_threshold=0.0, categories=frozenset(ids))
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
-    masks = True
+    masks = engine.model.architecture.mask_convs > 0
+    confusion = Confusion(dataset.categories)
+    streets = CityscapesAp() if isinstance(dataset, Cityscapes) and masks else None
+    unreadable: list[str] = []
     for index in range(len(dataset)):
-        sample = dataset[index]
+        try:
+            sample = dataset[index]
+        except DatasetError as error:
+            unreadable.append(str(error))
+            continue
         height, width = sample.pixels.shape[:2]
         images.append({"id": sample.image_id, "height": height, "width": width})
-        annotations += dataset.annotations(sample)
+        true = dataset.annotations(sample)
+        annotations += true
         found = engine.segment([sample.pixels], [options])[0]
         masks = masks and found.probabilities is not None
-        results += coco_results(found, sample.image_id, ids)
+        records = coco_results(found, sample.image_id, ids)
+        results += records
+        confusion.add(index, true, records, "segm" if masks else "bbox")
+        if streets is not None and isinstance(dataset, Cityscapes):
+            streets.add(dataset.instance_ids(index), found, ids)
         if on_image is not None:
             on_image(index, sample, found)
+    if not images:
+        raise DatasetError(unreadable[0] if unreadable else "the dataset has no images to measure on")
     truth = coco_document(images, annotations, dataset.categories)
     return Evaluation(
         images=len(images),
         objects=sum(not a.get("iscrowd") for a in annotations),
         box=score(truth, results, "bbox"),
         mask=score(truth, results, "segm") if masks else None,
+        confusion=confusion,
+        cityscapes=streets.scores() if streets is not None else None,
+        unreadable=tuple(unreadable),
     )
 
 
-def _matching(own: tuple[Category, ...], theirs: tuple[Category, ...]) -> dict[int, int]:
+def matching(own: tuple[Category, ...], theirs: tuple[Category, ...]) -> dict[int, int]:
     """The model's category ids → the dataset's, by name."""
     by_name = {category.name: category.id for category in theirs}
     return {category.id: by_name[category.name] for category in own if category.name in by_name}
@@ -156,16 +185,21 @@ def score(truth: dict[str, Any], results: list[dict[str, Any]], kind: str) -> Sc
         counting.evaluate()
         counting.accumulate()
         counting.summarize()
-    precision: np.ndarray = counting.eval["precision"][:, :, :, 0, 2]
+    precision: np.ndarray = counting.eval["precision"][
+        :, :, :, :, 2
+    ]  # [10, 101, K, 4]: all, small, medium, large
+    recall: np.ndarray = counting.eval["recall"][:, :, 0, 2]  # [10, K]
     names = {c["id"]: str(c["name"]) for c in truth["categories"]}
-    per_category = {
-        names[number]: (_mean(precision[:, :, k]), _mean(precision[0, :, k]))
-        for k, number in enumerate(counting.params.catIds)
-    }
+    per_category = {}
+    for k, number in enumerate(counting.params.catIds):
+        parts = [precision[:, :, k, 0], precision[0, :, k, 0], precision[5, :, k, 0]]  # all, IoU .5, IoU .75
+        parts += [precision[:, :, k, area] for area in (1, 2, 3)]
+        values = [_mean(part) for part in (*parts, recall[:, k])]
+        per_category[names[number]] = dict(zip(CATEGORY_FIGURES, values, strict=True))
     figures = dict(zip(FIGURES, (float(value) for value in counting.stats), strict=True))
-    return Scores(figures, per_category, precision)
+    return Scores(figures, per_category, precision[:, :, :, 0])
 
 
-def _mean(precision: np.ndarray) -> float:
-    counted = precision[precision > -1]
+def _mean(counts: np.ndarray) -> float:
+    counted = counts[counts > -1]
     return float(counted.mean()) if counted.size else -1.0

@@ -1,4 +1,4 @@
-"""Architecture → torchvision module: backbone + FPN + RPN + RoI heads (Mask R-CNN, sections 3 and 3.1).
+"""Architecture → torchvision module: backbone, FPN or C4, RPN and RoI heads (Mask R-CNN, sections 3 and 3.1).
 
 A description made of plain values builds the module, so that a weights file can carry it; weights are model/zoo.py's.
 """
@@ -19,8 +19,12 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.vgg import cfgs, make_layers
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from model.c4 import BINS, STRIDE, c4
+from model.mask_variants import AgnosticPredictor, SoftmaxHeads, SoftmaxPredictor
+from model.pooling import PyramidRoIPool
 
 RESNETS = (
     "resnet18",
@@ -41,7 +45,7 @@ class ArchitectureError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A Mask R-CNN with a Feature Pyramid Network, described by plain values. The defaults are torchvision's V1."""
+    """A Mask R-CNN, described by plain values. The defaults are torchvision's V1, with a Feature Pyramid Network."""
 
     backbone: str = "resnet50"
     classes: int = 91  # categories and one for background
@@ -56,14 +60,20 @@ class Architecture:
     box_convs: int = 0  # V2: 4 convolutions with BatchNorm before one fully connected layer
     box_channels: int = 1024  # width of the box head's fully connected layers
     mask_channels: int = 256  # width of the mask head
-    mask_convs: int = 4
+    mask_convs: int = 4  # 0: no mask branch, a Faster R-CNN. In a C4, whose res5 takes their place, 0 or 1
     mask_norm: bool = False  # V2: BatchNorm in the mask head
     min_size: int = 800  # the shorter image side is scaled to this, pixels …
     max_size: int = 1333  # … unless the longer one would exceed this
+    # What follows came later: files without it mean the defaults, and files with the defaults do without it.
+    pyramid: bool = True  # False: one map of stride 16, and res5 in the heads (Mask R-CNN, Table 2a, "C4")
+    pooling: str = "align"  # RoIAlign, or "pool": RoIPool (Table 2c)
+    masks: str = (
+        "sigmoid"  # a mask for each class, or "softmax": classes compete (Table 2b), "agnostic": one mask
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a file's metadata."""
-        return asdict(self)
+        return {k: v for k, v in asdict(self).items() if k not in _LATER or v != getattr(V1, k)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
@@ -71,6 +81,7 @@ class Architecture:
         if not isinstance(values, dict):
             raise ArchitectureError(f"an architecture is a table of names and values, not {values!r}")
         known = {f.name: getattr(V1, f.name) for f in fields(cls)}
+        values = {**{name: known[name] for name in _LATER}, **values}
         for kind, names in ("unknown", set(values) - set(known)), ("missing", set(known) - set(values)):
             if names:
                 raise ArchitectureError(f"{kind} architecture fields: {', '.join(sorted(map(str, names)))}")
@@ -88,6 +99,7 @@ def _typed(name: str, value: Any, example: Any) -> Any:
     return value
 
 
+_LATER = ("pyramid", "pooling", "masks")
 V1 = Architecture()
 V2 = Architecture(
     norm="batch", norm_eps=1e-5, fpn_norm=True, rpn_convs=2, box_convs=4, mask_norm=True
@@ -105,6 +117,9 @@ SMALL = Architecture(
     min_size=384,
     max_size=768,
 )  # the bundled model's: 13.5 million parameters
+C4 = Architecture(
+    norm_eps=1e-5, pyramid=False, mask_convs=1, proposals=300
+)  # the paper's ResNet-50-C4 (section 3.1: 300 proposals at test time)
 
 
 def build(architecture: Architecture, *, rpn_training: tuple[int, int] = (2000, 2000)) -> nn.Module:
@@ -115,21 +130,22 @@ def build(architecture: Architecture, *, rpn_training: tuple[int, int] = (2000, 
     """
     a = architecture
     _check(a)
-    backbone = _backbone(a)
-    anchors = AnchorGenerator(
-        tuple((size,) for size in a.anchor_sizes), (a.anchor_ratios,) * len(a.anchor_sizes)
-    )
-    rpn_head = RPNHead(a.fpn_channels, anchors.num_anchors_per_location()[0], conv_depth=a.rpn_convs)
-    box_head: nn.Module
-    if a.box_convs:
-        box_head = FastRCNNConvFCHead(
-            (a.fpn_channels, 7, 7),
-            [a.fpn_channels] * a.box_convs,
-            [a.box_channels],
-            norm_layer=nn.BatchNorm2d,
-        )
+    shared: nn.Module | None = None
+    stage: nn.Module | None = None
+    backbone: Any
+    sizes: tuple[tuple[int, ...], ...]
+    strides: tuple[int, ...]
+    if a.pyramid:
+        backbone, width = _backbone(a), a.box_channels
+        sizes = tuple((size,) for size in a.anchor_sizes)
+        strides, bins = (4, 8, 16, 32), (7, 14)
     else:
-        box_head = TwoMLPHead(a.fpn_channels * 7 * 7, a.box_channels)
+        backbone, stage, shared, width = c4(a.backbone, _norm(a))
+        sizes, strides, bins = (a.anchor_sizes,), (STRIDE,), (BINS, BINS)
+    anchors = AnchorGenerator(sizes, (a.anchor_ratios,) * len(sizes))
+    rpn_head = RPNHead(backbone.out_channels, anchors.num_anchors_per_location()[0], conv_depth=a.rpn_convs)
+    box_head = _box_head(a) if stage is None else stage
+    pools = [MultiScaleRoIAlign([str(n) for n in range(len(strides))], side, 2) for side in bins]
     settings: dict[str, Any] = {
         "min_size": a.min_size,
         "max_size": a.max_size,
@@ -139,19 +155,55 @@ def build(architecture: Architecture, *, rpn_training: tuple[int, int] = (2000, 
         "rpn_post_nms_top_n_train": rpn_training[1],
         "rpn_pre_nms_top_n_test": a.proposals,
         "rpn_post_nms_top_n_test": a.proposals,
+        "box_roi_pool": pools[0],
         "box_head": box_head,
-        "box_predictor": FastRCNNPredictor(a.box_channels, a.classes),
+        "box_predictor": FastRCNNPredictor(width, a.classes),
     }
     if a.mask_convs == 0:
-        network: nn.Module = FasterRCNN(backbone, **settings)
-        return network.eval()
-    mask_norm = nn.BatchNorm2d if a.mask_norm else None
-    mask_head = MaskRCNNHeads(
-        a.fpn_channels, [a.mask_channels] * a.mask_convs, dilation=1, norm_layer=mask_norm
+        network: Any = FasterRCNN(backbone, **settings)
+    else:
+        mask_head = _mask_head(a) if shared is None else shared
+        predictor = {"sigmoid": MaskRCNNPredictor, "softmax": SoftmaxPredictor, "agnostic": AgnosticPredictor}
+        network = MaskRCNN(
+            backbone,
+            mask_roi_pool=pools[1],
+            mask_head=mask_head,
+            mask_predictor=predictor[a.masks](
+                a.mask_channels if shared is None else width, a.mask_channels, a.classes
+            ),
+            **settings,
+        )
+    if a.pooling == "pool":  # torchvision's constructors insist on RoIAlign
+        network.roi_heads.box_roi_pool = PyramidRoIPool(bins[0], strides)
+        if a.mask_convs:
+            network.roi_heads.mask_roi_pool = PyramidRoIPool(bins[1], strides)
+    if a.mask_convs and a.masks == "softmax":
+        network.roi_heads = SoftmaxHeads.like(network.roi_heads)
+    made: nn.Module = network.eval()
+    return made
+
+
+def _box_head(a: Architecture) -> nn.Module:
+    if not a.box_convs:
+        return TwoMLPHead(a.fpn_channels * 7 * 7, a.box_channels)  # type: ignore[no-any-return]
+    return FastRCNNConvFCHead(  # type: ignore[no-any-return]
+        (a.fpn_channels, 7, 7),
+        [a.fpn_channels] * a.box_convs,
+        [a.box_channels],
+        norm_layer=nn.BatchNorm2d,
     )
-    mask_predictor = MaskRCNNPredictor(a.mask_channels, a.mask_channels, a.classes)
-    network = MaskRCNN(backbone, mask_head=mask_head, mask_predictor=mask_predictor, **settings)
-    return network.eval()
+
+
+def _mask_head(a: Architecture) -> nn.Module:
+    norm = nn.BatchNorm2d if a.mask_norm else None
+    head: nn.Module = MaskRCNNHeads(
+        a.fpn_channels, [a.mask_channels] * a.mask_convs, dilation=1, norm_layer=norm
+    )
+    return head
+
+
+def _norm(a: Architecture) -> Any:
+    return partial(FrozenBatchNorm2d if a.norm == "frozen" else nn.BatchNorm2d, eps=a.norm_eps)
 
 
 def _check(a: Architecture) -> None:
@@ -168,6 +220,15 @@ def _check(a: Architecture) -> None:
     widths = (a.fpn_channels, a.box_channels, a.mask_channels, a.rpn_convs, a.proposals, a.min_size)
     if min(widths) < 1 or min(a.box_convs, a.mask_convs) < 0 or a.max_size < a.min_size or a.classes < 2:
         raise ArchitectureError(f"sizes and widths of the architecture must be positive: {a}")
+    if a.pooling not in ("align", "pool"):
+        raise ArchitectureError(f"pooling is 'align' or 'pool', not {a.pooling!r}")
+    if a.masks not in ("sigmoid", "softmax", "agnostic"):
+        raise ArchitectureError(f"masks are 'sigmoid', 'softmax' or 'agnostic', not {a.masks!r}")
+    if not a.pyramid and (a.backbone not in RESNETS or a.box_convs or a.fpn_norm or a.mask_convs > 1):
+        raise ArchitectureError(
+            "a C4 has a ResNet's or ResNeXt's stages for heads: no box convolutions, no norm of a pyramid, and 0 or 1 "
+            f"mask convolutions: {a}"
+        )
 
 
 def _backbone(a: Architecture) -> BackboneWithFPN:
@@ -185,7 +246,7 @@ def _backbone(a: Architecture) -> BackboneWithFPN:
         layers = {str(n): str(level) for level, n in enumerate(pools[1:])}
         channels = [128, 256, 512, 512]
     elif a.backbone in MOBILENETS:
-        norm = partial(FrozenBatchNorm2d if a.norm == "frozen" else nn.BatchNorm2d, eps=a.norm_eps)
+        norm = _norm(a)
         body = torchvision.models.get_model(a.backbone, weights=None, norm_layer=norm).features
         # C2 … C5 are the last outputs of strides 4, 8, 16 and 32. What halves the sides is the first layer and every
         # block that torchvision marks so.
@@ -194,7 +255,7 @@ def _backbone(a: Architecture) -> BackboneWithFPN:
         layers = {str(n): str(level) for level, n in enumerate(last)}
         channels = [int(body[n].out_channels) for n in last]
     else:
-        norm = partial(FrozenBatchNorm2d if a.norm == "frozen" else nn.BatchNorm2d, eps=a.norm_eps)
+        norm = _norm(a)
         body = torchvision.models.get_model(a.backbone, weights=None, norm_layer=norm)
         layers = {f"layer{n}": str(n - 1) for n in (1, 2, 3, 4)}
         channels = [body.inplanes // 8 * 2**n for n in range(4)]

@@ -1,13 +1,16 @@
-"""Pictures of a training run and of an evaluation: loss curves, precision against recall, samples beside the truth."""
+"""Pictures of a training run and of an evaluation: loss curves, precision against recall, confusion, images."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw, ImageFont
 
+from model.confusion import LEAST_OVERLAP, LEAST_SCORE
 from model.draw import overlay
+from model.instances import Instances
 from model.masks import Crop
 from model.train import TERMS
 
@@ -17,9 +20,9 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+    from model.confusion import Confusion, Verdict
     from model.data import Category, Sample
     from model.evaluate import Evaluation, Scores
-    from model.instances import Instances
 
 WINDOW = 101  # steps that a curve is smoothed over
 
@@ -75,6 +78,109 @@ def precision_recall(evaluation: Evaluation, path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(loc="lower left", frameon=False)
     figure.savefig(path, dpi=110)
+
+
+def precision_recall_by_category(evaluation: Evaluation, path: Path, most: int = 40) -> None:
+    """A small diagram for each category, masks where there are any, at IoU 0.5 and 0.75, as a PNG.
+
+    most: of more categories, those of least AP are drawn.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
+
+    scores = evaluation.mask if evaluation.mask is not None else evaluation.box
+    ranked = sorted(
+        (values["AP"], column, name)
+        for column, (name, values) in enumerate(scores.per_category.items())
+        if values["AP"] >= 0
+    )[:most]
+    columns = max(1, min(5, len(ranked)))
+    rows = max(1, -(-len(ranked) // columns))
+    figure = Figure(figsize=(2.6 * columns, 2.4 * rows), layout="constrained")
+    recall = np.linspace(0, 1, 101)
+    drawn = np.atleast_1d(figure.subplots(rows, columns, sharex=True, sharey=True)).reshape(-1)
+    for axes in drawn[len(ranked) :]:
+        axes.set_axis_off()
+    for axes, (value, column, name) in zip(drawn, ranked, strict=False):
+        for row, label in ((0, "IoU 0.50"), (5, "IoU 0.75")):
+            axes.plot(recall, np.ma.masked_less(scores.precision[row, :, column], 0), label=label)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        axes.set_title(f"{name}: AP {value:.3f}", fontsize=9)
+        axes.grid(alpha=0.3)
+    if ranked:
+        drawn[0].legend(loc="lower left", frameon=False, fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def confusion_matrix(confusion: Confusion, path: Path) -> None:
+    """How often objects of a category (rows) were found as which (columns), as a PNG; shares of each row."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
+
+    names = [*confusion.names, "nothing"]
+    totals = confusion.matrix.sum(1, keepdims=True)
+    shares = confusion.matrix / np.maximum(totals, 1)
+    side = max(4.5, 0.42 * len(names) + 2)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes: Axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="found", ylabel="there", title=f"Score ≥ {LEAST_SCORE}, IoU ≥ {LEAST_OVERLAP}: counts")
+    if len(names) <= 30:  # beyond that they are too small to read
+        for row, column in np.argwhere(confusion.matrix).tolist():
+            ink = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(
+                column,
+                row,
+                str(confusion.matrix[row, column]),
+                ha="center",
+                va="center",
+                color=ink,
+                fontsize=8,
+            )
+    figure.savefig(path, dpi=110)
+
+
+def worst_images(
+    judged: Sequence[tuple[Verdict, Sample, Instances]], categories: Sequence[Category], path: Path
+) -> None:
+    """The annotated objects of each image on the left, the detections on the right, and a line on what is wrong."""
+    names = {category.id: category.name for category in categories}
+    side, gap, line = 520, 8, 22
+    sheet = Image.new("RGB", (2 * side + gap, len(judged) * (side + gap + line) or 1), "white")
+    top = 0
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(14)
+    for verdict, sample, instances in judged:
+        wrong = [
+            f"{count} {word}"
+            for count, word in (
+                (verdict.missed, "missed"),
+                (verdict.mistaken, "mistaken"),
+                (verdict.invented, "invented"),
+            )
+            if count
+        ]
+        text = f"image {sample.image_id}: quality {verdict.quality:.2f}, {verdict.found} found, {', '.join(wrong)}"
+        draw.text((2, top + 3), text, fill="black", font=font)
+        true = Instances(
+            (int(sample.pixels.shape[0]), int(sample.pixels.shape[1])),
+            torch.from_numpy(sample.boxes),
+            torch.ones(len(sample.labels)),
+            torch.from_numpy(sample.labels),
+            None,
+        )
+        pictures = (
+            overlay(sample.pixels, true, names, list(true_crops(sample))),
+            overlay(sample.pixels, instances, names),
+        )
+        height = 0
+        for column, pixels in enumerate(pictures):
+            tile = Image.fromarray(pixels)
+            tile.thumbnail((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(tile, (column * (side + gap), top + line))
+            height = max(height, tile.height)
+        top += line + height + gap
+    sheet.crop((0, 0, sheet.width, max(top, 1))).save(path, quality=88)
 
 
 def true_crops(sample: Sample) -> Iterator[Crop]:

@@ -40,6 +40,14 @@ class Recipe:
     seed: int = 0
     workers: int = 1
     checkpoint_every: int = 500
+    frozen_stages: int = (
+        0  # of the backbone's four, from the first, that are not trained; the stem goes with the first
+    )
+    jitter: tuple[float, ...] = ()  # large-scale jitter: least and largest scale, as (0.1, 2.0); () is none
+    jitter_side: int = 1024  # of its canvas, pixels; `min_sizes` mean nothing then
+    copy_paste: float = 0.0  # how often objects of another image are pasted on; with jitter
+    validate_every: int = 0  # steps; the best model so far is kept. 0: only the last one counts
+    patience: int = 0  # validations without a better model, after which the run ends; 0: it never does
 
     def check(self) -> None:
         """TrainingError for values that make no sense."""
@@ -57,6 +65,16 @@ class Recipe:
             raise TrainingError(
                 "warm-up and workers are numbers from 0 up, and ema is at least 0 and below 1"
             )
+        if not 0 <= self.frozen_stages <= 4:
+            raise TrainingError(f"a backbone has 4 stages to freeze, not {self.frozen_stages}")
+        if self.jitter and not (len(self.jitter) == 2 and 0 < self.jitter[0] <= self.jitter[1]):
+            raise TrainingError(f"jitter is a least and a largest scale, like 0.1 and 2.0: {self.jitter}")
+        if not 0 <= self.copy_paste <= 1 or (self.copy_paste and not self.jitter) or self.jitter_side < 32:
+            raise TrainingError(
+                "copy-paste is from 0 to 1 and needs jitter, whose canvas has at least 32 pixels a side"
+            )
+        if min(self.validate_every, self.patience) < 0 or (self.patience and not self.validate_every):
+            raise TrainingError("patience counts validations, which need a number of steps in between")
         if not self.drops or list(self.drops) != sorted(self.drops):
             raise TrainingError(f"drops are parts of the run in ascending order, at least one: {self.drops}")
 
@@ -76,6 +94,8 @@ class Recipe:
             later_sizes=other.later_sizes,
             workers=other.workers,
             checkpoint_every=other.checkpoint_every,
+            validate_every=other.validate_every,
+            patience=other.patience,
         )
         return alike == other and all(
             self.rate(step) == other.rate(step) and self.sizes(step) == other.sizes(step)
@@ -93,3 +113,32 @@ class Recipe:
             return self.learning_rate * min(1.0, (self.steps - step) / max(1.0, self.steps - hold))
         part = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
+
+
+# Recipes by name. Each says where its numbers are from; what a source does not say is as above.
+RECIPES = {
+    "small": Recipe(),
+    # Mask R-CNN, section 3.1 "Training": 160k steps of 16 images, learning rate 0.02, a tenth from 120k on, weight
+    # decay 0.0001, momentum 0.9, 512 RoIs with FPN, 1:3 positives, the shorter side 800. The warm-up is Detectron's.
+    "paper": Recipe(
+        steps=160_000, batch_size=16, optimizer="sgd", learning_rate=0.02, weight_decay=1e-4, warmup=500,
+        schedule="step", drops=(0.75,), min_sizes=(800,), max_size=1333, rois=512, positives=0.25,
+        proposals=(2000, 2000), clip=1e9, ema=0.0, workers=4, checkpoint_every=5000, frozen_stages=1,
+    ),
+    # torchvision's references/detection: 26 epochs of the 117,266 images of COCO with objects in batches of 8 × 2,
+    # learning rate 0.02, a tenth from epochs 16 and 22 on, 1,000 steps of warm-up.
+    "torchvision": Recipe(
+        steps=190_554, batch_size=16, optimizer="sgd", learning_rate=0.02, weight_decay=1e-4, warmup=1000,
+        schedule="step", drops=(16 / 26, 22 / 26), min_sizes=(800,), max_size=1333, rois=512, positives=0.25,
+        proposals=(2000, 2000), clip=1e9, ema=0.0, workers=4, checkpoint_every=5000, frozen_stages=1,
+    ),
+    # Mask R-CNN, appendix A "Experiments on Cityscapes": 24k steps of 8 images, learning rate 0.01, a tenth from 18k
+    # on, the shorter side from 800 to 1024.
+    "cityscapes": Recipe(
+        steps=24_000, batch_size=8, optimizer="sgd", learning_rate=0.01, weight_decay=1e-4, warmup=500,
+        schedule="step", drops=(0.75,), min_sizes=tuple(range(800, 1025, 32)), max_size=2048, rois=512,
+        positives=0.25, proposals=(2000, 2000), clip=1e9, ema=0.0, workers=4, checkpoint_every=1000,
+        frozen_stages=1,
+    ),
+}  # fmt: skip
+RECIPES["paper-c4"] = replace(RECIPES["paper"], rois=64)  # section 3.1: 64 RoIs with C4

@@ -1,4 +1,4 @@
-"""Dataset → batches to train on: aspect-ratio grouping, horizontal flip, background workers.
+"""Dataset → batches to train on: aspect-ratio grouping, augmentation, background workers, shares of processes.
 
 What a step sees is a function of the seed and the step's number alone, so a run that resumes sees what it would have.
 """
@@ -13,12 +13,15 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from model.data import DatasetError
+from model.data.augment import jittered, mirrored, pasted
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
-    from model.data import Dataset
+    from model.data import Dataset, Sample
 
 # Batches hold images of like shape, because a batch is padded to its largest height and width. Bounds of
 # width / height, after torchvision's reference recipe (k = 3: seven groups between 1:2 and 2:1).
@@ -33,6 +36,9 @@ class Batch:
     image_ids: list[int]
     images: list[Tensor]  # each [3, H, W] uint8
     targets: list[dict[str, Tensor]]  # boxes [N, 4] float32, labels [N] int64, masks [N, H, W] uint8
+    names: list[str]  # what to call each image in a message
+    places: list[int]  # of each image in the batch that all processes share
+    unreadable: list[str]  # images that others took the place of, and why
 
 
 class Schedule:
@@ -74,38 +80,98 @@ class Schedule:
         return [batches[n] for n in rng.permutation(len(batches)).tolist()]
 
 
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """How samples are changed. The defaults change nothing but left and right, as the paper and torchvision do."""
+
+    flip: float = 0.5  # how often
+    jitter: tuple[float, float] | None = None  # least and largest scale on the canvas; None: no jitter
+    side: int = 1024  # of the canvas, pixels
+    copy_paste: float = 0.0  # how often another image's objects are pasted on; only with jitter
+
+
+class _Share:
+    """The part of each batch that one of several processes takes: an image's number, the step, its place in the batch.
+
+    A process that has none in a short batch gets one without a number, so that it takes part in the step.
+    """
+
+    def __init__(self, schedule: Schedule, rank: int, world: int) -> None:
+        self.schedule, self.rank, self.world = schedule, rank, world
+
+    def __len__(self) -> int:
+        return len(self.schedule)
+
+    def __iter__(self) -> Iterator[list[tuple[int | None, int, int]]]:
+        for batch in self.schedule:
+            own: list[tuple[int | None, int, int]]
+            own = [(index, step, place) for place, (index, step) in enumerate(batch)]
+            yield own[self.rank :: self.world] or [(None, batch[0][1], -1)]
+
+
 class _Augmented(TorchDataset[dict[str, Any]]):
-    """Samples as tensors, mirrored half of the time (the paper, section 3.1, and torchvision's recipe)."""
+    """Samples as tensors; what happens to one is a function of the seed, the step and its number."""
 
-    def __init__(self, dataset: Dataset, label_of: dict[int, int], seed: int, flip: float) -> None:
-        self.dataset, self.label_of, self.seed, self.flip = dataset, label_of, seed, flip
+    def __init__(self, dataset: Dataset, label_of: dict[int, int], seed: int, changes: Augmentation) -> None:
+        self.dataset, self.label_of, self.seed, self.changes = dataset, label_of, seed, changes
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        index, step = key
-        sample = self.dataset[index]
-        pixels, boxes, masks = sample.pixels, sample.boxes, sample.masks
-        if np.random.default_rng([self.seed, step, index]).random() < self.flip:
-            width = pixels.shape[1]
-            pixels, masks = pixels[:, ::-1], masks[:, :, ::-1]
-            boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+    def __getitem__(self, key: tuple[int | None, int, int]) -> dict[str, Any]:
+        index, step, place = key
+        if index is None:
+            return {"step": step}
+        rng = np.random.default_rng([self.seed, step, index])
+        unreadable: list[str] = []
+        sample, number = self._readable(index, unreadable)
+        if rng.random() < self.changes.flip:
+            sample = mirrored(sample)
+        if self.changes.jitter is not None:
+            sample = jittered(sample, rng, self.changes.jitter, self.changes.side)
+            if rng.random() < self.changes.copy_paste:
+                other, _ = self._readable(int(rng.integers(len(self.dataset))), unreadable)
+                if rng.random() < self.changes.flip:
+                    other = mirrored(other)
+                sample = pasted(sample, jittered(other, rng, self.changes.jitter, self.changes.side), rng)
+        name = getattr(self.dataset, "name", None)
         return {
             "step": step,
+            "place": place,
             "image_id": sample.image_id,
-            "image": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
+            "name": str(name(number)) if name is not None else f"image {sample.image_id}",
+            "unreadable": unreadable,
+            "image": torch.from_numpy(np.ascontiguousarray(sample.pixels.transpose(2, 0, 1))),
             "target": {
-                "boxes": torch.from_numpy(np.ascontiguousarray(boxes)).reshape(-1, 4),
+                "boxes": torch.from_numpy(np.ascontiguousarray(sample.boxes)).reshape(-1, 4),
                 "labels": torch.tensor([self.label_of[n] for n in sample.labels.tolist()], dtype=torch.int64),
-                "masks": torch.from_numpy(masks.copy()),  # an empty view keeps its negative strides otherwise
+                "masks": torch.from_numpy(
+                    sample.masks.copy()
+                ),  # an empty view keeps its negative strides otherwise
             },
         }
 
+    def _readable(self, index: int, unreadable: list[str]) -> tuple[Sample, int]:
+        """Sample `index`, or the next one that can be read: one damaged file must not end a run of days."""
+        reasons: list[str] = []
+        for number in range(index, index + len(self.dataset)):
+            try:
+                sample = self.dataset[number % len(self.dataset)]
+            except DatasetError as error:
+                reasons.append(str(error))
+            else:
+                unreadable += reasons
+                return sample, number % len(self.dataset)
+        raise DatasetError(f"no image can be read: {reasons[0]}")
+
 
 def _collate(items: list[dict[str, Any]]) -> Batch:
+    step, items = items[0]["step"], [item for item in items if "image" in item]
     return Batch(
-        items[0]["step"],
-        [i["image_id"] for i in items],
-        [i["image"] for i in items],
-        [i["target"] for i in items],
+        step,
+        image_ids=[item["image_id"] for item in items],
+        images=[item["image"] for item in items],
+        targets=[item["target"] for item in items],
+        names=[item["name"] for item in items],
+        places=[item["place"] for item in items],
+        unreadable=[reason for item in items for reason in item["unreadable"]],
     )
 
 
@@ -119,14 +185,18 @@ def batches(
     seed: int = 0,
     flip: float = 0.5,
     workers: int = 0,
+    changes: Augmentation | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Batches for the steps `first` … `steps` - 1.
 
     labels: category id → the network's class. workers: processes that render or decode ahead; 0 does it in place.
+    changes: of the samples, by default mirroring as often as `flip`. share: this process's number, and how many there
+    are. An image that cannot be read is replaced by the next; DatasetError if none can.
     """
     loader = DataLoader(
-        _Augmented(dataset, labels, seed, flip),
-        batch_sampler=Schedule(dataset, batch_size, seed, first, steps),
+        _Augmented(dataset, labels, seed, changes if changes is not None else Augmentation(flip)),
+        batch_sampler=_Share(Schedule(dataset, batch_size, seed, first, steps), *share),
         num_workers=workers,
         collate_fn=_collate,
         # Forking a process that runs OpenMP threads can hang, so workers are started afresh.

@@ -1,20 +1,25 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from app import cli_train
+from app import cli_evaluate, cli_train
 from app.cli import cli
+from app.cli_train import Start
 from app.source import Source
 from model import zoo
 from model.data.shapes import Shapes
 from model.engine import Engine
+from model.evaluate import CATEGORY_FIGURES
 from model.instances import Options
-from model.network import SMALL, ArchitectureError
+from model.network import C4, SMALL, ArchitectureError
 from model.recipe import TrainingError
 
 TINY = replace(
@@ -40,7 +45,7 @@ def folder(tmp_path, monkeypatch):
 
 def trained(folder, *, data=None, validation=None):
     source = Source(str(data or folder / "data"), validation=validation)
-    return cli_train.run_training(source, folder / "run", "small", "cpu", QUICK)
+    return cli_train.run_training(source, folder / "run", Start(), "cpu", QUICK)
 
 
 def test_labelled_folder_becomes_a_model_that_segments(folder, capsys):
@@ -63,7 +68,9 @@ def test_training_goes_on_from_a_model(folder, capsys):
     first = folder / "run" / "model.safetensors"
     source = Source(str(folder / "data"))
     still = {**QUICK, "learning_rate": 0.0}
-    code = cli_train.run_training(source, folder / "more", "resnet50", "cpu", still, initial=str(first))
+    code = cli_train.run_training(
+        source, folder / "more", Start("resnet50", initial=str(first)), "cpu", still
+    )
     assert code == 0
     (before, old), (after, new) = zoo.read(first), zoo.read(folder / "more" / "model.safetensors")
     assert new.architecture == old.architecture  # the model's, not the one named beside it
@@ -72,23 +79,28 @@ def test_training_goes_on_from_a_model(folder, capsys):
     for name, tensor in before.named_parameters():  # statistics of norms follow the images all the same
         assert torch.allclose(weights[name], tensor, atol=1e-3), name
     # A run from another model is another run.
-    code = cli_train.run_training(source, folder / "more", "small", "cpu", still)
+    code = cli_train.run_training(source, folder / "more", Start(), "cpu", still)
     assert code == 1
     assert "the initial" in capsys.readouterr().err
 
 
-def test_training_does_not_go_on_from_a_model_of_other_categories(folder, capsys):
+def test_training_goes_on_with_other_categories_from_those_known_by_name(folder, capsys):
     assert trained(folder) == 0
     document = json.loads((folder / "data" / "instances.json").read_text())
     document["categories"][0]["name"] = "wheel"
     (folder / "data" / "instances.json").write_text(json.dumps(document))
     source, first = Source(str(folder / "data")), str(folder / "run" / "model.safetensors")
-    assert cli_train.run_training(source, folder / "more", "small", "cpu", QUICK, initial=first) == 1
-    assert "knows other categories than the data: circle" in capsys.readouterr().err
-    assert (
-        cli_train.run_training(source, folder / "more", "small", "cpu", QUICK, initial="no-such.safetensors")
-        == 1
-    )
+    still = {**QUICK, "learning_rate": 0.0}
+    capsys.readouterr()
+    assert cli_train.run_training(source, folder / "more", Start(initial=first), "cpu", still) == 0
+    assert "knows 9 of the 10 categories; these start from nothing: wheel" in capsys.readouterr().err
+    (before, _), (after, model) = zoo.read(Path(first)), zoo.read(folder / "more" / "model.safetensors")
+    assert model.categories[0].name == "wheel"
+    old, new = (n.roi_heads.box_predictor.cls_score.weight for n in (before, after))
+    assert torch.allclose(new[2:], old[2:], atol=1e-3)
+    assert not torch.allclose(new[1], old[1], atol=1e-3)
+    missing = Start(initial="no-such.safetensors")
+    assert cli_train.run_training(source, folder / "more", missing, "cpu", QUICK) == 1
     assert "no such file" in capsys.readouterr().err
 
 
@@ -113,7 +125,7 @@ def test_training_without_validation_makes_no_claim(folder):
 
 def test_drawn_scenes_are_measured_on_held_out_ones(folder, monkeypatch):
     monkeypatch.setattr(cli_train, "training", lambda: Shapes(seed=1, length=4, sides=(64, 96)))
-    monkeypatch.setattr(cli_train, "held_out", lambda: Shapes(seed=2, length=2, sides=(64, 96)))
+    monkeypatch.setattr(cli_evaluate, "held_out", lambda: Shapes(seed=2, length=2, sides=(64, 96)))
     assert trained(folder, data="shapes") == 0
     model = zoo.read(folder / "run" / "model.safetensors")[1]
     assert model.name == "shapes"
@@ -125,7 +137,7 @@ def test_evaluation_prints_all_figures_as_json(folder, capsys):
     capsys.readouterr()
     source = Source(str(folder / "data"))
     model = str(folder / "run" / "model.safetensors")
-    code = cli_train.run_evaluation(
+    code = cli_evaluate.run_evaluation(
         model, source, "cpu", "float32", folder, as_json=True, plots=folder / "plots"
     )
     assert code == 0
@@ -133,7 +145,19 @@ def test_evaluation_prints_all_figures_as_json(folder, capsys):
     assert document["images"] == 4
     assert len(document["box"]["figures"]) == len(document["mask"]["figures"]) == 12
     assert set(document["mask"]["per_category"]) == {c.name for c in Shapes.categories}
-    assert (folder / "plots" / "precision_recall.png").exists()
+    assert set(document["box"]["per_category"]["circle"]) == set(CATEGORY_FIGURES)
+    assert len(document["confusion"]["matrix"]) == len(Shapes.categories) + 1
+    pictures = [
+        "confusion.png",
+        "precision_recall.png",
+        "precision_recall_by_category.png",
+        "samples.jpg",
+        "worst.jpg",
+    ]
+    assert sorted(path.name for path in (folder / "plots").iterdir()) == pictures
+    for name in pictures:
+        with Image.open(folder / "plots" / name) as picture:
+            assert min(picture.size) > 100
 
 
 @pytest.mark.parametrize(
@@ -144,6 +168,20 @@ def test_evaluation_prints_all_figures_as_json(folder, capsys):
             ["train", "--architecture", "resnet19", "--data", "DATA"], "resnet19", id="architecture"
         ),
         pytest.param(["train", "--optimizer", "lion", "--data", "DATA"], "'sgd' or 'adamw'", id="optimizer"),
+        pytest.param(["train", "--data", "DATA", "--pooling", "warp"], "'align' or 'pool'", id="pooling"),
+        pytest.param(["train", "--data", "DATA", "--masks", "tanh"], "masks are 'sigmoid'", id="masks"),
+        pytest.param(["train", "--data", "DATA", "--recipe", "paperr"], "no recipe 'paperr'", id="recipe"),
+        pytest.param(
+            ["train", "--data", "DATA", "--backbone", "no.safetensors"], "no such file", id="backbone"
+        ),
+        pytest.param(
+            ["train", "--data", "DATA", "--initial", "shapes", "--backbone", "imagenet"],
+            "--initial or --backbone",
+            id="two beginnings",
+        ),
+        pytest.param(
+            ["train", "--data", "DATA", "--validate-every", "5"], "--validation has to say", id="validation"
+        ),
         pytest.param(["evaluate", "shape", "--data", "DATA"], "did you mean shapes?", id="model"),
         pytest.param(["evaluate", "--data", "nowhere"], "nowhere: cannot be read", id="evaluation data"),
     ],
@@ -172,6 +210,62 @@ def test_sizes_may_change_on_the_way():
 
 
 def test_any_backbone_can_be_named():
-    assert cli_train.described("vgg16", 4).backbone == "vgg16"
+    assert cli_train.described(Start("vgg16"), 4).backbone == "vgg16"
+    assert cli_train.described(Start("resnet50-c4"), 4) == replace(C4, classes=4, norm="batch")
+    assert cli_train.described(Start("small", masks="none"), 4).mask_convs == 0
+    assert cli_train.described(Start("resnet50", backbone="imagenet"), 4).norm == "frozen"
+    assert cli_train.described(Start("resnet50"), 9, "cityscapes").max_size == 2048
     with pytest.raises(ArchitectureError, match="there are small, resnet18"):
-        cli_train.described("alexnet", 4)
+        cli_train.described(Start("alexnet"), 4)
+
+
+def test_damaged_annotations_stop_the_start_or_are_left_out(folder, capsys):
+    path = folder / "data" / "instances.json"
+    document = json.loads(path.read_text())
+    document["annotations"][0]["category_id"] = 99
+    path.write_text(json.dumps(document))
+    assert trained(folder) == 1
+    assert "unknown category: 1" in capsys.readouterr().err
+    source = Source(str(folder / "data"), skip_damaged=True)
+    assert cli_train.run_training(source, folder / "run", Start(), "cpu", QUICK) == 0
+
+
+def test_best_model_of_a_run_has_card_samples_and_figures(folder, capsys):
+    source = Source(str(folder / "data"), validation=str(folder / "data"))
+    options = {**QUICK, "validate_every": 1}
+    assert cli_train.run_training(source, folder / "run", Start(), "cpu", options) == 0
+    run = folder / "run"
+    assert f"maskserve serve --model {run / 'best.safetensors'}" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
+    assert [line["steps"] for line in lines] == [1, 2]
+    assert (run / "best.md").exists()
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["000001.jpg", "000002.jpg"]
+    model = zoo.read(run / "best.safetensors")[1]
+    assert model.ap["mask"] == max(line["mask"] for line in lines)
+
+
+def test_network_without_masks_learns_boxes_alone(folder):
+    path = folder / "data" / "instances.json"
+    document = json.loads(path.read_text())
+    for annotation in document["annotations"]:
+        del annotation["segmentation"]
+    path.write_text(json.dumps(document))
+    source = Source(str(folder / "data"), validation=str(folder / "data"))
+    assert cli_train.run_training(source, folder / "run", Start(masks="none"), "cpu", QUICK) == 0
+    run = folder / "run"
+    assert set(zoo.read(run / "model.safetensors")[1].ap) == {"box", "box50"}
+    assert "A Faster R-CNN, without masks" in (run / "model.md").read_text()
+
+
+def test_pretrained_backbone_keeps_its_norms_and_its_first_stage(folder):
+    torch.manual_seed(1)
+    classifier = torchvision.models.resnet18(weights=None)
+    save_file(classifier.state_dict(), folder / "resnet18.safetensors")
+    start = Start(backbone=str(folder / "resnet18.safetensors"))
+    assert cli_train.run_training(Source(str(folder / "data")), folder / "run", start, "cpu", QUICK) == 0
+    network, model = zoo.read(folder / "run" / "model.safetensors")
+    assert model.architecture.norm == "frozen"
+    assert model.training["recipe"]["frozen_stages"] == 1
+    assert model.training["backbone"]["file"] == "resnet18.safetensors"
+    kept = network.backbone.body.layer1[0].conv1.weight
+    assert torch.equal(kept, classifier.layer1[0].conv1.weight.half().float())

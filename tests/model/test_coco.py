@@ -94,7 +94,7 @@ def test_missing_area_is_counted_for_the_evaluation(write):
         pytest.param(annotated(segmentation=SQUARE, category_id=6), "category 6", id="unknown category"),
         pytest.param(
             document(images=[{"id": 7, "file_name": "b.png", "height": 40, "width": 60}]),
-            "1 of 1 images are not in",
+            r"missing image file: 1.*image 7: b.png is not in",
             id="missing image",
         ),
     ],
@@ -109,7 +109,11 @@ def test_unusable_file_is_refused_by_name_when_it_is_opened(write, content, mess
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        pytest.param({"segmentation": {"size": [40, 60]}}, "annotation 1 has an unreadable", id="no counts"),
+        pytest.param(
+            {"segmentation": {"size": [40, 60]}},
+            "unreadable segmentation: 1.*annotation 1: run lengths need",
+            id="no counts",
+        ),
         pytest.param(
             {"segmentation": {"size": [2, 2], "counts": [0, 4]}}, "a mask of 2×2 pixels", id="other size"
         ),

@@ -1,14 +1,22 @@
+import contextlib
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from model.data import Category, Sample
+from model.data import Category, DatasetError, Sample
+from model.data.cityscapes import Cityscapes
 from model.data.shapes import CATEGORIES, Shapes
 from model.evaluate import FIGURES, coco_results, evaluate, score
 from model.instances import Instances, Options
+from model.masks import encode
 from model.network import SMALL
 from model.zoo import describe
 
@@ -19,7 +27,8 @@ class Oracle:
     """An engine that answers with the annotations themselves: full masks in boxes, or spoilt ones."""
 
     def __init__(self, dataset, *, shift=0.0, categories=CATEGORIES, masks=True):
-        self.model = describe("oracle", SMALL, categories)
+        architecture = SMALL if masks else replace(SMALL, mask_convs=0)
+        self.model = describe("oracle", architecture, categories)
         self.answers = {}
         for index in range(len(dataset)):
             sample = dataset[index]
@@ -130,3 +139,102 @@ def test_golden_evaluation_is_reproduced(kind):
     figures = score(truth, results, kind).figures
     assert list(figures) == list(FIGURES)
     assert np.allclose(list(figures.values()), list(expected.values()), rtol=0, atol=1e-9)
+
+
+def random_truth_and_results(rng, images=12):
+    """Objects of three sizes and two categories, crowds among them, and detections near some of them."""
+    truth = {
+        "images": [{"id": n, "height": 240, "width": 320} for n in range(images)],
+        "annotations": [],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 8, "name": "dog"}],
+    }
+    results = []
+    for image in range(images):
+        for _ in range(rng.integers(0, 9)):
+            side = rng.choice([12, 50, 120])
+            x, y, w, h = rng.uniform((0, 0, side / 2, side / 2), (200, 120, side, side)).round(2).tolist()
+            category, crowd = int(rng.choice([3, 8])), int(rng.random() < 0.15)
+            bitmap = np.zeros((240, 320), np.uint8, order="F")
+            bitmap[int(y) : int(y + h), int(x) : int(x + w)] = 1
+            rle = encode(bitmap)
+            truth["annotations"].append(
+                {"id": len(truth["annotations"]) + 1, "image_id": image, "category_id": category, "iscrowd": crowd,
+                 "bbox": [x, y, w, h], "area": rle.area, "segmentation": rle.to_coco()}
+            )  # fmt: skip
+            for _ in range(rng.integers(0, 3)):
+                moved = (np.array([x, y, w, h]) + rng.normal(0, side / 12, 4)).clip(1).tolist()
+                bitmap = np.roll(bitmap, int(rng.integers(-3, 4)), int(rng.integers(2)))
+                score = round(float(rng.random()), 2)
+                label = category if rng.random() < 0.8 else 11 - category
+                results.append({"image_id": image, "category_id": label, "score": score, "bbox": moved,
+                                "segmentation": encode(bitmap).to_coco()})  # fmt: skip
+    return truth, results
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("seed", range(4))
+def test_random_detections_score_what_pycocotools_says_of_the_files(tmp_path, kind, seed):
+    """Through files, as pycocotools is meant to be used, and one category at a time for what is per category."""
+    truth, results = random_truth_and_results(np.random.default_rng(seed))
+    ours = score(truth, results, kind)
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    hidden = "bbox" if kind == "segm" else "segmentation"
+    (tmp_path / "results.json").write_text(
+        json.dumps([{k: v for k, v in r.items() if k != hidden} for r in results])
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        annotated = COCO(tmp_path / "truth.json")
+        found = annotated.loadRes(str(tmp_path / "results.json"))
+        for categories, figures in (([3, 8], ours.figures), ([3], ours.per_category["cat"])):
+            theirs = COCOeval(annotated, found, kind)
+            theirs.params.catIds = categories
+            theirs.evaluate()
+            theirs.accumulate()
+            theirs.summarize()
+            expected = dict(zip(FIGURES, theirs.stats.tolist(), strict=True))
+            for name, value in figures.items():
+                assert value == pytest.approx(expected[name], abs=1e-9), name
+
+
+def test_image_that_cannot_be_read_is_left_out_and_named(scenes):
+    class Damaged(Shapes):
+        def __getitem__(self, index):
+            if index == 2:
+                raise DatasetError("scene 2: cut short")
+            return super().__getitem__(index)
+
+    found = evaluate(Oracle(scenes), Damaged(seed=5, length=6, sides=(96, 160)))
+    assert found.images == 5
+    assert found.unreadable == ("scene 2: cut short",)
+
+
+def test_dataset_of_which_nothing_can_be_read_is_refused(scenes):
+    class Gone(Shapes):
+        def __getitem__(self, index):
+            raise DatasetError(f"scene {index}: gone")
+
+    with pytest.raises(DatasetError, match="scene 0: gone"):
+        evaluate(Oracle(scenes), Gone(seed=5, length=6, sides=(96, 160)))
+
+
+def test_confusion_and_verdicts_are_of_the_surest_detections(scenes):
+    found = evaluate(Oracle(scenes, masks=False), scenes)
+    assert np.array_equal(found.confusion.matrix, np.diag(np.diag(found.confusion.matrix)))
+    assert found.confusion.matrix.sum() == found.objects
+    assert found.confusion.worst(9) == []
+
+
+def test_streets_are_measured_by_cityscapes_protocol_too(tmp_path):
+    photos, maps = (tmp_path / kind / "val" / "ulm" for kind in ("leftImg8bit", "gtFine"))
+    photos.mkdir(parents=True)
+    maps.mkdir(parents=True)
+    ids = np.full((96, 128), 7, np.uint16)
+    ids[10:60, 20:90] = 26001
+    Image.fromarray(ids).save(maps / "ulm_0_0_gtFine_instanceIds.png")
+    Image.new("RGB", (128, 96)).save(photos / "ulm_0_0_leftImg8bit.png")
+    dataset = Cityscapes(tmp_path, "val")
+    found = evaluate(Oracle(dataset, categories=dataset.categories), dataset)
+    assert found.cityscapes.ap50 == 1.0
+    assert found.mask.figures["AP50"] == pytest.approx(1.0)
+    assert found.cityscapes.per_category["car"] == (found.cityscapes.ap, 1.0)
+    assert evaluate(Oracle(dataset, categories=dataset.categories, masks=False), dataset).cityscapes is None

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from model import train as module
 from model import zoo
-from model.data import Category, Sample
+from model.data import Category, DatasetError, Sample
 from model.data.shapes import CATEGORIES, Shapes
-from model.network import SMALL, build
+from model.network import C4, SMALL, build
 from model.recipe import Recipe, TrainingError
+from model.step import freeze
 from model.train import read_log, train
 
 if TYPE_CHECKING:
@@ -262,6 +264,10 @@ def test_dataset_of_other_categories_is_refused(scenes: Shapes, run: Path) -> No
         ({"ema": 1.0}, "ema"),
         ({"drops": ()}, "drops"),
         ({"drops": (0.9, 0.5)}, "drops"),
+        ({"frozen_stages": 5}, "4 stages"),
+        ({"jitter": (2.0, 0.1)}, "jitter is"),
+        ({"copy_paste": 0.5}, "needs jitter"),
+        ({"patience": 2}, "patience counts"),
     ],
 )
 def test_recipes_that_make_no_sense_are_refused(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
@@ -337,3 +343,141 @@ def test_settings_of_a_run_are_those_it_was_started_with(scenes: Shapes, run: Pa
     assert settings["architecture"] == json.loads(json.dumps(THIN.to_dict()))
     assert settings["recipe"]["batch_size"] == 2
     assert settings["categories"][0] == {"id": 1, "name": "circle"}
+
+
+# Validation
+
+
+def judging(scores: list[float], seen: list[tuple[str, int]]) -> Any:
+    """A judge that gives these scores, one after the other, and notes what it was asked about."""
+
+    def judge(path: Path, steps: int) -> float:
+        seen.append((path.name, steps))
+        return scores[len(seen) - 1]
+
+    return judge
+
+
+def test_best_model_so_far_is_kept(scenes: Shapes, run: Path) -> None:
+    recipe = replace(RECIPE, steps=4, validate_every=1)
+    seen: list[tuple[str, int]] = []
+    kept: list[bytes] = []
+
+    def judge(path: Path, steps: int) -> float:
+        kept.append(path.read_bytes())
+        return float(judging([0.1, 0.4, 0.3, 0.2], seen)(path, steps))
+
+    path = train(scenes, MODEL, recipe, run, judge=judge)
+    assert seen == [("model.safetensors", step) for step in (1, 2, 3, 4)]
+    assert path == run / "best.safetensors"
+    assert path.read_bytes() == kept[1]
+    assert (run / "model.safetensors").read_bytes() == kept[3] != kept[1]
+
+
+def test_run_ends_when_nothing_gets_better_and_stays_ended(scenes: Shapes, run: Path) -> None:
+    recipe = replace(RECIPE, steps=9, validate_every=1, patience=2)
+    seen: list[tuple[str, int]] = []
+    train(scenes, MODEL, recipe, run, judge=judging([0.2, 0.1, 0.2, 0.9], seen))
+    assert [steps for _, steps in seen] == [1, 2, 3]
+    assert len(read_log(run / "log.jsonl")) == 3
+    train(scenes, MODEL, recipe, run, judge=judging([], []), on_step=interrupt_at(3))
+
+
+def test_patience_outlives_an_interruption(scenes: Shapes, run: Path) -> None:
+    recipe = replace(RECIPE, steps=9, validate_every=1, patience=2)
+    with pytest.raises(_Interrupted):
+        train(scenes, MODEL, recipe, run, judge=judging([0.2, 0.1], []), on_step=interrupt_at(2))
+    seen: list[tuple[str, int]] = []
+    path = train(scenes, MODEL, recipe, run, judge=judging([0.1], seen))
+    assert [steps for _, steps in seen] == [3]
+    assert path.name == "best.safetensors"
+
+
+# What a step does with an image
+
+
+def test_the_image_that_spoils_the_loss_is_named(run: Path) -> None:
+    class Poisoned(Shapes):
+        def __getitem__(self, index: int) -> Sample:
+            sample = super().__getitem__(index)
+            if index == 1:
+                sample.boxes[0, 2] = float("inf")
+            return sample
+
+        def name(self, index: int) -> str:
+            return f"scene-{index}.jpg"
+
+    with pytest.raises(TrainingError, match=r"not finite.*; by itself it is scene-1\.jpg$"):
+        train(Poisoned(seed=6, length=2, sides=(64, 80)), MODEL, replace(RECIPE, flip=0.0), run)
+
+
+def test_damaged_image_does_not_end_a_run(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Damaged(Shapes):
+        def __getitem__(self, index: int) -> Sample:
+            if index == 1:
+                raise DatasetError("000001.jpg: cut short")
+            return super().__getitem__(index)
+
+    train(Damaged(seed=6, length=3, sides=(64, 80)), MODEL, replace(RECIPE, steps=4), run)
+    assert len(read_log(run / "log.jsonl")) == 4
+    assert [record.getMessage() for record in caplog.records] == ["left out: 000001.jpg: cut short"]
+
+
+def test_frozen_stages_stay_as_they_are(scenes: Shapes, run: Path) -> None:
+    recipe = replace(RECIPE, steps=2, frozen_stages=2, ema=0.0, warmup=0)
+    start = build(THIN)
+    train(scenes, MODEL, recipe, run, initial=start)
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)["network"]
+    same = {name for name, tensor in start.state_dict().items() if torch.equal(tensor, saved[name])}
+    body = {name for name in saved if name.startswith("backbone.body.")}
+    frozen = {name for name in body if name.split(".")[2] in ("conv1", "bn1", "layer1", "layer2")}
+    assert same & body == frozen
+
+
+def test_stages_of_a_c4_are_frozen_in_the_same_order() -> None:
+    network: Any = build(replace(C4, backbone="resnet18", classes=3))
+    freeze(network, 1)
+    frozen = {name.split(".")[2] for name, p in network.named_parameters() if not p.requires_grad}
+    assert frozen == {"conv1", "layer1"}  # its norms are constants
+
+
+def test_jitter_and_copy_paste_train_on_a_square_canvas(scenes: Shapes, run: Path) -> None:
+    recipe = replace(RECIPE, jitter=(0.5, 2.0), jitter_side=96, copy_paste=1.0)
+    seen: list[tuple[int, ...]] = []
+    real = GeneralizedRCNNTransform.batch_images
+
+    def noted(self: Any, images: list[torch.Tensor], size_divisible: int = 32) -> torch.Tensor:
+        seen.extend(tuple(image.shape[1:]) for image in images)
+        made: torch.Tensor = real(self, images, size_divisible)
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GeneralizedRCNNTransform, "batch_images", noted)
+        train(scenes, MODEL, recipe, run)
+    assert set(seen) == {(96, 96)}
+
+
+def test_events_for_tensorboard_and_environment_are_kept(scenes: Shapes, run: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(scenes, MODEL, replace(RECIPE, validate_every=3), run, judge=lambda *_: 0.25)
+    events = EventAccumulator(str(run / "events"))
+    events.Reload()
+    log = read_log(run / "log.jsonl")
+    scalars = events.Scalars("loss/L")
+    assert [event.step for event in scalars] == [0, 1, 2]
+    assert [event.value for event in scalars] == pytest.approx([record["L"] for record in log])
+    assert [(event.step, event.value) for event in events.Scalars("validation/AP")] == [(2, 0.25)]
+    assert "run/lr" in events.Tags()["scalars"]
+    (environment,) = json.loads((run / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__
+
+
+def test_faster_rcnn_c4_and_the_ablations_train_one_step(scenes: Shapes, run: Path) -> None:
+    few = {"min_size": 64, "max_size": 128, "anchor_sizes": (8, 16, 32, 64, 128), "mask_channels": 16}
+    c4 = replace(C4, backbone="resnet18", norm="batch", classes=11, **few)
+    variants = {"c4": c4, "pool": replace(THIN, pooling="pool"), "softmax": replace(THIN, masks="softmax")}
+    for name, architecture in variants.items():
+        train(scenes, replace(MODEL, architecture=architecture), replace(RECIPE, steps=1), run / name)
+        assert zoo.read(run / name / "model.safetensors")[1].architecture == architecture
+        (run / name / "checkpoint.pt").unlink()

@@ -1,0 +1,173 @@
+"""`maskserve data check | take | draw`: labelled folders, looked at, cut down and made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import orjson
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from model.data.check import Findings
+
+data = typer.Typer(help="Check, cut down or draw labelled folders to train on.", no_args_is_help=True)
+
+Folder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PATH",
+        show_default=False,
+        help="A folder in COCO's format (instances.json or annotations/….json, and images/), its JSON file, or the "
+        "folder that has Cityscapes' leftImg8bit/ and gtFine/.",
+    ),
+]
+Images = Annotated[
+    Path | None,
+    typer.Option("--images", metavar="DIR", show_default=False, help="Where the images of a JSON file lie."),
+]
+
+
+@data.command()
+def check(
+    path: Folder,
+    *,
+    images: Images = None,
+    split: Annotated[str, typer.Option(metavar="train|val", help="Of Cityscapes.")] = "train",
+    pixels: Annotated[
+        bool,
+        typer.Option(
+            "--pixels", help="Decode every image too, which finds files that end too early. Takes longer."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """Look at every image and annotation, count what is wrong, and show examples of each.
+
+    Exits with 1 if there is something that training would refuse.
+    """
+    from model.data import DatasetError  # noqa: PLC0415 - imports NumPy and Pillow
+    from model.data.check import check as look  # noqa: PLC0415 - likewise
+
+    console = Console(stderr=True)
+    columns = (TextColumn("looking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("looking", total=None)
+            found = look(
+                path,
+                images,
+                split=split,
+                pixels=pixels,
+                on_image=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+    except DatasetError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(orjson.dumps(_document(found), option=orjson.OPT_INDENT_2))
+    else:
+        _show(found)
+    raise typer.Exit(1 if found.errors else 0)
+
+
+def _document(found: Findings) -> dict[str, object]:
+    from model.data.check import WARNINGS  # noqa: PLC0415 - imports NumPy and Pillow
+
+    return {
+        "images": found.images,
+        "objects": found.objects,
+        "crowds": found.crowds,
+        "per_category": found.per_category,
+        "errors": found.errors,
+        "found": [
+            {
+                "kind": kind,
+                "error": kind not in WARNINGS,
+                "count": count,
+                "examples": found.examples[kind],
+            }
+            for kind, count in found.counts.items()
+        ],
+    }
+
+
+def _show(found: Findings) -> None:
+    from model.data.check import WARNINGS  # noqa: PLC0415 - imports NumPy and Pillow
+
+    console = Console(highlight=False)
+    console.print(f"{found.images} images, {found.objects} objects, {found.crowds} crowds", style="bold")
+    if found.per_category:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("category")
+        table.add_column("objects", justify="right")
+        for name, count in found.per_category.items():
+            table.add_row(name, str(count))
+        console.print(table)
+    for errors in (True, False):
+        for kind, count in found.counts.items():
+            if (kind not in WARNINGS) is not errors:
+                continue
+            meaning = "cannot be used" if errors else WARNINGS[kind]
+            console.print(
+                f"\n{count} × {kind} ({meaning})", style="red" if errors else "yellow", markup=False
+            )
+            for example in found.examples[kind]:
+                console.print(f"  {example}", markup=False, soft_wrap=True)
+            if count > len(found.examples[kind]):
+                console.print(f"  … and {count - len(found.examples[kind])} more")
+    if found.errors:
+        console.print("\nTraining refuses this folder, unless with --skip-damaged.", style="red")
+    else:
+        console.print("\nIt can be trained on.", style="green")
+
+
+@data.command()
+def take(
+    path: Folder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="The folder to make.")],
+    *,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many images, the first ones.")] = 30,
+    categories: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,…", show_default="all that occur", help="Only these categories, by name."),
+    ] = None,
+    images: Images = None,
+) -> None:
+    """Copy the first images with objects, and their annotations, into a folder of its own in COCO's format."""
+    from model.data import DatasetError  # noqa: PLC0415 - imports NumPy and Pillow
+    from model.data.subset import take as copy  # noqa: PLC0415 - likewise
+
+    try:
+        taken = copy(path, out, count, categories.split(",") if categories else None, images)
+    except DatasetError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"{out}: {taken.images} images, {taken.objects} objects of {', '.join(taken.categories)}")
+
+
+@data.command()
+def draw(
+    out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="The folder to make.")],
+    *,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many scenes.")] = 100,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Other seeds draw other scenes; `--data shapes` draws those of seed 1.")
+    ] = 3,
+    sides: Annotated[
+        tuple[int, int], typer.Option(metavar="LEAST MOST", help="Shortest and longest image side, pixels.")
+    ] = (200, 600),
+) -> None:
+    """Draw scenes of ten kinds of shapes into a folder in COCO's format."""
+    from model.data.shapes import Shapes  # noqa: PLC0415 - imports NumPy and Pillow
+
+    try:
+        scenes = Shapes(seed, count, sides)
+    except ValueError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    scenes.export(out)
+    typer.echo(f"{out}: {count} scenes of {', '.join(c.name for c in scenes.categories)}")

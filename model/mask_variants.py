@@ -1,0 +1,111 @@
+"""Mask branches of the paper's ablations: multinomial masks (Table 2b, softmax) and class-agnostic ones (section 4.2).
+
+Their predictors look like the usual one from outside, a logit for each class, so that everything else stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, project_masks_on_boxes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class AgnosticPredictor(nn.Sequential):
+    """One mask per box, whatever its class: [N, classes, M, M] logits, the same for every class."""
+
+    def __init__(self, channels: int, width: int, classes: int) -> None:
+        super().__init__(
+            OrderedDict(MaskRCNNPredictor(channels, width, 1).named_children(), alike=_Alike(classes))
+        )
+
+
+class _Alike(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.expand(-1, self.classes, -1, -1)
+
+
+class SoftmaxPredictor(nn.Sequential):
+    """Classes compete for every pixel, background (class 0) among them.
+
+    [N, classes, M, M]: competing logits in training; in evaluation those whose sigmoid is the softmax.
+    """
+
+    def __init__(self, channels: int, width: int, classes: int) -> None:
+        super().__init__(
+            OrderedDict(MaskRCNNPredictor(channels, width, classes).named_children(), odds=_LogOdds())
+        )
+
+
+class _LogOdds(nn.Module):
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits if self.training else torch.logit(logits.float().softmax(1), eps=1e-6)
+
+
+class SoftmaxHeads(RoIHeads):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's heads with a multinomial mask loss."""
+
+    @classmethod
+    def like(cls, heads: Any) -> SoftmaxHeads:
+        """The same heads, from the same modules; training parameters are torchvision's defaults."""
+        made = cls(
+            heads.box_roi_pool, heads.box_head, heads.box_predictor, 0.5, 0.5, 512, 0.25, None, heads.score_thresh,
+            heads.nms_thresh, heads.detections_per_img, heads.mask_roi_pool, heads.mask_head, heads.mask_predictor,
+        )  # fmt: skip
+        made.train(heads.training)
+        return made
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """As torchvision's."""
+        if not self.training or targets is None:
+            found: tuple[list[dict[str, Tensor]], dict[str, Tensor]] = super().forward(
+                features, proposals, image_shapes, targets
+            )
+            return found
+        proposals, matched, labels, regression = self.select_training_samples(proposals, targets)
+        box_features = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
+        loss_classifier, loss_box = fastrcnn_loss(*self.box_predictor(box_features), labels, regression)
+        positive = [torch.where(label > 0)[0] for label in labels]
+        boxes, rows = (
+            [tensor[keep] for tensor, keep in zip(tensors, positive, strict=True)]
+            for tensors in (proposals, matched)
+        )
+        logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
+        classes = torch.cat([label[keep] for label, keep in zip(labels, positive, strict=True)])
+        loss_mask = multinomial_loss(logits, classes, boxes, [t["masks"] for t in targets], rows)
+        return [], {"loss_classifier": loss_classifier, "loss_box_reg": loss_box, "loss_mask": loss_mask}
+
+
+def multinomial_loss(
+    logits: Tensor, classes: Tensor, boxes: Sequence[Tensor], masks: Sequence[Tensor], rows: Sequence[Tensor]
+) -> Tensor:
+    """Mean over pixels of the cross-entropy between the box's class, where its object is, and background elsewhere.
+
+    logits: [N, K, M, M]. classes: [N]. boxes: of each image [n, 4], N in all; masks: [G, H, W]; rows: [n], the
+    object of each box.
+    """
+    if not len(classes):
+        return logits.sum() * 0
+    side = int(logits.shape[-1])
+    target = torch.cat(
+        [project_masks_on_boxes(m, b, r, side) for m, b, r in zip(masks, boxes, rows, strict=True)]
+    )  # [N, M, M] 0 to 1: the part of the object in each cell
+    likely = logits.float().log_softmax(1)
+    own = likely[torch.arange(len(classes), device=classes.device), classes]
+    return -(target * own + (1 - target) * likely[:, 0]).mean()

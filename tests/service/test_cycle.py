@@ -1,0 +1,105 @@
+"""The whole cycle: a labelled folder of two categories → train → evaluate → serve → POST /segment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from typer.testing import CliRunner
+
+from app.cli import cli
+from app.cli_train import Start, run_training
+from app.source import Source
+from model.masks import Rle, decode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.service.conftest import Server
+
+NAMES = {3: "box", 7: "disc"}
+QUICK = {"batch_size": 2, "workers": 0, "sizes": ["64"], "warmup": 1, "precision": "float32", "rois": 16}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four pictures in COCO's format: boxes as polygons, discs as uncompressed run lengths."""
+    path = tmp_path_factory.mktemp("cycle") / "data"
+    (path / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for number in range(1, 5):
+        picture = Image.new("RGB", (80, 64), "white")
+        draw = ImageDraw.Draw(picture)
+        x, y = 4 + 3 * number, 30 - 4 * number
+        draw.rectangle((x, y, x + 19, y + 19), fill="navy")
+        square = [x, y, x + 20, y, x + 20, y + 20, x, y + 20]
+        mask = Image.new("1", (80, 64))
+        ImageDraw.Draw(mask).ellipse((50, 30, 74, 54), fill=1)
+        draw.bitmap((0, 0), mask, fill="red")
+        flat = np.array(mask).ravel("F")
+        runs = np.diff(np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1, [flat.size]])).tolist()
+        picture.save(path / "images" / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "width": 80, "height": 64})
+        annotations += [
+            {"id": 2 * number, "image_id": number, "category_id": 3, "iscrowd": 0, "area": 400,
+             "bbox": [x, y, 20, 20], "segmentation": [square]},
+            {"id": 2 * number + 1, "image_id": number, "category_id": 7, "iscrowd": 0, "area": int(flat.sum()),
+             "bbox": [50, 30, 25, 25], "segmentation": {"size": [64, 80], "counts": runs}},
+        ]  # fmt: skip
+    categories = [{"id": number, "name": name} for number, name in NAMES.items()]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    (path / "instances.json").write_text(json.dumps(document))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("architecture", "steps"),
+    [
+        pytest.param("small", 4, id="small"),
+        pytest.param("vgg16", 1, id="VGG-16"),
+        pytest.param("resnet50-c4", 1, id="ResNet-50-C4"),
+    ],
+)
+def test_labelled_folder_becomes_answers(
+    folder: Path, tmp_path: Path, start: Callable[..., Server], architecture: str, steps: int
+) -> None:
+    run = tmp_path / "run"
+    options: dict[str, Any] = {**QUICK, "steps": steps, "validate_every": steps}
+    source = Source(str(folder), validation=str(folder))
+    assert run_training(source, run, Start(architecture, input=(64, 96)), "cpu", options) == 0
+    (run / "checkpoint.pt").unlink()
+    best = run / "best.safetensors"
+    assert "box, disc" in (run / "best.md").read_text()  # its card
+    assert (run / "samples" / f"{steps:06d}.jpg").exists()
+
+    if architecture == "small":  # as it is typed; once is enough
+        evaluated = CliRunner().invoke(cli, ["evaluate", str(best), "--data", str(folder), "--json"])
+        assert evaluated.exit_code == 0, evaluated.stderr
+        document = json.loads(evaluated.stdout)
+        assert (document["images"], document["objects"]) == (4, 8)
+        assert set(document["mask"]["per_category"]) == {"box", "disc"}
+
+    server = start(model=best).wait_until_ready()
+    known = httpx.get(f"{server.url}/model").json()
+    assert known["categories"] == [{"id": 3, "name": "box"}, {"id": 7, "name": "disc"}]
+    assert known["sha256"] == hashlib.sha256(best.read_bytes()).hexdigest()
+    assert known["ap_source"] == f"measured on {folder}"
+    answer = httpx.post(
+        f"{server.url}/segment?score_threshold=0",
+        content=(folder / "images" / "2.png").read_bytes(),
+        headers={"Content-Type": "image/png"},
+        timeout=60,
+    )
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert found["image"] == {"width": 80, "height": 64}
+    assert found["instances"]
+    for instance in found["instances"]:
+        assert NAMES[instance["category_id"]] == instance["category"]
+        assert decode(Rle.from_coco(instance["segmentation"])).shape == (64, 80)
