@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from model.convolution import Format
-    from model.dense import Maps, Step
+    from model.convolution import Format, Step
+    from model.dense import Maps
 
 BOX_BINS, MASK_BINS = 7, 14  # of RoIAlign's output, per side
 LEAST_SIDE = 1e-2  # input pixels; torchvision drops smaller boxes
