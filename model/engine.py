@@ -17,13 +17,14 @@ from torchvision.models.detection.transform import resize_boxes
 from model import weights, zoo
 from model.convolution import Format
 from model.dense import Dense
-from model.errors import DeviceFailed, OutOfDeviceMemory
+from model.errors import OutOfDeviceMemory, device_error
 from model.graphs import Captured
 from model.heads import BoxHead, MaskHead
 from model.instances import Instances, Options
 from model.network import has_masks
 from model.pixels import Normaliser
 from model.proposals import Proposer
+from model.tail import Wanted, found_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
     from model.heads import Detections
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-
-# How torch says that memory ran out where it has no class for it: the CPU's allocator, the CUDA driver outside of
-# torch's allocator, cuBLAS and cuDNN.
-_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
 
 DIVISIBLE = 32  # both sides of the padded input are multiples of the coarsest level's stride
 
@@ -70,6 +67,7 @@ class Engine:
         self._propose = Proposer(parts.rpn, device)
         self._boxes = BoxHead(parts.roi_heads, form)
         self._masks = MaskHead(parts.roi_heads, form) if has_masks(network) else None
+        self._at_once = device.type == "cuda"
         self._label_ids = model.label_ids()
         # torchvision's COCO models have outputs that are no category, such as 12, which COCO skips.
         self._named = torch.zeros(model.architecture.classes, dtype=torch.bool)
@@ -149,23 +147,44 @@ class Engine:
                 for found in self._forward([image], [wanted])
             ]
         except Exception as error:
-            device_error = _device_error(error, self.device)
-            if device_error is None:
+            failure = device_error(error, self.device)
+            if failure is None:
                 raise
             # The traceback holds the frames of the failed attempt, and they its tensors.
             traceback.clear_frames(error.__traceback__)
-            if isinstance(device_error, OutOfDeviceMemory):
+            if isinstance(failure, OutOfDeviceMemory):
                 if isinstance(self._dense, Captured):
                     self._dense.forget()
                 torch.cuda.empty_cache()
-            raise device_error from error
+            raise failure from error
 
     @torch.inference_mode()
     def _forward(self, images: Sequence[np.ndarray], options: Sequence[Options]) -> list[Instances]:
         shapes = [(int(image.shape[0]), int(image.shape[1])) for image in images]
         sizes = [self.input_size(*shape) for shape in shapes]
         padded = self.padded_shape(*shapes[0])
+        allowed = torch.stack([self._allowed(o) for o in options])
+        wanted = Wanted(sizes, options, allowed, self.device) if self._at_once else None
         maps = self._dense(self._normalise(images, sizes, padded))
+        found = None
+        if wanted is not None:
+            found = found_at_once(self._propose, self._boxes, maps, padded, wanted)
+        on_device, on_host = found or self._found(maps, padded, sizes, options, allowed)
+        grids = self._grids(maps, on_device, options)
+        return [
+            self._instances(detections, grid, shape, size)
+            for detections, grid, shape, size in zip(on_host, grids, shapes, sizes, strict=True)
+        ]
+
+    def _found(
+        self,
+        maps: Maps,
+        padded: tuple[int, int],
+        sizes: Sequence[tuple[int, int]],
+        options: Sequence[Options],
+        allowed: Tensor,
+    ) -> tuple[list[Detections], list[Detections]]:
+        """Each image's detections on the device, and the same on the CPU."""
         proposals = self._propose(maps, padded, sizes)
         features = torch.split(self._boxes.features(maps, proposals), [len(boxes) for boxes in proposals])
         found = [
@@ -174,17 +193,14 @@ class Engine:
                 boxes,
                 size,
                 threshold=wanted.score_threshold,
-                allowed=self._allowed(wanted),
+                allowed=named,
                 most=wanted.max_instances,
             )
-            for rois, boxes, size, wanted in zip(features, proposals, sizes, options, strict=True)
+            for rois, boxes, size, wanted, named in zip(
+                features, proposals, sizes, options, allowed.to(self.device), strict=True
+            )
         ]
-        del features, proposals
-        grids = self._grids(maps, found, options)
-        return [
-            self._instances(detections, grid, shape, size)
-            for detections, grid, shape, size in zip(found, grids, shapes, sizes, strict=True)
-        ]
+        return found, [(boxes.cpu(), scores.cpu(), labels.cpu()) for boxes, scores, labels in found]
 
     def _allowed(self, wanted: Options) -> Tensor:
         """[classes] bool: the network's outputs that the caller wants to hear of."""
@@ -192,7 +208,7 @@ class Engine:
         if wanted.categories is not None:
             chosen = torch.tensor(sorted(wanted.categories), dtype=torch.int64)
             allowed = allowed & torch.isin(self._label_ids, chosen)
-        return allowed.to(self.device)
+        return allowed
 
     def _grids(
         self, maps: Maps, found: Sequence[Detections], options: Sequence[Options]
@@ -209,7 +225,7 @@ class Engine:
     def _instances(
         self, detections: Detections, grid: Tensor | None, shape: tuple[int, int], size: tuple[int, int]
     ) -> Instances:
-        boxes, scores, labels = (tensor.cpu() for tensor in detections)
+        boxes, scores, labels = detections
         upright = resize_boxes(boxes, list(size), list(shape))  # input pixels → pixels of the image
         return Instances(shape, upright, scores, self._label_ids[labels], grid)
 
@@ -255,17 +271,3 @@ def _multiplies_bfloat16() -> bool:
     """Whether the processor has instructions for it. Without them bfloat16 works, but slower than float32."""
     cpu = torch.cpu
     return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())  # noqa: SLF001 (no public name)
-
-
-def _device_error(error: Exception, device: torch.device) -> OutOfDeviceMemory | DeviceFailed | None:
-    """What the worker acts on, if it was the device that raised the error."""
-    if isinstance(error, MemoryError):
-        return OutOfDeviceMemory("the process has no more memory")
-    if not isinstance(error, RuntimeError):
-        return None
-    text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
-        return OutOfDeviceMemory(text)
-    if device.type == "cuda" and "CUDA error" in text:
-        return DeviceFailed(text)
-    return None
