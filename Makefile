@@ -36,6 +36,8 @@ bench-engine: $(READY)  ## the engine against torchvision's eager model: minutes
 	$(BIN)/python bench/engine.py --model v2 --precision auto
 	$(BIN)/python bench/engine.py --model v1 --precision auto --megapixels 12 --detections 100 --encode --rounds 3
 	$(BIN)/python bench/engine.py --model shapes --precision auto --rounds 15
+	$(BIN)/python bench/engine.py --model shapes --precision int8 --rounds 15
+	$(BIN)/python bench/engine.py --model v1 --precision int8
 
 lock: $(READY)  ## write requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra train --group dev --universal --generate-hashes \

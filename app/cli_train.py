@@ -12,13 +12,15 @@ import orjson
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
 
 from app.cpus import usable_cpus
 from app.loading import LOAD_ERRORS
 from app.source import SHAPES, Source
 from model import weights, zoo
+from model.calibration import IMAGES, examples
+from model.calibration import measured as calibrated
 from model.card import card, hardware, versions
 from model.data import DatasetError
 from model.data.coco import open_folder
@@ -26,6 +28,7 @@ from model.data.shapes import held_out, training
 from model.engine import Engine
 from model.evaluate import FIGURES, Evaluation, evaluate
 from model.instances import Options
+from model.int8 import quantisable
 from model.network import BACKBONES, SMALL, Architecture, ArchitectureError
 from model.recipe import Recipe, TrainingError
 from model.train import read_log, train
@@ -71,7 +74,7 @@ def run_training(
         sizes = sizes_by_step(given.pop("sizes", []), scales(base))
         recipe = Recipe(**{**sizes, "max_size": base.max_size, **given})
         path = run_with_progress(dataset, model, recipe, out, device, initial=start)
-        report(path, out, source, measured, device)
+        report(path, out, source, device, dataset=dataset, measured=measured)
     except ERRORS as error:
         typer.echo(str(error), err=True)
         return 1
@@ -148,11 +151,19 @@ def run_with_progress(
         return train(dataset, model, recipe, out, device=device, initial=initial, on_step=show)
 
 
-def report(path: Path, out: Path, source: Source, measured: Dataset | None, device: str) -> None:
-    """Measure the model, write what was found into its file, and the card and pictures beside it."""
+def report(
+    path: Path, out: Path, source: Source, device: str, *, dataset: Dataset, measured: Dataset | None
+) -> None:
+    """Calibrate and measure the model, write what was found into its file, and the card and pictures beside it.
+
+    dataset: what it was trained on. measured: what it is to be measured on.
+    """
     from model import plots  # noqa: PLC0415 - imports matplotlib, which `maskserve evaluate` can do without
 
     network, model = zoo.read(path)
+    if quantisable(model.architecture):
+        images = track(examples(dataset), "calibrating", min(IMAGES, len(dataset)), transient=True)
+        model = replace(model, ranges=calibrated(network, model.architecture, images))
     log = read_log(out / "log.jsonl")
     plots.training_curve(log, out / "training.png")
     pictures = [("Losses while training", "training.png")]
@@ -162,7 +173,6 @@ def report(path: Path, out: Path, source: Source, measured: Dataset | None, devi
         evaluation = measure(Engine(network, model, torch.device(device), "float32"), measured, seen)
         where = HELD_OUT if source.measured_on == SHAPES else str(source.measured_on)
         model = replace(model, ap=evaluation.ap(), ap_source=f"measured on {where}")
-        zoo.save(path, zoo.read(path)[0], model, half=True)
         plots.precision_recall(evaluation, out / "precision_recall.png")
         plots.sample_sheet(seen, model.categories, out / "samples.jpg")
         pictures += [
@@ -170,6 +180,7 @@ def report(path: Path, out: Path, source: Source, measured: Dataset | None, devi
             ("Predictions on images that were never trained on (score 0.5 and above)", "samples.jpg"),
         ]
         show_evaluation(evaluation)
+    zoo.describe_anew(path, path, model)
     text = card(
         model,
         evaluation,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torchvision.models.detection.transform import resize_boxes
 
-from model import weights, zoo
+from model import int8, weights, zoo
 from model.convolution import Format
 from model.dense import Dense
 from model.errors import OutOfDeviceMemory, device_error
@@ -35,9 +35,7 @@ if TYPE_CHECKING:
     from model.dense import Maps
     from model.heads import Detections
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-
-DIVISIBLE = 32  # both sides of the padded input are multiples of the coarsest level's stride
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 class EngineError(ValueError):
@@ -59,10 +57,13 @@ class Engine:
         """
         self.model, self.device = model, device
         self.precision = resolved(precision, device)
-        form = Format(device, getattr(torch, self.precision))
         parts: Any = network
-        self._normalise = Normaliser(parts.transform, form)
-        dense = Dense(parts, form)
+        if self.precision == "int8":
+            form, first, dense = _in_int8(parts, model)
+        else:
+            form = Format(device, getattr(torch, self.precision))
+            first, dense = form, Dense(parts, form)
+        self._normalise = Normaliser(parts.transform, first)
         self._dense: Callable[[Tensor], Maps] = Captured(dense) if device.type == "cuda" else dense
         self._propose = Proposer(parts.rpn, device)
         self._boxes = BoxHead(parts.roi_heads, form)
@@ -95,18 +96,12 @@ class Engine:
         return cls(network, model, chosen, precision)
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that an image is resized to, as torchvision computes it (in double precision).
-
-        One pixel where torchvision rounds down to none and fails: images over 1333 times as long as wide.
-        """
-        a = self.model.architecture
-        scale = min(a.min_size / min(height, width), a.max_size / max(height, width))
-        return max(1, int(height * scale)), max(1, int(width * scale))
+        """(height, width) that an image is resized to."""
+        return self.model.architecture.input_size(height, width)
 
     def padded_shape(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the network's input for an image: only images that agree in it share a batch."""
-        h, w = self.input_size(height, width)
-        return -(-h // DIVISIBLE) * DIVISIBLE, -(-w // DIVISIBLE) * DIVISIBLE
+        return self.model.architecture.padded_shape(height, width)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -249,10 +244,11 @@ def _device(name: str) -> torch.device:
 
 
 def resolved(precision: str, device: torch.device) -> str:
-    """The number format that `precision` means on a device: "float32", "bfloat16" or "float16".
+    """The number format that `precision` means on a device: "float32", "bfloat16", "float16" or "int8".
 
     "auto" is the quickest that the hardware computes in by itself: bfloat16 on processors with AVX512-BF16 or AMX
-    and on GPUs since Ampere, float16 on GPUs since Volta, else float32. Raises EngineError.
+    and on GPUs since Ampere, float16 on GPUs since Volta, else float32. It is never int8, whose answers differ visibly.
+    Raises EngineError.
     """
     if precision not in PRECISIONS:
         raise EngineError(f"no such precision: {precision!r}; there are {', '.join(PRECISIONS)}")
@@ -263,8 +259,30 @@ def resolved(precision: str, device: torch.device) -> str:
         generation = torch.cuda.get_device_capability(device)[0]
         return "bfloat16" if generation >= 8 else "float16" if generation >= 7 else "float32"
     if precision == "float16" and not cuda:
-        raise EngineError("float16 is for GPUs; on a CPU there are float32 and bfloat16")
+        raise EngineError("float16 is for GPUs; on a CPU there are float32, bfloat16 and int8")
+    if precision == "int8" and cuda:
+        raise EngineError("int8 is for CPUs; on a GPU there are float32, bfloat16 and float16")
+    if precision == "int8" and not int8.usable():
+        raise EngineError("int8 needs an x86 processor with AVX512-VNNI; here there are float32 and bfloat16")
     return precision
+
+
+def _in_int8(network: Any, model: zoo.Model) -> tuple[Format, Format, Dense]:
+    """What the heads compute in, what the image is normalised in, and the dense part. Raises EngineError."""
+    if not int8.quantisable(model.architecture):
+        raise EngineError(f"{model.architecture.backbone} cannot run in int8; {int8.NOT_THESE}")
+    if int8.uncalibrated(network, model.ranges):
+        raise EngineError(
+            f"{model.name} has not been calibrated for int8; `maskserve calibrate MODEL IMAGE…` does it once, with "
+            "some images of the kind that it will see, and writes the result into the model's file"
+        )
+    cpu = torch.device("cpu")
+    form = Format(cpu, torch.bfloat16 if _multiplies_bfloat16() else torch.float32)
+    return (
+        form,
+        Format(cpu, torch.float32),
+        Dense(network, int8.Int8Format.of(network, model.ranges, form.dtype)),
+    )
 
 
 def _multiplies_bfloat16() -> bool:
