@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import box_iou
 
 from bench.lifelike import lifelike
 from model import int8, zoo
@@ -18,9 +19,10 @@ from model.data.shapes import Shapes
 from model.dense import Dense
 from model.engine import Engine, EngineError, resolved
 from model.image import decode
-from model.instances import Instances, Options
+from model.instances import Options
 from model.int8 import Bytes, Int8Conv, Int8Format, Scale
 from model.network import BACKBONES, MOBILENETS, SMALL, Architecture
+from model.pixels import Normaliser
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,7 +146,11 @@ def picture(seed: int) -> np.ndarray:
 @pytest.mark.parametrize(
     "architecture",
     [
-        *(replace(THIN, backbone=n) for n in BACKBONES if n not in (*MOBILENETS, "resnet101", "resnet152")),
+        *(
+            replace(THIN, backbone=n)
+            for n in BACKBONES
+            if "101" not in n and "152" not in n and n not in MOBILENETS
+        ),
         replace(THIN, fpn_norm=True, rpn_convs=2),
     ],
     ids=lambda a: f"{a.backbone}{' like v2' if a.fpn_norm else ''}",
@@ -153,14 +159,17 @@ def test_maps_are_nearly_those_of_floats(architecture: Architecture) -> None:
     pixels = picture(0)
     network: Any = lifelike(architecture, torch.from_numpy(pixels).permute(2, 0, 1) / 255)
     ranges = measured(network, architecture, [pixels, picture(1)])
-    torch.manual_seed(0)
-    images = torch.randn(2, 3, 96, 128).contiguous(memory_format=torch.channels_last)
+    size, padded = architecture.input_size(*pixels.shape[:2]), architecture.padded_shape(*pixels.shape[:2])
+    images = Normaliser(network.transform, FLOAT)([pixels], [size], padded)
     with torch.inference_mode():
         exact = Dense(network, FLOAT)(images)
+        half = Dense(network, Format(CPU, torch.bfloat16))(images.bfloat16())
         found = Dense(network, Int8Format.of(network, ranges, torch.float32))(images)
     assert found.shapes == exact.shapes
-    for ours, theirs in ((found.table, exact.table), (found.objectness[0], exact.objectness[0])):
-        assert (ours - theirs).std() < 0.3 * theirs.std()
+    # Random weights make more of rounding, layer by layer, than trained ones: up to 11 % of the maps in bfloat16.
+    assert (found.table - exact.table).std() < 8 * (half.table - exact.table).std()
+    logits = torch.stack([torch.cat([level[0] for level in m.objectness]) for m in (found, exact)])
+    assert torch.corrcoef(logits)[0, 1] > 0.85
 
 
 @pytest.fixture(scope="module")
@@ -171,23 +180,22 @@ def calibrated() -> tuple[nn.Module, zoo.Model]:
     return network, replace(model, ranges=measured(network, model.architecture, images))
 
 
-def segment(network: nn.Module, model: zoo.Model, precision: str, path: Path) -> Instances:
-    (found,) = Engine(network, model, CPU, precision).segment(
-        [decode(path.read_bytes())], [Options(score_threshold=0.6)]
-    )
-    return found
-
-
 @needs_vnni
 def test_the_bundled_model_finds_in_an_example_what_it_finds_in_floats(
     calibrated: tuple[nn.Module, zoo.Model],
 ) -> None:
-    path = next(p for p in EXAMPLES if p.name == "000012.jpg")
-    exact, rounded = (segment(*calibrated, precision, path) for precision in ("float32", "int8"))
-    assert len(exact) > 3
-    assert exact.labels.tolist() == rounded.labels.tolist()
-    torch.testing.assert_close(rounded.boxes, exact.boxes, atol=3, rtol=0)
-    torch.testing.assert_close(rounded.scores, exact.scores, atol=0.1, rtol=0)
+    pixels = decode(next(p for p in EXAMPLES if p.name == "000012.jpg").read_bytes())
+    answers = [
+        Engine(*calibrated, CPU, precision).segment([pixels], [Options(score_threshold=0.5)])[0]
+        for precision in ("float32", "int8")
+    ]
+    for one, other in (answers, answers[::-1]):
+        clear = one.scores > 0.7
+        assert clear.sum() > 3
+        alike = box_iou(one.boxes, other.boxes) > 0.8
+        alike &= one.labels[:, None] == other.labels
+        alike &= (one.scores[:, None] - other.scores).abs() < 0.2
+        assert alike.any(1)[clear].all()
 
 
 @needs_vnni
