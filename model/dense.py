@@ -64,7 +64,7 @@ def steps(modules: Iterable[tuple[str, nn.Module]], form: Format) -> list[tuple[
         elif isinstance(module, nn.Sequential):
             step = _Chain([s for _, s in steps(module.named_children(), form)])
         elif isinstance(module, nn.MaxPool2d):
-            size = module.kernel_size
+            size: Any = module.kernel_size
             halves = (size, module.stride, module.padding) in ((2, 2, 0), (3, 2, 1)) and module.dilation == 1
             step = form.moving(
                 partial(_halved, size=size) if halves and form.device.type == "cpu" else module

@@ -59,7 +59,7 @@ def found_at_once(
     ).cpu()  # the host waits
     if not answer[-1]:
         return None
-    there = answer[:-1].view(batch, -1).split([4 * most, most, most, 1], 1)
+    there = torch.split(answer[:-1].view(batch, -1), [4 * most, most, most, 1], 1)
     on_host = there[0].view(batch, most, 4), there[1], there[2].long()
     found = there[3].long().flatten().tolist()
     on_device, host = (
