@@ -37,6 +37,8 @@ bench-engine: $(READY)  ## the engine against torchvision's eager model: minutes
 	$(BIN)/python bench/engine.py --model v2 --precision auto
 	$(BIN)/python bench/engine.py --model v1 --precision auto --megapixels 12 --detections 100 --encode --rounds 3
 	$(BIN)/python bench/engine.py --model shapes --precision auto --rounds 15
+	$(BIN)/python bench/engine.py --model shapes --precision int8 --rounds 15
+	$(BIN)/python bench/engine.py --model v1 --precision int8
 
 screenshots: $(READY) $(BROWSER)  ## make the pictures of the page in docs/images anew
 	$(BIN)/python docs/screenshots.py

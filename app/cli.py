@@ -1,4 +1,4 @@
-"""`maskserve serve | segment | train | evaluate | data … | weights …`: what can be typed, and what each word means.
+"""`maskserve serve | segment | train | evaluate | calibrate | data … | weights … | key`: what can be typed.
 
 Only so much is imported at the start: torch takes seconds, and `--help` should not.
 """
@@ -461,7 +461,7 @@ def evaluate(
     device: Annotated[str, typer.Option(metavar="DEVICE", help="`auto`, `cpu`, `cuda` …")] = "auto",
     precision: Annotated[
         str,
-        typer.Option(metavar="auto|float32|bfloat16|float16", help="Number format of the forward pass."),
+        typer.Option(metavar="auto|float32|bfloat16|float16|int8", help="Number format of the forward pass."),
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
     plots: Annotated[
@@ -509,6 +509,39 @@ def key(
         raise typer.Exit(2)
     typer.echo(made, err=True)
     typer.echo(line)
+
+
+@cli.command()
+def calibrate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A name from `maskserve weights list`, or a model file.")
+    ],
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="IMAGE…",
+            show_default=False,
+            help="Files, or folders of files: a few dozen images of the kind that the model will see. None for a "
+            "model of drawn shapes, which draws them itself.",
+        ),
+    ] = None,
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="File to write; by default the model's own, for a COCO model NAME.safetensors.",
+        ),
+    ] = None,
+) -> None:
+    """Prepare a model for `--precision int8`: measure what its activations reach, and write that into its file.
+
+    Models that `maskserve train` makes are calibrated already, on their training images.
+    """
+    from app.cli_calibrate import run  # noqa: PLC0415 - imports torch
+
+    raise typer.Exit(run(model, images or [], out, read_settings().weights_dir))
 
 
 def read_settings(**overrides: str | int | None) -> settings.Settings:

@@ -14,18 +14,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from app.cli_evaluate import draw, measurable, measure, show
 from app.cpus import usable_cpus
 from app.loading import LOAD_ERRORS
 from app.source import SHAPES, Source
 from model import weights, zoo
+from model.calibration import IMAGES, examples
+from model.calibration import measured as calibrated
 from model.card import card, hardware, versions
 from model.data import DatasetError
 from model.data.opening import open_dataset
 from model.data.shapes import training
 from model.engine import Engine
+from model.int8 import quantisable
 from model.network import BACKBONES, C4, SMALL, V1, Architecture, ArchitectureError, build
 from model.parallel import Group, join, processes_here
 from model.partial import digest
@@ -98,7 +101,7 @@ def run_training(
             dataset, model, final, out, device, initial=network, measured=measured, group=group
         )
         if group.first:
-            report(path, out, source, measured, device)
+            report(path, out, source, device, dataset=dataset, measured=measured)
     except ERRORS as error:
         typer.echo(str(error), err=True)
         return 1
@@ -282,11 +285,19 @@ def judged(path: Path, steps: int, out: Path, measured: Dataset, device: str) ->
     return (evaluation.mask if evaluation.mask is not None else evaluation.box).figures["AP"]
 
 
-def report(path: Path, out: Path, source: Source, measured: Dataset | None, device: str) -> None:
-    """Measure the model, write what was found into its file, and the card and pictures beside it."""
+def report(
+    path: Path, out: Path, source: Source, device: str, *, dataset: Dataset, measured: Dataset | None
+) -> None:
+    """Calibrate and measure the model, write what was found into its file, and the card and pictures beside it.
+
+    dataset: what it was trained on. measured: what it is to be measured on.
+    """
     from model import plots  # noqa: PLC0415 - imports matplotlib, which `maskserve evaluate` can do without
 
     network, model = zoo.read(path)
+    if quantisable(model.architecture):
+        images = track(examples(dataset), "calibrating", min(IMAGES, len(dataset)), transient=True)
+        model = replace(model, ranges=calibrated(network, model.architecture, images))
     log = read_log(out / "log.jsonl")
     plots.training_curve(log, out / "training.png")
     pictures = [("Losses while training", "training.png")]
@@ -298,7 +309,6 @@ def report(path: Path, out: Path, source: Source, measured: Dataset | None, devi
         unseen = source.measured_on == SHAPES
         where = HELD_OUT if unseen else str(source.measured_on)
         model = replace(model, ap=evaluation.ap(), ap_source=f"measured on {where}")
-        zoo.save(path, zoo.read(path)[0], model, half=True)
         draw(evaluation, engine, measured, seen, out)
         pictures += [
             ("Precision against recall", "precision_recall.png"),
@@ -311,6 +321,7 @@ def report(path: Path, out: Path, source: Source, measured: Dataset | None, devi
             ("The worst images: what is there, and what was found", "worst.jpg"),
         ]
         show(evaluation)
+    zoo.describe_anew(path, path, model)
     text = card(
         model,
         evaluation,

@@ -5,7 +5,7 @@ activation and residual sum inside the same kernel where the device has one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,7 +15,12 @@ from torchvision.ops import FrozenBatchNorm2d
 from model.winograd import Winograd, pays
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
+
+    # What one part of the network makes of the other's: tensors [B, C, H, W], or in int8 quantised ones (int8.py).
+    Step = Callable[[Any], Any]
 
 ACTIVATIONS = {nn.ReLU: "relu", nn.Hardswish: "hardswish"}
 PACKED_SHAPES = 2  # a landscape and a portrait: each costs the weight's memory once more
@@ -33,6 +38,22 @@ class Format:
         """Whether oneDNN's kernels run it: they take bias, activation and a sum along."""
         return self.device.type == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
+    def conv(self, conv: nn.Conv2d, norm: nn.Module | None = None, activation: str = "none") -> Layer:
+        """A convolution, and the norm and activation behind it, prepared."""
+        return Conv(conv, self, norm=norm, activation=activation)
+
+    def last(self, conv: nn.Conv2d) -> Layer:
+        """A convolution whose result is tensors whatever the others take and give."""
+        return self.conv(conv)
+
+    def moving(self, step: Step) -> Step:
+        """A step that picks or moves values and computes none, for what the convolutions give and take."""
+        return step
+
+    def entering(self, images: Tensor) -> Any:
+        """A batch [B, 3, H, W] of normalised images as the convolutions take it."""
+        return images
+
 
 def folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     """Weight and bias of the one convolution that stands for a convolution and the norm behind it, in float64."""
@@ -49,7 +70,22 @@ def folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     return weight * scale[:, None, None, None], norm.bias.detach().double() + (bias - mean.double()) * scale
 
 
-class Conv:
+class Layer:
+    """What every kind of prepared convolution keeps of its module."""
+
+    def __init__(self, conv: nn.Conv2d, activation: str) -> None:
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise TypeError(f"no way to prepare a convolution with padding {conv.padding_mode!r}")
+        self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
+        self.groups, self.activation = conv.groups, activation
+        self.channels, self.depth = conv.in_channels, conv.out_channels
+
+    def __call__(self, x: Any, onto: Any = None, out: Tensor | None = None) -> Any:
+        """See Conv."""
+        raise NotImplementedError
+
+
+class Conv(Layer):
     """activation(convolution(x) + bias), or with `onto`: activation(convolution(x) + bias + onto).
 
     Takes and gives channels-last tensors. `onto` may be overwritten, and must not be used again; `out` is where the
@@ -59,12 +95,8 @@ class Conv:
     def __init__(
         self, conv: nn.Conv2d, form: Format, *, norm: nn.Module | None = None, activation: str = "none"
     ) -> None:
-        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-            raise TypeError(f"no way to prepare a convolution with padding {conv.padding_mode!r}")
+        super().__init__(conv, activation)
         weight, bias = (t.to(form.device, form.dtype) for t in folded(conv, norm))
-        self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
-        self.groups, self.activation = conv.groups, activation
-        self.channels = int(weight.shape[1] * conv.groups)  # of the input
         self.bias = bias
         self.weight = weight.contiguous(memory_format=torch.channels_last)
         self._packed: dict[torch.Size, Tensor] = {}  # by shape of the input; see `_weight_for`

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torchvision.models.detection.transform import resize_boxes
 
-from model import weights, zoo
+from model import int8, weights, zoo
 from model.convolution import Format
 from model.dense import Dense
-from model.errors import DeviceFailed, OutOfDeviceMemory
+from model.errors import OutOfDeviceMemory, device_error
 from model.graphs import Captured
 from model.heads import BoxHead, MaskHead
 from model.instances import Instances, Options
@@ -25,6 +25,7 @@ from model.network import has_masks
 from model.pixels import Normaliser
 from model.plain import Plain
 from model.proposals import Proposer
+from model.tail import Wanted, found_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,13 +36,7 @@ if TYPE_CHECKING:
     from model.dense import Maps
     from model.heads import Detections
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-
-# How torch says that memory ran out where it has no class for it: the CPU's allocator, the CUDA driver outside of
-# torch's allocator, cuBLAS and cuDNN.
-_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
-
-DIVISIBLE = 32  # both sides of the padded input are multiples of the coarsest level's stride
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 class EngineError(ValueError):
@@ -63,9 +58,13 @@ class Engine:
         """
         self.model, self.device = model, device
         self.precision = resolved(precision, device)
-        form = Format(device, getattr(torch, self.precision))
         parts: Any = network
-        self._normalise = Normaliser(parts.transform, form)
+        if self.precision == "int8":
+            form, first, dense = _in_int8(parts, model)
+        else:
+            form = Format(device, getattr(torch, self.precision))
+            first, dense = form, None
+        self._normalise = Normaliser(parts.transform, first)
         self._label_ids = model.label_ids()
         # torchvision's COCO models have outputs that are no category, such as 12, which COCO skips.
         self._named = torch.zeros(model.architecture.classes, dtype=torch.bool)
@@ -74,7 +73,8 @@ class Engine:
         self._masks: MaskHead | None = None
         if self._plain is not None:
             return
-        dense = Dense(parts, form)
+        dense = dense or Dense(parts, form)
+        self._at_once = device.type == "cuda"
         self._dense: Callable[[Tensor], Maps] = Captured(dense) if device.type == "cuda" else dense
         self._propose = Proposer(parts.rpn, device)
         self._boxes = BoxHead(parts.roi_heads, form)
@@ -103,18 +103,12 @@ class Engine:
         return cls(network, model, chosen, precision)
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that an image is resized to, as torchvision computes it (in double precision).
-
-        One pixel where torchvision rounds down to none and fails: images over 1333 times as long as wide.
-        """
-        a = self.model.architecture
-        scale = min(a.min_size / min(height, width), a.max_size / max(height, width))
-        return max(1, int(height * scale)), max(1, int(width * scale))
+        """(height, width) that an image is resized to."""
+        return self.model.architecture.input_size(height, width)
 
     def padded_shape(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the network's input for an image: only images that agree in it share a batch."""
-        h, w = self.input_size(height, width)
-        return -(-h // DIVISIBLE) * DIVISIBLE, -(-w // DIVISIBLE) * DIVISIBLE
+        return self.model.architecture.padded_shape(height, width)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -164,30 +158,51 @@ class Engine:
                 for found in self._forward([image], [wanted])
             ]
         except Exception as error:
-            device_error = _device_error(error, self.device)
-            if device_error is None:
+            failure = device_error(error, self.device)
+            if failure is None:
                 raise
             # The traceback holds the frames of the failed attempt, and they its tensors.
             traceback.clear_frames(error.__traceback__)
-            if isinstance(device_error, OutOfDeviceMemory):
+            if isinstance(failure, OutOfDeviceMemory):
                 if self._plain is None and isinstance(self._dense, Captured):
                     self._dense.forget()
                 torch.cuda.empty_cache()
-            raise device_error from error
+            raise failure from error
 
     @torch.inference_mode()
     def _forward(self, images: Sequence[np.ndarray], options: Sequence[Options]) -> list[Instances]:
         shapes = [(int(image.shape[0]), int(image.shape[1])) for image in images]
         sizes = [self.input_size(*shape) for shape in shapes]
         padded = self.padded_shape(*shapes[0])
+        allowed = torch.stack([self._allowed(o) for o in options])
         if self._plain is not None:
-            named = [self._allowed(wanted) for wanted in options]
-            found, grids = self._plain(self._normalise(images, sizes, padded), sizes, named, options)
+            pixels = self._normalise(images, sizes, padded)
+            plain, grids = self._plain(pixels, sizes, allowed.to(self.device), options)
             return [
-                self._instances(detections, grid, shape, size)
-                for detections, grid, shape, size in zip(found, grids, shapes, sizes, strict=True)
+                self._instances(_on_cpu(detections), grid, shape, size)
+                for detections, grid, shape, size in zip(plain, grids, shapes, sizes, strict=True)
             ]
+        wanted = Wanted(sizes, options, allowed, self.device) if self._at_once else None
         maps = self._dense(self._normalise(images, sizes, padded))
+        found = None
+        if wanted is not None:
+            found = found_at_once(self._propose, self._boxes, maps, padded, wanted)
+        on_device, on_host = found or self._found(maps, padded, sizes, options, allowed)
+        grids = self._grids(maps, on_device, options)
+        return [
+            self._instances(detections, grid, shape, size)
+            for detections, grid, shape, size in zip(on_host, grids, shapes, sizes, strict=True)
+        ]
+
+    def _found(
+        self,
+        maps: Maps,
+        padded: tuple[int, int],
+        sizes: Sequence[tuple[int, int]],
+        options: Sequence[Options],
+        allowed: Tensor,
+    ) -> tuple[list[Detections], list[Detections]]:
+        """Each image's detections on the device, and the same on the CPU."""
         proposals = self._propose(maps, padded, sizes)
         features = torch.split(self._boxes.features(maps, proposals), [len(boxes) for boxes in proposals])
         found = [
@@ -196,17 +211,14 @@ class Engine:
                 boxes,
                 size,
                 threshold=wanted.score_threshold,
-                allowed=self._allowed(wanted),
+                allowed=named,
                 most=wanted.max_instances,
             )
-            for rois, boxes, size, wanted in zip(features, proposals, sizes, options, strict=True)
+            for rois, boxes, size, wanted, named in zip(
+                features, proposals, sizes, options, allowed.to(self.device), strict=True
+            )
         ]
-        del features, proposals
-        grids = self._grids(maps, found, options)
-        return [
-            self._instances(detections, grid, shape, size)
-            for detections, grid, shape, size in zip(found, grids, shapes, sizes, strict=True)
-        ]
+        return found, [_on_cpu(detections) for detections in found]
 
     def _allowed(self, wanted: Options) -> Tensor:
         """[classes] bool: the network's outputs that the caller wants to hear of."""
@@ -214,7 +226,7 @@ class Engine:
         if wanted.categories is not None:
             chosen = torch.tensor(sorted(wanted.categories), dtype=torch.int64)
             allowed = allowed & torch.isin(self._label_ids, chosen)
-        return allowed.to(self.device)
+        return allowed
 
     def _grids(
         self, maps: Maps, found: Sequence[Detections], options: Sequence[Options]
@@ -231,9 +243,14 @@ class Engine:
     def _instances(
         self, detections: Detections, grid: Tensor | None, shape: tuple[int, int], size: tuple[int, int]
     ) -> Instances:
-        boxes, scores, labels = (tensor.cpu() for tensor in detections)
+        boxes, scores, labels = detections
         upright = resize_boxes(boxes, list(size), list(shape))  # input pixels → pixels of the image
         return Instances(shape, upright, scores, self._label_ids[labels], grid)
+
+
+def _on_cpu(detections: Detections) -> Detections:
+    boxes, scores, labels = detections
+    return boxes.cpu(), scores.cpu(), labels.cpu()
 
 
 def _device(name: str) -> torch.device:
@@ -255,10 +272,11 @@ def _device(name: str) -> torch.device:
 
 
 def resolved(precision: str, device: torch.device) -> str:
-    """The number format that `precision` means on a device: "float32", "bfloat16" or "float16".
+    """The number format that `precision` means on a device: "float32", "bfloat16", "float16" or "int8".
 
     "auto" is the quickest that the hardware computes in by itself: bfloat16 on processors with AVX512-BF16 or AMX
-    and on GPUs since Ampere, float16 on GPUs since Volta, else float32. Raises EngineError.
+    and on GPUs since Ampere, float16 on GPUs since Volta, else float32. It is never int8, whose answers differ visibly.
+    Raises EngineError.
     """
     if precision not in PRECISIONS:
         raise EngineError(f"no such precision: {precision!r}; there are {', '.join(PRECISIONS)}")
@@ -269,25 +287,33 @@ def resolved(precision: str, device: torch.device) -> str:
         generation = torch.cuda.get_device_capability(device)[0]
         return "bfloat16" if generation >= 8 else "float16" if generation >= 7 else "float32"
     if precision == "float16" and not cuda:
-        raise EngineError("float16 is for GPUs; on a CPU there are float32 and bfloat16")
+        raise EngineError("float16 is for GPUs; on a CPU there are float32, bfloat16 and int8")
+    if precision == "int8" and cuda:
+        raise EngineError("int8 is for CPUs; on a GPU there are float32, bfloat16 and float16")
+    if precision == "int8" and not int8.usable():
+        raise EngineError("int8 needs an x86 processor with AVX512-VNNI; here there are float32 and bfloat16")
     return precision
+
+
+def _in_int8(network: Any, model: zoo.Model) -> tuple[Format, Format, Dense]:
+    """What the heads compute in, what the image is normalised in, and the dense part. Raises EngineError."""
+    if not int8.quantisable(model.architecture):
+        raise EngineError(f"{model.architecture.backbone} cannot run in int8; {int8.NOT_THESE}")
+    if int8.uncalibrated(network, model.ranges):
+        raise EngineError(
+            f"{model.name} has not been calibrated for int8; `maskserve calibrate MODEL IMAGE…` does it once, with "
+            "some images of the kind that it will see, and writes the result into the model's file"
+        )
+    cpu = torch.device("cpu")
+    form = Format(cpu, torch.bfloat16 if _multiplies_bfloat16() else torch.float32)
+    return (
+        form,
+        Format(cpu, torch.float32),
+        Dense(network, int8.Int8Format.of(network, model.ranges, form.dtype)),
+    )
 
 
 def _multiplies_bfloat16() -> bool:
     """Whether the processor has instructions for it. Without them bfloat16 works, but slower than float32."""
     cpu = torch.cpu
     return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())  # noqa: SLF001 (no public name)
-
-
-def _device_error(error: Exception, device: torch.device) -> OutOfDeviceMemory | DeviceFailed | None:
-    """What the worker acts on, if it was the device that raised the error."""
-    if isinstance(error, MemoryError):
-        return OutOfDeviceMemory("the process has no more memory")
-    if not isinstance(error, RuntimeError):
-        return None
-    text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
-        return OutOfDeviceMemory(text)
-    if device.type == "cuda" and "CUDA error" in text:
-        return DeviceFailed(text)
-    return None

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
+# How torch says that memory ran out where it has no class for it: the CPU's allocator, the CUDA driver outside of
+# torch's allocator, cuBLAS and cuDNN.
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
+
 
 class OutOfDeviceMemory(Exception):  # noqa: N818 - a state of the device, as `except` reads best
     """The batch does not fit into the device's free memory.
@@ -17,3 +23,17 @@ class DeviceFailed(Exception):  # noqa: N818 - likewise
     A CUDA context never recovers from these: every later call fails too, and only a new process helps. Raise
     it from the driver's error (`raise DeviceFailed(...) from error`), so that the log names the kernel.
     """
+
+
+def device_error(error: Exception, device: torch.device) -> OutOfDeviceMemory | DeviceFailed | None:
+    """What the worker acts on, if it was the device that raised the error."""
+    if isinstance(error, MemoryError):
+        return OutOfDeviceMemory("the process has no more memory")
+    if not isinstance(error, RuntimeError):
+        return None
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
+        return OutOfDeviceMemory(text)
+    if device.type == "cuda" and "CUDA error" in text:
+        return DeviceFailed(text)
+    return None

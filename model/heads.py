@@ -17,16 +17,20 @@ from torchvision.ops import batched_nms
 from model.dense import LEVELS, steps
 from model.proposals import clipped, decode, large
 from model.roi_align import pooled
+from model.suppression import overlapping, survivors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from model.convolution import Format
-    from model.dense import Maps, Step
+    from model.convolution import Format, Step
+    from model.dense import Maps
+    from model.tail import Wanted
 
 BOX_BINS, MASK_BINS = 7, 14  # of RoIAlign's output, per side
+# Classes of proposals that score enough, in one image, in `fixed`; trained models have some hundreds.
+CANDIDATES = 1024
 LEAST_SIDE = 1e-2  # input pixels; torchvision drops smaller boxes
 
 Detections = tuple["Tensor", "Tensor", "Tensor"]  # boxes [N, 4], scores [N], labels [N] (network classes)
@@ -34,8 +38,10 @@ Detections = tuple["Tensor", "Tensor", "Tensor"]  # boxes [N, 4], scores [N], la
 
 def _rois(maps: Maps, boxes: Sequence[Tensor], bins: int) -> Tensor:
     """[ΣR, bins, bins, C] of the boxes [R, 4] of each image of the batch."""
-    counts = torch.tensor([len(b) for b in boxes], device=maps.table.device)
-    image = torch.repeat_interleave(counts, output_size=sum(len(b) for b in boxes))
+    # Not from a list of numbers, for whose upload a GPU's host would wait.
+    image = torch.cat(
+        [torch.full((len(b),), n, dtype=torch.int64, device=b.device) for n, b in enumerate(boxes)]
+    )
     return pooled(maps.table, maps.shapes[:LEVELS], torch.cat(list(boxes)), image, bins)
 
 
@@ -106,6 +112,41 @@ class BoxHead:
         boxes, label, score = boxes[usable], label[usable], scores[row, label][usable]
         keep = batched_nms(boxes, score, label, self._overlap)[: min(self._most, most)]
         return boxes[keep], score[keep], label[keep]
+
+    def fixed(
+        self, features: Tensor, proposals: Tensor, real: Tensor, wanted: Wanted
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The same of all images in tensors of a fixed size: boxes [B, D, 4], scores [B, D], labels [B, D], how many of
+        them were found [B], whether this is sure [].
+
+        features: [B * R, D]. proposals: [B, R, 4], of which `real` [B, R] says which there are.
+        """
+        batch = len(proposals)
+        scores = functional.linear(features, *self._class).softmax(-1).view(*real.shape, -1)
+        enough = (
+            (scores > self._least_score) & (scores >= wanted.threshold) & wanted.allowed & real[..., None]
+        )
+        candidates = min(CANDIDATES, scores[0].numel())
+        ranked = scores.masked_fill(~enough, -1.0).flatten(1).topk(candidates, 1)
+        row, label = ranked.indices // scores.shape[2], ranked.indices % scores.shape[2]
+        deltas = functional.linear(features, *self._box).view(batch, -1, 4)
+        deltas = deltas.gather(1, ranked.indices[..., None].expand(-1, -1, 4))
+        anchors = proposals.gather(1, row[..., None].expand(-1, -1, 4))
+        boxes = torch.minimum(decode(deltas, anchors, self._weights).clamp(min=0), wanted.limits)
+        usable = (ranked.values > 0) & large(boxes, LEAST_SIDE)
+        over = overlapping(boxes, self._overlap) & (label[:, :, None] == label[:, None, :])
+        keep, sure = survivors(over, usable)
+        sure = sure & (enough.flatten(1).sum(1) <= candidates).all()
+        # What is kept to the front, in its order, which is that of the scores.
+        first = keep.int().sort(dim=1, descending=True, stable=True).indices[:, : self._most]
+        counts = torch.minimum(keep.sum(1), wanted.most.clamp(max=self._most))
+        return (
+            boxes.gather(1, first[..., None].expand(-1, -1, 4)),
+            ranked.values.gather(1, first),
+            label.gather(1, first),
+            counts,
+            sure,
+        )
 
 
 class MaskHead:

@@ -39,6 +39,9 @@ MOBILENETS = ("mobilenet_v3_large", "mobilenet_v3_small")
 BACKBONES = (*RESNETS, "vgg16", *MOBILENETS)
 
 
+DIVISIBLE = 32  # both sides of the padded input are multiples of the coarsest level's stride
+
+
 class ArchitectureError(ValueError):
     """The description names something that cannot be built."""
 
@@ -70,6 +73,19 @@ class Architecture:
     masks: str = (
         "sigmoid"  # a mask for each class, or "softmax": classes compete (Table 2b), "agnostic": one mask
     )
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that an image is resized to, as torchvision computes it (in double precision).
+
+        One pixel where torchvision rounds down to none and fails: images over 1333 times as long as wide.
+        """
+        scale = min(self.min_size / min(height, width), self.max_size / max(height, width))
+        return max(1, int(height * scale)), max(1, int(width * scale))
+
+    def padded_shape(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the network's input for an image."""
+        h, w = self.input_size(height, width)
+        return -(-h // DIVISIBLE) * DIVISIBLE, -(-w // DIVISIBLE) * DIVISIBLE
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a file's metadata."""

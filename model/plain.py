@@ -41,12 +41,12 @@ class Plain:
         self,
         images: Tensor,
         sizes: Sequence[tuple[int, int]],
-        named: Sequence[Tensor],
+        named: Tensor,
         options: Sequence[Options],
     ) -> tuple[list[Detections], list[Tensor | None]]:
         """Detections of each image by falling score, in input pixels, and [N, M, M] probabilities where wanted.
 
-        images: [B, 3, H, W] normalised. sizes: of each image in it. named: for each image [classes] bool, the
+        images: [B, 3, H, W] normalised. sizes: of each image in it. named: [B, classes] bool, for each image the
         network's outputs that may be found.
         """
         network, form = self._network, self._form

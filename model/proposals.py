@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torchvision.ops import nms
 
+from model.suppression import overlapping, survivors
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -46,9 +48,9 @@ def clipped(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def large(boxes: Tensor, least: float) -> Tensor:
-    """[N] bool: which boxes [N, 4] are at least `least` pixels long both ways."""
-    sides = boxes[:, 2:] - boxes[:, :2]
-    return (sides >= least).all(1)
+    """[...] bool: which boxes [..., 4] are at least `least` pixels long both ways."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    return (sides >= least).all(-1)
 
 
 class Proposer:
@@ -70,6 +72,33 @@ class Proposer:
         """
         levels = [self._best(maps, level, padded) for level in range(len(maps.shapes))]
         return [self._thinned([(s[n], b[n]) for s, b in levels], size) for n, size in enumerate(sizes)]
+
+    def fixed(self, maps: Maps, padded: tuple[int, int], limits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same in tensors of a fixed size: boxes [B, R, 4], which of them are proposals [B, R], whether this is
+        sure [] (see suppression.py).
+
+        limits: [B, 1, 4], where each image ends: its width, height, width, height in input pixels.
+        """
+        levels = [self._best(maps, level, padded) for level in range(len(maps.shapes))]
+        batch, longest = len(limits), max(int(scores.shape[1]) for scores, _ in levels)
+        usable = limits.new_zeros((batch, len(levels), longest), dtype=torch.bool)
+        over = limits.new_zeros((batch, len(levels), longest, longest), dtype=torch.bool)
+        clipped_boxes = []
+        for n, (level_scores, level_boxes) in enumerate(levels):
+            count = int(level_scores.shape[1])
+            boxes = torch.minimum(level_boxes.clamp(min=0), limits)
+            clipped_boxes.append(boxes)
+            usable[:, n, :count] = large(boxes, self._least)
+            over[:, n, :count, :count] = overlapping(
+                boxes, self._overlap
+            )  # a level at a time, to save memory
+        keep, sure = survivors(over, usable)
+        keep &= keep.cumsum(-1) <= self._after
+        kept = torch.cat([keep[:, n, : scores.shape[1]] for n, (scores, _) in enumerate(levels)], 1)
+        scores = torch.cat([scores for scores, _ in levels], 1).masked_fill(~kept, -torch.inf)
+        order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self._after]
+        boxes = torch.cat(clipped_boxes, 1).gather(1, order[..., None].expand(-1, -1, 4))
+        return boxes, kept.gather(1, order), sure
 
     def _best(self, maps: Maps, level: int, padded: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Objectness [B, K] and boxes [B, K, 4] of a level's best anchors, best first."""

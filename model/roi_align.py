@@ -7,6 +7,7 @@ CPU kernel walks NCHW planes one number at a time. Its gradient is an embedding 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,6 +47,14 @@ def _axis(start: Tensor, length: Tensor, bins: int, limit: Tensor) -> tuple[Tens
     return cells.view(shape), weights.view(shape)
 
 
+@lru_cache(maxsize=64)
+def _levels(shapes: tuple[tuple[int, int], ...], batch: int, device: torch.device) -> Tensor:
+    """[3, levels]: height, width and first row of each level. Kept, because a GPU's host would wait for the upload."""
+    sizes = [batch * h * w for h, w in shapes]
+    columns = [(h, w, sum(sizes[:n])) for n, (h, w) in enumerate(shapes)]
+    return torch.tensor(columns, device=device).T.contiguous()
+
+
 def taps(
     boxes: Tensor, images: Tensor, shapes: Sequence[tuple[int, int]], batch: int, bins: int
 ) -> tuple[Tensor, Tensor]:
@@ -55,11 +64,8 @@ def taps(
     features, P2 first, whose strides are 4, 8, 16, …; a level's rows begin after those of all images of the levels
     before it.
     """
-    device = boxes.device
     level = level_of(boxes, len(shapes))
-    heights, widths = (torch.tensor([s[k] for s in shapes], device=device)[level] for k in (0, 1))
-    sizes = [batch * h * w for h, w in shapes]
-    first = torch.tensor([sum(sizes[:n]) for n in range(len(sizes))], device=device)[level]
+    heights, widths, first = _levels(tuple(shapes), batch, boxes.device)[:, level]
     scaled = boxes * (0.25 / 2.0**level)[:, None]
     lengths = (scaled[:, 2:] - scaled[:, :2]).clamp(min=1)
     x, x_weights = _axis(scaled[:, 0], lengths[:, 0], bins, widths)

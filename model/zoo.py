@@ -1,7 +1,7 @@
 """Model name → architecture, weights, categories, AP. One safetensors file is one model.
 
 The file's metadata entry "maskserve" is a JSON document: {"format": 1, "name", "architecture", "categories",
-"ap", "training"}. Tensors are the torchvision module's state dict; matrices may be stored in half precision.
+"ap", "training", "ranges"}. Tensors are the torchvision module's state dict; matrices may be stored in half precision.
 No pickle is ever loaded but torchvision's own COCO files, whose hash is checked first and whose reading is
 restricted to tensors (`weights_only=True`).
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -28,6 +29,8 @@ from model.partial import digest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from model.int8 import Ranges
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ class Model:
     ap: dict[str, float] = field(default_factory=dict)  # "box", "mask" …, 0 to 1
     ap_source: str = ""  # on what it was measured, or who published it
     training: dict[str, Any] = field(default_factory=dict)
+    ranges: Ranges = field(default_factory=dict)  # of its activations, for int8; empty if never calibrated
     sha256: str = ""  # of the weights file
     notice: str | None = None  # something that whoever uses it should be told
 
@@ -83,7 +87,20 @@ def save(path: Path, network: nn.Module, model: Model, *, half: bool = False) ->
     for name, tensor in network.state_dict().items():
         narrow = half and tensor.ndim >= 2 and tensor.dtype == torch.float32
         tensors[name] = tensor.detach().to("cpu", torch.float16 if narrow else tensor.dtype).contiguous()
-    document = {
+    _write(path, tensors, model)
+
+
+def describe_anew(path: Path, source: Path, model: Model) -> None:
+    """Write the file `source` with another description to `path`, atomically; its tensors stay as they are.
+
+    Raises ModelError as `read` does.
+    """
+    _, tensors = _open(source)
+    _write(path, tensors, model)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], model: Model) -> None:
+    document: dict[str, Any] = {
         "format": FORMAT,
         "name": model.name,
         "architecture": model.architecture.to_dict(),
@@ -95,6 +112,8 @@ def save(path: Path, network: nn.Module, model: Model, *, half: bool = False) ->
         "ap_source": model.ap_source,
         "training": model.training,
     }
+    if model.ranges:
+        document["ranges"] = model.ranges
     part = path.with_name(path.name + ".part")
     try:
         # Not save_file, whose files only their owner may read: another user's container could not serve them.
@@ -139,6 +158,13 @@ def load(name: str, folder: Path) -> tuple[nn.Module, Model]:
 def bundled() -> Path:
     """The file of the model that comes with maskserve."""
     return weights.bundled_folder() / f"{BUNDLED}.safetensors"
+
+
+def file_of(name: str) -> Path | None:
+    """The file that `name` means to `load`, where it is one that `save` wrote: not for the COCO models."""
+    if name in COCO:
+        return None
+    return bundled() if name == BUNDLED else Path(name).expanduser()
 
 
 def _coco(name: str, folder: Path) -> tuple[nn.Module, Model]:
@@ -210,12 +236,18 @@ def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:
             ap={str(k): float(v) for k, v in document["ap"].items()},
             ap_source=str(document.get("ap_source", "")),
             training=dict(document.get("training", {})),
+            ranges={
+                str(name): (float(low), float(high))
+                for name, (low, high) in document.get("ranges", {}).items()
+            },
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: its description of the model is damaged ({error!r})") from error
     unlike = len({c.id for c in model.categories}) == len(set(model.labels)) == len(model.labels)
     if not model.labels or not unlike or not all(0 < label < architecture.classes for label in model.labels):
         raise ModelError(f"{path}: its categories do not fit its {architecture.classes} classes")
+    if not all(math.isfinite(high - low) and low <= high for low, high in model.ranges.values()):
+        raise ModelError(f"{path}: its ranges of activations are damaged")
     return replace(model, sha256=digest(path)), tensors
 
 

@@ -19,6 +19,7 @@ from model.data.shapes import Shapes
 from model.engine import Engine
 from model.evaluate import CATEGORY_FIGURES
 from model.instances import Options
+from model.int8 import uncalibrated
 from model.network import C4, SMALL, ArchitectureError
 from model.recipe import TrainingError
 
@@ -58,6 +59,7 @@ def test_labelled_folder_becomes_a_model_that_segments(folder, capsys):
     assert [c.name for c in model.categories] == [c.name for c in Shapes.categories]
     assert set(model.ap) == {"box", "box50", "mask", "mask50"}
     assert model.ap_source == f"measured on {folder / 'data'}"
+    assert not uncalibrated(network, model.ranges)  # so that it can be served in int8 at once
     engine = Engine.load(str(path), device="cpu")
     (found,) = engine.segment([np.zeros((80, 64, 3), np.uint8)], [Options()])
     assert found.size == (80, 64)

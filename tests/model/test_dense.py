@@ -51,11 +51,12 @@ def test_maps_are_torchvisions(architecture: Architecture) -> None:
         torch.testing.assert_close(mine, expected, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2, 2)], ids=["3x3", "2x2"])
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 2, 2), (1, 16, 24), (3, 8, 6)])
-def test_maxima_are_torchs(batch: int, height: int, width: int) -> None:
+def test_maxima_are_torchs(batch: int, height: int, width: int, pool: nn.MaxPool2d) -> None:
     x = torch.randn(batch, 5, height, width).contiguous(memory_format=torch.channels_last)
-    found = _halved(x)
-    assert torch.equal(found, nn.MaxPool2d(3, 2, 1)(x))
+    found = _halved(x, pool.kernel_size)
+    assert torch.equal(found, pool(x))
     # Of a batch of one, too, as oneDNN reads strides; it would fall back to slow kernels or fail.
     assert found.stride() == torch.empty(found.shape, memory_format=torch.channels_last).stride()
 

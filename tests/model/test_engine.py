@@ -20,12 +20,12 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from bench.lifelike import lifelike
 from model import weights, zoo
 from model.data import Category
-from model.engine import DIVISIBLE, Engine, EngineError, resolved
+from model.engine import Engine, EngineError, resolved
 from model.errors import DeviceFailed, OutOfDeviceMemory
 from model.image import decode as decode_image
 from model.instances import Options
 from model.masks import decode, paste
-from model.network import BACKBONES, SMALL, V1, V2, Architecture
+from model.network import BACKBONES, DIVISIBLE, SMALL, V1, V2, Architecture
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -597,7 +597,7 @@ def test_auto_precision_on_a_gpu_is_by_its_generation(
 
 
 def test_float16_is_refused_on_a_cpu() -> None:
-    with pytest.raises(EngineError, match="on a CPU there are float32 and bfloat16"):
+    with pytest.raises(EngineError, match="on a CPU there are float32, bfloat16 and int8"):
         Engine(network(THIN_SMALL), described(THIN_SMALL), CPU, "float16")
 
 

@@ -127,6 +127,24 @@ def test_description_comes_back_with_the_files_hash(whole: Path) -> None:
     assert model.label_ids().tolist() == [0, 3, 7]
 
 
+def test_description_is_written_anew_around_the_same_tensors(whole: Path, tmp_path: Path) -> None:
+    _, model = zoo.read(whole)
+    path = tmp_path / "model.safetensors"
+    zoo.describe_anew(path, whole, replace(model, ranges={"rpn.head.conv.0.0": (-0.5, 3.25)}))
+    assert zoo.read(path)[1].ranges == {"rpn.head.conv.0.0": (-0.5, 3.25)}
+    before, after = load_file(whole), load_file(path)
+    assert list(before) == list(after)
+    assert all(after[n].dtype == t.dtype and torch.equal(after[n], t) for n, t in before.items())
+    zoo.describe_anew(path, path, model)  # onto itself
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_names_that_are_files_of_ours_are_known(bundled: Path, coco: tuple[Path, dict[str, Path]]) -> None:
+    assert zoo.file_of("shapes") == bundled
+    assert zoo.file_of("a/b.safetensors") == Path("a/b.safetensors")
+    assert zoo.file_of("maskrcnn_resnet50_fpn") is None
+
+
 def test_network_in_another_memory_format_is_saved_alike(tmp_path: Path) -> None:
 
     path = tmp_path / "model.safetensors"
@@ -231,6 +249,13 @@ def test_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
         pytest.param(lambda d: d.update(categories=[]), "do not fit its 3 classes", id="not one category"),
         pytest.param(lambda d: d.update(categories=[1]), "damaged (TypeError", id="odd categories"),
         pytest.param(lambda d: d.update(ap=[]), "damaged (AttributeError", id="odd ap"),
+        pytest.param(lambda d: d.update(ranges={"a": [0]}), "damaged (ValueError", id="half a range"),
+        pytest.param(
+            lambda d: d.update(ranges={"a": [1, 0]}), "ranges of activations", id="range upside down"
+        ),
+        pytest.param(
+            lambda d: d.update(ranges={"a": [0, 1e999]}), "ranges of activations", id="endless range"
+        ),
         pytest.param(lambda d: d.update(ap={"box": "high"}), "damaged (ValueError", id="ap of words"),
         pytest.param(lambda d: d.update(architecture=None), "table of names", id="no architecture"),
         pytest.param(
