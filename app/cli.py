@@ -1,4 +1,4 @@
-"""`maskserve serve | healthcheck | segment | train | evaluate | weights …`: what can be typed, and what each word means.
+"""`maskserve serve | healthcheck | segment | …`: what can be typed, and what each word means.
 
 Only so much is imported at the start: torch takes seconds, and `--help` should not.
 """

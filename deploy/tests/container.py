@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -84,7 +83,11 @@ class Container:
     def execute(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         """Run a program inside, as the container's user."""
         return subprocess.run(
-            ["runc", "exec", self.name, *command], capture_output=True, text=True, check=False, timeout=PATIENCE
+            ["runc", "exec", self.name, *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
         )
 
     def pid(self) -> int:
@@ -96,10 +99,15 @@ class Container:
         """`running` or `stopped`."""
         return "running" if self.process.poll() is None else "stopped"
 
-    def resident(self) -> int:
-        """Bytes of memory that process 1 holds."""
-        fields = Path(f"/proc/{self.pid()}/statm").read_text().split()
-        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+    def memory(self) -> str:
+        """What process 1 holds: all that is resident, its peak, and what is its own rather than a file's pages."""
+        status = dict(
+            line.split(":", 1) for line in Path(f"/proc/{self.pid()}/status").read_text().splitlines()
+        )
+        now, peak, own = (int(status[name].split()[0]) / 1e3 for name in ("VmRSS", "VmHWM", "RssAnon"))
+        return (
+            f"{now:.0f} MB resident, at most {peak:.0f} MB so far; {own:.0f} MB of it not shared with files"
+        )
 
     def signal(self, name: str) -> None:
         """Send process 1 a signal."""

@@ -1,6 +1,6 @@
 """`make image-test`: the Dockerfile, built for real, and its image run as the deployment runs it. Needs root.
 
-    python deploy/tests/image.py [--base IMAGE] [--torch cpu] [--model shapes] [--pip-conf FILE] [--uv-toml FILE] [--keep]
+    python deploy/tests/image.py [--base IMAGE] [--torch cpu] [--model shapes] [--keep]
 
 No Docker and no image registry is needed: buildah builds, on a base image that debootstrap makes of this machine's
 Debian (or on `--base`), and runc runs. The root file system is read-only, the user is the image's, and nothing is
@@ -19,16 +19,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from deploy.tests.container import Container
 from deploy.tests.processes import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"buildah": "buildah", "runc": "runc", "debootstrap": "debootstrap"}  # program → Debian package
@@ -40,7 +37,9 @@ EXAMPLE, SEEN = ROOT / "examples/images/000012.jpg", {"heart", "pentagon"}
 
 def main() -> int:
     """Build, look inside, run, stop; 0 if everything was as it should be."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--base", help="base image that buildah can have; by default debootstrap makes one")
     parser.add_argument("--torch", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--model", default="shapes")
@@ -97,9 +96,18 @@ class Images:
 
     def __call__(self, *arguments: object, check: bool = True, quiet: bool = True) -> str:
         """Run buildah; what it printed."""
-        options = ["--root", self.store / "store", "--runroot", self.store / "run", "--storage-driver", self.driver]
+        options = [
+            "--root",
+            self.store / "store",
+            "--runroot",
+            self.store / "run",
+            "--storage-driver",
+            self.driver,
+        ]
         command = ["buildah", *map(str, options), *map(str, arguments)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
         if check and done.returncode != 0:
             sys.exit(f"{' '.join(command)}\n{done.stdout}")
         if not quiet:
@@ -158,9 +166,18 @@ def can_overlay(folder: Path) -> bool:
 
 def make_base(images: Images) -> str:
     """A minimal Debian with Python, of this machine's release and from the mirror that its apt uses."""
-    release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+    release = dict(
+        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
+    )
     suite = release["VERSION_CODENAME"].strip('"')
-    question = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Identifier: Packages", f"Codename: {suite}"]
+    question = [
+        "apt-get",
+        "indextargets",
+        "--format",
+        "$(REPO_URI)",
+        "Identifier: Packages",
+        f"Codename: {suite}",
+    ]
     mirrors = subprocess.run(question, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
     if not mirrors:
         sys.exit(f"apt has no repository of {suite}: pass --base IMAGE")
@@ -171,7 +188,13 @@ def make_base(images: Images) -> str:
         make = ["debootstrap", "--variant=minbase", include, suite, str(root), mirrors[0]]
         if subprocess.run(make, stdout=log, stderr=log, check=False).returncode != 0:
             sys.exit((images.store / "debootstrap.log").read_text()[-2000:])
-    for unneeded in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
+    for unneeded in (
+        "var/cache/apt",
+        "var/lib/apt/lists",
+        "usr/share/doc",
+        "usr/share/man",
+        "usr/share/locale",
+    ):
         shutil.rmtree(root / unneeded, ignore_errors=True)
     name = images("from", "scratch")
     images("copy", name, root, "/")
@@ -183,7 +206,9 @@ def make_base(images: Images) -> str:
 
 def build(images: Images, base: str, model: str, given: argparse.Namespace, *, check: bool = True) -> str:
     """`docker build` with buildah; what it said."""
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    revision = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+    )
     arguments = {
         "BASE_IMAGE": base,
         "MODEL": model,
@@ -224,7 +249,12 @@ def inspect(images: Images, model: str) -> None:
     sizes = [layer["size"] for layer in json.loads(document["Manifest"])["layers"]]
     print(f"image: {sum(sizes) / 1e9:.2f} GB, of which")
     for size, step in zip(sizes, steps, strict=False):
-        print(f"  {size / 1e6:7.0f} MB  {' '.join(step.split())[:90]}")
+        print(f"  {size / 1e6:7.0f} MB  {named(step)}")
+
+
+def named(step: str) -> str:
+    """A layer's name for people: buildah's history has hashes where the Dockerfile has folders."""
+    return "the base image" if step == "/bin/sh" else step.removeprefix("/bin/sh -c #(nop) ")[:60]
 
 
 def look_inside(root: Path) -> None:
@@ -235,10 +265,16 @@ def look_inside(root: Path) -> None:
     ).stdout.splitlines()
     largest = sorted(((int(size), Path(path).name) for size, path in map(str.split, usage)), reverse=True)
     print("largest packages, MB: " + ", ".join(f"{name} {size}" for size, name in largest[:6]))
-    cuda = sum(f.stat().st_size for f in [*packages.glob("nvidia/**/*"), *packages.glob("torch/lib/*cuda*")] if f.is_file())
+    cuda = sum(
+        f.stat().st_size
+        for f in [*packages.glob("nvidia/**/*"), *packages.glob("torch/lib/*cuda*")]
+        if f.is_file()
+    )
     print(f"of that only for GPUs: {cuda / 1e9:.2f} GB")
     for program in ("gcc", "cc", "g++", "make", "git", "curl", "uv"):
-        found = [p for p in ("usr/bin", "usr/local/bin", "opt/maskserve/bin") if (root / p / program).exists()]
+        found = [
+            p for p in ("usr/bin", "usr/local/bin", "opt/maskserve/bin") if (root / p / program).exists()
+        ]
         assert not found, f"{program} is in the image"
     for name in ("triton", "pip", "torch/include", "pytest", "ruff", "mypy", "matplotlib"):
         assert not (packages / name).exists(), f"{name} is in the image"
@@ -249,18 +285,20 @@ def look_inside(root: Path) -> None:
 def run(config: dict[str, Any], root: Path, model: str) -> None:
     """The service from the image: start, health, an answer, what it may not do, and a stop in good order."""
     seconds = [start(config, root) for _ in range(3)]
-    print(f"ready after {', '.join(f'{s:.1f}' for s in seconds)} s (first, second, third start, {os.cpu_count()} cores)")
+    print(
+        f"ready after {', '.join(f'{s:.1f}' for s in seconds)} s (first, second, third start, {os.cpu_count()} cores)"
+    )
     assert model != "shapes" or min(seconds) <= READY_SECONDS, f"ready only after {min(seconds):.1f} s"
     port = free_port()
     with Container(root, config, {"MASKSERVE_PORT": str(port)}) as container:
         url = f"http://127.0.0.1:{port}"
         container.wait_until_ready(url)
-        print(f"memory: {container.resident() / 1e6:.0f} MB resident when ready")
+        print(f"memory when ready: {container.memory()}")
         check = container.execute(config["Healthcheck"]["Test"][1:])
         assert check.returncode == 0, check
         print(f"health check green: {check.stdout.strip()}")
         asyncio.run(segments(url, model))
-        print(f"memory: {container.resident() / 1e6:.0f} MB resident after that")
+        print(f"memory after that: {container.memory()}")
         confined(container)
         asyncio.run(drains(container, url))
 
@@ -306,7 +344,9 @@ async def drains(container: Container, url: str) -> None:
     code = await asyncio.to_thread(container.wait)
     assert statuses == [200] * 12, statuses
     assert code == 0, f"exit code {code}"
-    print(f"SIGTERM with {waiting} requests running: all answered, ended with 0 after {time.monotonic() - begun:.1f} s")
+    print(
+        f"SIGTERM with {waiting} requests running: all answered, ended with 0 after {time.monotonic() - begun:.1f} s"
+    )
 
 
 if __name__ == "__main__":
