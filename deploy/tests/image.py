@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -245,16 +246,14 @@ def inspect(images: Images, model: str) -> None:
     assert config["StopSignal"] == "SIGTERM", config["StopSignal"]
     assert config["Entrypoint"] == ["maskserve"], config["Entrypoint"]
     assert config["Healthcheck"]["Test"] == ["CMD", "maskserve", "healthcheck"], config["Healthcheck"]
-    steps = [step["created_by"] for step in document["Docker"]["history"] if not step.get("empty_layer")]
     sizes = [layer["size"] for layer in json.loads(document["Manifest"])["layers"]]
+    final = (ROOT / "Dockerfile").read_text().rpartition("\nFROM ")[2]
+    names = ["the base image", *re.findall(r"^COPY --from=.* (\S+)$", final, re.MULTILINE)]
+    if len(names) != len(sizes):  # vfs: everything of ours is one layer
+        names = ["the base image", "everything of ours"]
     print(f"image: {sum(sizes) / 1e9:.2f} GB, of which")
-    for size, step in zip(sizes, steps, strict=False):
-        print(f"  {size / 1e6:7.0f} MB  {named(step)}")
-
-
-def named(step: str) -> str:
-    """A layer's name for people: buildah's history has hashes where the Dockerfile has folders."""
-    return "the base image" if step == "/bin/sh" else step.removeprefix("/bin/sh -c #(nop) ")[:60]
+    for size, name in zip(sizes, names, strict=True):
+        print(f"  {size / 1e6:7.0f} MB  {name}")
 
 
 def look_inside(root: Path) -> None:
