@@ -4,10 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup serve test lint format types tests bench-engine lock clean
+.PHONY: help setup serve test lint format types tests image-test rollout-test bench-engine bench-capacity lock clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(READY)  ## the virtual environment, with everything in requirements.lock
 
@@ -30,12 +30,23 @@ format: $(READY)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+image-test: $(READY)  ## build the container image and run it: 6 minutes, 25 GB of disk, and root
+	$(BIN)/python deploy/tests/image.py
+
+rollout-test: $(READY)  ## restart, kill and overload replicas behind the gateway: 5 minutes
+	$(BIN)/python deploy/tests/rollout.py
+
 bench-engine: $(READY)  ## the engine against torchvision's eager model: minutes, and nothing else may run
 	$(BIN)/python bench/engine.py --model v1 --precision float32
 	$(BIN)/python bench/engine.py --model v1 --precision auto
 	$(BIN)/python bench/engine.py --model v2 --precision auto
 	$(BIN)/python bench/engine.py --model v1 --precision auto --megapixels 12 --detections 100 --encode --rounds 3
 	$(BIN)/python bench/engine.py --model shapes --precision auto --rounds 15
+
+bench-capacity: $(READY)  ## what one replica answers a second, and its memory: minutes, and nothing else may run
+	$(BIN)/python bench/capacity.py --model shapes
+	$(BIN)/python bench/capacity.py --model v1
+	$(BIN)/python bench/capacity.py --model v2
 
 lock: $(READY)  ## write requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra train --group dev --universal --generate-hashes \
