@@ -320,6 +320,25 @@ def evaluate(
     )
 
 
+@cli.command()
+def key(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is; appears in the log.")],
+) -> None:
+    """Make an API key: the key itself on stderr, for its owner, and on stdout the line for the file of keys.
+
+    maskserve key phone-app >> keys.txt; MASKSERVE_API_KEYS_FILE=keys.txt maskserve serve
+    """
+    from app.keys import LINE, digest, new_key  # noqa: PLC0415
+
+    made = new_key()
+    line = f"{digest(made).hex()} {name}"
+    if "#" in name or name != name.strip() or not LINE.fullmatch(line):
+        typer.echo("maskserve: a name has 1 to 64 characters, no # and no space at its ends", err=True)
+        raise typer.Exit(2)
+    typer.echo(made, err=True)
+    typer.echo(line)
+
+
 def read_settings(**overrides: str | int | None) -> settings.Settings:
     """The settings with the command line's on top; what is wrong with them ends the program, a line each."""
     try:

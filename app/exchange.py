@@ -13,27 +13,28 @@ import re
 import time
 import uuid
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 
 from app.logs import FIELDS
 from app.problems import Problem, respond
+from app.tracing import trace_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from app.metrics import Metrics
+    from app.tracing import Tracing
+
 log = logging.getLogger(__name__)
 
 SANE_ID = re.compile(r"[!-~]{1,128}")
-QUIET_PATHS = {
-    "/healthz",
-    "/livez",
-    "/readyz",
-}  # asked every few seconds; logged only where something is wrong
+# Asked every few seconds; logged only where something is wrong.
+QUIET_PATHS = {"/healthz", "/livez", "/readyz", "/metrics"}
 CLIENT_GONE = 499  # what nginx logs for it; never sent
 # How long a refused client that still sends its body is heard out, so that it gets to read the refusal:
 # closing a socket with unread bytes resets the connection, upon which the client's kernel drops the answer.
@@ -47,6 +48,7 @@ class Timings:
         self.clock = clock
         self.begun = clock()
         self.stages: dict[str, float] = {}
+        self.begins: dict[str, float] = {}  # when each stage began, seconds after the exchange did
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -55,24 +57,37 @@ class Timings:
         try:
             yield
         finally:
-            self.stages[name] = self.clock() - begun
+            self.passed(name, self.clock() - begun)
+
+    def passed(self, name: str, seconds: float, ago: float = 0.0) -> None:
+        """A stage that others measured ended so many seconds ago."""
+        self.stages[name] = seconds
+        self.begins[name] = self.total() - ago - seconds
+
+    def total(self) -> float:
+        """Seconds since the exchange began."""
+        return self.clock() - self.begun
 
     def header(self) -> str:
         """`decode;dur=3.1, forward;dur=45.2, total;dur=50.0`, in milliseconds."""
-        stages = {**self.stages, "total": self.clock() - self.begun}
+        stages = {**self.stages, "total": self.total()}
         return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in stages.items())
 
 
 class Exchanges:
-    """The middleware. `request.state.id` and `request.state.timings` are its gifts to the routes."""
+    """The middleware. Its gifts to the routes are `request.state.id`, `request.state.timings`, and
+    `request.state.record`: what the exchange's line in the log says besides.
+    """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self.app = app
+        self.metrics = metrics
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run one HTTP exchange; other scopes, which are the life-cycle's, pass through."""
         if scope["type"] == "http":
-            await Exchange(scope, receive, send).run(self.app)
+            await Exchange(scope, receive, send, self.metrics, self.tracing).run(self.app)
         else:
             await self.app(scope, receive, send)
 
@@ -80,8 +95,13 @@ class Exchanges:
 class Exchange:
     """One request and its response."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, metrics: Metrics, tracing: Tracing | None
+    ) -> None:
         headers = Headers(scope=scope)
+        self.metrics = metrics
+        self.tracing = tracing
+        self.traceparent = headers.get("traceparent", "")
         given = headers.get("x-request-id", "")
         self.id = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
         self.timings = Timings()
@@ -90,12 +110,19 @@ class Exchange:
         self.path = scope.get("raw_path", scope["path"].encode()).decode("ascii", "backslashreplace")[:200]
         # HEAD is GET without the body, on every path.
         self.scope = {**scope, "method": "GET" if self.method == "HEAD" else self.method}
-        self.scope["state"] = {**scope.get("state", {}), "id": self.id, "timings": self.timings}
+        self.record: dict[str, Any] = {}
+        self.scope["state"] = {
+            **scope.get("state", {}),
+            "id": self.id,
+            "timings": self.timings,
+            "record": self.record,
+        }
         self.status = 0  # not yet answered
         self.unread = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
         # The client waits for a word from us before it sends the body.
         self.holds_back = headers.get("expect", "").lower() == "100-continue"
         self.seconds = 0.0  # until the answer was sent
+        self.bytes = 0  # of its body
         self._receive = receive
         self._send = send
 
@@ -105,10 +132,12 @@ class Exchange:
             await app(self.scope, self.receive, self.send)
         except ClientDisconnect:
             self.status = self.status or CLIENT_GONE
+            self.record["reason"] = "client-gone"
         except Exception:
             log.exception("request %s failed", self.id, extra={FIELDS: {"id": self.id}})
             if self.status:
                 raise  # the server can only cut the answer off
+            self.record["reason"] = Problem.slug
             await respond(Problem(), self.id)(self.scope, self.receive, self.send)
         finally:
             self.report()
@@ -134,7 +163,8 @@ class Exchange:
             return
         body = b"" if self.method == "HEAD" else message.get("body", b"")
         more = message.get("more_body", False)
-        self.seconds = self.timings.clock() - self.timings.begun
+        self.seconds = self.timings.total()
+        self.bytes += len(body)
         if self.unread and not self.holds_back and not more:
             await self._send({"type": message["type"], "body": body, "more_body": True})
             body = b""
@@ -149,23 +179,49 @@ class Exchange:
                     await self.receive()
 
     def report(self) -> None:
-        """One line in the log."""
-        milliseconds = round((self.seconds or self.timings.clock() - self.timings.begun) * 1000, 1)
-        level = logging.DEBUG if self.path in QUIET_PATHS and self.status < 400 else logging.INFO
+        """One line in the log, one count, and a span where they are collected."""
+        seconds = self.seconds or self.timings.total()
+        stages = {**self.timings.stages, "total": seconds}
+        reason = self.record.setdefault("reason", "ok" if self.status < 400 else "error")
+        self.metrics.exchange(self.method, self.path, self.status, reason, stages)
+        if self.path == "/segment" and self.status == 200:
+            self.metrics.response_bytes.observe(self.bytes)
+        quiet = self.path in QUIET_PATHS and self.status < 400
         fields = {
             "id": self.id,
             "method": self.method,
             "path": self.path,
             "status": self.status,
-            "ms": milliseconds,
+            "ms": round(seconds * 1000, 1),
+            "bytes": self.bytes,
+            **self.record,
+            "stages_ms": {name: round(took * 1000, 1) for name, took in self.timings.stages.items()},
         }
+        if (trace := trace_id(self.traceparent)) is not None:
+            fields["trace_id"] = trace
         log.log(
-            level,
+            logging.DEBUG if quiet else logging.INFO,
             "%s %s %d %.1f ms id=%s",
             self.method,
             self.path,
             self.status,
-            milliseconds,
+            fields["ms"],
             self.id,
             extra={FIELDS: fields},
         )
+        if self.tracing is not None and not quiet:
+            begins = self.timings.begins
+            self.tracing.exchange(
+                f"{self.method} {self.path}",
+                self.traceparent,
+                seconds,
+                {name: (begins[name], took) for name, took in self.timings.stages.items()},
+                {
+                    "http.request.method": self.method,
+                    "url.path": self.path,
+                    "http.response.status_code": self.status,
+                    "http.response.body.size": self.bytes,
+                    "maskserve.request_id": self.id,
+                    **{f"maskserve.{name}": value for name, value in self.record.items()},
+                },
+            )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -16,7 +17,8 @@ from app.loading import load_engine
 from app.logs import FIELDS
 from app.options import closest
 from app.problems import MethodNotAllowed, Problem, UnknownPath, respond
-from app.service import Service
+from app.service import PATHS, Service
+from app.tracing import Tracing
 from app.version import version
 
 if TYPE_CHECKING:
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PATHS = ("/segment", "/model", "/healthz", "/livez", "/readyz", "/docs", "/openapi.json", "/")
-
 
 def create_app(
     settings: Settings,
@@ -41,14 +41,18 @@ def create_app(
 
     load: makes the engine; by default the one that the settings name. on_failure: called when nothing will be
     answered any more, so that the process should end.
+    Raises app.keys.KeysError and app.tracing.TracingError for settings that cannot be followed.
     """
     service = Service(settings, load or (lambda: load_engine(settings)), on_failure)
+    tracing = Tracing() if settings.tracing else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
         yield
         await service.stop()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.stop)
 
     app = FastAPI(
         title="maskserve",
@@ -61,7 +65,15 @@ def create_app(
         exception_handlers={Problem: on_problem, HTTPException: on_http_exception},
     )
     app.state.service = service
-    app.add_middleware(Exchanges)
+    described = app.openapi
+
+    def document() -> dict[str, Any]:
+        found: dict[str, Any] = described()
+        found.setdefault("components", {})["securitySchemes"] = openapi.SCHEMES
+        return found
+
+    app.openapi = document  # type: ignore[method-assign]
+    app.add_middleware(Exchanges, metrics=service.metrics, tracing=tracing)
     app.include_router(segment.router)
     app.include_router(probes.router)
     pages.mount(app)
@@ -81,6 +93,12 @@ async def on_problem(request: Request, problem: Exception) -> Response:
             exc_info=cause,
             extra={FIELDS: {"id": request.state.id}},
         )
+    return refuse(request, problem)
+
+
+def refuse(request: Request, problem: Problem) -> Response:
+    """The problem as the answer, and as the reason in the log and the metrics."""
+    request.state.record["reason"] = problem.slug
     return respond(problem, request.state.id)
 
 
@@ -90,15 +108,11 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         raise error
     path, method = request.url.path, request.method
     if error.status_code == 404:
-        return respond(
-            UnknownPath(f"There is nothing at {path[:80]}. {closest(path, PATHS)}"), request.state.id
-        )
+        return refuse(request, UnknownPath(f"There is nothing at {path[:80]}. {closest(path, PATHS)}"))
     if error.status_code == 405:
         methods = {*(error.headers or {}).get("Allow", "").split(", "), "OPTIONS"} - {""}
         allow = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
         if method == "OPTIONS":
             return Response(status_code=204, headers={"Allow": allow})
-        return respond(
-            MethodNotAllowed(f"{path} takes {allow}, not {method}.", allow=allow), request.state.id
-        )
+        return refuse(request, MethodNotAllowed(f"{path} takes {allow}, not {method}.", allow=allow))
     raise error

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from app import problems
-from app.options import MASKS, MOST_INSTANCES
+from app.metrics import CONTENT_TYPE
+from app.options import MASKS, MOST_INSTANCES, TIME_LIMIT
 from app.problems import Problem
 from app.responses import JPEG, JSON, PNG
 
@@ -150,11 +151,13 @@ def answers(schema: dict[str, Any], example: Any, *kinds: type[Problem]) -> dict
     }
 
 
-def parameter(name: str, schema: dict[str, Any], description: str, **more: Any) -> dict[str, Any]:
-    """One optional query parameter."""
+def parameter(
+    name: str, schema: dict[str, Any], description: str, place: str = "query", **more: Any
+) -> dict[str, Any]:
+    """One optional parameter, of the query if no other place is named."""
     return {
         "name": name,
-        "in": "query",
+        "in": place,
         "required": False,
         "schema": schema,
         "description": description,
@@ -162,16 +165,24 @@ def parameter(name: str, schema: dict[str, Any], description: str, **more: Any) 
     }
 
 
+# Asked for only where the service has a file of keys, which this document cannot know: {} stands for "none".
+SECURITY: dict[str, Any] = {"security": [{}, {"key": []}]}
+SCHEMES = {
+    "key": {"type": "http", "scheme": "bearer", "description": "An API key, where the service asks for one."}
+}
+
 SEGMENT = answers(
     ANSWER_SCHEMA,
     EXAMPLE,
     problems.MalformedRequest,
+    problems.Unauthorized,
     problems.BodyTooSlow,
     problems.BodyTooLarge,
     problems.ImageTooLarge,
     problems.UnsupportedFormat,
     problems.UndecodableImage,
     problems.InvalidParameter,
+    problems.UnusableUrl,
     problems.QueueFull,
     Problem,
     problems.NotReady,
@@ -189,7 +200,8 @@ SEGMENT |= {
     "operation_id": "segment",
     "summary": "Find the instances in one image",
     "description": "Send the image in whichever form suits; all three get the same answer.",
-    "openapi_extra": {
+    "openapi_extra": SECURITY
+    | {
         "parameters": [
             parameter(
                 "score_threshold",
@@ -213,6 +225,13 @@ SEGMENT |= {
                 {**STRING, "enum": list(MASKS), "default": MASKS[0]},
                 "`rle`: masks as COCO run lengths. `none`: boxes only, which is quicker.",
             ),
+            parameter(
+                TIME_LIMIT,
+                {**INTEGER, "minimum": 1, "maximum": 999_999_999},
+                "Milliseconds that the client will wait, from the request's header to the answer. What cannot be "
+                "ready by then is refused at once (429) or given up (504).",
+                "header",
+            ),
         ],
         "requestBody": {
             "required": True,
@@ -224,14 +243,27 @@ SEGMENT |= {
                 "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
                 "image/*": {"schema": {"type": "string", "format": "binary"}},
                 JSON: {
-                    "schema": record(
-                        {
-                            "image": described(
-                                STRING, "The image file in base64; a data: URL is accepted too."
-                            )
-                        },
-                        additionalProperties=False,
-                    ),
+                    "schema": {
+                        "oneOf": [
+                            record(
+                                {
+                                    "image": described(
+                                        STRING, "The image file in base64; a data: URL is accepted too."
+                                    )
+                                },
+                                additionalProperties=False,
+                            ),
+                            record(
+                                {
+                                    "url": described(
+                                        STRING,
+                                        "The image's https address, where the service fetches from its host.",
+                                    )
+                                },
+                                additionalProperties=False,
+                            ),
+                        ]
+                    },
                     "example": {"image": PIXEL},
                 },
             },
@@ -250,6 +282,19 @@ READYZ = answers(STATUS_SCHEMA, {"status": "ready"}, problems.NotReady, problems
     "summary": "Are requests taken? (readiness)",
     "description": "Red while the model loads, while the service shuts down, and when the device has failed.",
 }
+METRICS: dict[str, Any] = {
+    "response_model": None,
+    "responses": {
+        200: {
+            "description": "The metrics, in Prometheus' text format.",
+            "content": {CONTENT_TYPE.partition(";")[0]: {"schema": STRING}},
+        },
+        **problem_responses(problems.Unauthorized),
+    },
+    "operation_id": "metrics",
+    "summary": "Counters, histograms and gauges for Prometheus",
+    "openapi_extra": SECURITY,
+}
 MODEL = answers(
     MODEL_SCHEMA,
     {
@@ -264,5 +309,10 @@ MODEL = answers(
         "precision": "float32",
         "input_size": {"shorter_side": 800, "longer_side_at_most": 1333},
     },
+    problems.Unauthorized,
     problems.NotReady,
-) | {"operation_id": "model", "summary": "Which model answers here, and how it runs"}
+) | {
+    "operation_id": "model",
+    "summary": "Which model answers here, and how it runs",
+    "openapi_extra": SECURITY,
+}

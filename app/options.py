@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 PARAMETERS = ("score_threshold", "max_instances", "categories", "masks")
 MASKS = ("rle", "none")
 MOST_INSTANCES = 100  # COCO evaluates so many, and the networks keep so many per image
+
+TIME_LIMIT = "X-Request-Timeout-Ms"  # header: milliseconds from the request to its answer
 
 DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 WHOLE = re.compile(r"\d{1,9}", re.ASCII)
@@ -43,6 +46,15 @@ def parse(query: str, categories: tuple[Category, ...]) -> Options:
             case _:
                 raise InvalidParameter(f'There is no parameter "{name[:40]}". {closest(name, PARAMETERS)}')
     return Options(**options)
+
+
+def time_limit(given: str | None) -> float:
+    """Seconds that the client will wait, by the TIME_LIMIT header; infinite without it. Raises InvalidParameter."""
+    if given is None:
+        return math.inf
+    if not WHOLE.fullmatch(given.strip()) or int(given) == 0:
+        raise InvalidParameter(f"{TIME_LIMIT} must be a whole number of milliseconds from 1 up.")
+    return int(given) / 1000
 
 
 def single(query: str) -> Iterable[tuple[str, str]]:

@@ -1,15 +1,17 @@
-"""/healthz, /livez, /readyz and /model: how the service is and what it serves. Nothing waits here."""
+"""/healthz, /livez, /readyz, /metrics and /model: how the service is and what it serves. Nothing waits here."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotations
 from starlette.responses import Response
 
 from app import openapi
+from app.authorise import authorised
+from app.metrics import CONTENT_TYPE
 from app.problems import NotReady
 
 if TYPE_CHECKING:
@@ -32,12 +34,19 @@ async def healthz(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """Whether requests are taken."""
     service: Service = request.app.state.service
-    if trouble := service.trouble():
+    if trouble := service.unready():
         raise trouble
     return fresh({"status": "ready"})
 
 
-@router.get("/model", **openapi.MODEL)
+@router.get("/metrics", dependencies=[Depends(authorised)], **openapi.METRICS)
+async def metrics(request: Request) -> Response:
+    """What is counted and measured, for Prometheus."""
+    service: Service = request.app.state.service
+    return Response(service.metrics.text(), media_type=CONTENT_TYPE, headers={"Cache-Control": "no-store"})
+
+
+@router.get("/model", dependencies=[Depends(authorised)], **openapi.MODEL)
 async def model(request: Request) -> Response:
     """What answers here."""
     service: Service = request.app.state.service

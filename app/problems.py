@@ -5,23 +5,28 @@ Problem (500 internal)
 ├── Unauthorized          401
 ├── UnknownPath           404
 ├── MethodNotAllowed      405
+├── HeaderTooSlow         408  the header did not arrive in time
 ├── BodyTooSlow           408  the body did not arrive in time
 ├── BodyTooLarge          413  more bytes than the limit
 ├── ImageTooLarge         413  more pixels than the limit
 ├── UnsupportedFormat     415  not an image format that is accepted
 ├── UndecodableImage      422  the right format, but damaged
 ├── InvalidParameter      422  an option outside its range, or an unknown category
+├── UnusableUrl           422  an image's address that may not, or cannot, be fetched
 ├── QueueFull             429  + Retry-After
+├── HeaderTooLarge        431  the request line and header have too many bytes
 ├── NotReady              503  + Retry-After: loading, or after a fatal device error
 ├── Draining              503  + Retry-After: shutting down
 └── DeadlineExceeded      504  the answer would come too late
 
-Errors travel as RFC 9457 `application/problem+json`. Only what is no HTTP at all gets a plain 400 from uvicorn.
+Errors travel as RFC 9457 `application/problem+json`.
 """
 
 from __future__ import annotations
 
 import math
+import uuid
+from http import HTTPStatus
 from typing import Any, ClassVar, Self
 
 import orjson
@@ -78,6 +83,10 @@ class Unauthorized(Problem):
     slug = "unauthorized"
     title = "Unauthorized"
 
+    def headers(self) -> dict[str, str]:
+        """With the kind of credentials that are wanted (RFC 9110, section 15.5.2)."""
+        return {**super().headers(), "WWW-Authenticate": "Bearer"}
+
 
 class UnknownPath(Problem):
     """Nothing lives at this path."""
@@ -101,6 +110,14 @@ class MethodNotAllowed(Problem):
     def headers(self) -> dict[str, str]:
         """With the methods that would have been right (RFC 9110, section 15.5.6)."""
         return {**super().headers(), "Allow": self.allow}
+
+
+class HeaderTooSlow(Problem):
+    """The request's header did not arrive in time."""
+
+    status = 408
+    slug = "header-too-slow"
+    title = "Header too slow"
 
 
 class BodyTooSlow(Problem):
@@ -156,12 +173,28 @@ class InvalidParameter(Problem):
     title = "Invalid parameter"
 
 
+class UnusableUrl(Problem):
+    """The image's address may not be fetched, or no image came from it."""
+
+    status = 422
+    slug = "unusable-url"
+    title = "Unusable address"
+
+
 class QueueFull(Problem):
     """The service works at its limit; `Retry-After` says when there should be room."""
 
     status = 429
     slug = "queue-full"
     title = "Queue full"
+
+
+class HeaderTooLarge(Problem):
+    """The request line and header have more bytes than the service reads."""
+
+    status = 431
+    slug = "header-too-large"
+    title = "Header too large"
 
 
 class NotReady(Problem):
@@ -196,3 +229,13 @@ def respond(problem: Problem, request_id: str) -> Response:
         {**problem.headers(), "Cache-Control": "no-store"},
         MEDIA_TYPE,
     )
+
+
+def as_bytes(problem: Problem) -> bytes:
+    """The problem as the last thing on a connection on which no request has been understood."""
+    request_id = uuid.uuid4().hex
+    response = respond(problem, request_id)
+    response.headers.update({"X-Request-ID": request_id, "Connection": "close"})
+    lines = [f"{name}: {value}" for name, value in response.headers.items()]
+    status = f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"
+    return "\r\n".join([status, *lines, "", ""]).encode("latin-1") + bytes(response.body)

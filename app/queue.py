@@ -1,28 +1,22 @@
-"""Who may come in, and who shares a batch: admission, deadlines, shape buckets, batch building.
+"""Who shares a batch: shape buckets, deadlines, batch building. The door before it is admission.py.
 
-`Admission` is the door, `Queue` the waiting room: no threads, no tensors, no sleeping, the clock is passed
-in. What runs the batches is worker.py.
+No threads, no tensors, no sleeping, the clock is passed in. What runs the batches is worker.py.
 
-Who touches what: `Admission` belongs to the event loop alone. `Queue` does no locking itself; the worker
-holds its one lock around every call, from the event loop (put, discard) and from the device thread
-(next_batch, sift) alike.
+Who touches what: `Queue` does no locking itself; the worker holds its one lock around every call, from the
+event loop (put, discard) and from the device thread (next_batch, sift) alike.
 """
 
 from __future__ import annotations
 
-import asyncio
-import math
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from app.problems import ImageTooLarge, NotReady, Problem, QueueFull
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    import asyncio
+    from collections.abc import Iterable
 
     import numpy as np
     from numpy.typing import NDArray
@@ -31,126 +25,6 @@ if TYPE_CHECKING:
 
 Clock = Callable[[], float]  # monotonic seconds
 Bucket = tuple[int, int]  # (height, width) of the padded network input, pixels
-
-RETRY_AT_LEAST = 1.0  # seconds; the header has whole seconds, and 0 would invite a busy loop
-RETRY_AT_MOST = 60.0  # seconds; farther ahead today's rate says little about who will still be waiting
-RATE_MEMORY = 10.0  # seconds of device time: many batches of a GPU, yet quick to follow the traffic
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """A place in the house, from admission until the answer is written."""
-
-    pixels: int  # of the image as it was sent
-    admitted_at: float  # on the clock of deadlines: add the time that the request may take
-
-
-class Admission:
-    """Bounds what is in flight, in requests and in pixels, and knows how long that will take.
-
-    In flight is everything from admission to answer, so that decoding, waiting, running and encoding together
-    have one bound. Pixels are those of the image as it was sent: that is what occupies memory.
-
-    The door starts closed with 503 not-ready; whoever owns the life-cycle opens and closes it.
-    """
-
-    def __init__(self, *, max_requests: int, max_pixels: int, clock: Clock = time.monotonic) -> None:
-        self.max_requests = max_requests
-        self.max_pixels = max_pixels
-        self.requests = 0  # in flight
-        self.pixels = 0  # in flight
-        self.refused: Counter[str] = Counter()  # by reason: "requests", "pixels", or the problem's slug
-        self._clock = clock
-        self._closed: Callable[[], Problem] | None = lambda: NotReady(
-            "The model is still loading.", retry_after=5
-        )
-        self._served_pixels = 0.0  # exponentially weighted, as are the seconds that they took
-        self._served_seconds = 0.0
-        self._empty = asyncio.Event()
-        self._empty.set()
-
-    def open(self) -> None:
-        """Let requests in."""
-        self._closed = None
-
-    def close(self, refusal: Callable[[], Problem]) -> None:
-        """Refuse every new request with the problem that `refusal` makes. Those already inside stay."""
-        self._closed = refusal
-
-    @contextmanager
-    def admit(self, pixels: int) -> Iterator[Ticket]:
-        """One request's place for the length of a `with` block, released however the block ends.
-
-        pixels: width × height, as the image's header states them.
-        Raises at once, nothing ever waits here: QueueFull (429, with Retry-After), NotReady or Draining (503)
-        while the door is closed, ImageTooLarge (413) for an image larger than the whole bound. That one could
-        be let in whenever the house is empty, but then its answer would depend on the traffic of others, and
-        under steady load it would be told to retry for ever.
-        """
-        self._refuse_unless_fits(pixels)
-        self.requests += 1
-        self.pixels += pixels
-        self._empty.clear()
-        try:
-            yield Ticket(pixels, self._clock())
-        finally:
-            self.requests -= 1
-            self.pixels -= pixels
-            if self.requests == 0:
-                self._empty.set()
-
-    def _refuse_unless_fits(self, pixels: int) -> None:
-        if self._closed is not None:
-            problem = self._closed()
-            self.refused[problem.slug] += 1
-            raise problem
-        if pixels > self.max_pixels:
-            self.refused[ImageTooLarge.slug] += 1
-            raise ImageTooLarge(
-                f"The image has {pixels} pixels; this service holds at most {self.max_pixels} at a time."
-            )
-        if self.requests >= self.max_requests:
-            self.refused["requests"] += 1
-            raise QueueFull(
-                f"{self.requests} requests are in flight, the limit.", retry_after=self.retry_after()
-            )
-        if self.pixels + pixels > self.max_pixels:
-            self.refused["pixels"] += 1
-            raise QueueFull(
-                f"{self.pixels} pixels are in flight, and this image's {pixels} would exceed the limit of "
-                f"{self.max_pixels}.",
-                retry_after=self.retry_after(),
-            )
-
-    async def emptied(self) -> None:
-        """Return once nothing is in flight."""
-        await self._empty.wait()
-
-    def served(self, pixels: int, seconds: float) -> None:
-        """The device answered images of so many pixels in so many seconds; idle time is not to be reported.
-
-        The rate is the ratio of two sums that forget alike, not a mean of ratios: a long batch counts as long
-        as it lasted, and failed attempts (seconds without pixels) lower the rate as they should.
-        """
-        remembered = math.exp(-seconds / RATE_MEMORY)
-        self._served_pixels = self._served_pixels * remembered + pixels
-        self._served_seconds = self._served_seconds * remembered + seconds
-
-    @property
-    def pixels_per_second(self) -> float | None:
-        """The measured service rate, or None before the first answer."""
-        if self._served_pixels <= 0 or self._served_seconds <= 0:
-            return None
-        return self._served_pixels / self._served_seconds
-
-    def expected_wait(self) -> float | None:
-        """Seconds until all that is in flight now is answered, or None before the first measurement."""
-        rate = self.pixels_per_second
-        return None if rate is None else self.pixels / rate
-
-    def retry_after(self) -> float:
-        """Seconds after which a refused client should find room: the expected wait, within bounds."""
-        return min(max(self.expected_wait() or 0.0, RETRY_AT_LEAST), RETRY_AT_MOST)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from app import openapi, options, responses
-from app.problems import DeadlineExceeded, ImageTooLarge, Problem, UndecodableImage, UnsupportedFormat
+from app.authorise import authorised
+from app.problems import (
+    DeadlineExceeded,
+    ImageTooLarge,
+    MalformedRequest,
+    Problem,
+    UndecodableImage,
+    UnsupportedFormat,
+)
 from app.uploads import Upload, read_upload
 from model.image import ImageError, ImageTooBig, UnsupportedImage, decode, read_header
 
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from starlette.types import Receive
 
+    from app.admission import Body
     from app.exchange import Timings
     from app.service import Service
     from model.instances import Instances, Options
@@ -34,7 +44,7 @@ T = TypeVar("T")
 router = APIRouter()
 
 
-@router.post("/segment", **openapi.SEGMENT)
+@router.post("/segment", dependencies=[Depends(authorised)], **openapi.SEGMENT)
 async def segment(request: Request) -> Response:
     """Find the instances in one image."""
     service: Service = request.app.state.service
@@ -44,53 +54,83 @@ async def segment(request: Request) -> Response:
     model = service.engine.model
     wanted = options.parse(request.url.query, model.categories)
     media_type = responses.preferred(request.headers.get("accept", ""))
+    patience = options.time_limit(request.headers.get(options.TIME_LIMIT))
     encode = partial(responses.encode, media_type, request.state.id, model)
-    with timings.stage("read"):
-        upload = await read_upload(
-            request.headers,
-            request.receive,
-            max_bytes=service.settings.max_upload_bytes,
-            seconds=service.settings.body_timeout,
-        )
-    work = answer(service, timings, upload, wanted, encode)
-    del upload  # `answer` lets go of the file once it is decoded
-    content = await unless_gone(request.receive, work)
+    service.admission.knock()
+    with service.admission.body() as body:
+        with timings.stage("read"):
+            upload = await read_upload(
+                request.headers,
+                request.receive,
+                max_bytes=service.settings.max_upload_bytes,
+                seconds=service.settings.body_timeout,
+                arrived=body.arrived,
+            )
+        if upload.url:
+            with timings.stage("fetch"):
+                upload = await unless_gone(request.receive, fetched(service, upload.url, body))
+        seconds = min(service.settings.request_timeout, patience - timings.total())
+        asked = Asked(service, timings, request.state.record, wanted, encode)
+        work = answer(asked, upload, body, seconds)
+        del upload  # `answer` lets go of the file once it is decoded
+        content = await unless_gone(request.receive, work)
     return Response(content, headers={"Vary": "Accept"}, media_type=media_type)
 
 
-async def answer(
-    service: Service, timings: Timings, upload: Upload, wanted: Options, encode: Encode
-) -> bytes:
-    """The body of the answer, before the deadline or not at all.
+async def fetched(service: Service, url: str, body: Body) -> Upload:
+    """The image at an address. Raises MalformedRequest where that is not offered, and what Fetcher.get raises."""
+    if service.fetcher is None:
+        raise MalformedRequest('Addresses are not fetched here; send the image itself, as "image".')
+    return Upload(await service.fetcher.get(url, body.arrived), "Is there an image at that address?")
 
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an image is wanted for, and where what happens to it is told."""
+
+    service: Service
+    timings: Timings
+    record: dict[str, Any]  # what the log says of it
+    wanted: Options
+    encode: Encode
+
+
+async def answer(asked: Asked, upload: Upload, body: Body, seconds: float) -> bytes:
+    """The body of the answer, within `seconds` or not at all.
+
+    body: is released once the image is decoded.
     Raises UnsupportedFormat, UndecodableImage, ImageTooLarge, DeadlineExceeded, and what admission and worker
     raise.
     """
-    advice = upload.advice
-    seconds = service.settings.request_timeout
+    service, timings, advice = asked.service, asked.timings, upload.advice
     deadline = time.monotonic() + seconds
     loop = asyncio.get_running_loop()
     try:
         header = read_header(upload.content)
+        asked.record.update({"format": header.format, "width": header.width, "height": header.height})
         if header.pixels > service.settings.max_image_pixels:
             raise ImageTooLarge(
                 f"The image has {header.width} × {header.height} = {header.pixels} pixels; "
                 f"at most {service.settings.max_image_pixels} are accepted."
             )
         async with asyncio.timeout(seconds):
-            with service.admission.admit(header.pixels) as ticket:
+            with service.admission.admit(header.pixels, seconds) as ticket:
                 with timings.stage("decode"):
                     image = await loop.run_in_executor(service.decoders, decode, upload.content)
                 del upload
-                segmented = await service.worker.segment(ticket, image, wanted, deadline)
-                timings.stages["queue"] = segmented.queue_seconds
-                timings.stages["forward"] = segmented.forward_seconds
+                body.release()
+                segmented = await service.worker.segment(ticket, image, asked.wanted, deadline)
+                timings.passed("queue", segmented.queue_seconds, ago=segmented.forward_seconds)
+                timings.passed("forward", segmented.forward_seconds)
+                asked.record.update({"batch": segmented.batch_size, "instances": len(segmented.instances)})
                 with timings.stage("encode"):
-                    return await loop.run_in_executor(service.encoders, encode, image, segmented.instances)
+                    return await loop.run_in_executor(
+                        service.encoders, asked.encode, image, segmented.instances
+                    )
     except ImageError as error:
         raise refusal(error, advice) from None
     except TimeoutError:
-        raise DeadlineExceeded(f"The answer was not ready within {seconds:g} seconds.") from None
+        raise DeadlineExceeded(f"The answer was not ready within {max(seconds, 0):.3g} seconds.") from None
 
 
 def refusal(error: ImageError, advice: str) -> Problem:

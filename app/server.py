@@ -13,13 +13,16 @@ import uvicorn
 
 from app import logs
 from app import settings as settings_
+from app.connections import bounded
+from app.keys import KeysError
 from app.main import create_app
+from app.tracing import TracingError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from types import FrameType
 
-    from app.service import Service
+    from app.service import Segmenting, Service
     from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -31,8 +34,8 @@ BACKLOG = 2048
 CLOSING_SECONDS = 2.0  # for connections whose answer is just on its way
 
 
-def serve(settings: Settings) -> int:
-    """Serve until a signal or a failure; the exit code of the process."""
+def serve(settings: Settings, load: Callable[[], Segmenting] | None = None) -> int:
+    """Serve until a signal or a failure; the exit code of the process. load: as create_app takes it."""
     logs.configure(settings)
     log.info("settings: %s", settings_.effective(settings))
     try:
@@ -41,7 +44,11 @@ def serve(settings: Settings) -> int:
         log.critical("cannot listen on %s port %d: %s", settings.host, settings.port, error.strerror or error)
         return 1
     with listener:
-        server = Server(settings, listener)
+        try:
+            server = Server(settings, listener, load)
+        except (KeysError, TracingError) as error:
+            log.critical("%s", error)
+            return 1
         server.run(sockets=[listener])
     return server.exit_code
 
@@ -55,11 +62,14 @@ def listen(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """uvicorn, but a signal drains before anything closes, and the exit code is 0 unless the model failed."""
 
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
-        self.app = create_app(settings, on_failure=self.fail)
+    def __init__(
+        self, settings: Settings, listener: socket.socket, load: Callable[[], Segmenting] | None = None
+    ) -> None:
+        self.app = create_app(settings, load, on_failure=self.fail)
         super().__init__(
             uvicorn.Config(
                 self.app,
+                http=bounded(settings.header_timeout, settings.max_connections),
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -106,6 +116,7 @@ class Server(uvicorn.Server):
 
     async def leave(self) -> None:
         """Finish what was accepted, within the time there is for it, and let the main loop end."""
+        await self.service.leave()
         log.info("shutting down: finishing the requests that were accepted")
         deadline = time.monotonic() + self.settings.drain_timeout
         try:

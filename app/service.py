@@ -1,6 +1,6 @@
 """What lives as long as the process: engine, worker, admission, thread pools; and the stages of its life.
 
-load → warm up → serve → drain. The event loop runs from the first moment, so that probes have answers.
+load → warm up → serve → leave → drain. The event loop runs from the first moment, so that probes have answers.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
+from app.admission import Admission
+from app.fetch import Fetcher, Hosts
 from app.forward import Segmenter
 from app.health import State
+from app.keys import Keys
 from app.loading import LOAD_ERRORS
+from app.metrics import Metrics, Readings
 from app.problems import Draining, NotReady
-from app.queue import Admission
 from app.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from app.forward import Outcome
     from app.problems import Problem
     from app.settings import Settings
     from model.zoo import Model
@@ -31,6 +35,8 @@ T = TypeVar("T")
 
 RETRY_SECONDS = 5.0  # how soon to ask a service again that is starting; gateways poll about as often
 STOP_SECONDS = 5.0  # for the batch that runs when the process must end, drained or not
+WATCH_SECONDS = 1.0  # how often it is asked whether the device is alive
+PATHS = ("/segment", "/model", "/healthz", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/")
 
 
 class Segmenting(Segmenter, Protocol):
@@ -48,6 +54,9 @@ class Segmenting(Segmenter, Protocol):
     def precision(self) -> str:
         """Number format of the forward pass."""
 
+    def device_memory(self) -> dict[str, int]:
+        """Bytes of the GPU's memory by kind; empty for a CPU."""
+
 
 class Service:
     """One model on one device, and everything that requests share. Belongs to the event loop's thread."""
@@ -55,25 +64,41 @@ class Service:
     def __init__(
         self, settings: Settings, load: Callable[[], Segmenting], on_failure: Callable[[], None]
     ) -> None:
-        """load: makes the engine, on its own thread. on_failure: called once if the process should end."""
+        """load: makes the engine, on its own thread. on_failure: called once if the process should end.
+
+        Raises app.keys.KeysError.
+        """
         self.settings = settings
         self.admission = Admission(
-            max_requests=settings.max_queue_requests, max_pixels=settings.max_queue_pixels
+            max_requests=settings.max_queue_requests,
+            max_pixels=settings.max_queue_pixels,
+            max_bytes=settings.max_queue_bytes,
         )
+        self.keys = Keys.load(settings.api_keys_file) if settings.api_keys_file is not None else None
+        hosts = Hosts(settings.url_hosts)
+        self.fetcher = (
+            Fetcher(hosts, max_bytes=settings.max_upload_bytes, seconds=settings.body_timeout)
+            if hosts
+            else None
+        )
+        self.metrics = Metrics(PATHS, settings.body_timeout + settings.request_timeout)
+        self.metrics.registry.register(Readings(self))
         self.decoders = ThreadPoolExecutor(settings.decode_threads, "maskserve-decode")
         self.encoders = ThreadPoolExecutor(settings.encode_threads, "maskserve-encode")
         self.failure: str | None = None  # why nothing will ever be answered again
-        self.draining = False
+        self.leaving = False  # a signal has come; requests are still taken
+        self.draining = False  # no more requests are taken
+        self.hanging = False  # the device gives no sign of life
         self.ready = asyncio.Event()  # loaded and warm
         self._load = load
         self._on_failure = on_failure
         self._engine: Segmenting | None = None
         self._worker: Worker | None = None
-        self._starting: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin to load the model, and return."""
-        self._starting = asyncio.create_task(self._start())
+        self._tasks = [asyncio.create_task(self._start()), asyncio.create_task(self._watch())]
 
     async def _start(self) -> None:
         try:
@@ -89,10 +114,50 @@ class Service:
             max_batch_size=self.settings.max_batch_size,
             max_batch_pixels=self.settings.max_batch_pixels,
             on_fatal=self._on_fatal,
+            on_outcome=self._on_outcome,
         )
         with contextlib.suppress(Exception):  # the worker has logged it, and told _on_fatal
             await self._worker.start()
             self.ready.set()
+
+    async def _watch(self) -> None:
+        while self.failure is None:
+            await asyncio.sleep(WATCH_SECONDS)
+            self.look_after_device()
+
+    def look_after_device(self) -> None:
+        """Act on a device that gives no sign of life: those who wait are sent elsewhere, at last the process ends.
+
+        /healthz is red meanwhile. Whoever supervises the process may end it sooner; a batch that comes to its end
+        after all makes everything good again.
+        """
+        if self._worker is None or self.failure is not None:
+            return
+        status, limit = self._worker.status(), self.settings.heartbeat_timeout
+        if status.alive(limit):
+            if self.hanging:
+                log.warning("the device gives signs of life again")
+                self.hanging = False
+            return
+        if not self.hanging:
+            self.hanging = True
+            log.critical(
+                "no sign of life from %s for %.0f seconds (MASKSERVE_HEARTBEAT_TIMEOUT)",
+                self.engine.device,
+                status.heartbeat_age,
+            )
+        self._worker.abandon(self._silent)
+        if status.heartbeat_age >= 2 * limit:
+            self._fail("The device gives no sign of life.")
+
+    @staticmethod
+    def _silent() -> NotReady:
+        return NotReady(
+            "The device gives no sign of life; another replica may answer.", retry_after=RETRY_SECONDS
+        )
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        self.metrics.outcome(outcome, self.engine.input_size)
 
     def _on_fatal(self, error: BaseException) -> None:
         log.critical("%s failed on %s: %s", self.settings.model, self.engine.device, error)
@@ -104,20 +169,36 @@ class Service:
             self._on_failure()
 
     def trouble(self) -> Problem | None:
-        """Why no request can be taken now, or None: what /readyz says, and requests before they are read."""
+        """Why no request can be taken now, or None: what requests are told before they are read."""
         if self.failure is not None:
             return NotReady(f"{self.failure} The service is being restarted.", retry_after=RETRY_SECONDS)
         if self.draining:
             return Draining("The service is shutting down; another replica may answer.", retry_after=1)
         if not self.ready.is_set():
             return NotReady("The model is still loading.", retry_after=RETRY_SECONDS)
-        return None
+        return None if self.alive() else self._silent()
+
+    def unready(self) -> Problem | None:
+        """What /readyz says: the same, and that the service is about to leave."""
+        if self.leaving and not self.draining:
+            return Draining("The service is about to shut down.", retry_after=1)
+        return self.trouble()
 
     def alive(self) -> bool:
         """Whether the process is worth keeping; what `/healthz` says. It does not depend on load."""
         if self.failure is not None:
             return False
         return self._worker is None or self._worker.status().alive(self.settings.heartbeat_timeout)
+
+    @property
+    def loaded(self) -> Segmenting | None:
+        """The engine, if there is one yet."""
+        return self._engine
+
+    @property
+    def running(self) -> Worker | None:
+        """The worker, if there is one yet."""
+        return self._worker
 
     @property
     def engine(self) -> Segmenting:
@@ -133,6 +214,12 @@ class Service:
             raise self.trouble() or NotReady(retry_after=RETRY_SECONDS)
         return self._worker
 
+    async def leave(self) -> None:
+        """Tell load balancers by /readyz that this replica goes, and return once they have had time to notice."""
+        self.leaving = True
+        if self.ready.is_set() and self.failure is None:
+            await asyncio.sleep(self.settings.drain_delay)
+
     async def drain(self) -> None:
         """Take nothing new; return once every request that was admitted has its answer."""
         self.draining = True
@@ -142,8 +229,8 @@ class Service:
     async def stop(self) -> None:
         """End threads that are idle; the process is about to end."""
         self.draining = True
-        if self._starting is not None:
-            self._starting.cancel()
+        for task in self._tasks:
+            task.cancel()
         if self._worker is not None and self._worker.status().state is not State.STARTING:
             with contextlib.suppress(TimeoutError):  # a device call that hangs; its thread is a daemon
                 async with asyncio.timeout(STOP_SECONDS):

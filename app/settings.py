@@ -11,7 +11,7 @@ import re
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model.weights import default_folder
 
@@ -90,6 +90,9 @@ class Settings(BaseModel):
         description="Largest image in pixels (width × height), read from its header; more is refused with "
         "413 before anything is decoded.",
     )
+    header_timeout: float = Field(
+        10.0, gt=0, le=3600, description="Seconds that a request's header may take to arrive (408)."
+    )
     body_timeout: float = Field(
         60.0, gt=0, le=3600, description="Seconds that a request's body may take to arrive (408)."
     )
@@ -97,7 +100,20 @@ class Settings(BaseModel):
         60.0,
         gt=0,
         le=3600,
-        description="Seconds from the complete body to the answer; what takes longer is given up (504).",
+        description="Seconds from the complete body to the answer; what takes longer is given up (504). A client "
+        "may ask for less with `X-Request-Timeout-Ms`, which counts from the request's header.",
+    )
+    url_hosts: str = Field(
+        "",
+        max_length=4096,
+        description='Hosts that images may be fetched from with `{"url": "https://…"}`, separated by commas: '
+        "`photos.example.com`, `*.example.com`, `cdn.example.com:8443`, or `*` for any. Empty: none, the "
+        "default. Whatever is named, only public addresses are ever asked.",
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="File of the API keys that /segment, /model and /metrics ask for, one a line as "
+        "`maskserve key NAME` writes it. Not set: no key is asked for.",
     )
 
     # The queue
@@ -112,6 +128,20 @@ class Settings(BaseModel):
         ge=1024,
         le=100_000_000_000,
         description="Pixels of the images of those requests (3 bytes of memory each); more get 429.",
+    )
+    max_queue_bytes: int = Field(
+        256 * MEBIBYTE,
+        ge=2048,
+        le=1024 * 1024 * MEBIBYTE,
+        description="Bytes of bodies that arrive or wait to be decoded; more get 429. At least twice "
+        "max_upload_bytes.",
+    )
+    max_connections: int = Field(
+        1024,
+        ge=1,
+        le=1_000_000,
+        description="Connections open at once; for more, the one that has been quiet for longest is closed. "
+        "Never more than the process may open files (ulimit -n).",
     )
     max_batch_size: int = Field(8, ge=1, le=256, description="Images that run through the model together.")
     max_batch_pixels: int = Field(
@@ -131,11 +161,18 @@ class Settings(BaseModel):
         300.0,
         ge=5,
         le=86_400,
-        description="Seconds without a sign of life from the device after which /healthz turns red; must be "
-        "longer than the slowest batch.",
+        description="Seconds without a sign of life from the device after which /healthz turns red and those "
+        "who wait get 503; must be longer than the slowest batch. After twice as long the process ends.",
+    )
+    drain_delay: float = Field(
+        0.0,
+        ge=0,
+        le=3600,
+        description="Seconds after SIGTERM in which requests are still taken while /readyz is red, for load "
+        "balancers that need time to notice.",
     )
     drain_timeout: float = Field(
-        30.0, ge=0, le=3600, description="Seconds after SIGTERM that accepted requests have to finish."
+        30.0, ge=0, le=3600, description="Seconds after that in which accepted requests have to finish."
     )
 
     # Logs
@@ -147,11 +184,27 @@ class Settings(BaseModel):
         "info", description="Least severe event that is logged."
     )
 
-    @field_validator("weights_dir")
+    tracing: bool = Field(
+        False,
+        description="Send a span for each request to an OpenTelemetry collector; where it is, say the OTEL_ variables. "
+        "Needs `pip install 'maskserve[tracing]'`.",
+    )
+
+    @field_validator("weights_dir", "api_keys_file")
     @classmethod
-    def home_is_expanded(cls, folder: Path) -> Path:
+    def home_is_expanded(cls, path: Path | None) -> Path | None:
         """`~/weights` means the user's own folder also where no shell expanded it."""
-        return folder.expanduser()
+        return path.expanduser() if path is not None else None
+
+    @model_validator(mode="after")
+    def bytes_hold_two_uploads(self) -> Settings:
+        """JSON needs 4/3 of an image's bytes for it; below that, the largest image would never be let in."""
+        if self.max_queue_bytes < 2 * self.max_upload_bytes:
+            raise ValueError(
+                f"MASKSERVE_MAX_QUEUE_BYTES={self.max_queue_bytes} is less than twice "
+                f"MASKSERVE_MAX_UPLOAD_BYTES={self.max_upload_bytes}"
+            )
+        return self
 
 
 def variable(field: str) -> str:
@@ -207,6 +260,8 @@ def explain(error: ValidationError) -> list[str]:
     """One line for each value that pydantic refused."""
     return [
         f"{variable(str(item['loc'][0]))}={item['input']!s}: {item['msg'][:1].lower()}{item['msg'][1:]}"
+        if item["loc"]
+        else item["msg"].removeprefix("Value error, ")
         for item in error.errors()
     ]
 

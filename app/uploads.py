@@ -19,7 +19,7 @@ from app.multipart import image_part
 from app.problems import BodyTooLarge, BodyTooSlow, MalformedRequest, UnsupportedFormat
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from starlette.datastructures import Headers
     from starlette.types import Receive
@@ -40,12 +40,21 @@ class Upload:
 
     content: bytes
     advice: str = ""  # what probably went wrong, should the content turn out not to be a sound image
+    url: str = ""  # where the content is to be fetched from instead
 
 
-async def read_upload(headers: Headers, receive: Receive, *, max_bytes: int, seconds: float) -> Upload:
+async def read_upload(
+    headers: Headers,
+    receive: Receive,
+    *,
+    max_bytes: int,
+    seconds: float,
+    arrived: Callable[[int], None] = lambda _: None,
+) -> Upload:
     """The image of a request in whichever of the three forms its Content-Type announces.
 
-    max_bytes: limit of the image itself. seconds: limit of the time that the whole body takes.
+    max_bytes: limit of the image itself. seconds: limit of the time that the whole body takes. arrived: told of
+    bytes as they come; may raise.
     Raises MalformedRequest, BodyTooLarge, BodyTooSlow, UnsupportedFormat, and ClientDisconnect if nobody is
     left to answer.
     """
@@ -55,19 +64,21 @@ async def read_upload(headers: Headers, receive: Receive, *, max_bytes: int, sec
         )
     try:
         async with asyncio.timeout(seconds):
-            upload = await read_form(headers, receive, max_bytes)
+            upload = await read_form(headers, receive, max_bytes, arrived)
     except TimeoutError:
         raise BodyTooSlow(f"The body did not arrive completely within {seconds:g} seconds.") from None
-    if not upload.content:
+    if not upload.content and not upload.url:
         raise MalformedRequest(f"There is no image in the request. {HOW}")
     return upload
 
 
-async def read_form(headers: Headers, receive: Receive, max_bytes: int) -> Upload:
+async def read_form(
+    headers: Headers, receive: Receive, max_bytes: int, arrived: Callable[[int], None]
+) -> Upload:
     """The image, read as the Content-Type says; what is neither form nor JSON is taken for the image."""
     kind, parameters = parse_options_header(headers.get("content-type"))
     if kind == b"multipart/form-data":
-        body = chunks(headers, receive, max_bytes, max_bytes + ENVELOPE_BYTES)
+        body = chunks(headers, receive, max_bytes, max_bytes + ENVELOPE_BYTES, arrived)
         part = await image_part(body, parameters.get(b"boundary", b""), max_bytes)
         return Upload(part.content, "" if part.is_file else FILE_ADVICE)
     if kind.startswith(b"multipart/"):
@@ -75,15 +86,17 @@ async def read_form(headers: Headers, receive: Receive, max_bytes: int) -> Uploa
     if kind == b"application/json":
         # Base64 makes 4 bytes of 3; a 16th more for the escaped slashes that some JSON encoders write.
         encoded = max_bytes * 4 // 3
-        body = chunks(headers, receive, max_bytes, encoded + encoded // 16 + ENVELOPE_BYTES)
-        return Upload(from_json(await whole(body), max_bytes))
-    content = await whole(chunks(headers, receive, max_bytes, max_bytes))
+        body = chunks(headers, receive, max_bytes, encoded + encoded // 16 + ENVELOPE_BYTES, arrived)
+        return from_json(await whole(body), max_bytes)
+    content = await whole(chunks(headers, receive, max_bytes, max_bytes, arrived))
     if kind == b"application/x-www-form-urlencoded":
         return from_unnamed(content)
     return Upload(content)
 
 
-async def chunks(headers: Headers, receive: Receive, max_bytes: int, limit: int) -> AsyncIterator[bytes]:
+async def chunks(
+    headers: Headers, receive: Receive, max_bytes: int, limit: int, arrived: Callable[[int], None]
+) -> AsyncIterator[bytes]:
     """The body as it arrives, up to `limit` bytes; BodyTooLarge, at once if the Content-Length exceeds it.
 
     max_bytes: limit of the image in the body, which is what the client should hear of.
@@ -91,7 +104,7 @@ async def chunks(headers: Headers, receive: Receive, max_bytes: int, limit: int)
     announced = headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise BodyTooLarge.beyond(max_bytes)
-    arrived = 0
+    total = 0
     more = True
     while more:
         message = await receive()
@@ -99,9 +112,10 @@ async def chunks(headers: Headers, receive: Receive, max_bytes: int, limit: int)
             raise ClientDisconnect
         chunk = message.get("body", b"")
         more = message.get("more_body", False)
-        arrived += len(chunk)
-        if arrived > limit:
+        total += len(chunk)
+        if total > limit:
             raise BodyTooLarge.beyond(max_bytes)
+        arrived(len(chunk))
         if chunk:
             yield chunk
 
@@ -122,12 +136,14 @@ def from_unnamed(content: bytes) -> Upload:
     return Upload(content, LINE_BREAK_ADVICE)
 
 
-def from_json(body: bytes, max_bytes: int) -> bytes:
-    """The image in {"image": "<base64>"}, with or without a data: URL around the base64 text."""
+def from_json(body: bytes, max_bytes: int) -> Upload:
+    """The image in {"image": "<base64>"}, with or without a data: URL around the base64 text; or its {"url": …}."""
     try:
         document = orjson.loads(body) if body else {}
     except orjson.JSONDecodeError as error:
         raise MalformedRequest(f"The body is not valid JSON: {error}.") from None
+    if isinstance(document, dict) and isinstance(url := document.get("url"), str) and len(document) == 1:
+        return Upload(b"", url=url)
     if not isinstance(document, dict) or (document and "image" not in document):
         raise MalformedRequest('The JSON must be an object with the key "image": {"image": "<base64>"}.')
     others = sorted(document.keys() - {"image"})
@@ -144,11 +160,11 @@ def from_json(body: bytes, max_bytes: int) -> bytes:
         if not comma or not scheme.endswith(";base64"):
             raise MalformedRequest('"image" is a data: URL, but not one in base64 (data:image/png;base64,…).')
     elif text.startswith(("http://", "https://")):
-        raise MalformedRequest('"image" must be the image file in base64; addresses are not fetched.')
+        raise MalformedRequest('"image" must be the image file in base64; an address goes under "url".')
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise MalformedRequest(f'"image" is not valid base64 (RFC 4648, section 4): {error}.') from None
     if len(content) > max_bytes:
         raise BodyTooLarge.beyond(max_bytes)
-    return content
+    return Upload(content)

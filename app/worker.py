@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from app.budget import BatchBudget
 from app.forward import Outcome, Segmenter, forward, too_late
 from app.health import Heartbeat, State, Status
 from app.problems import Draining, NotReady, Problem
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from app.queue import Admission, Clock, Sifted, Ticket
+    from app.admission import Admission, Ticket
+    from app.queue import Clock, Sifted
     from model.instances import Options
 
 log = logging.getLogger(__name__)
@@ -47,9 +49,9 @@ class Worker:
         await worker.drain()                       # the door is shut, and everyone inside has got the answer
         await worker.stop()
 
-    Call it on the event loop; `status`, `waiting`, `dropped` and `counts` may be read from anywhere.
+    Call it on the event loop; `status`, `waiting`, `dropped`, `counts` and `budget` may be read from anywhere.
     `on_fatal(error)` is called on the loop too, once, after all that waited has been answered with NotReady:
-    the process should then end with a non-zero code.
+    the process should then end with a non-zero code. So is `on_outcome`, for every attempt at a batch.
     """
 
     def __init__(
@@ -60,14 +62,15 @@ class Worker:
         max_batch_size: int,
         max_batch_pixels: int,
         on_fatal: Callable[[BaseException], None],
+        on_outcome: Callable[[Outcome], None] = lambda _: None,
         clock: Clock = time.monotonic,
     ) -> None:
         self.counts: Counter[str] = Counter()  # by kind, as app.forward.forward counts them
         self._engine = engine
         self._admission = admission
-        self._max_batch_size = max_batch_size
-        self._max_batch_pixels = max_batch_pixels
+        self.budget = BatchBudget(max_batch_size, max_batch_pixels)
         self._on_fatal = on_fatal
+        self._on_outcome = on_outcome
         self._clock = clock
 
         self._lock = threading.Condition()  # guards the next three; notified when there is something to do
@@ -161,6 +164,16 @@ class Worker:
             await self._ended.wait()
             self._thread.join()
 
+    def abandon(self, refusal: Callable[[], Problem]) -> int:
+        """Answer everyone whom the device keeps waiting with a problem, and say how many they were.
+
+        For a device that hangs: others may answer them. What it brings after all is thrown away.
+        """
+        with self._lock:
+            lost = [entry for entry in (*self._batch, *self._queue.clear()) if not entry.future.done()]
+        _answer((entry, refusal()) for entry in lost)
+        return len(lost)
+
     def status(self) -> Status:
         """How the worker is; never waits."""
         now, beat = self._clock(), self._heartbeat
@@ -180,6 +193,7 @@ class Worker:
         _answer(outcome.answers)
         if outcome.seconds > 0:
             self._admission.served(outcome.pixels, outcome.seconds)
+            self._on_outcome(outcome)
 
     def _on_warm(self) -> None:
         if self._state is State.READY:
@@ -218,7 +232,7 @@ class Worker:
     def _work(self) -> bool:
         """Run what is there, or wait until something may be; False once stopped. Waits empty-handed."""
         with self._lock:
-            taken = self._queue.next_batch(self._max_batch_size, self._max_batch_pixels)
+            taken = self._queue.next_batch(self.budget.images, self.budget.pixels)
             if not taken.live and not taken.expired:
                 if self._state is State.STOPPED:
                     return False
@@ -235,6 +249,10 @@ class Worker:
             ):
                 self._post(self._deliver, outcome)
                 self._beat("forward")
+                if outcome.out_of_memory:
+                    self.budget.ran_out()
+                elif outcome.answers and outcome.seconds > 0:
+                    self.budget.passed()
             self._batch = ()
         return True
 

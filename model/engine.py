@@ -123,6 +123,15 @@ class Engine:
             box = torch.tensor([[0.0, 0.0, width, height]], device=self.device)
             self._masks(maps, [box], torch.ones(1, dtype=torch.int64, device=self.device)).cpu()
 
+    def device_memory(self) -> dict[str, int]:
+        """Bytes of the GPU's memory by kind: "allocated" to tensors, "reserved" by torch; nothing for a CPU."""
+        if self.device.type != "cuda":
+            return {}
+        return {
+            "allocated": torch.cuda.memory_allocated(self.device),
+            "reserved": torch.cuda.memory_reserved(self.device),
+        }
+
     def segment(self, images: Sequence[np.ndarray], options: Sequence[Options]) -> list[Instances]:
         """The instances in each of a batch of images.
 

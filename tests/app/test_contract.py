@@ -67,6 +67,12 @@ class FakeEngine:
         self.behave = behave
         self.images = 0
 
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
+    def device_memory(self) -> dict[str, int]:
+        return {}
+
     def padded_shape(self, height: int, width: int) -> tuple[int, int]:
         return -(-height // 32) * 32, -(-width // 32) * 32
 
@@ -93,17 +99,23 @@ class FakeEngine:
 
 @asynccontextmanager
 async def serving(
-    engine: FakeEngine | None = None, **settings: Any
+    engine: FakeEngine | None = None,
+    *,
+    load: Callable[[], FakeEngine] | None = None,
+    on_failure: Callable[[], None] = lambda: None,
+    wait: bool = True,
+    **settings: Any,
 ) -> AsyncIterator[tuple[httpx.AsyncClient, FastAPI]]:
-    """A client of an application that is ready."""
-    app = create_app(Settings(**settings), lambda: engine or FakeEngine())
+    """A client of an application that is ready, or with wait=False still loads."""
+    app = create_app(Settings(**settings), load or (lambda: engine or FakeEngine()), on_failure)
     transport = httpx.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://maskserve") as client,
         asyncio.timeout(PATIENCE),
     ):
-        await app.state.service.ready.wait()
+        if wait:
+            await app.state.service.ready.wait()
         yield client, app
 
 
@@ -393,7 +405,8 @@ def test_every_problem_is_documented_for_its_route() -> None:
         for example in answer["content"].get("application/problem+json", {}).get("examples", {})
     }
     kinds = {kind.slug for kind in [Problem, *Problem.__subclasses__()]}
-    assert documented == kinds - {"unauthorized", "unknown-path", "method-not-allowed"}
+    anywhere = {"unknown-path", "method-not-allowed", "header-too-slow", "header-too-large"}
+    assert documented == kinds - anywhere
 
 
 # Time and load
@@ -749,6 +762,7 @@ def test_openapi_documents_every_parameter_and_body_form_with_examples_that_work
                 "max_instances",
                 "categories",
                 "masks",
+                "X-Request-Timeout-Ms",
             ]
             forms = operation["requestBody"]["content"]
             assert set(forms) == {
@@ -759,7 +773,7 @@ def test_openapi_documents_every_parameter_and_body_form_with_examples_that_work
             }
             answer = await client.post("/segment", json=forms["application/json"]["example"])
             assert answer.status_code == 200
-            assert {"/segment", "/model", "/healthz", "/livez", "/readyz"} == set(document["paths"])
+            assert {"/segment", "/model", "/healthz", "/livez", "/readyz", "/metrics"} == set(document["paths"])
 
     asyncio.run(run())
 

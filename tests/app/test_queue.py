@@ -1,4 +1,4 @@
-"""Admission and the queue alone: no threads, no model, and a clock that the test sets."""
+"""The queue alone: no threads, no model, and a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
-from app.problems import DeadlineExceeded, Draining, ImageTooLarge, NotReady, Problem, QueueFull
-from app.queue import Admission, Entry, Queue
+from app.admission import Admission
+from app.problems import DeadlineExceeded, QueueFull
+from app.queue import Entry, Queue
 from model.instances import Options
 
 IMAGE = np.zeros((1, 1, 3), dtype=np.uint8)
@@ -40,13 +41,6 @@ def loop():
 
 
 @pytest.fixture
-def admission(clock):
-    admission = Admission(max_requests=3, max_pixels=1000, clock=clock)
-    admission.open()
-    return admission
-
-
-@pytest.fixture
 def queue(clock):
     return Queue(clock=clock)
 
@@ -59,148 +53,6 @@ def enqueue(queue, loop, clock):
         return entry
 
     return enqueue
-
-
-def refuse(admission, pixels):
-    """The problem that this admission meets."""
-    with pytest.raises(Problem) as caught, admission.admit(pixels):
-        pass
-    return caught.value
-
-
-# Admission
-
-
-def test_place_is_held_for_the_block_and_released_after_it(admission):
-    with admission.admit(600) as ticket:
-        assert ticket.pixels == 600
-        assert (admission.requests, admission.pixels) == (1, 600)
-    assert (admission.requests, admission.pixels) == (0, 0)
-
-
-@pytest.mark.parametrize("error", [DeadlineExceeded, asyncio.CancelledError, KeyboardInterrupt])
-def test_place_is_released_however_the_block_ends(admission, error):
-    with pytest.raises(error), admission.admit(600):
-        raise error
-    assert (admission.requests, admission.pixels) == (0, 0)
-
-
-def test_request_beyond_the_count_is_refused_at_once(admission):
-    with admission.admit(1), admission.admit(1), admission.admit(1):
-        assert isinstance(refuse(admission, 1), QueueFull)
-    assert admission.refused == {"requests": 1}
-    with admission.admit(1):
-        pass
-
-
-def test_request_beyond_the_pixels_is_refused_while_a_smaller_one_still_fits(admission):
-    with admission.admit(800):
-        assert isinstance(refuse(admission, 201), QueueFull)
-        with admission.admit(200):
-            assert admission.pixels == 1000
-    assert admission.refused == {"pixels": 1}
-
-
-@pytest.mark.parametrize("occupied", [0, 900])
-def test_image_larger_than_the_whole_bound_is_told_so_whatever_the_traffic(admission, occupied):
-    with admission.admit(occupied):
-        problem = refuse(admission, 1001)
-    assert isinstance(problem, ImageTooLarge)
-    assert "1000" in problem.detail
-
-
-def test_image_of_exactly_the_whole_bound_is_admitted(admission):
-    with admission.admit(1000):
-        pass
-
-
-def test_door_is_closed_until_opened():
-    admission = Admission(max_requests=1, max_pixels=10)
-    problem = refuse(admission, 1)
-    assert isinstance(problem, NotReady)
-    assert problem.retry_after
-    admission.open()
-    with admission.admit(1):
-        pass
-
-
-def test_closing_the_door_leaves_those_inside_alone(admission):
-    with admission.admit(600):
-        admission.close(Draining)
-        assert isinstance(refuse(admission, 1), Draining)
-        assert admission.requests == 1
-    assert admission.refused == {"draining": 1}
-
-
-def test_emptied_waits_for_the_last_one_to_leave(admission):
-    async def scene():
-        await admission.emptied()  # nobody inside: at once
-        with admission.admit(1):
-            with admission.admit(1):
-                waiting = asyncio.ensure_future(admission.emptied())
-            await asyncio.wait([waiting], timeout=0)
-            assert not waiting.done()
-        await asyncio.wait_for(waiting, 5)
-
-    asyncio.run(scene())
-
-
-# Retry-After
-
-
-def retry_after(admission, pixels):
-    return refuse(admission, pixels).headers()["Retry-After"]
-
-
-def test_retry_after_is_what_is_ahead_over_the_measured_rate(admission):
-    admission.served(pixels=500, seconds=5)
-    with admission.admit(900):
-        assert retry_after(admission, 200) == "9"
-        assert admission.expected_wait() == pytest.approx(9)
-
-
-def test_retry_after_is_at_least_one_second_before_anything_was_measured(admission):
-    with admission.admit(900):
-        assert admission.expected_wait() is None
-        assert retry_after(admission, 200) == "1"
-
-
-def test_retry_after_is_at_least_one_second_however_fast_the_device(admission):
-    admission.served(pixels=10**9, seconds=0.001)
-    with admission.admit(900):
-        assert retry_after(admission, 200) == "1"
-
-
-def test_retry_after_is_bounded_however_slow_the_device(admission):
-    admission.served(pixels=1, seconds=1000)
-    with admission.admit(900):
-        assert retry_after(admission, 200) == "60"
-
-
-def test_steady_service_is_measured_exactly(admission):
-    for _ in range(50):
-        admission.served(pixels=30, seconds=0.1)
-    assert admission.pixels_per_second == pytest.approx(300)
-
-
-def test_rate_follows_a_lasting_change(admission):
-    admission.served(pixels=1000, seconds=1)
-    for _ in range(600):
-        admission.served(pixels=10, seconds=0.1)
-    assert admission.pixels_per_second == pytest.approx(100, rel=0.01)
-
-
-def test_one_short_batch_hardly_moves_the_rate(admission):
-    for _ in range(100):
-        admission.served(pixels=100, seconds=1)
-    admission.served(pixels=100, seconds=0.01)  # a hundred times as fast as usual
-    assert admission.pixels_per_second == pytest.approx(110, rel=0.02)
-
-
-def test_failed_attempts_lower_the_rate(admission):
-    admission.served(pixels=100, seconds=1)
-    admission.served(pixels=0, seconds=1)
-    assert admission.pixels_per_second < 60
 
 
 # Batches

@@ -22,7 +22,8 @@ def test_nothing_set_gives_the_defaults() -> None:
 def test_every_setting_can_be_given_by_its_variable() -> None:
     defaults = Settings()
     for name in Settings.model_fields:
-        assert load(environment={variable(name): str(getattr(defaults, name))}) == defaults
+        default = getattr(defaults, name)
+        assert load(environment={variable(name): "" if default is None else str(default)}) == defaults
 
 
 def test_values_are_read_from_the_environment() -> None:

@@ -18,9 +18,10 @@ import pytest
 import torch
 
 import app.worker
+from app.admission import Admission
+from app.budget import RECOVERY
 from app.health import Heartbeat, State, Status
 from app.problems import DeadlineExceeded, Draining, ImageTooLarge, NotReady, Problem, QueueFull
-from app.queue import Admission
 from app.worker import Worker
 from model.errors import DeviceFailed, OutOfDeviceMemory
 from model.instances import Instances, Options
@@ -75,6 +76,9 @@ class FakeEngine:
         self.entered = threading.Semaphore(0)
         self.threads: set[int] = set()
 
+    def input_size(self, height, width):
+        return height, width
+
     def padded_shape(self, height, width):
         return math.ceil(height / 32) * 32, math.ceil(width / 32) * 32
 
@@ -95,7 +99,9 @@ class FakeEngine:
 class House:
     """A worker with what surrounds it."""
 
-    def __init__(self, *, clock=time.monotonic, max_batch_size=8, max_pixels=10**9) -> None:
+    def __init__(
+        self, *, clock=time.monotonic, max_batch_size=8, max_pixels=10**9, on_outcome=lambda _: None
+    ) -> None:
         self.engine = FakeEngine()
         self.clock = clock
         self.admission = Admission(max_requests=1000, max_pixels=max_pixels, clock=clock)
@@ -106,6 +112,7 @@ class House:
             max_batch_size=max_batch_size,
             max_batch_pixels=10**9,
             on_fatal=self.fatal.append,
+            on_outcome=on_outcome,
             clock=clock,
         )
         self.gate = threading.Event()
@@ -332,6 +339,82 @@ async def test_image_that_alone_exceeds_the_devices_memory_is_too_large(error):
             await house.ask(picture(POISON))
         assert house.worker.counts["too-large"] == 1
         assert house.worker.counts["failed"] == 0
+        assert house.engine.calls == [[POISON], [POISON]]
+
+
+@on_a_loop
+async def test_image_whose_memory_was_taken_for_a_moment_is_answered_at_the_second_try():
+    async with open_house() as house:
+
+        def behave(numbers):
+            if len(house.engine.calls) == 1:
+                raise OutOfDeviceMemory
+
+        house.engine.behave = behave
+        assert await house.ask(picture(7)) == 7
+        assert house.worker.counts["out-of-memory"] == 1
+        assert house.worker.counts["splits"] == 0
+
+
+@on_a_loop
+async def test_batches_are_half_as_large_after_memory_ran_out_and_grow_again():
+    async with open_house() as house:
+
+        async def batch_of_sixteen():
+            house.gate.clear()
+            first = await house.occupy()
+            house.engine.calls.clear()
+            tasks = [house.send(n) for n in range(1, 17)]
+            await house.enqueued(16)
+            return [first, *tasks]
+
+        tasks = await batch_of_sixteen()
+
+        def only_four_fit(numbers):
+            if len(numbers) > 4:
+                raise OutOfDeviceMemory
+
+        house.engine.behave = only_four_fit
+        house.gate.set()
+        assert await outcomes(tasks) == list(range(17))
+        # The first batch of eight failed and its halves passed; the rest never came as eight again.
+        assert [len(call) for call in house.engine.calls] == [8, 4, 4, 4, 4]
+        assert house.worker.budget.images == 4
+        for _ in range(RECOVERY):
+            await house.ask(picture(1))
+        tasks = await batch_of_sixteen()
+        house.engine.behave = lambda numbers: None
+        house.gate.set()
+        assert await outcomes(tasks) == list(range(17))
+        assert [len(call) for call in house.engine.calls] == [8, 8]
+
+
+@on_a_loop
+async def test_those_whom_a_hanging_device_keeps_waiting_are_sent_elsewhere():
+    async with open_house() as house:
+        running = await house.occupy()
+        waiting = [house.send(n) for n in (1, 2)]
+        await house.enqueued(2)
+        assert house.worker.abandon(NotReady) == 3
+        assert [type(answer) for answer in await outcomes([running, *waiting])] == [NotReady] * 3
+        assert house.worker.abandon(NotReady) == 0
+        house.gate.set()
+        assert await house.ask(picture(3)) == 3
+        assert house.engine.calls == [[0], [3]]
+
+
+@on_a_loop
+async def test_every_attempt_at_a_batch_is_reported_once():
+    outcomes_seen = []
+    async with open_house(on_outcome=outcomes_seen.append) as house:
+        first = await house.occupy()
+        tasks = [house.send(n) for n in (1, POISON)]
+        await house.enqueued(2)
+        house.raise_at(ValueError("poison"))
+        house.gate.set()
+        await outcomes([first, *tasks])
+        sizes = [len(outcome.answers) for outcome in outcomes_seen]
+        assert sizes == [1, 0, 1, 1]
 
 
 @on_a_loop

@@ -1,0 +1,20 @@
+"""Whether a request carries an API key, for the routes that ask for one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotations
+
+if TYPE_CHECKING:
+    from app.service import Service
+
+
+async def authorised(request: Request) -> None:
+    """Let the request in if the service asks for no key or this is one; its owner's name goes into the log.
+
+    Raises Unauthorized, before anything of the body is read.
+    """
+    service: Service = request.app.state.service
+    if service.keys is not None:
+        request.state.record["client"] = service.keys.owner(request.headers.get("authorization", ""))

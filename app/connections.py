@@ -1,0 +1,150 @@
+"""One TCP connection before there is a request: how long and how large a header may be, and how many may be open.
+
+uvicorn bounds none of the three. What comes after the header is bounded in uploads.py and admission.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.problems import HeaderTooLarge, HeaderTooSlow, MalformedRequest, QueueFull, as_bytes
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from app.problems import Problem
+
+log = logging.getLogger(__name__)
+
+HEADER_BYTES = 64 << 10  # of the request line and header together; browsers send 1 KB, Node.js takes 16 KB
+SPARE_FILES = 48  # descriptors that are no connections: the log, weights, the loop's own, images by address
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection, with limits."""
+
+    def __init__(self, *, header_seconds: float, max_connections: int, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._header_seconds = header_seconds
+        self._max_connections = max_connections
+        self._in_header = True  # what arrives next belongs to a header; also while nothing arrives
+        self._header_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._quiet_since = self.loop.time()
+
+    @property
+    def _busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Make room if there are too many; start the clock of the first header."""
+        super().connection_made(transport)
+        if len(self.connections) > self._max_connections and not self._close_the_quietest():
+            self._refuse(QueueFull("Every connection is taken by a request.", retry_after=1))
+            return
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the clock."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what arrives of a header."""
+        if self.transport.is_closing():  # what a refused client goes on to send
+            return
+        self._quiet_since = self.loop.time()
+        if self._in_header:
+            self._header_bytes += len(data)
+            if self._timer is None:
+                self._start_timer()
+        super().data_received(data)
+        if self._in_header and self._header_bytes > HEADER_BYTES:
+            self._refuse(HeaderTooLarge(f"A request's header may have at most {HEADER_BYTES} bytes here."))
+
+    def on_headers_complete(self) -> None:
+        """The header is there; from now on the application looks after the request."""
+        self._in_header = False
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The next thing to arrive is another request's header."""
+        super().on_message_complete()
+        self._in_header = True
+        self._header_bytes = 0
+
+    def on_response_complete(self) -> None:
+        """The connection has nothing to do."""
+        self._quiet_since = self.loop.time()
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP."""
+        self._refuse(MalformedRequest(msg))
+
+    def _start_timer(self) -> None:
+        self._timer = self.loop.call_later(self._header_seconds, self._too_slow)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        if self._busy:  # a pipelined header that waits for its turn
+            self._start_timer()
+        elif self._header_bytes == 0:  # opened in advance, as browsers do, and not needed
+            self.transport.close()
+        else:
+            self._refuse(
+                HeaderTooSlow(
+                    f"The header did not arrive completely within {self._header_seconds:g} seconds."
+                )
+            )
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer and close; in the middle of an answer, only close."""
+        self._stop_timer()
+        if not self._busy:
+            self.transport.write(as_bytes(problem))
+            log.info("a connection was refused: %s", problem.detail)
+        self.transport.close()
+
+    def _close_the_quietest(self) -> bool:
+        """Close the connection that has been quiet for longest, if one is not answering a request."""
+        others = [c for c in self.connections if isinstance(c, Connection) and c is not self]
+        quiet = [c for c in others if not c._busy and not c.transport.is_closing()]  # noqa: SLF001 - our own class
+        if not quiet:
+            return False
+        min(quiet, key=lambda c: c._quiet_since).transport.close()  # noqa: SLF001
+        return True
+
+
+def bounded(header_seconds: float, max_connections: int) -> type[asyncio.Protocol]:
+    """What uvicorn makes connections with; their number is bounded by the file descriptors that there are, too."""
+    most = min(max_connections, max(1, file_limit() - SPARE_FILES))
+    if most < max_connections:
+        log.warning("only %d connections at once: the process may open %d files", most, file_limit())
+    made = partial(Connection, header_seconds=header_seconds, max_connections=most)
+    return cast("type[asyncio.Protocol]", made)
+
+
+def file_limit() -> int:
+    """How many files this process may open, raised as far as it may raise it by itself (ulimit -n)."""
+    try:
+        import resource  # noqa: PLC0415 - there is none on Windows
+    except ImportError:
+        return 1 << 20
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
