@@ -1,6 +1,6 @@
 """`make image-test`: the Dockerfile, built for real, and its image run as the deployment runs it. Needs root.
 
-    python deploy/tests/image.py [--base IMAGE] [--torch cpu] [--model shapes] [--keep]
+    python deploy/tests/image.py [--base IMAGE] [--torch cpu] [--model shapes] [--keep | --built]
 
 No Docker and no image registry is needed: buildah builds, on a base image that debootstrap makes of this machine's
 Debian (or on `--base`), and runc runs. The root file system is read-only, the user is the image's, and nothing is
@@ -47,6 +47,7 @@ def main() -> int:
     parser.add_argument("--pip-conf", type=Path, help="pip's configuration, if packages come from a mirror")
     parser.add_argument("--uv-toml", type=Path, help="uv's configuration, likewise")
     parser.add_argument("--keep", action="store_true", help="leave the images in build/image-test")
+    parser.add_argument("--built", action="store_true", help="take the image that --keep has left")
     given = parser.parse_args()
     install_what_is_missing()
     store = ROOT / "build" / "image-test"
@@ -55,11 +56,15 @@ def main() -> int:
         sys.exit(f"{store} has {free / 1e9:.0f} GB free; building takes up to {FREE_BYTES / 1e9:.0f} GB")
     images = Images(store)
     try:
-        base = given.base or make_base(images)
-        begun = time.monotonic()
-        refuses_unknown_model(images, base, given)
-        build(images, base, given.model, given)
-        print(f"built with MODEL={given.model} TORCH={given.torch} in {time.monotonic() - begun:.0f} s")
+        if not given.built:
+            base = given.base or make_base(images)
+            begun = time.monotonic()
+            refuses_unknown_model(images, base, given)
+            build(images, base, given.model, given)
+            print(
+                f"built with MODEL={given.model} TORCH={given.torch} in {time.monotonic() - begun:.0f} s",
+                flush=True,
+            )
         inspect(images, given.model)
         with images.mounted("maskserve") as root:
             look_inside(root)

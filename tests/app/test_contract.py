@@ -773,7 +773,9 @@ def test_openapi_documents_every_parameter_and_body_form_with_examples_that_work
             }
             answer = await client.post("/segment", json=forms["application/json"]["example"])
             assert answer.status_code == 200
-            assert {"/segment", "/model", "/healthz", "/livez", "/readyz", "/metrics"} == set(document["paths"])
+            assert {"/segment", "/model", "/healthz", "/livez", "/readyz", "/metrics"} == set(
+                document["paths"]
+            )
 
     asyncio.run(run())
 

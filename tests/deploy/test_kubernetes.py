@@ -10,6 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from app.main import create_app
 from app.settings import Settings, variable
 
 ROOT = Path(__file__).parents[2] / "deploy/kubernetes"
@@ -199,7 +200,9 @@ def test_the_autoscaler_counts_requests_in_flight_and_says_alone_how_many_replic
 ) -> None:
     scaler = overlay["HorizontalPodAutoscaler"]["spec"]
     [metric] = scaler["metrics"]
-    assert metric["pods"]["metric"]["name"] == "maskserve_queue_requests"
+    name = metric["pods"]["metric"]["name"]
+    told = create_app(Settings(), load=lambda: None).state.service.metrics.text().decode()
+    assert f"\n{name} " in told
     # Far below the limit at which clients get 429.
     assert float(metric["pods"]["target"]["averageValue"]) <= Settings().max_queue_requests / 8
     assert scaler["scaleTargetRef"]["name"] == overlay["Deployment"]["metadata"]["name"]
