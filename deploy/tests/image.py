@@ -170,11 +170,15 @@ def look_inside(root: Path) -> None:
 
 def run(config: dict[str, Any], root: Path, model: str) -> None:
     """The service from the image: start, health, an answer, what it may not do, and a stop in good order."""
+    others = busy()
     seconds = [start(config, root) for _ in range(3)]
     print(
         f"ready after {', '.join(f'{s:.1f}' for s in seconds)} s (first, second, third start, {os.cpu_count()} cores)"
     )
-    assert model != "shapes" or min(seconds) <= READY_SECONDS, f"ready only after {min(seconds):.1f} s"
+    if others > 0.25:
+        print(f"others keep {others:.0%} of this machine busy: the time to ready is not judged")
+    else:
+        assert model != "shapes" or min(seconds) <= READY_SECONDS, f"ready only after {min(seconds):.1f} s"
     port = free_port()
     with Container(root, config, {"MASKSERVE_PORT": str(port)}) as container:
         url = f"http://127.0.0.1:{port}"
@@ -187,6 +191,19 @@ def run(config: dict[str, Any], root: Path, model: str) -> None:
         print(f"memory after that: {container.memory()}")
         confined(container)
         asyncio.run(drains(container, url))
+
+
+def busy() -> float:
+    """The share of the machine that others use just now, 0 to 1; this process sleeps meanwhile."""
+
+    def ticks() -> tuple[int, int]:
+        user, nice, system, idle, waiting, *others = map(int, Path("/proc/stat").read_text().split()[1:9])
+        return idle + waiting, user + nice + system + idle + waiting + sum(others)
+
+    idle, all_ticks = ticks()
+    time.sleep(2)
+    idle_after, all_after = ticks()
+    return 1 - (idle_after - idle) / (all_after - all_ticks)
 
 
 def start(config: dict[str, Any], root: Path) -> float:
