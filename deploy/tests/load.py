@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from statistics import quantiles
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -134,3 +135,19 @@ async def saturate(made: list[Client], seconds: float, tag: str) -> tuple[Outcom
 
     await asyncio.gather(*map(keep_asking, made))
     return outcomes, outcomes.counts()["200"] / (time.monotonic() - begun)
+
+
+async def flood(url: str, path: str, *, connections: int, each: int) -> str:
+    """All that is answered to so many GETs, each connection's sent in one piece: quicker than any client library."""
+    address = urlsplit(url)
+    request = f"GET {path} HTTP/1.1\r\nHost: gateway\r\n"
+    sent = (f"{request}\r\n" * (each - 1) + f"{request}Connection: close\r\n\r\n").encode()
+
+    async def one() -> str:
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        writer.write(sent)
+        answered = await reader.read()
+        writer.close()
+        return answered.decode()
+
+    return "".join(await asyncio.gather(*(one() for _ in range(connections))))
