@@ -82,6 +82,7 @@ class Admission:
         self.requests = 0  # in flight, as are
         self.pixels = 0
         self.bytes = 0
+        self.largest = 0  # pixels that were in flight at once since somebody set this to 0
         # By reason: "requests", "pixels", "bytes", "deadline", or the problem's slug.
         self.refused: Counter[str] = Counter()
         self._clock = clock
@@ -137,6 +138,7 @@ class Admission:
         self._refuse_unless_fits(pixels, seconds)
         self.requests += 1
         self.pixels += pixels
+        self.largest = max(self.largest, self.pixels)
         self._empty.clear()
         try:
             yield Ticket(pixels, self._clock())

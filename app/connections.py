@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEADER_BYTES = 64 << 10  # of the request line and header together; browsers send 1 KB, Node.js takes 16 KB
-SPARE_FILES = 48  # descriptors that are no connections: the log, weights, the loop's own, images by address
+SPARE_FILES = (
+    48  # descriptors for what is no such connection: the log, weights, the loop's own, images by address …
+)
+LINGERING = 16  # … and connections that were refused and still send, so that they get to read why
+LINGER_SECONDS = 2.0
 
 
 class Connection(HttpToolsProtocol):
@@ -33,8 +37,10 @@ class Connection(HttpToolsProtocol):
         self._header_seconds = header_seconds
         self._max_connections = max_connections
         self._in_header = True  # what arrives next belongs to a header; also while nothing arrives
+        self._header_begun = False
         self._header_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._refused = False  # it was answered; what it still sends is thrown away
         self._quiet_since = self.loop.time()
 
     @property
@@ -45,10 +51,10 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Make room if there are too many; start the clock of the first header."""
         super().connection_made(transport)
-        if len(self.connections) > self._max_connections and not self._close_the_quietest():
+        if len(self.connections) > self._max_connections and not self._finds_room():
             self._refuse(QueueFull("Every connection is taken by a request.", retry_after=1))
-            return
-        self._start_timer()
+        else:
+            self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the clock."""
@@ -57,16 +63,21 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Count what arrives of a header."""
-        if self.transport.is_closing():  # what a refused client goes on to send
+        if self._refused or self.transport.is_closing():
             return
         self._quiet_since = self.loop.time()
         if self._in_header:
             self._header_bytes += len(data)
-            if self._timer is None:
-                self._start_timer()
         super().data_received(data)
         if self._in_header and self._header_bytes > HEADER_BYTES:
             self._refuse(HeaderTooLarge(f"A request's header may have at most {HEADER_BYTES} bytes here."))
+
+    def on_message_begin(self) -> None:
+        """The first byte of a header is there; a connection's first header has had the clock running before."""
+        self._header_begun = True
+        if self._timer is None:
+            self._start_timer()
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """The header is there; from now on the application looks after the request."""
@@ -78,6 +89,7 @@ class Connection(HttpToolsProtocol):
         """The next thing to arrive is another request's header."""
         super().on_message_complete()
         self._in_header = True
+        self._header_begun = False
         self._header_bytes = 0
 
     def on_response_complete(self) -> None:
@@ -101,7 +113,7 @@ class Connection(HttpToolsProtocol):
         self._timer = None
         if self._busy:  # a pipelined header that waits for its turn
             self._start_timer()
-        elif self._header_bytes == 0:  # opened in advance, as browsers do, and not needed
+        elif not self._header_begun:  # opened in advance, as browsers do, and not needed
             self.transport.close()
         else:
             self._refuse(
@@ -111,21 +123,39 @@ class Connection(HttpToolsProtocol):
             )
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer and close; in the middle of an answer, only close."""
-        self._stop_timer()
-        if not self._busy:
-            self.transport.write(as_bytes(problem))
-            log.info("a connection was refused: %s", problem.detail)
-        self.transport.close()
+        """Answer, and close once the client has read it; in the middle of another answer, close at once.
 
-    def _close_the_quietest(self) -> bool:
-        """Close the connection that has been quiet for longest, if one is not answering a request."""
-        others = [c for c in self.connections if isinstance(c, Connection) and c is not self]
-        quiet = [c for c in others if not c._busy and not c.transport.is_closing()]  # noqa: SLF001 - our own class
-        if not quiet:
-            return False
-        min(quiet, key=lambda c: c._quiet_since).transport.close()  # noqa: SLF001
-        return True
+        Closing a socket with unread bytes resets the connection, upon which the client's kernel drops the answer.
+        """
+        self._stop_timer()
+        self._refused = True
+        log.info("a connection was refused: %s", problem.detail)
+        if self._busy:
+            self.transport.close()
+            return
+        self.transport.write(as_bytes(problem))
+        self.transport.write_eof()
+        self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        refused = [c for c in self._open() if c._refused]  # noqa: SLF001 - our own class
+        if len(refused) > LINGERING:
+            min(refused, key=_quiet_since).transport.close()
+
+    def _open(self) -> list[Connection]:
+        return [c for c in self.connections if isinstance(c, Connection) and not c.transport.is_closing()]
+
+    def _finds_room(self) -> bool:
+        """Whether there is room, made if need be by closing the one that is quiet for longest and waits for nothing."""
+        others = [c for c in self._open() if not c._refused and c is not self]  # noqa: SLF001
+        if len(others) < self._max_connections:
+            return True
+        quiet = [c for c in others if not c._busy]  # noqa: SLF001
+        if quiet:
+            min(quiet, key=_quiet_since).transport.close()
+        return bool(quiet)
+
+
+def _quiet_since(connection: Connection) -> float:
+    return connection._quiet_since  # noqa: SLF001
 
 
 def bounded(header_seconds: float, max_connections: int) -> type[asyncio.Protocol]:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from app.admission import Admission
+from app.allocator import release_freed_memory
 from app.fetch import Fetcher, Hosts
 from app.forward import Segmenter
 from app.health import State
@@ -36,6 +37,9 @@ T = TypeVar("T")
 RETRY_SECONDS = 5.0  # how soon to ask a service again that is starting; gateways poll about as often
 STOP_SECONDS = 5.0  # for the batch that runs when the process must end, drained or not
 WATCH_SECONDS = 1.0  # how often it is asked whether the device is alive
+# In flight at once: what they took, some 10 bytes each, goes back to the system as soon as nothing is in flight. Below
+# that it is kept: the forward pass needs it again, and new pages cost more than it takes to wait for them.
+LARGE_PIXELS = 8_000_000
 PATHS = ("/segment", "/model", "/healthz", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/")
 
 
@@ -124,6 +128,9 @@ class Service:
         while self.failure is None:
             await asyncio.sleep(WATCH_SECONDS)
             self.look_after_device()
+            if self.admission.requests == 0 and self.admission.largest > LARGE_PIXELS:
+                self.admission.largest = 0
+                await asyncio.to_thread(release_freed_memory)
 
     def look_after_device(self) -> None:
         """Act on a device that gives no sign of life: those who wait are sent elsewhere, at last the process ends.

@@ -159,7 +159,7 @@ class Settings(BaseModel):
     # Life-cycle
     heartbeat_timeout: float = Field(
         300.0,
-        ge=5,
+        ge=2,
         le=86_400,
         description="Seconds without a sign of life from the device after which /healthz turns red and those "
         "who wait get 503; must be longer than the slowest batch. After twice as long the process ends.",

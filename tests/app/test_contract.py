@@ -121,11 +121,9 @@ async def serving(
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let the event loop go on until the condition holds."""
-    for _ in range(1_000_000):
-        if condition():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("it never came to that")
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0)
 
 
 def ask(

@@ -21,7 +21,7 @@ from model.network import SMALL, build
 from model.zoo import describe, save
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120  # seconds, for what takes a few; met only when something hangs
@@ -59,11 +59,13 @@ def maskserve(*arguments: object, **settings: object) -> subprocess.CompletedPro
 class Server:
     """A running `maskserve serve`, and what it says on stderr."""
 
-    def __init__(self, model: Path, **settings: object) -> None:
+    def __init__(
+        self, model: Path, program: Sequence[str] = ("-m", "app.cli", "serve"), **settings: object
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--model", str(model)],
+            [sys.executable, *program],
             cwd=ROOT,
-            env=environment(**settings),
+            env={"PYTHONPATH": str(ROOT), **environment(**{"port": 0, "model": model, **settings})},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -90,6 +92,12 @@ class Server:
         match = self.wait_for(READY)
         self.ready_line, self.url = match[0], match[4]
         return self
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that the process occupies."""
+        with Path(f"/proc/{self.process.pid}/statm").open() as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def ended(self) -> int:
         """Its exit code."""

@@ -201,10 +201,12 @@ def test_a_connection_serves_many_requests_with_head_among_them(server: Any) -> 
         assert (status, wire.response()[0]) == (200, 200)
 
 
-def test_what_is_no_http_is_a_plain_400_that_leaves_the_server_alone(server: Any) -> None:
+def test_what_is_no_http_is_a_400_that_leaves_the_server_alone(server: Any) -> None:
     with Wire(server.url) as wire:
         wire.socket.sendall(b"\x16\x03\x01 a TLS greeting\r\n\r\n")
-        assert wire.response()[0] == 400
+        status, headers, body = wire.response()
+        assert (status, headers["content-type"]) == (400, "application/problem+json")
+        assert json.loads(body)["request_id"] == headers["x-request-id"]
     assert httpx.get(f"{server.url}/healthz").status_code == 200
 
 
