@@ -15,7 +15,7 @@ from deploy.tests.processes import answers
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-PATIENCE = 120.0  # seconds, met only when something hangs
+PATIENCE = 300.0  # seconds, met only when something hangs
 
 
 class Container:

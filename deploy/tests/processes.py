@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 120.0  # seconds, met only when something hangs
+PATIENCE = 300.0  # seconds, met only when something hangs
 
 
 def free_port() -> int:
