@@ -46,7 +46,7 @@ class Outcomes:
 
     def __str__(self) -> str:
         seconds = sorted(outcome.seconds for outcome in self.all)
-        cuts = quantiles(seconds, n=100) if len(seconds) > 1 else seconds * 99
+        cuts = quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else seconds * 99
         results = ", ".join(f"{count} × {result}" for result, count in sorted(self.counts().items()))
         return (
             f"{len(self.all)} requests: {results}; {len(self.failed())} failed; "
