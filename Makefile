@@ -5,10 +5,11 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 BROWSER := $(VENV)/.browser
 
-.PHONY: help setup serve test lint format types tests bench-engine screenshots lock clean
+.PHONY: help setup serve test lint format types tests image-test rollout-test bench-engine bench-capacity screenshots \
+    lock clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(READY)  ## the virtual environment, with everything in requirements.lock
 
@@ -31,6 +32,12 @@ format: $(READY)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+image-test: $(READY)  ## build the container image and run it: 6 minutes, 25 GB of disk, and root
+	$(BIN)/python deploy/tests/image.py
+
+rollout-test: $(READY)  ## restart, kill and overload replicas behind the gateway: 5 minutes
+	$(BIN)/python deploy/tests/rollout.py
+
 bench-engine: $(READY)  ## the engine against torchvision's eager model: minutes, and nothing else may run
 	$(BIN)/python bench/engine.py --model v1 --precision float32
 	$(BIN)/python bench/engine.py --model v1 --precision auto
@@ -42,6 +49,11 @@ bench-engine: $(READY)  ## the engine against torchvision's eager model: minutes
 
 screenshots: $(READY) $(BROWSER)  ## make the pictures of the page in docs/images anew
 	$(BIN)/python docs/screenshots.py
+
+bench-capacity: $(READY)  ## what one replica answers a second, and its memory: minutes, and nothing else may run
+	$(BIN)/python bench/capacity.py --model shapes
+	$(BIN)/python bench/capacity.py --model v1
+	$(BIN)/python bench/capacity.py --model v2
 
 lock: $(READY)  ## write requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra train --extra tracing --group dev --universal --generate-hashes \

@@ -1,4 +1,4 @@
-"""`maskserve serve | segment | train | evaluate | calibrate | data … | weights … | key`: what can be typed.
+"""`maskserve serve | healthcheck | segment | train | evaluate | calibrate | data | weights | key`: what can be typed.
 
 Only so much is imported at the start: torch takes seconds, and `--help` should not.
 """
@@ -95,6 +95,30 @@ def serve(
     from app.server import serve as run  # noqa: PLC0415 - imports torch
 
     raise typer.Exit(run(given))
+
+
+@cli.command()
+def healthcheck(
+    host: Annotated[str | None, flag("host", "--host", "ADDRESS")] = None,
+    port: Annotated[int | None, flag("port", "--port", "PORT")] = None,
+    *,
+    ready: Annotated[
+        bool,
+        typer.Option("--ready", help="Ask /readyz, whether it takes requests, instead of /healthz."),
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="How long an answer may take.")
+    ] = 3.0,
+) -> None:
+    """Ask the service on this machine how it is; exit code 0 if it is well, else 1 and one line that says why.
+
+    It finds the service by the same settings that the service was started with.
+    """
+    from app.healthcheck import check  # noqa: PLC0415 - http.client, which no other command needs
+
+    status, line = check(read_settings(host=host, port=port), "/readyz" if ready else "/healthz", timeout)
+    typer.echo(line, err=status != 0)
+    raise typer.Exit(status)
 
 
 @cli.command()

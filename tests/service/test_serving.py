@@ -271,6 +271,17 @@ def test_a_port_in_use_ends_the_server_with_one_line(server: Any, command: Calla
     assert f"cannot listen on 127.0.0.1 port {port}" in result.stderr
 
 
+def test_the_health_check_finds_the_service_by_its_settings(server: Any, command: Callable[..., Any]) -> None:
+    port = urlsplit(server.url).port
+    for arguments in (["healthcheck", "--port", port], ["healthcheck", "--port", port, "--ready"]):
+        assert command(*arguments).returncode == 0
+    result = command("healthcheck", port=port, host="0.0.0.0")
+    assert (result.returncode, result.stdout) == (0, f"http://127.0.0.1:{port}/healthz: ok\n")
+    nobody = command("healthcheck", port=1)
+    assert (nobody.returncode, nobody.stdout) == (1, "")
+    assert nobody.stderr == "http://127.0.0.1:1/healthz: Connection refused\n"
+
+
 def test_a_misspelt_setting_stops_the_start(command: Callable[..., Any]) -> None:
     result = command("serve", modle="shapes")
     assert result.returncode == 2

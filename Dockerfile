@@ -1,0 +1,97 @@
+# maskserve and one model: an image for GPUs, which also runs on CPUs; or, with `--build-arg TORCH=cpu`, a smaller one
+# without CUDA. The model is in it: nothing is fetched when it starts. docs/deployment.md has the commands.
+
+# Anything with Python 3.11 or newer, its venv module and glibc 2.28 or newer.
+ARG BASE_IMAGE=python:3.12-slim-bookworm
+
+
+# Everything that the service imports, in /opt/maskserve, at the versions and hashes of requirements.lock.
+FROM ${BASE_IMAGE} AS dependencies
+ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
+    PIP_CERT=/etc/ssl/certs/ca-certificates.crt \
+    UV_NO_CACHE=1 \
+    UV_COMPILE_BYTECODE=1 \
+    UV_PYTHON_DOWNLOADS=never
+WORKDIR /build
+# Behind a mirror or a proxy with a certificate of its own, these secrets say so and stay out of the image.
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
+    python3 -m venv uv && uv/bin/pip install --quiet --no-cache-dir --only-binary :all: uv==0.13.9
+COPY pyproject.toml requirements.lock ./
+# `cuda`: what PyPI has. `cpu`: PyTorch's own wheels without CUDA; the lock has no hashes of these two.
+ARG TORCH=cuda
+RUN --mount=type=secret,id=uv.toml,target=/etc/uv/uv.toml \
+    --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
+    set -eu; \
+    case "${TORCH}" in \
+        cuda) cp requirements.lock constraints.txt; set -- --require-hashes ;; \
+        cpu) awk '/^[^ ]/ {torch = /^torch(vision)?==/} torch && /--hash=/ {next} torch {sub(/ \\$/, "")} {print}' \
+                 requirements.lock > constraints.txt; set -- --torch-backend cpu ;; \
+        *) echo "TORCH=${TORCH}: it must be cuda or cpu" >&2; exit 1 ;; \
+    esac; \
+    # Triton compiles kernels for torch.compile, which the service does not use.
+    echo "triton ; sys_platform == 'none'" > overrides.txt; \
+    python3 -m venv --without-pip /opt/maskserve; \
+    uv/bin/uv pip install --quiet --python /opt/maskserve "$@" \
+        --requirements pyproject.toml --extra tracing --constraints constraints.txt --overrides overrides.txt; \
+    # What only compilers read.
+    packages="$(echo /opt/maskserve/lib/python3.*/site-packages)"; \
+    rm -rf "${packages}"/torch/include "${packages}"/torch/share "${packages}"/torch/bin/protoc* "${packages}"/nvidia/*/include; \
+    find "${packages}" -name '*.a' -delete; \
+    echo /opt/service > "${packages}/service.pth"
+
+
+# The package itself in /opt/service, and its model's weights in /opt/weights.
+FROM dependencies AS service
+COPY README.md LICENSE ./
+COPY app app
+COPY maskserve maskserve
+COPY model model
+COPY examples/images examples/images
+COPY weights/catalogue.json weights/shapes.safetensors weights/
+RUN --mount=type=secret,id=uv.toml,target=/etc/uv/uv.toml \
+    --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
+    uv/bin/uv build --quiet --wheel --out-dir dist && \
+    uv/bin/uv pip install --quiet --offline --no-deps --python /opt/maskserve --target /opt/service dist/*.whl
+# `shapes`, which is in the package, or a name from `maskserve weights list`. WEIGHTS_MIRROR has the files if their own
+# address cannot be reached.
+ARG MODEL=maskrcnn_resnet50_fpn_v2
+ARG WEIGHTS_MIRROR=
+RUN --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
+    set -eu; \
+    mkdir /opt/weights; \
+    test "${MODEL}" != shapes || exit 0; \
+    export MASKSERVE_WEIGHTS_DIR=/opt/weights; \
+    /opt/service/bin/maskserve weights fetch "${MODEL}" ${WEIGHTS_MIRROR:+--mirror "${WEIGHTS_MIRROR}"}; \
+    /opt/service/bin/maskserve weights verify "${MODEL}"; \
+    rm -f /opt/weights/*.lock
+
+
+FROM ${BASE_IMAGE}
+# From what seldom changes to what often does: a new version of the service is a layer of megabytes.
+COPY --from=dependencies /opt/maskserve /opt/maskserve
+COPY --from=service /opt/weights /opt/weights
+COPY --from=service /opt/service /opt/service
+ARG MODEL=maskrcnn_resnet50_fpn_v2
+ENV PATH=/opt/service/bin:/opt/maskserve/bin:${PATH} \
+    HOME=/tmp \
+    MASKSERVE_HOST=0.0.0.0 \
+    MASKSERVE_LOG_FORMAT=json \
+    MASKSERVE_MODEL=${MODEL} \
+    MASKSERVE_WEIGHTS_DIR=/opt/weights \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+ARG REVISION=
+LABEL org.opencontainers.image.title="maskserve" \
+      org.opencontainers.image.description="The REST service for Mask R-CNN, with the model ${MODEL}" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.licenses="Apache-2.0"
+
+# No name is needed for it, and the root file system may be read-only if /tmp is not.
+USER 10001:10001
+WORKDIR /tmp
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 CMD ["maskserve", "healthcheck"]
+ENTRYPOINT ["maskserve"]
+CMD ["serve"]

@@ -1,0 +1,82 @@
+"""The shipped gateway configuration in a real nginx on loopback, and what its log says of every request."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deploy.tests.processes import PATIENCE, ROOT, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+SHIPPED = ROOT / "deploy" / "gateway"
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """One request as the gateway logged it."""
+
+    id: str
+    status: int
+    replicas: list[str]  # every address that was tried, in order
+    statuses: list[str]  # what each answered
+
+    @property
+    def replayed(self) -> bool:
+        """Whether more than one replica was tried."""
+        return len(self.replicas) > 1
+
+
+class Gateway:
+    """nginx with deploy/gateway, of which only the addresses are changed."""
+
+    def __init__(self, folder: Path, replicas: Sequence[str]) -> None:
+        """folder: empty, for configuration, temporary files and log. replicas: their addresses."""
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        configuration = folder / "configuration"
+        shutil.copytree(SHIPPED, configuration)
+        change(configuration / "nginx.conf", r"listen 8080 ", f"listen 127.0.0.1:{self.port} ")
+        # One server for each process takes the place of the name that Docker resolves to all of them.
+        servers = "".join(rf"server {address}\1;\n    " for address in replicas)
+        change(configuration / "replicas.conf", r"server \S+ resolve( [^;]*);", servers)
+        change(configuration / "replicas.conf", r"\n *resolver [^;]*;", "")
+        folder.chmod(0o755)  # nginx's workers are another user if we are root
+        command = ["nginx", "-p", str(folder), "-c", str(configuration / "nginx.conf")]
+        subprocess.run([*command, "-t", "-q"], check=True)
+        self.log = folder / "access.log"
+        self.errors = folder / "error.log"
+        with self.log.open("w") as log, self.errors.open("w") as errors:
+            self.process = subprocess.Popen([*command, "-g", "daemon off;"], stdout=log, stderr=errors)
+
+    def passed(self) -> list[Passed]:
+        """Every request to a replica so far."""
+        lines = [json.loads(line) for line in self.log.read_text().splitlines()]
+        return [
+            Passed(
+                line["id"], line["status"], line["replicas"].split(", "), line["replica_statuses"].split(", ")
+            )
+            for line in lines
+            if line["replicas"]
+        ]
+
+    def __enter__(self) -> Gateway:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait(PATIENCE)
+
+
+def change(file: Path, pattern: str, replacement: str) -> None:
+    """Replace the one place in the file that the pattern matches."""
+    text, count = re.subn(pattern, replacement, file.read_text())
+    assert count == 1, f"{file}: {pattern} is there {count} times"
+    file.write_text(text)

@@ -1,0 +1,99 @@
+"""The Dockerfile and what reaches it: linted, complete, and in step with the rest of the repository."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from model.weights import catalogue
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_hadolint_finds_nothing() -> None:
+    program = Path(sys.executable).with_name("hadolint")
+    result = subprocess.run(
+        [program, "--no-color", ROOT / "Dockerfile"], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+def test_everything_that_is_copied_passes_dockerignore_and_is_committed() -> None:
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignore  # nothing passes but what is named
+    passes = {line[1:] for line in ignore if line.startswith("!")}
+    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    sources = {source for copy in copies for source in copy.split()}
+    assert sources
+    assert sources <= passes
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for source in sources:
+        assert re.search(rf"^{re.escape(source)}(/|$)", tracked, re.MULTILINE), source
+
+
+def test_what_the_package_is_built_from_is_copied() -> None:
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {*wheel["packages"], *wheel["force-include"], PROJECT["project"]["readme"], "LICENSE"}
+    copied = set(
+        re.findall(r"[\w./-]+", " ".join(re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE)))
+    )
+    assert needed <= copied
+
+
+def test_the_label_says_the_version_of_the_package() -> None:
+    [labelled] = re.findall(r'image\.version="([^"]+)"', DOCKERFILE)
+    assert labelled == PROJECT["project"]["version"]
+
+
+def test_the_default_model_has_a_name_and_is_the_same_in_every_stage() -> None:
+    [model] = set(re.findall(r"^ARG MODEL=(.*)$", DOCKERFILE, re.MULTILINE))
+    assert model in {entry.name for entry in catalogue()}
+
+
+def test_the_service_runs_as_a_numeric_user_who_is_not_root() -> None:
+    [user] = re.findall(r"^USER (.+)$", DOCKERFILE, re.MULTILINE)
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+
+
+def test_program_and_health_check_are_started_without_a_shell() -> None:
+    # Else process 1 is a shell, which does not pass signals on.
+    for instruction in ("ENTRYPOINT", "CMD", r"HEALTHCHECK .*CMD"):
+        assert re.search(rf'^{instruction} \["', DOCKERFILE, re.MULTILINE), instruction
+
+
+def test_without_cuda_every_hash_is_kept_but_those_of_pytorch(tmp_path: Path) -> None:
+    """PyTorch's wheels without CUDA are others than PyPI's, whose hashes the lock has."""
+    [program] = re.findall(r"cpu\) awk '(.+?)' \\", DOCKERFILE)
+    lock = (ROOT / "requirements.lock").read_text()
+    result = subprocess.run(["awk", program], input=lock, capture_output=True, text=True, check=True).stdout
+    before, after = requirements(lock), requirements(result)
+    assert before.keys() == after.keys()
+    changed = {name for name, hashes in before.items() if after[name] != hashes}
+    assert {name.split("==")[0] for name in changed} == {"torch", "torchvision"}
+    assert all(after[name] == 0 for name in changed)
+    assert not re.search(r"^torch.*\\$", result, re.MULTILINE)
+
+
+def requirements(lock: str) -> dict[str, int]:
+    """The pinned requirements of a lock file, and how many hashes each has."""
+    found: dict[str, int] = {}
+    for line in lock.splitlines():
+        if match := re.match(r"[\w.-]+==[^\\]+", line):
+            name = match[0].strip()
+            found[name] = 0
+        elif "--hash=" in line:
+            found[name] += 1
+    return found
+
+
+@pytest.mark.parametrize("file", ["Dockerfile", ".dockerignore", "docker-compose.yml"])
+def test_each_file_opens_with_what_it_is_for(file: str) -> None:
+    lines = (ROOT / file).read_text().splitlines()
+    assert all(re.match(r"# \S", line) for line in lines[:2])
