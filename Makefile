@@ -25,8 +25,9 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+# Two at a time, a file each; one thread for each, or both would wait for the other's.
 tests: $(READY) $(BROWSER)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 format: $(READY)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
