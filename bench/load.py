@@ -268,7 +268,7 @@ def photos(sizes: list[str], count: int) -> list[bytes]:
     for index in range(count):
         width, height = map(int, sizes[index % len(sizes)].split("x"))
         file = io.BytesIO()
-        Image.fromarray(scenes[index].image).resize((width, height)).save(file, "JPEG", quality=90)
+        Image.fromarray(scenes[index].pixels).resize((width, height)).save(file, "JPEG", quality=90)
         files.append(file.getvalue())
     return files
 
