@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
 
 LONGEST = ("test_cycle.py", "test_training_runs.py", "test_faults.py", "test_examples.py", "test_client.py")
 
