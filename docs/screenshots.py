@@ -6,6 +6,7 @@ It starts a server with the bundled model and needs Chromium (`apt-get install c
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -37,6 +38,7 @@ def main() -> None:
     server = subprocess.Popen(
         [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--model", "shapes"],
         cwd=ROOT,
+        env={**os.environ, "MASKSERVE_LOG_FORMAT": "text"},
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -256,3 +256,8 @@ def test_nothing_is_measured_without_images() -> None:
 
 def test_examples_are_spread_over_a_dataset() -> None:
     assert len(list(examples(Shapes(seed=1, length=3, sides=(64, 96))))) == 3
+
+
+def test_the_bundled_model_is_calibrated() -> None:
+    network, model = zoo.read(zoo.bundled())
+    assert not int8.uncalibrated(network, model.ranges)
