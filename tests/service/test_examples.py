@@ -45,8 +45,11 @@ def objects(image_id: int) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def bundled(start_for_module: Any) -> Iterator[httpx.Client]:
-    """A client of a server that serves the bundled model as it does when nothing is set: all cores, auto precision."""
-    server = start_for_module(model="shapes", threads=0, precision="auto", max_queue_requests=REQUESTS)
+    """A client of a server that serves the bundled model as it does when little is set: all cores, auto precision."""
+    # Two hundred at once may take longer than the usual minute where other tests run beside this one.
+    server = start_for_module(
+        model="shapes", threads=0, precision="auto", max_queue_requests=REQUESTS, request_timeout=600
+    )
     with httpx.Client(base_url=server.wait_until_ready().url, timeout=300) as client:
         yield client
 
