@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from fastapi import Depends
+from fastapi.security import HTTPBearer
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotations
 
 if TYPE_CHECKING:
     from app.service import Service
 
+# Only for the OpenAPI document: what a wrong header is answered with, says Keys.owner.
+BEARER = HTTPBearer(
+    scheme_name="key", description="An API key, where the service asks for one.", auto_error=False
+)
 
-async def authorised(request: Request) -> None:
+
+async def authorised(request: Request, _: Annotated[object, Depends(BEARER)]) -> None:
     """Let the request in if the service asks for no key or this is one; its owner's name goes into the log.
 
     Raises Unauthorized, before anything of the body is read.

@@ -214,7 +214,7 @@ def key(
 
     maskserve key phone-app >> keys.txt; MASKSERVE_API_KEYS_FILE=keys.txt maskserve serve
     """
-    from app.keys import LINE, digest, new_key  # noqa: PLC0415
+    from app.keys import LINE, digest, new_key  # noqa: PLC0415 - imports Starlette, which `--help` does without
 
     made = new_key()
     line = f"{digest(made).hex()} {name}"

@@ -40,17 +40,17 @@ class Connection(HttpToolsProtocol):
         self._header_begun = False
         self._header_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._refused = False  # it was answered; what it still sends is thrown away
-        self._quiet_since = self.loop.time()
+        self.refused = False  # it was answered; what it still sends is thrown away
+        self.quiet_since = self.loop.time()
 
     @property
-    def _busy(self) -> bool:
+    def busy(self) -> bool:
         """Whether a request is being answered."""
         return self.cycle is not None and not self.cycle.response_complete
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Make room if there are too many; start the clock of the first header."""
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", transport))
         if len(self.connections) > self._max_connections and not self._finds_room():
             self._refuse(QueueFull("Every connection is taken by a request.", retry_after=1))
         else:
@@ -63,9 +63,9 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Count what arrives of a header."""
-        if self._refused or self.transport.is_closing():
+        if self.refused or self.transport.is_closing():
             return
-        self._quiet_since = self.loop.time()
+        self.quiet_since = self.loop.time()
         if self._in_header:
             self._header_bytes += len(data)
         super().data_received(data)
@@ -94,7 +94,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The connection has nothing to do."""
-        self._quiet_since = self.loop.time()
+        self.quiet_since = self.loop.time()
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -111,7 +111,7 @@ class Connection(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._timer = None
-        if self._busy:  # a pipelined header that waits for its turn
+        if self.busy:  # a pipelined header that waits for its turn
             self._start_timer()
         elif not self._header_begun:  # opened in advance, as browsers do, and not needed
             self.transport.close()
@@ -128,15 +128,15 @@ class Connection(HttpToolsProtocol):
         Closing a socket with unread bytes resets the connection, upon which the client's kernel drops the answer.
         """
         self._stop_timer()
-        self._refused = True
+        self.refused = True
         log.info("a connection was refused: %s", problem.detail)
-        if self._busy:
+        if self.busy:
             self.transport.close()
             return
         self.transport.write(as_bytes(problem))
         self.transport.write_eof()
         self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
-        refused = [c for c in self._open() if c._refused]  # noqa: SLF001 - our own class
+        refused = [c for c in self._open() if c.refused]
         if len(refused) > LINGERING:
             min(refused, key=_quiet_since).transport.close()
 
@@ -145,17 +145,17 @@ class Connection(HttpToolsProtocol):
 
     def _finds_room(self) -> bool:
         """Whether there is room, made if need be by closing the one that is quiet for longest and waits for nothing."""
-        others = [c for c in self._open() if not c._refused and c is not self]  # noqa: SLF001
+        others = [c for c in self._open() if not c.refused and c is not self]
         if len(others) < self._max_connections:
             return True
-        quiet = [c for c in others if not c._busy]  # noqa: SLF001
+        quiet = [c for c in others if not c.busy]
         if quiet:
             min(quiet, key=_quiet_since).transport.close()
         return bool(quiet)
 
 
 def _quiet_since(connection: Connection) -> float:
-    return connection._quiet_since  # noqa: SLF001
+    return connection.quiet_since
 
 
 def bounded(header_seconds: float, max_connections: int) -> type[asyncio.Protocol]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -65,14 +65,6 @@ def create_app(
         exception_handlers={Problem: on_problem, HTTPException: on_http_exception},
     )
     app.state.service = service
-    described = app.openapi
-
-    def document() -> dict[str, Any]:
-        found: dict[str, Any] = described()
-        found.setdefault("components", {})["securitySchemes"] = openapi.SCHEMES
-        return found
-
-    app.openapi = document  # type: ignore[method-assign]
     app.add_middleware(Exchanges, metrics=service.metrics, tracing=tracing)
     app.include_router(segment.router)
     app.include_router(probes.router)

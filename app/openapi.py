@@ -195,11 +195,8 @@ def parameter(
     }
 
 
-# Asked for only where the service has a file of keys, which this document cannot know: {} stands for "none".
-SECURITY: dict[str, Any] = {"security": [{}, {"key": []}]}
-SCHEMES = {
-    "key": {"type": "http", "scheme": "bearer", "description": "An API key, where the service asks for one."}
-}
+# app.authorise adds the key; {} says that a service without a file of keys asks for none.
+SECURITY: dict[str, Any] = {"security": [{}]}
 
 SEGMENT = answers(
     ANSWER_SCHEMA,
