@@ -13,8 +13,9 @@ from typing import Annotated
 import typer
 
 from app.cli_data import data as data_commands
+from app.cli_measuring import calibrate, evaluate
 from app.cli_options import Device, Model, Precision, all_settings, flag, read_settings
-from app.cli_training import calibrate, evaluate, train
+from app.cli_training import train
 from app.cli_weights import weights
 from app.version import version
 

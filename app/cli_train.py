@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 import time
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -14,37 +11,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from app.cli_evaluate import draw, measurable, measure, show
+from app.cli_evaluate import measurable
 from app.cpus import usable_cpus
 from app.loading import LOAD_ERRORS
+from app.run_report import judged, report
 from app.source import SHAPES, Source
 from model import weights, zoo
-from model.calibration import IMAGES, examples
-from model.calibration import measured as calibrated
-from model.card import card, hardware, versions
+from model.card import hardware, versions
 from model.data import DatasetError
 from model.data.opening import open_dataset
 from model.data.shapes import training
-from model.engine import Engine
-from model.int8 import quantisable
 from model.network import BACKBONES, C4, SMALL, V1, Architecture, ArchitectureError, build
 from model.parallel import Group, join, processes_here
 from model.partial import digest
 from model.pretrained import load_backbone, transferred
 from model.recipe import RECIPES, Recipe, TrainingError
-from model.train import read_log, train
+from model.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
 
-    from model.data import Dataset, Sample
-    from model.instances import Instances
+    from model.data import Dataset
 
-HELD_OUT = "500 scenes of a seed that was never trained on"
 ERRORS = (*LOAD_ERRORS, DatasetError, TrainingError, ArchitectureError)
 
 
@@ -266,73 +258,3 @@ def run_with_progress(
             judge=judge if measured is not None else None,
             group=group,
         )
-
-
-def judged(path: Path, steps: int, out: Path, measured: Dataset, device: str) -> float:
-    """How good a model file is: its mask AP, or its box AP without masks; some predictions are drawn too."""
-    from model import plots  # noqa: PLC0415 - imports matplotlib, which `maskserve evaluate` can do without
-
-    network, model = zoo.read(path)
-    seen: list[tuple[Sample, Instances]] = []
-    evaluation = measure(Engine(network, model, torch.device(device), "float32"), measured, seen)
-    (out / "samples").mkdir(exist_ok=True)
-    plots.sample_sheet(seen, model.categories, out / "samples" / f"{steps:06d}.jpg")
-    line = {"steps": steps, **evaluation.ap()}
-    with (out / "validation.jsonl").open("a") as log:
-        log.write(json.dumps(line) + "\n")
-    text = ", ".join(f"{name} AP {value:.4f}" for name, value in evaluation.ap().items())
-    typer.echo(f"after {steps} steps: {text}", err=True)
-    return (evaluation.mask if evaluation.mask is not None else evaluation.box).figures["AP"]
-
-
-def report(
-    path: Path, out: Path, source: Source, device: str, *, dataset: Dataset, measured: Dataset | None
-) -> None:
-    """Calibrate and measure the model, write what was found into its file, and the card and pictures beside it.
-
-    dataset: what it was trained on. measured: what it is to be measured on.
-    """
-    from model import plots  # noqa: PLC0415 - imports matplotlib, which `maskserve evaluate` can do without
-
-    network, model = zoo.read(path)
-    if quantisable(model.architecture):
-        images = track(examples(dataset), "calibrating", min(IMAGES, len(dataset)), transient=True)
-        model = replace(model, ranges=calibrated(network, model.architecture, images))
-    log = read_log(out / "log.jsonl")
-    plots.training_curve(log, out / "training.png")
-    pictures = [("Losses while training", "training.png")]
-    evaluation = None
-    if measured is not None:
-        seen: list[tuple[Sample, Instances]] = []
-        engine = Engine(network, model, torch.device(device), "float32")
-        evaluation = measure(engine, measured, seen)
-        unseen = source.measured_on == SHAPES
-        where = HELD_OUT if unseen else str(source.measured_on)
-        model = replace(model, ap=evaluation.ap(), ap_source=f"measured on {where}")
-        draw(evaluation, engine, measured, seen, out)
-        pictures += [
-            ("Precision against recall", "precision_recall.png"),
-            ("Precision against recall, by category", "precision_recall_by_category.png"),
-            ("What is taken for what", "confusion.png"),
-            (
-                f"Predictions{' on scenes that were never trained on' * unseen} (score 0.5 and above)",
-                "samples.jpg",
-            ),
-            ("The worst images: what is there, and what was found", "worst.jpg"),
-        ]
-        show(evaluation)
-    zoo.describe_anew(path, path, model)
-    text = card(
-        model,
-        evaluation,
-        log,
-        command=shlex.join(["maskserve", *sys.argv[1:]]),
-        data=f"the first {len(training()):,} scenes of seed 1 that `model/data/shapes.py` draws"
-        if source.drawn
-        else source.data,
-        measured_on=model.ap_source.removeprefix("measured on "),
-        pictures=pictures,
-    )
-    beside = path.with_suffix(".md")
-    beside.write_text(text, encoding="utf-8")
-    typer.echo(f"wrote {path} and its card {beside}; serve it: maskserve serve --model {path}")

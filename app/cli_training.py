@@ -1,4 +1,4 @@
-"""`maskserve train | evaluate | calibrate`: what can be typed. cli_train.py and others do it, and import torch."""
+"""`maskserve train`: what can be typed. cli_train.py does it, and imports torch."""
 
 from __future__ import annotations
 
@@ -8,36 +8,8 @@ from typing import Annotated
 
 import typer
 
-from app.cli_options import read_settings
+from app.cli_measuring import Data, Images, SkipDamaged, Split  # noqa: TC001 - typer reads them
 from app.source import Source
-
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        metavar="shapes|PATH",
-        help="`shapes`: scenes that maskserve draws; else a folder in COCO's format (instances.json or "
-        "annotations/….json, and images/), the JSON file itself, or the folder with Cityscapes' leftImg8bit/ "
-        "and gtFine/.",
-    ),
-]
-Images = Annotated[
-    Path | None,
-    typer.Option("--images", metavar="DIR", show_default=False, help="Where the images of a JSON file lie."),
-]
-
-
-Split = Annotated[
-    str | None,
-    typer.Option(metavar="train|val", show_default="train, and val to measure on", help="Of Cityscapes."),
-]
-SkipDamaged = Annotated[
-    bool,
-    typer.Option(
-        "--skip-damaged",
-        help="Leave out images and annotations that cannot be used, which otherwise stop the start.",
-    ),
-]
 
 
 def train(
@@ -121,7 +93,7 @@ def train(
         typer.Option(
             metavar="linear|step|cosine",
             show_default="linear",
-            help="How the learning rate falls: from 65 % of the run on to 0, by ×0.1 at 65 % and 90 %, or as a cosine.",
+            help="How the learning rate falls: from 40 % of the run on to 0, by ×0.1 at 40 % and 90 %, or as a cosine.",
         ),
     ] = None,
     sizes: Annotated[
@@ -191,7 +163,10 @@ def train(
     ] = None,
     rois: Annotated[
         int | None,
-        typer.Option(min=1, show_default="96", help="Boxes of an image that the heads learn from."),
+        typer.Option(min=1, show_default="160", help="Boxes of an image that the heads learn from."),
+    ] = None,
+    box_weight: Annotated[
+        float | None, typer.Option(min=0, show_default="2", help="Of L_box in the sum of the losses.")
     ] = None,
     validate_every: Annotated[
         int | None,
@@ -242,84 +217,10 @@ def train(
         "copy_paste": copy_paste,
         "frozen_stages": frozen_stages,
         "rois": rois,
+        "box_weight": box_weight,
         "validate_every": validate_every,
         "patience": patience,
     }
     source = Source(data, images, validation, split, skip_damaged)
     start = Start(architecture, pooling, masks, initial, backbone, input_sides)
     raise typer.Exit(run_training(source, out, start, device, overrides, recipe=recipe))
-
-
-def evaluate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A name from `maskserve weights list`, or a model file.")
-    ] = "auto",
-    *,
-    data: Data = "shapes",
-    images: Images = None,
-    split: Split = None,
-    skip_damaged: SkipDamaged = False,
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="`auto`, `cpu`, `cuda` …")] = "auto",
-    precision: Annotated[
-        str,
-        typer.Option(metavar="auto|float32|bfloat16|float16|int8", help="Number format of the forward pass."),
-    ] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
-    plots: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            show_default=False,
-            help="Draw curves, confusion, sample predictions and the worst images there.",
-        ),
-    ] = None,
-) -> None:
-    """Measure a model's box and mask AP by COCO's protocol, on drawn scenes or a labelled folder.
-
-    On Cityscapes its own instance AP is measured besides. It runs through the same engine that serves.
-    """
-    from app.cli_evaluate import run_evaluation  # noqa: PLC0415 - imports torch
-
-    raise typer.Exit(
-        run_evaluation(
-            model,
-            Source(data, images, split=split, skip_damaged=skip_damaged),
-            device,
-            precision,
-            read_settings().weights_dir,
-            as_json=as_json,
-            plots=plots,
-        )
-    )
-
-
-def calibrate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A name from `maskserve weights list`, or a model file.")
-    ],
-    images: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="IMAGE…",
-            show_default=False,
-            help="Files, or folders of files: a few dozen images of the kind that the model will see. None for a "
-            "model of drawn shapes, which draws them itself.",
-        ),
-    ] = None,
-    *,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            show_default=False,
-            help="File to write; by default the model's own, for a COCO model NAME.safetensors.",
-        ),
-    ] = None,
-) -> None:
-    """Prepare a model for `--precision int8`: measure what its activations reach, and write that into its file.
-
-    Models that `maskserve train` makes are calibrated already, on their training images.
-    """
-    from app.cli_calibrate import run  # noqa: PLC0415 - imports torch
-
-    raise typer.Exit(run(model, images or [], out, read_settings().weights_dir))

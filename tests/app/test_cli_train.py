@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from app import cli_evaluate, cli_train
+from app import cli_evaluate, cli_train, run_report
 from app.cli import cli
 from app.cli_train import Start
 from app.source import Source
@@ -131,7 +131,7 @@ def test_drawn_scenes_are_measured_on_held_out_ones(folder, monkeypatch):
     assert trained(folder, data="shapes") == 0
     model = zoo.read(folder / "run" / "model.safetensors")[1]
     assert model.name == "shapes"
-    assert model.ap_source == f"measured on {cli_train.HELD_OUT}"
+    assert model.ap_source == f"measured on {run_report.HELD_OUT}"
 
 
 def test_evaluation_prints_all_figures_as_json(folder, capsys):

@@ -823,7 +823,7 @@ def test_openapi_documents_every_parameter_and_body_form_with_examples_that_work
 
 
 def test_openapi_example_answer_is_a_true_one() -> None:
-    from app.openapi import EXAMPLE
+    from app.schemas import EXAMPLE
     from model.rle import Rle
 
     (instance,) = EXAMPLE["instances"]

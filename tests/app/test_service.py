@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from app.worker import Worker
+
 KEY = "a-key-of-no-consequence"
 
 
@@ -40,6 +42,14 @@ class Held:
     def __init__(self) -> None:
         self.release = threading.Event()
         self.engine = FakeEngine(lambda: self.release.wait(PATIENCE))
+
+
+class Ahead:
+    """Puts a worker's clock ahead of the real one, by as many seconds as it is told."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.seconds, self.real = 0.0, worker._clock
+        worker._clock = lambda: self.real() + self.seconds
 
 
 # Deadlines
@@ -213,15 +223,13 @@ def test_a_hanging_device_turns_the_probes_red_sends_the_waiting_elsewhere_and_a
             app,
         ):
             service = app.state.service
-            now = 0.0
-            monotonic = service.worker._clock
-            service.worker._clock = lambda: monotonic() + now
+            clock = Ahead(service.worker)
             waiting = asyncio.ensure_future(client.post("/segment", content=PHOTO))
             await until(lambda: service.worker.status().doing == "forward")
             service.look_after_device()
             assert (await client.get("/healthz")).status_code == 200
 
-            now = 101.0
+            clock.seconds = 101.0
             service.look_after_device()
             assert (await waiting).status_code == 503
             for path in ("/healthz", "/readyz"):
@@ -232,7 +240,7 @@ def test_a_hanging_device_turns_the_probes_red_sends_the_waiting_elsewhere_and_a
             assert readings(await client.get("/metrics"))["maskserve_healthy"] == 0
             assert ended == []
 
-            now = 201.0
+            clock.seconds = 201.0
             service.look_after_device()
             assert ended == [1]
             held.release.set()
@@ -247,12 +255,10 @@ def test_a_device_that_wakes_up_makes_everything_good_again() -> None:
         # The time limit is on the real clock, beside which the worker's runs ahead.
         async with serving(held.engine, heartbeat_timeout=100, request_timeout=3600) as (client, app):
             service = app.state.service
-            now = 0.0
-            monotonic = service.worker._clock
-            service.worker._clock = lambda: monotonic() + now
+            clock = Ahead(service.worker)
             waiting = asyncio.ensure_future(client.post("/segment", content=PHOTO))
             await until(lambda: service.worker.status().doing == "forward")
-            now = 150.0
+            clock.seconds = 150.0
             service.look_after_device()
             assert (await waiting).status_code == 503
             held.release.set()
