@@ -23,15 +23,16 @@ class Recipe:
     schedule: str = (
         "linear"  # constant, then straight down to 0 from the first of `drops`; or "step", "cosine"
     )
-    drops: tuple[float, ...] = (0.65, 0.9)  # parts of the run; "step" multiplies by 0.1 at each
+    drops: tuple[float, ...] = (0.4, 0.9)  # parts of the run; "step" multiplies by 0.1 at each
     min_sizes: tuple[int, ...] = (288, 320, 352, 384, 416)  # scale jitter: one is drawn for each batch
     # Progressive resizing: from a step on, other sizes. Small images teach as much about categories in less time.
     later_sizes: tuple[tuple[int, tuple[int, ...]], ...] = ()
     max_size: int = 768
     flip: float = 0.5
-    rois: int = 96  # sampled per image for the second stage …
-    positives: float = 0.3  # … of which at most this part are objects
-    proposals: tuple[int, int] = (400, 250)  # per image: into and out of the RPN's suppression
+    rois: int = 160  # sampled per image for the second stage …
+    positives: float = 0.2  # … of which at most this part are objects
+    proposals: tuple[int, int] = (400, 300)  # per image: into and out of the RPN's suppression
+    box_weight: float = 2.0  # of L_box in the sum; 1 in the paper
     clip: float = 10.0  # of the gradient's norm
     ema: float = 0.999  # decay of the averaged weights that are saved; 0 saves the last ones
     precision: str = (
@@ -65,6 +66,8 @@ class Recipe:
             raise TrainingError(
                 "warm-up and workers are numbers from 0 up, and ema is at least 0 and below 1"
             )
+        if not (math.isfinite(self.box_weight) and self.box_weight >= 0):
+            raise TrainingError(f"the weight of L_box is a number from 0 up, not {self.box_weight}")
         if not 0 <= self.frozen_stages <= 4:
             raise TrainingError(f"a backbone has 4 stages to freeze, not {self.frozen_stages}")
         if self.jitter and not (len(self.jitter) == 2 and 0 < self.jitter[0] <= self.jitter[1]):
@@ -123,22 +126,24 @@ RECIPES = {
     "paper": Recipe(
         steps=160_000, batch_size=16, optimizer="sgd", learning_rate=0.02, weight_decay=1e-4, warmup=500,
         schedule="step", drops=(0.75,), min_sizes=(800,), max_size=1333, rois=512, positives=0.25,
-        proposals=(2000, 2000), clip=1e9, ema=0.0, workers=4, checkpoint_every=5000, frozen_stages=1,
+        proposals=(2000, 2000), box_weight=1.0, clip=1e9, ema=0.0, workers=4, checkpoint_every=5000,
+        frozen_stages=1,
     ),
     # torchvision's references/detection: 26 epochs of the 117,266 images of COCO with objects in batches of 8 × 2,
     # learning rate 0.02, a tenth from epochs 16 and 22 on, 1,000 steps of warm-up.
     "torchvision": Recipe(
         steps=190_554, batch_size=16, optimizer="sgd", learning_rate=0.02, weight_decay=1e-4, warmup=1000,
         schedule="step", drops=(16 / 26, 22 / 26), min_sizes=(800,), max_size=1333, rois=512, positives=0.25,
-        proposals=(2000, 2000), clip=1e9, ema=0.0, workers=4, checkpoint_every=5000, frozen_stages=1,
+        proposals=(2000, 2000), box_weight=1.0, clip=1e9, ema=0.0, workers=4, checkpoint_every=5000,
+        frozen_stages=1,
     ),
     # Mask R-CNN, appendix A "Experiments on Cityscapes": 24k steps of 8 images, learning rate 0.01, a tenth from 18k
     # on, the shorter side from 800 to 1024.
     "cityscapes": Recipe(
         steps=24_000, batch_size=8, optimizer="sgd", learning_rate=0.01, weight_decay=1e-4, warmup=500,
         schedule="step", drops=(0.75,), min_sizes=tuple(range(800, 1025, 32)), max_size=2048, rois=512,
-        positives=0.25, proposals=(2000, 2000), clip=1e9, ema=0.0, workers=4, checkpoint_every=1000,
-        frozen_stages=1,
+        positives=0.25, proposals=(2000, 2000), box_weight=1.0, clip=1e9, ema=0.0, workers=4,
+        checkpoint_every=1000, frozen_stages=1,
     ),
 }  # fmt: skip
 RECIPES["paper-c4"] = replace(RECIPES["paper"], rois=64)  # section 3.1: 64 RoIs with C4

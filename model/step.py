@@ -104,7 +104,7 @@ def step(
         network.transform.min_size, network.transform.max_size = (recipe.jitter_side,), recipe.jitter_side
     for parameters in state.optimizer.param_groups:
         parameters["lr"] = recipe.rate(batch.step)
-    terms, total, losses = _losses(network, batch, device, group, half=half)
+    terms, total, losses = _losses(network, batch, recipe, device, group, half=half)
     if not total.isfinite():
         values = ", ".join(f"{k} {v:.3g}" for k, v in losses.items())
         raise TrainingError(
@@ -140,7 +140,7 @@ def _seed(network: Any, recipe: Recipe, batch: Batch) -> None:
 
 
 def _losses(
-    network: Any, batch: Batch, device: str, group: Group, *, half: bool
+    network: Any, batch: Batch, recipe: Recipe, device: str, group: Group, *, half: bool
 ) -> tuple[Tensor | None, Tensor, dict[str, float]]:
     """The part of the loss to go backward from here, the whole loss, and its terms by the paper's names."""
     on = torch.device(device)
@@ -157,6 +157,10 @@ def _losses(
         group.largest([3, 0, 0], on)
     names = [name for name in TERMS if name != "loss_mask" or has_masks(network)]
     parts = [terms[name].float() if name in terms else torch.zeros((), device=on) for name in names]
+    parts = [
+        part * recipe.box_weight if name == "loss_box_reg" else part
+        for name, part in zip(names, parts, strict=True)
+    ]
     if group.world > 1:
         # Each term is a mean over its samples: over those of all processes, a part weighs as much as its samples.
         share = counts / group.summed(counts.clone()).clamp(min=1)
@@ -179,7 +183,7 @@ def _culprits(state: State, batch: Batch, recipe: Recipe, device: str, *, half: 
             )
             _seed(state.network, recipe, alone)
             state.optimizer.zero_grad(set_to_none=True)
-            terms, total, _ = _losses(state.network, alone, device, Group(), half=half)
+            terms, total, _ = _losses(state.network, alone, recipe, device, Group(), half=half)
             if terms is not None and total.isfinite():
                 terms.backward()  # type: ignore[no-untyped-call]
             gradients = [p.grad for p in state.network.parameters() if p.grad is not None]

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from model.data.outlines import distractor, turned
+from model.data.outlines import coverage, distractor, turned
 
 if TYPE_CHECKING:
     from numpy.random import Generator
+
+# How often each kind of part is one of a thing's: ovals, blobs, rounded bars, half discs, splinters.
+_PARTS = (0.4, 0.25, 0.15, 0.1, 0.1)
 
 
 def colour(rng: Generator) -> np.ndarray:
@@ -86,6 +89,36 @@ def natural_fill(rng: Generator, height: int, width: int, base: np.ndarray) -> n
     """A fill that no shape has: [h, w, 3] float32, rough and unevenly lit as things in photos are."""
     second = np.clip(base + rng.uniform(-110, 110) + rng.uniform(-30, 30, 3), 0, 255).astype(np.float32)
     return _mix(natural_noise(rng, height, width), base, second)
+
+
+def things(rng: Generator, canvas: np.ndarray) -> np.ndarray:
+    """The canvas with one to four things on it that are made of parts, as people and animals are: ovals and blobs that
+    touch, each rough, unevenly lit and soft at its edge.
+    """
+    height, width = canvas.shape[:2]
+    side = min(height, width)
+    painted = canvas.copy()
+    for _ in range(int(rng.integers(1, 5))):
+        whole = side * float(np.exp(rng.uniform(np.log(0.12), np.log(0.9))))
+        centre = rng.uniform(0, 1, 2) * [width, height]
+        softness = rng.uniform(0.004, 0.03) * whole
+        for _ in range(int(rng.integers(2, 5))):
+            size = max(12.0, whole * rng.uniform(0.3, 1.0))
+            kind = str(rng.choice(["oval", "blob", "rounded bar", "half disc", "splinter"], p=_PARTS))
+            margin = round(3 * softness)
+            inside, _ = coverage(turned(distractor(kind, rng), rng, stretch=0.15).fitted(size))
+            inside = blurred(np.pad(inside, margin), softness)
+            h, w = inside.shape
+            x, y = (round(v) for v in centre + rng.normal(0, 0.3, 2) * whole - [w / 2, h / 2])
+            x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
+            if x1 <= x0 or y1 <= y0:
+                continue
+            own = (slice(y0 - y, y1 - y), slice(x0 - x, x1 - x))
+            part = natural_fill(rng, h, w, colour(rng))[own]
+            part *= 1 + rng.uniform(0.1, 0.6) * (_ramp(rng, h, w)[own][..., None] - 0.5)
+            under = painted[y0:y1, x0:x1]
+            under += (part - under) * inside[own][..., None]
+    return painted
 
 
 def _ramp(rng: Generator, height: int, width: int) -> np.ndarray:

@@ -102,6 +102,8 @@ def distractor(kind: str, rng: Generator) -> Outline:
         return Outline(np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [1, rng.uniform(0.1, 0.5)])
     if kind == "ellipse":
         return Outline(_circle() * [1, rng.uniform(0.25, 0.55)])
+    if kind == "oval":  # rounder than an ellipse, and still no circle
+        return Outline(_circle() * [1, rng.uniform(0.55, 0.78)])
     if kind == "half disc":
         return Outline(_circle(40, 1.0, 0, np.pi))
     if kind == "arc":
@@ -132,7 +134,7 @@ def distractor(kind: str, rng: Generator) -> Outline:
             _circle(20, 1.0, np.pi / 2, 3 * np.pi / 2) - shift,
         )
         return Outline(np.concatenate(ends))
-    raise ValueError(f"no such distractor: {kind!r}; there are {', '.join(DISTRACTORS)}")
+    raise ValueError(f"no such distractor: {kind!r}; there are oval, {', '.join(DISTRACTORS)}")
 
 
 def turned(shape: Outline, rng: Generator, stretch: float) -> Outline:

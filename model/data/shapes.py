@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from model.data import Category, Sample
 from model.data.coco import coco_document
-from model.data.drawing import background, blurred, colour, fill, natural_fill, scribble
+from model.data.drawing import background, blurred, colour, fill, natural_fill, scribble, things
 from model.data.outlines import (
     DISTRACTORS,
     SHAPES,
@@ -49,7 +49,7 @@ class _Layer:
 
 def training() -> Shapes:
     """The scenes that the bundled model was trained on; no larger than needed, because drawing costs time."""
-    return Shapes(seed=1, length=50_000, sides=(200, 600))
+    return Shapes(seed=1, length=50_000, sides=(200, 600), things=0.5)
 
 
 def held_out() -> Shapes:
@@ -62,17 +62,20 @@ class Shapes:
     of NumPy and Pillow may draw some of its pixels otherwise.
 
     sides: shortest and longest image side, pixels. Aspect ratios go from 1:2 to 2:1, the objects' longer sides
-    from 16 pixels (or 7 % of the shorter image side, if more) to 60 % of the shorter image side.
+    from 16 pixels (or 7 % of the shorter image side, if more) to 60 % of the shorter image side. things: how often
+    there are things behind them that are made of parts, as people and animals are; the model must not fire at those.
     """
 
     categories = CATEGORIES
 
-    def __init__(self, seed: int, length: int, sides: tuple[int, int] = (200, 1024)) -> None:
+    def __init__(
+        self, seed: int, length: int, sides: tuple[int, int] = (200, 1024), things: float = 0.0
+    ) -> None:
         if length < 0 or not 64 <= sides[0] <= sides[1]:
             raise ValueError(
                 f"a length of at least 0 and sides of at least 64 px are needed: {length}, {sides}"
             )
-        self.seed, self.length, self.sides = seed, length, sides
+        self.seed, self.length, self.sides, self.things = seed, length, sides, things
 
     def __len__(self) -> int:
         return self.length
@@ -149,6 +152,8 @@ class Shapes:
         """Pixels [H, W, 3] uint8, the layers from back to front, and which layer each pixel shows [H, W]."""
         height, width = self._size(rng)
         canvas = background(rng, height, width)
+        if self.things and rng.random() < self.things:
+            canvas = things(rng, canvas)
         if rng.random() < 0.5:
             canvas = scribble(rng, canvas)
         layers: list[_Layer] = []

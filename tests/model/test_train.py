@@ -87,6 +87,19 @@ def test_run_logs_the_papers_terms_and_leaves_a_model(scenes: Shapes, run: Path,
     assert all(tensor.shape == fresh[name].shape for name, tensor in network.state_dict().items())
 
 
+def test_the_box_term_weighs_as_much_as_the_recipe_says(scenes: Shapes, tmp_path: Path) -> None:
+    first: dict[float, dict[str, float]] = {}
+    for weight in (1.0, 2.0, 0.0):
+        recipe = replace(RECIPE, steps=1, box_weight=weight)
+        train(scenes, MODEL, recipe, tmp_path / str(weight))
+        (first[weight],) = read_log(tmp_path / str(weight) / "log.jsonl")
+        shutil.rmtree(tmp_path / str(weight))
+    assert first[2.0]["L_box"] == pytest.approx(2 * first[1.0]["L_box"], rel=1e-5)
+    assert first[2.0]["L"] == pytest.approx(first[1.0]["L"] + first[1.0]["L_box"], rel=1e-5)
+    assert first[0.0]["L_box"] == 0
+    assert first[2.0]["L_cls"] == first[1.0]["L_cls"]
+
+
 def test_two_scenes_are_learned_by_heart(scenes: Shapes, run: Path) -> None:
     recipe = replace(RECIPE, steps=30, warmup=5, learning_rate=2e-3, min_sizes=(64,), flip=0.0, ema=0.0)
     train(scenes, MODEL, recipe, run)
@@ -262,6 +275,8 @@ def test_dataset_of_other_categories_is_refused(scenes: Shapes, run: Path) -> No
         ({"warmup": -1}, "warm-up"),
         ({"workers": -1}, "workers"),
         ({"ema": 1.0}, "ema"),
+        ({"box_weight": -1.0}, "weight of L_box"),
+        ({"box_weight": float("nan")}, "weight of L_box"),
         ({"drops": ()}, "drops"),
         ({"drops": (0.9, 0.5)}, "drops"),
         ({"frozen_stages": 5}, "4 stages"),
