@@ -108,9 +108,9 @@ def train(
     precision: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|float32|bfloat16",
+            metavar="auto|float32|bfloat16|float64",
             show_default="auto",
-            help="`auto`: bfloat16 where the hardware computes in it.",
+            help="`auto`: bfloat16 where the hardware computes in it. float64 is slow, and for comparing runs.",
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, show_default="0")] = None,

@@ -35,9 +35,9 @@ class Recipe:
     box_weight: float = 2.0  # of L_box in the sum; 1 in the paper
     clip: float = 10.0  # of the gradient's norm
     ema: float = 0.999  # decay of the averaged weights that are saved; 0 saves the last ones
-    precision: str = (
-        "auto"  # "float32", "bfloat16" (autocast), or bfloat16 where the processor computes in it
-    )
+    # "float32", "bfloat16" (autocast); "auto": bfloat16 where the processor computes in it; "float64" is to tell what
+    # rounding does from what an error does.
+    precision: str = "auto"
     seed: int = 0
     workers: int = 1
     checkpoint_every: int = 500
@@ -56,8 +56,10 @@ class Recipe:
             raise TrainingError(f"optimizer is 'sgd' or 'adamw', not {self.optimizer!r}")
         if self.schedule not in ("linear", "step", "cosine"):
             raise TrainingError(f"schedule is 'linear', 'step' or 'cosine', not {self.schedule!r}")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise TrainingError(f"precision is 'auto', 'float32' or 'bfloat16', not {self.precision!r}")
+        if self.precision not in ("auto", "float32", "bfloat16", "float64"):
+            raise TrainingError(
+                f"precision is 'auto', 'float32', 'bfloat16' or 'float64', not {self.precision!r}"
+            )
         counts = (self.steps, self.batch_size, self.rois, self.checkpoint_every, *self.proposals)
         sizes = (self.min_sizes, *(sizes for _, sizes in self.later_sizes))
         if min(*counts, *sum(sizes, ()), self.max_size) < 1 or not all(sizes):

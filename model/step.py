@@ -61,7 +61,7 @@ def begin(model: zoo.Model, recipe: Recipe, device: str, initial: nn.Module | No
         network.transform = SharedTransform(network.transform, group)
         if torch.device(device).type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-    network.to(device).to(memory_format=torch.channels_last).train()
+    network.to(device, _number_format(recipe)).to(memory_format=torch.channels_last).train()
     freeze(network, recipe.frozen_stages)
     trained = [p for p in network.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim > 1]
@@ -127,6 +127,11 @@ def step(
     return {**losses, "L": float(total)}
 
 
+def _number_format(recipe: Recipe) -> torch.dtype:
+    """Of the weights, and of everything that autocast leaves as it is."""
+    return torch.float64 if recipe.precision == "float64" else torch.float32
+
+
 def _number(recipe: Recipe, step: int) -> int:
     return (recipe.seed + 1) * 1_000_003 + step
 
@@ -147,8 +152,10 @@ def _losses(
     terms: dict[str, Tensor] = {}
     counts = torch.zeros(3, device=on)
     if batch.images:
-        images = [image.to(on, torch.float32) / 255 for image in batch.images]
+        form = _number_format(recipe)
+        images = [image.to(on, form) / 255 for image in batch.images]
         targets = [{k: v.to(on) for k, v in target.items()} for target in batch.targets]
+        targets = [{**target, "boxes": target["boxes"].to(form)} for target in targets]
         with torch.autocast(on.type, torch.bfloat16, enabled=half):
             terms = network(images, targets)
         anchors, rois = network.rpn.fg_bg_sampler, network.roi_heads.fg_bg_sampler

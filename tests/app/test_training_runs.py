@@ -82,13 +82,17 @@ def test_run_that_was_killed_ends_with_the_same_weights_bit_for_bit(scenes: Path
 
 
 def test_two_processes_train_as_one_does(scenes: Path, out: Path) -> None:
-    """Five images in batches of four: of every second batch the second process has no image at all."""
+    """Five images in batches of four: of every second batch the second process has no image at all.
+
+    In float64, because sums in another order differ by 1e-6 after some steps in float32, and that now and then puts a
+    proposal on the other side of a threshold.
+    """
     trained: Any = zoo.read(zoo.bundled())[0]
     save_file(
         {k: v.contiguous() for k, v in trained.backbone.body.state_dict().items()}, out / "body.safetensors"
     )
     options = {
-        "steps": 20, "batch_size": 4, "workers": 0, "precision": "float32", "sizes": ["64"], "warmup": 1,
+        "steps": 20, "batch_size": 4, "workers": 0, "precision": "float64", "sizes": ["64"], "warmup": 1,
         "optimizer": "sgd", "learning_rate": 2e-4, "rois": 32, "checkpoint_every": 100,
     }  # fmt: skip
     start = Start(backbone=str(out / "body.safetensors"))
@@ -106,10 +110,7 @@ def test_two_processes_train_as_one_does(scenes: Path, out: Path) -> None:
     assert len(one) == len(two) == 20
     terms = ("L", "L_cls", "L_box", "L_mask", "L_rpn_cls", "L_rpn_box")
     apart = [max(abs(ours[t] - theirs[t]) for t in terms) for ours, theirs in zip(two, one, strict=True)]
-    # Sums in another order differ by 1e-6 after some steps; now and then that puts a proposal on the other side of a
-    # threshold, for one step.
-    assert max(apart[:12]) < 1e-5
-    assert sum(difference < 1e-4 for difference in apart) >= 18, apart
+    assert max(apart) < 1e-6
     assert one[-1]["L"] < one[0]["L"]
     assert len(json.loads((out / "two" / "environment.json").read_text())) == 1
     assert json.loads((out / "two" / "environment.json").read_text())[0]["processes"] == 2
