@@ -58,6 +58,10 @@ class Segmenting(Segmenter, Protocol):
     def precision(self) -> str:
         """Number format of the forward pass."""
 
+    @property
+    def batches(self) -> bool:
+        """Whether the images of a batch run together, or one after the other."""
+
     def device_memory(self) -> dict[str, int]:
         """Bytes of the GPU's memory by kind; empty for a CPU."""
 
@@ -115,7 +119,8 @@ class Service:
         self._worker = Worker(
             self._engine,
             self.admission,
-            max_batch_size=self.settings.max_batch_size,
+            # Where a batch takes as long as its images one by one, nobody should wait for the others' answers.
+            max_batch_size=self.settings.max_batch_size if self._engine.batches else 1,
             max_batch_pixels=self.settings.max_batch_pixels,
             on_fatal=self._on_fatal,
             on_outcome=self._on_outcome,

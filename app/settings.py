@@ -150,7 +150,12 @@ class Settings(BaseModel):
         description="Connections open at once; for more, the one that has been quiet for longest is closed. "
         "Never more than the process may open files (ulimit -n).",
     )
-    max_batch_size: int = Field(8, ge=1, le=256, description="Images that run through the model together.")
+    max_batch_size: int = Field(
+        8,
+        ge=1,
+        le=256,
+        description="Images that run through the model together on a GPU; a CPU takes one at a time.",
+    )
     max_batch_pixels: int = Field(
         12_000_000,
         ge=1024,

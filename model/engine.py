@@ -47,6 +47,7 @@ class Engine:
     """A loaded model on one device. Belongs to one thread at a time.
 
     Instances that score 0.05 or less are never found: that is the threshold at which torchvision stops looking.
+    batches: whether the images of a batch run together, as on a GPU, or one after the other, as on a CPU.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Engine:
         precision: one of PRECISIONS. Raises EngineError where the device cannot compute in it.
         """
         self.model, self.device = model, device
+        self.batches = device.type == "cuda"
         self.precision = resolved(precision, device)
         parts: Any = network
         if self.precision == "int8":
@@ -74,8 +76,7 @@ class Engine:
         if self._plain is not None:
             return
         dense = dense or Dense(parts, form)
-        self._at_once = device.type == "cuda"
-        self._dense: Callable[[Tensor], Maps] = Captured(dense) if device.type == "cuda" else dense
+        self._dense: Callable[[Tensor], Maps] = Captured(dense) if self.batches else dense
         self._propose = Proposer(parts.rpn, device)
         self._boxes = BoxHead(parts.roi_heads, form)
         if has_masks(network):
@@ -148,7 +149,7 @@ class Engine:
         if not images:
             return []
         try:
-            if self.device.type == "cuda":
+            if self.batches:
                 return self._forward(images, options)
             # Two cores are as busy with one image as with eight. One at a time takes an eighth of the memory, and
             # nobody's answer can depend on his neighbours, not even in the last bit.
@@ -182,7 +183,7 @@ class Engine:
                 self._instances(_on_cpu(detections), grid, shape, size)
                 for detections, grid, shape, size in zip(plain, grids, shapes, sizes, strict=True)
             ]
-        wanted = Wanted(sizes, options, allowed, self.device) if self._at_once else None
+        wanted = Wanted(sizes, options, allowed, self.device) if self.batches else None
         maps = self._dense(self._normalise(images, sizes, padded))
         found = None
         if wanted is not None:

@@ -64,6 +64,7 @@ class FakeEngine:
         )
         self.device = torch.device("cpu")
         self.precision = "float32"
+        self.batches = True
         self.behave = behave
         self.images = 0
 

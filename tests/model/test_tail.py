@@ -51,7 +51,7 @@ def engine(kind: str = "small", *, at_once: bool = True) -> Engine:
     image = torch.from_numpy(IMAGES[0]).permute(2, 0, 1) / 255
     model = zoo.describe("random", architecture, tuple(Category(n, f"kind {n}") for n in range(1, 11)))
     made = Engine(lifelike(architecture, image, seed=5), model, CPU)
-    made._at_once = at_once
+    made.batches = at_once
     return made
 
 

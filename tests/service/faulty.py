@@ -27,7 +27,9 @@ POISON, HANG, MEMORY, DEVICE, DEATH, SLOW = range(1, 7)
 
 
 class Faulty:
-    """The engine, but for images that ask for a fault."""
+    """The engine, but for images that ask for a fault. It runs in batches, as on a GPU."""
+
+    batches = True
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
