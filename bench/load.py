@@ -3,6 +3,7 @@
     python bench/load.py                          # the bundled model: closed loop, then open at 0.5 to 10× capacity
     python bench/load.py --seconds 60 --factors 10 --disconnects 0.1 --slow 4
     python bench/load.py --soak 20000             # does memory grow?
+    python bench/load.py --model v1 --seconds 30  # COCO's networks, v1 and v2, with random weights that behave alike
     python bench/load.py --plot docs/images/load.png
 
 Closed loop: so many clients, each sends when it has its answer; shows the capacity. Open loop: requests arrive by a
@@ -36,6 +37,7 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 READY = re.compile(r"is ready at (http://\S+)")
 
 
@@ -319,6 +321,31 @@ def engine_alone(model: str, images: list[bytes], seconds: float, settings: list
     return json.loads(output.stdout)
 
 
+@contextmanager
+def model_file(name: str, image: bytes):
+    """What to serve: a model's name as it is, or for v1 and v2 the path of a file with random weights."""
+    import tempfile
+
+    import numpy as np
+
+    from bench.lifelike import lifelike
+    from model import zoo
+    from model.data import Category
+    from model.network import V1, V2
+
+    architecture = {"v1": V1, "v2": V2}.get(name)
+    if architecture is None:
+        yield name
+        return
+    pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(image)))).permute(2, 0, 1) / 255
+    categories = tuple(Category(number, f"kind {number}") for number in range(1, architecture.classes))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.safetensors"
+        network = lifelike(architecture, pixels)
+        zoo.save(path, network, zoo.describe(name, architecture, categories), half=True)
+        yield str(path)
+
+
 def draw(path: Path, tallies: list[Tally], capacity: float, title: str) -> None:
     """Latency and goodput against the offered load."""
     import matplotlib as mpl
@@ -429,13 +456,14 @@ def main() -> None:
     machine = platform.processor() or platform.machine()
     print(f"{machine}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}")
     images = photos(options.sizes, 8)
-    if not options.soak:
-        options.alone = engine_alone(options.model, images, options.seconds, options.settings)
-        print(
-            f"engine alone: {options.alone['rate']:.2f} images/s, p50 {1000 * options.alone['p50']:.1f} ms\n"
-        )
-    with server(options.model, options.settings) as (url, pid):
-        asyncio.run(measure(options, url, pid, images))
+    with model_file(options.model, images[0]) as model:
+        if not options.soak:
+            options.alone = engine_alone(model, images, options.seconds, options.settings)
+            print(
+                f"engine alone: {options.alone['rate']:.2f} images/s, p50 {1000 * options.alone['p50']:.1f} ms\n"
+            )
+        with server(model, options.settings) as (url, pid):
+            asyncio.run(measure(options, url, pid, images))
 
 
 if __name__ == "__main__":
