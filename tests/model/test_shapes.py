@@ -89,6 +89,7 @@ def test_things_lie_behind_the_shapes_and_are_no_objects() -> None:
     for index in range(20):
         sample = strewn[index]
         assert sample.pixels.shape == plain[index].pixels.shape
+        assert not np.array_equal(sample.pixels, plain[index].pixels)
         assert len(sample.labels) == len(sample.boxes) == len(sample.masks) <= 12
 
 
