@@ -39,6 +39,10 @@ CLIENT_GONE = 499  # what nginx logs for it; never sent
 # How long a refused client that still sends its body is heard out, so that it gets to read the refusal:
 # closing a socket with unread bytes resets the connection, upon which the client's kernel drops the answer.
 LINGER_SECONDS = 5.0
+# A body of so few bytes is here already or on its way. It may take so long before a refusal is written, because
+# then the connection can stay: the next attempt would otherwise have to open one.
+SMALL_BODY = 1 << 20
+SMALL_BODY_SECONDS = 0.01
 
 
 class Timings:
@@ -118,7 +122,9 @@ class Exchange:
             "record": self.record,
         }
         self.status = 0  # not yet answered
-        self.unread = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        length = headers.get("content-length", "")
+        self.unread = length not in ("", "0") or "transfer-encoding" in headers
+        self.small = length.isdecimal() and int(length) <= SMALL_BODY
         # The client waits for a word from us before it sends the body.
         self.holds_back = headers.get("expect", "").lower() == "100-continue"
         self.seconds = 0.0  # until the answer was sent
@@ -157,6 +163,8 @@ class Exchange:
             headers = MutableHeaders(scope=message)
             headers["X-Request-ID"] = self.id
             headers["Server-Timing"] = self.timings.header()
+            if self.small and self.unread and not self.holds_back:
+                await self.hear_out(SMALL_BODY_SECONDS)
             if self.unread:
                 headers["Connection"] = "close"
             await self._send(message)
@@ -168,13 +176,16 @@ class Exchange:
         if self.unread and not self.holds_back and not more:
             await self._send({"type": message["type"], "body": body, "more_body": True})
             body = b""
-            await self.linger()
+            await self.hear_out(LINGER_SECONDS)
         await self._send({"type": message["type"], "body": body, "more_body": more})
 
-    async def linger(self) -> None:
-        """Read the rest of the body into nowhere: some clients only look at the answer when all is sent."""
+    async def hear_out(self, seconds: float) -> None:
+        """Read the rest of the body into nowhere, for so long at most.
+
+        Some clients only look at the answer when all is sent.
+        """
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_SECONDS):
+            async with asyncio.timeout(seconds):
                 while self.unread:
                     await self.receive()
 

@@ -1,14 +1,16 @@
 """The service under load, against the engine alone in the same run: what HTTP, decoding, queue and encoding cost.
 
-    python bench/load.py                          # the bundled model: closed loop, then open at 0.5 to 10× capacity
+    python bench/load.py                          # the bundled model: closed loop, then open at 0.5 to 10× the peak
     python bench/load.py --seconds 60 --factors 10 --disconnects 0.1 --slow 4
     python bench/load.py --soak 20000             # does memory grow?
     python bench/load.py --model v1 --seconds 30  # COCO's networks, v1 and v2, with random weights that behave alike
     python bench/load.py --plot docs/images/load.png
 
-Closed loop: so many clients, each sends when it has its answer; shows the capacity. Open loop: requests arrive by a
-Poisson process whatever becomes of those before, as the world's do; shows what overload does. Everything runs on this
-machine, the clients too: on few cores they take some of what they measure.
+Closed loop: so many clients, each sends when it has its answer; shows the peak. Open loop: requests arrive by a
+Poisson process whatever becomes of those before, as the world's do; shows what overload does. What is compared is
+measured by turns, because the speed of a machine that others share drifts: engine alone, one client and 16 clients in
+every round, and the closed loop before and after every open one. Everything runs on this machine, the clients too:
+on few cores they take some of what they measure.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -46,7 +49,7 @@ class Tally:
     """What became of the requests of one scenario."""
 
     name: str
-    offered: float  # requests a second; 0 in a closed loop
+    offered: float  # requests a second; 0 in a closed loop, where there is no such number
     seconds: float = 0.0
     statuses: Counter[str] = field(default_factory=Counter)
     latencies: dict[str, list[float]] = field(default_factory=dict)  # by status, seconds
@@ -65,6 +68,16 @@ class Tally:
                 (float(stages["total"]) - float(stages["forward"]) - float(stages["queue"])) / 1000
             )
             self.queued.append(float(stages["queue"]) / 1000)
+
+    def include(self, other: Tally) -> None:
+        """Count another turn of the same scenario, too."""
+        self.seconds += other.seconds
+        self.statuses += other.statuses
+        for status, latencies in other.latencies.items():
+            self.latencies.setdefault(status, []).extend(latencies)
+        self.overheads += other.overheads
+        self.queued += other.queued
+        self.resident += other.resident
 
     def rate(self, status: str = "200") -> float:
         return self.statuses[status] / self.seconds
@@ -180,7 +193,7 @@ class Load:
 
     async def closed(self, clients: int, seconds: float) -> Tally:
         """So many clients, each with one request at a time."""
-        tally = Tally(f"closed loop, {clients} clients", 0.0)
+        tally = Tally(f"closed loop, {clients} client{'s' * (clients > 1)}", 0.0)
         begun = time.perf_counter()
 
         async def client() -> None:
@@ -197,7 +210,7 @@ class Load:
         self, rate: float, seconds: float, *, factor: float, disconnects: float, slow: int
     ) -> Tally:
         """Poisson arrivals."""
-        tally = Tally(f"open loop, {factor:g} × capacity", rate)
+        tally = Tally(f"open loop, {factor:g} × the peak", rate)
         begun = time.perf_counter()
         watch = asyncio.ensure_future(self.watch(tally))
         tasks = {asyncio.ensure_future(self.slow(tally, begun + seconds)) for _ in range(slow)}
@@ -276,56 +289,83 @@ def photos(sizes: list[str], count: int) -> list[bytes]:
 
 
 ENGINE = """
-import json, statistics, sys, time
+import json, sys, time
 from app import settings
 from app.loading import load_engine
 from model.image import decode
 from model.instances import Options
 engine = load_engine(settings.load({"model": sys.argv[1]}))
 engine.warm_up()
-images = [decode(open(path, "rb").read()) for path in sys.argv[3:]]
-def run(seconds):
+images = [decode(open(path, "rb").read()) for path in sys.argv[2:]]
+for image in images:
+    engine.segment([image], [Options()])
+print("ready", flush=True)
+for line in sys.stdin:
     times = []
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + float(line)
     while time.perf_counter() < end:
         for image in images:
             begun = time.perf_counter()
             engine.segment([image], [Options()])
             times.append(time.perf_counter() - begun)
-    return times
-run(2)
-times = run(float(sys.argv[2]))
-print(json.dumps({"rate": len(times) / sum(times), "p50": statistics.median(times)}))
+    print(json.dumps(times), flush=True)
 """
 
 
-def engine_alone(model: str, images: list[bytes], seconds: float, settings: list[str]) -> dict[str, float]:
-    """Images a second of the engine in a process of its own, one after the other, decoded before."""
-    import tempfile
+class Alone:
+    """The engine in a process of its own, which takes decoded images one after the other, and rests in between."""
 
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.times: list[float] = []  # of all turns, seconds an image
+
+    def turn(self, seconds: float) -> None:
+        """Let it run for so long."""
+        assert self.process.stdin is not None
+        print(seconds, file=self.process.stdin, flush=True)
+        self.times += json.loads(self.answer())
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        if not (line := self.process.stdout.readline()):
+            raise SystemExit("the engine's process ended")
+        return line
+
+    @property
+    def rate(self) -> float:
+        """Images a second."""
+        return len(self.times) / sum(self.times)
+
+
+@contextmanager
+def engine_alone(model: str, images: list[bytes], settings: list[str]):
+    """An engine that is warm."""
+    given = dict(setting.split("=", 1) for setting in settings)
     with tempfile.TemporaryDirectory() as folder:
         paths = []
         for index, image in enumerate(images):
             path = Path(folder) / f"{index}.jpg"
             path.write_bytes(image)
             paths.append(str(path))
-        given = dict(setting.split("=", 1) for setting in settings)
-        output = subprocess.run(
-            [sys.executable, "-c", ENGINE, model, str(seconds), *paths],
+        process = subprocess.Popen(
+            [sys.executable, "-c", ENGINE, model, *paths],
             cwd=ROOT,
             env={**os.environ, **given},
-            check=True,
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             text=True,
         )
-    return json.loads(output.stdout)
+        with process:
+            alone = Alone(process)
+            alone.answer()
+            yield alone
+            assert process.stdin is not None
+            process.stdin.close()
 
 
 @contextmanager
 def model_file(name: str, image: bytes):
     """What to serve: a model's name as it is, or for v1 and v2 the path of a file with random weights."""
-    import tempfile
-
     import numpy as np
 
     from bench.lifelike import lifelike
@@ -374,48 +414,62 @@ def draw(path: Path, tallies: list[Tally], capacity: float, title: str) -> None:
     figure.savefig(path, dpi=110)
 
 
-async def measure(options: argparse.Namespace, url: str, pid: int, images: list[bytes]) -> None:
+async def measure(
+    options: argparse.Namespace, url: str, pid: int, images: list[bytes], alone: Alone | None
+) -> None:
     load = Load(url, pid, images, options.seed)
     await load.closed(2, 3)  # warm: every shape has been seen
-    if options.soak:
+    if alone is None:
         await soak(load, options.soak)
         return
+    one, many = await in_turns(load, alone, options.seconds, options.rounds)
+    print(f"engine alone: {alone.rate:.2f} images/s, p50 {1000 * statistics.median(alone.times):.1f} ms\n")
     print(HEADINGS)
-    one = await load.closed(1, options.seconds)
-    print(one.line(), flush=True)
-    many = await load.closed(16, options.seconds)
+    print(one.line())
     print(many.line(), flush=True)
-    capacity = many.rate()
-    tallies = []
+    tallies, parts = [], []
+    before = many
     for factor in options.factors:
         tally = await load.open(
-            factor * capacity,
+            factor * many.rate(),
             options.seconds,
             factor=factor,
             disconnects=options.disconnects,
             slow=options.slow,
         )
         print(tally.line(), flush=True)
+        after = await load.closed(16, options.seconds / 2)
         tallies.append(tally)
+        parts.append(2 * tally.rate() / (before.rate() + after.rate()))
+        before = after
     overhead = statistics.median(one.overheads) * 1000
     queued = statistics.median(one.queued) * 1000
     print(
         f"\none client: p50 of total − forward = {overhead + queued:.1f} ms ({queued:.1f} ms of it in the queue)"
     )
-    alone = options.alone
     print(
-        f"16 clients: {capacity:.2f}/s = {capacity / alone['rate']:.1%} of the engine alone ({alone['rate']:.2f}/s)"
+        f"16 clients: {many.rate():.2f}/s = {many.rate() / alone.rate:.1%} of the engine alone ({alone.rate:.2f}/s)"
     )
-    for tally in tallies:
-        if tally.offered >= capacity:
-            print(f"{tally.name}: {tally.rate() / capacity:.1%} of the closed-loop peak")
+    for tally, part in zip(tallies, parts, strict=True):
+        if tally.offered >= many.rate():
+            print(f"{tally.name}: {part:.1%} of the closed loop before and after it")
     if options.plot:
         draw(
             options.plot,
             tallies,
-            capacity,
+            many.rate(),
             f"{options.model} on {os.cpu_count()} cores, {options.seconds:g} s a point",
         )
+
+
+async def in_turns(load: Load, alone: Alone, seconds: float, rounds: int) -> tuple[Tally, Tally]:
+    """One client and 16 clients, for so many seconds each, by turns with the engine alone."""
+    one, many = Tally("closed loop, 1 client", 0.0), Tally("closed loop, 16 clients", 0.0)
+    for _ in range(rounds):
+        alone.turn(seconds / rounds)
+        many.include(await load.closed(16, seconds / rounds))
+        one.include(await load.closed(1, seconds / rounds))
+    return one, many
 
 
 async def soak(load: Load, count: int) -> None:
@@ -442,9 +496,12 @@ def main() -> None:
     )
     parser.add_argument("--model", default="shapes")
     parser.add_argument("--sizes", nargs="+", default=["640x480"], help="of the images, WIDTHxHEIGHT …")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each scenario")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each scenario")
     parser.add_argument(
-        "--factors", type=float, nargs="*", default=[0.5, 0.8, 1.0, 2.0, 10.0], help="of the capacity"
+        "--rounds", type=int, default=5, help="turns that engine alone and closed loops take in that time"
+    )
+    parser.add_argument(
+        "--factors", type=float, nargs="*", default=[0.5, 0.8, 1.0, 2.0, 10.0], help="of the peak"
     )
     parser.add_argument("--disconnects", type=float, default=0.0, help="part of the clients that hang up")
     parser.add_argument("--slow", type=int, default=0, help="clients that send a few bytes a second, besides")
@@ -456,14 +513,11 @@ def main() -> None:
     machine = platform.processor() or platform.machine()
     print(f"{machine}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}")
     images = photos(options.sizes, 8)
-    with model_file(options.model, images[0]) as model:
-        if not options.soak:
-            options.alone = engine_alone(model, images, options.seconds, options.settings)
-            print(
-                f"engine alone: {options.alone['rate']:.2f} images/s, p50 {1000 * options.alone['p50']:.1f} ms\n"
-            )
-        with server(model, options.settings) as (url, pid):
-            asyncio.run(measure(options, url, pid, images))
+    with ExitStack() as stack:
+        model = stack.enter_context(model_file(options.model, images[0]))
+        alone = None if options.soak else stack.enter_context(engine_alone(model, images, options.settings))
+        url, pid = stack.enter_context(server(model, options.settings))
+        asyncio.run(measure(options, url, pid, images, alone))
 
 
 if __name__ == "__main__":

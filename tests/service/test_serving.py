@@ -156,6 +156,18 @@ def test_a_client_that_sends_everything_first_still_reads_the_413(server: Any) -
     assert json.loads(content)["type"] == "urn:maskserve:problem:body-too-large"
 
 
+def test_a_refused_request_whose_body_has_arrived_does_not_cost_the_connection(server: Any) -> None:
+    image = photo(64, 64)
+    with Wire(server.url) as wire:
+        for _ in range(2):
+            wire.send("POST /segment?score=2 HTTP/1.1", f"Content-Length: {len(image)}", body=image)
+            status, headers, _ = wire.response()
+            assert status == 422
+            assert "connection" not in headers
+        wire.send("POST /segment HTTP/1.1", f"Content-Length: {len(image)}", body=image)
+        assert wire.response()[0] == 200
+
+
 def test_a_chunked_body_without_end_is_cut_off_with_413(server: Any) -> None:
     with Wire(server.url) as wire:
         wire.send("POST /segment HTTP/1.1", "Transfer-Encoding: chunked")
