@@ -25,6 +25,8 @@ from app.tracing import trace_id
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from starlette.requests import Request
+    from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from app.metrics import Metrics
@@ -76,6 +78,12 @@ class Timings:
         """`decode;dur=3.1, forward;dur=45.2, total;dur=50.0`, in milliseconds."""
         stages = {**self.stages, "total": self.total()}
         return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in stages.items())
+
+
+def refuse(request: Request, problem: Problem) -> Response:
+    """The problem as the answer, and as the reason in the log and the metrics."""
+    request.state.record["reason"] = problem.slug
+    return respond(problem, request.state.id)
 
 
 class Exchanges:

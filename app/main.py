@@ -12,11 +12,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app import openapi, pages, probes, segment
-from app.exchange import Exchanges
+from app.door import Door
+from app.exchange import Exchanges, refuse
 from app.loading import load_engine
 from app.logs import FIELDS
 from app.options import closest
-from app.problems import MethodNotAllowed, Problem, UnknownPath, respond
+from app.problems import MethodNotAllowed, Problem, UnknownPath
 from app.service import PATHS, Service
 from app.tracing import Tracing
 from app.version import version
@@ -65,6 +66,7 @@ def create_app(
         exception_handlers={Problem: on_problem, HTTPException: on_http_exception},
     )
     app.state.service = service
+    app.add_middleware(Door, knock=service.knock)
     app.add_middleware(Exchanges, metrics=service.metrics, tracing=tracing)
     app.include_router(segment.router)
     app.include_router(probes.router)
@@ -86,12 +88,6 @@ async def on_problem(request: Request, problem: Exception) -> Response:
             extra={FIELDS: {"id": request.state.id}},
         )
     return refuse(request, problem)
-
-
-def refuse(request: Request, problem: Problem) -> Response:
-    """The problem as the answer, and as the reason in the log and the metrics."""
-    request.state.record["reason"] = problem.slug
-    return respond(problem, request.state.id)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:

@@ -49,13 +49,10 @@ async def segment(request: Request) -> Response:
     """Find the instances in one image, or in each of several."""
     service: Service = request.app.state.service
     timings: Timings = request.state.timings
-    if trouble := service.trouble():
-        raise trouble
     model = service.engine.model
     wanted = options.parse(request.url.query, model.categories)
     media_type = responses.preferred(request.headers.get("accept", ""))
     patience = options.time_limit(request.headers.get(options.TIME_LIMIT))
-    service.admission.knock()
     with service.admission.body() as body:
         with timings.stage("read"):
             uploads = await read_uploads(

@@ -180,6 +180,12 @@ class Service:
             self.failure = reason
             self._on_failure()
 
+    def knock(self) -> None:
+        """Raise at once what a request for instances would be refused with, whatever its image."""
+        if trouble := self.trouble():
+            raise trouble
+        self.admission.knock()
+
     def trouble(self) -> Problem | None:
         """Why no request can be taken now, or None: what requests are told before they are read."""
         if self.failure is not None:

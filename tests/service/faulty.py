@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app import settings
 from app.loading import load_engine
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from model.instances import Instances, Options
 
 MARK = 251
-POISON, HANG, MEMORY, DEVICE, DEATH, SLOW = range(1, 7)
+POISON, HANG, MEMORY, DEVICE, DEATH, SLOW, SHORT, NOTHING = range(1, 9)
 
 
 class Faulty:
@@ -38,11 +38,15 @@ class Faulty:
         return getattr(self.engine, name)
 
     def segment(self, images: Sequence[np.ndarray], options: Sequence[Options]) -> list[Instances]:
-        for image in images:
-            mark, fault, _ = image[0, 0].tolist()
-            if mark == MARK:
-                self.fail(fault, len(images))
-        return self.engine.segment(images, options)
+        faults = [image[0, 0, 1].item() if image[0, 0, 0] == MARK else 0 for image in images]
+        for fault in faults:
+            self.fail(fault, len(images))
+        found: list[Any] = self.engine.segment(images, options)
+        if SHORT in faults:
+            found.pop()  # the worker does not know what to make of that
+        return [
+            None if fault == NOTHING else instances for fault, instances in zip(faults, found, strict=False)
+        ]
 
     def fail(self, fault: int, together: int) -> None:
         if fault == POISON:

@@ -1,4 +1,21 @@
-"""What clients, probes, metrics and the exit code say of each fault: real processes whose engine fails on demand."""
+"""What clients, probes, metrics and the exit code say of each fault: real processes whose engine fails on demand.
+
+| fault | its client | the others | /healthz, /readyz | metrics | exit code |
+|---|---|---|---|---|---|
+| poison image in a batch | 500 | their answers | 200, 200 | worker event "failed" | – |
+| the worker's own code raises | 500 | their answers | 200, 200 | worker event "failed" | – |
+| an answer that cannot be encoded | 500 | their answers | 200, 200 | request "internal" | – |
+| out of memory | its answer | their answers | 200, 200 | "out-of-memory", smaller batches | – |
+| client leaves the queue | – | their answers | 200, 200 | dropped "cancelled" | – |
+| client leaves while it runs | – | their answers | 200, 200 | request "client-gone" | – |
+| deadline passes in the queue | 504, or 429 before | their answers | 200, 200 | request by reason | – |
+| fatal device error, death of the worker | 503 | 503 | 503, 503, then gone | – (the process ends) | 1 |
+| hang past the limit | 503 | 503 | 503, 503 | healthy 0 | 1 |
+| SIGTERM under load | – | their answers | 200, 503 | ready 0 | 0 |
+| SIGKILL under load | connection ends | connection ends | gone | – | -9 |
+| full disk for the log | their answers | their answers | 200, 200 | requests are counted | 0 |
+| no file descriptors left | waits for room | their answers | 200, 200 | can be read | 0 |
+"""
 
 from __future__ import annotations
 
@@ -11,7 +28,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -23,7 +40,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from .conftest import PATIENCE, ROOT, environment
-from .faulty import DEATH, DEVICE, HANG, MARK, MEMORY, POISON, SLOW
+from .faulty import DEATH, DEVICE, HANG, MARK, MEMORY, NOTHING, POISON, SHORT, SLOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +79,11 @@ class Client:
                 if sample.name == name and labels.items() <= sample.labels.items():
                     return sample.value
         return 0.0
+
+    async def is_well(self) -> bool:
+        """Whether both probes and both gauges say so."""
+        gauges = [await self.metric(name) for name in ("maskserve_healthy", "maskserve_ready")]
+        return await self.probes() == (200, 200) and gauges == [1, 1]
 
     async def comes_to(self, name: str, value: float, **labels: str) -> None:
         """Wait until a metric has a value."""
@@ -117,8 +139,35 @@ def test_poison_in_a_batch_is_a_500_of_its_own_and_its_neighbours_never_notice(f
         assert found[4].json()["type"] == "urn:maskserve:problem:internal"
         assert "poison" not in found[4].text
         assert all(found[number].json()["instances"] == alone for number in (1, 2, 3, 5, 6, 7, 8))
-        assert await client.probes() == (200, 200)
+        assert await client.is_well()
         assert await client.metric("maskserve_worker_events_total", event="failed") == failed + 1
+
+    on(faulty, scenario)
+
+
+def test_an_exception_in_the_workers_own_code_is_a_500_of_its_own(faulty: Any) -> None:
+    async def scenario(client: Client) -> None:
+        failed = await client.metric("maskserve_worker_events_total", event="failed")
+        first = await client.occupied()
+        assert await statuses([first, client.send(), client.send(SHORT), client.send()]) == [
+            200,
+            200,
+            500,
+            200,
+        ]
+        assert await client.metric("maskserve_worker_events_total", event="failed") == failed + 1
+        assert await client.is_well()
+
+    on(faulty, scenario)
+
+
+def test_an_answer_that_cannot_be_encoded_is_a_500_of_its_own(faulty: Any) -> None:
+    async def scenario(client: Client) -> None:
+        failed = await client.metric("maskserve_requests_total", reason="internal")
+        first = await client.occupied()
+        assert await statuses([first, client.send(NOTHING), client.send()]) == [200, 500, 200]
+        assert await client.metric("maskserve_requests_total", reason="internal") == failed + 1
+        assert await client.is_well()
 
     on(faulty, scenario)
 
@@ -130,7 +179,7 @@ def test_out_of_memory_halves_the_batches_and_everybody_is_answered(faulty: Any)
         assert await statuses([first, *(client.send(MEMORY) for _ in range(8))]) == [200] * 9
         assert await client.metric("maskserve_worker_events_total", event="out-of-memory") > before
         assert await client.metric("maskserve_batch_limit_images") < 8
-        assert await client.probes() == (200, 200)
+        assert await client.is_well()
 
     on(faulty, scenario)
 
@@ -147,7 +196,7 @@ def test_a_client_that_leaves_the_queue_frees_its_place_and_its_image_never_runs
         await client.comes_to("maskserve_queue_requests", 1)
         assert (await first).status_code == 200
         assert await client.metric("maskserve_worker_events_total", event="images") == ran + 1
-        assert await client.probes() == (200, 200)
+        assert await client.is_well()
 
     on(faulty, scenario)
 
@@ -161,6 +210,7 @@ def test_a_client_that_leaves_while_its_image_runs_hurts_nobody(faulty: Any) -> 
         assert (await staying).status_code == 200
         await client.comes_to("maskserve_requests_total", gone + 1, reason="client-gone")
         assert await client.metric("maskserve_queue_requests") == 0
+        assert await client.is_well()
 
     on(faulty, scenario)
 
@@ -170,9 +220,13 @@ def test_a_deadline_that_passes_in_the_queue_is_a_504_and_the_image_never_runs(f
         ran = await client.metric("maskserve_worker_events_total", event="images")
         first = await client.occupied()
         late = await client.send(**{"X-Request-Timeout-Ms": "100"})
-        assert late.status_code in (429, 504)  # 429 where the forecast already sees it
+        reason = late.json()["type"].rpartition(":")[2]
+        # 429 where the forecast already sees it
+        assert (late.status_code, reason) in ((429, "queue-full"), (504, "deadline-exceeded"))
+        assert await client.metric("maskserve_requests_total", reason=reason) >= 1
         assert (await first).status_code == 200
         assert await client.metric("maskserve_worker_events_total", event="images") == ran + 1
+        assert await client.is_well()
 
     on(faulty, scenario)
 
@@ -192,6 +246,9 @@ def test_a_lost_device_sends_everyone_elsewhere_and_ends_the_process_for_its_sup
             first, client.send(fault), client.send(), client.send(), return_exceptions=True
         )
         assert found[0].status_code == 200
+        for path in ("/healthz", "/readyz"):
+            with suppress(httpx.TransportError):  # the process has ended already
+                assert (await client.http.get(path)).status_code == 503
         return found[1:]
 
     lost = on(running, scenario)
@@ -209,7 +266,7 @@ def test_a_hang_turns_health_red_sends_the_waiting_elsewhere_and_then_ends_the_p
         hanging = client.send(HANG)
         await client.comes_to("maskserve_queue_requests", 1)
         waiting = client.send()
-        assert await client.probes() == (200, 200)
+        assert await client.is_well()
         assert await statuses([hanging, waiting]) == [503, 503]
         assert await client.probes() == (503, 503)
         assert await client.metric("maskserve_healthy") == 0
@@ -229,6 +286,8 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(start: Callable[...,
         async with asyncio.timeout(PATIENCE):
             while await client.probes() != (200, 503):
                 await asyncio.sleep(0.01)
+        assert await client.metric("maskserve_ready") == 0
+        assert await client.metric("maskserve_healthy") == 1
         accepted.append(client.send())  # the gateway has not noticed yet
         assert await statuses(accepted) == [200] * 8
 
@@ -250,7 +309,10 @@ def test_sigkill_under_load_breaks_connections_and_the_next_process_serves(start
     async def scenario(client: Client) -> list[Any]:
         tasks = [await client.occupied(), client.send()]
         running.process.kill()
-        return await asyncio.gather(*tasks, return_exceptions=True)
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        with pytest.raises(httpx.TransportError):
+            await client.probes()
+        return ended
 
     assert all(isinstance(answer, httpx.TransportError) for answer in on(running, scenario))
     assert running.ended() == -signal.SIGKILL
@@ -283,7 +345,8 @@ def test_a_full_disk_for_the_log_costs_no_answer(model_file: Path) -> None:
                 time.sleep(0.1)
             assert client.post("/segment", content=picture()).status_code == 200
             assert client.post("/segment", content=b"no image").status_code == 415
-            assert client.get("/healthz").status_code == 200
+            assert [client.get(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
+            assert 'maskserve_requests_total{reason="ok",status="200"}' in client.get("/metrics").text
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
     finally:
@@ -301,8 +364,11 @@ def test_connections_beyond_the_file_descriptors_lock_nobody_out(start: Callable
     with ExitStack() as stack:
         for _ in range(200):
             stack.enter_context(socket.create_connection((address.hostname, address.port), timeout=60))
-        assert httpx.get(f"{running.url}/healthz", timeout=60).status_code == 200
+        for path in ("/healthz", "/readyz", "/metrics"):
+            assert httpx.get(running.url + path, timeout=60).status_code == 200
         assert httpx.post(f"{running.url}/segment", content=picture(), timeout=60).status_code == 200
+    running.process.terminate()
+    assert running.ended() == 0
     assert (soft, hard) == resource.getrlimit(resource.RLIMIT_NOFILE)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import random
 import struct
 import time
@@ -51,11 +52,27 @@ def png(width: int, height: int, *chunks: bytes, bits: int = 8, colour: int = 2)
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IEND", b"")
 
 
+def cuts(content: bytes) -> list[int]:
+    """Where each chunk of a PNG, or each segment of a JPEG, begins, and the middle of each."""
+    places, place = [], 8 if content.startswith(b"\x89PNG") else 2
+    while place < len(content):
+        places.append(place)
+        if content.startswith(b"\x89PNG"):
+            place += 12 + int.from_bytes(content[place : place + 4])
+        elif content[place + 1] == 0xDA:  # the scan goes on to the end
+            break
+        else:
+            place += 2 + int.from_bytes(content[place + 2 : place + 4])
+    return sorted({*places, *((a + b) // 2 for a, b in itertools.pairwise([*places, len(content)]))})
+
+
 def hostile() -> Iterator[tuple[str, bytes]]:
     """Names and files that are cut, flipped, or lie."""
     for name, content in (("png", PNG), ("jpeg", JPEG), ("webp", WEBP), ("gif", GIF)):
         for part in range(1, 16):
             yield f"{name} cut at {part}/16", content[: len(content) * part // 16]
+        for place in cuts(content) if name in ("png", "jpeg") else ():
+            yield f"{name} cut at its byte {place}", content[:place]
         rng = random.Random(name)
         for number in range(12):
             flipped = bytearray(content)
