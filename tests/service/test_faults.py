@@ -13,7 +13,7 @@
 | hang past the limit | 503 | 503 | 503, 503 | healthy 0 | 1 |
 | SIGTERM under load | – | their answers | 200, 503 | ready 0 | 0 |
 | SIGKILL under load | connection ends | connection ends | gone | – | -9 |
-| full disk for the log | their answers | their answers | 200, 200 | requests are counted | 0 |
+| full disk for the log | their answers | their answers | 200, 200 | images are counted | 0 |
 | no file descriptors left | waits for room | their answers | 200, 200 | can be read | 0 |
 """
 
@@ -346,7 +346,7 @@ def test_a_full_disk_for_the_log_costs_no_answer(model_file: Path) -> None:
             assert client.post("/segment", content=picture()).status_code == 200
             assert client.post("/segment", content=b"no image").status_code == 415
             assert [client.get(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
-            assert 'maskserve_requests_total{reason="ok",status="200"}' in client.get("/metrics").text
+            assert 'maskserve_worker_events_total{event="images"} 1.0' in client.get("/metrics").text
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
     finally:
