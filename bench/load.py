@@ -37,6 +37,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
+import uvloop
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -517,7 +518,7 @@ def main() -> None:
         model = stack.enter_context(model_file(options.model, images[0]))
         alone = None if options.soak else stack.enter_context(engine_alone(model, images, options.settings))
         url, pid = stack.enter_context(server(model, options.settings))
-        asyncio.run(measure(options, url, pid, images, alone))
+        uvloop.run(measure(options, url, pid, images, alone))
 
 
 if __name__ == "__main__":

@@ -472,6 +472,21 @@ def test_a_full_queue_is_429_with_retry_after_at_once() -> None:
     assert int(refused.headers["retry-after"]) == refused.json()["retry_after"] >= 1
 
 
+def test_a_full_house_is_said_at_the_door_like_every_other_problem() -> None:
+    async def run() -> tuple[httpx.Response, httpx.Response, str]:
+        async with serving(max_queue_requests=1) as (client, app):
+            with app.state.service.admission.admit(1):
+                refused = await client.post("/segment?score_threshold=much", headers={"X-Request-ID": "mine"})
+                other = await client.get("/segment")  # what asks for no instances is answered all the same
+            return refused, other, (await client.get("/metrics")).text
+
+    refused, other, metrics = asyncio.run(run())
+    assert (refused.status_code, other.status_code) == (429, 405)
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.headers["x-request-id"] == refused.json()["request_id"] == "mine"
+    assert 'reason="queue-full"' in metrics
+
+
 def test_an_answer_that_takes_too_long_is_504() -> None:
     release = threading.Event()
 
