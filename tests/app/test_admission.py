@@ -211,14 +211,15 @@ def test_bytes_are_given_back_however_the_request_ends(admission, error):
 def test_who_cannot_be_answered_in_time_at_the_present_rate_is_refused_at_the_door(admission):
     admission.served(pixels=100, seconds=1)
     with admission.admit(400):
-        problem = refuse(admission, 100, seconds=4.9)
+        problem = refuse(admission, 100, seconds=6.2)
         assert isinstance(problem, QueueFull)
         assert problem.detail == (
-            "At the present rate the answer would take 5.0 seconds; this request has 4.9."
+            "At the present rate the answer would take 5.0 seconds; this request has 6.2, "
+            "and must leave a fifth of that for what cannot be foreseen."
         )
         assert problem.retry_after == pytest.approx(4)
         assert admission.refused["deadline"] == 1
-        with admission.admit(100, seconds=5.1):
+        with admission.admit(100, seconds=6.3):
             pass
 
 
