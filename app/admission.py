@@ -139,9 +139,9 @@ class Admission:
         pixels: width × height, as the image's header states them. seconds: that the answer may take.
         Raises at once, nothing ever waits here: QueueFull (429, with Retry-After) also where the answer could
         not be ready in FORECAST_PART of its time at the present rate; NotReady or Draining (503) while the
-        door is closed; ImageTooLarge (413) for an image larger than the whole bound. That one could be let in whenever the
-        house is empty, but then its answer would depend on the traffic of others, and under steady load it
-        would be told to retry for ever.
+        door is closed; ImageTooLarge (413) for an image larger than the whole bound. That one could be let in
+        whenever the house is empty, but then its answer would depend on the traffic of others, and under
+        steady load it would be told to retry for ever.
         """
         self.knock()
         self._refuse_unless_fits(pixels, seconds)
