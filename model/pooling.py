@@ -29,12 +29,15 @@ class PyramidRoIPool(nn.Module):
     def forward(
         self, features: dict[str, Tensor], boxes: list[Tensor], _image_sizes: list[tuple[int, int]]
     ) -> Tensor:
-        """[R, C, bins, bins] float32. features: [B, C, H, W] each; boxes: per image [R_i, 4] input pixels."""
+        """[R, C, bins, bins] of the boxes' type.
+
+        features: [B, C, H, W] each. boxes: per image [R_i, 4] xyxy in input pixels.
+        """
         together = torch.cat(boxes)
         counts = torch.tensor([len(b) for b in boxes], device=together.device)
         images = torch.repeat_interleave(torch.arange(len(boxes), device=together.device), counts)
         rois = torch.cat([images[:, None].to(together.dtype), together], 1)  # [R, 5] image, xyxy
-        maps = [features[str(n)].float() for n in range(len(self.strides))]
+        maps = [features[str(n)].to(together.dtype) for n in range(len(self.strides))]
         level = level_of(together, len(maps)) if len(maps) > 1 else images * 0
         pooled = maps[0].new_zeros((len(rois), maps[0].shape[1], self.bins, self.bins))
         for n, (map_, stride) in enumerate(zip(maps, self.strides, strict=True)):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from model import train as module
@@ -85,6 +87,36 @@ def test_run_logs_the_papers_terms_and_leaves_a_model(scenes: Shapes, run: Path,
     assert model.training["recipe"]["precision"] == precision
     fresh = build(THIN).state_dict()
     assert all(tensor.shape == fresh[name].shape for name, tensor in network.state_dict().items())
+
+
+def test_boxes_and_their_targets_are_exact_in_bfloat16_too(
+    scenes: Shapes, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    select = RoIHeads.select_training_samples
+
+    def selecting(self: RoIHeads, proposals: list[Tensor], targets: Any) -> Any:
+        chosen = select(self, proposals, targets)
+        seen.extend([*proposals, *chosen[0], *chosen[3]])
+        return chosen
+
+    monkeypatch.setattr(RoIHeads, "select_training_samples", selecting)
+    train(scenes, MODEL, replace(RECIPE, steps=1, precision="bfloat16"), run)
+    assert {tensor.dtype for tensor in seen} == {torch.float32}
+    assert any((tensor != tensor.bfloat16()).any() for tensor in seen)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"pooling": "pool"}, {"masks": "softmax"}, {"masks": "agnostic"}], ids=str
+)
+@pytest.mark.parametrize("precision", ["bfloat16", "float64"])
+def test_variants_train_in_every_precision(
+    scenes: Shapes, run: Path, changes: dict[str, str], precision: str
+) -> None:
+    model = replace(MODEL, architecture=replace(THIN, **changes))
+    train(scenes, model, replace(RECIPE, steps=1, precision=precision), run)
+    (record,) = read_log(run / "log.jsonl")
+    assert all(record[name] > 0 for name in FIVE)
 
 
 def test_the_box_term_weighs_as_much_as_the_recipe_says(scenes: Shapes, tmp_path: Path) -> None:
