@@ -145,28 +145,25 @@ def test_poison_in_a_batch_is_a_500_of_its_own_and_its_neighbours_never_notice(f
     on(faulty, scenario)
 
 
-def test_an_exception_in_the_workers_own_code_is_a_500_of_its_own(faulty: Any) -> None:
+@pytest.mark.parametrize(
+    ("fault", "metric", "labels"),
+    [
+        pytest.param(
+            SHORT, "maskserve_worker_events_total", {"event": "failed"}, id="the worker's own code raises"
+        ),
+        pytest.param(
+            NOTHING, "maskserve_requests_total", {"reason": "internal"}, id="what cannot be encoded"
+        ),
+    ],
+)
+def test_what_goes_wrong_around_the_engine_is_a_500_of_its_own(
+    faulty: Any, fault: int, metric: str, labels: dict[str, str]
+) -> None:
     async def scenario(client: Client) -> None:
-        failed = await client.metric("maskserve_worker_events_total", event="failed")
-        first = await client.occupied()
-        assert await statuses([first, client.send(), client.send(SHORT), client.send()]) == [
-            200,
-            200,
-            500,
-            200,
-        ]
-        assert await client.metric("maskserve_worker_events_total", event="failed") == failed + 1
-        assert await client.is_well()
-
-    on(faulty, scenario)
-
-
-def test_an_answer_that_cannot_be_encoded_is_a_500_of_its_own(faulty: Any) -> None:
-    async def scenario(client: Client) -> None:
-        failed = await client.metric("maskserve_requests_total", reason="internal")
-        first = await client.occupied()
-        assert await statuses([first, client.send(NOTHING), client.send()]) == [200, 500, 200]
-        assert await client.metric("maskserve_requests_total", reason="internal") == failed + 1
+        before = await client.metric(metric, **labels)
+        tasks = [await client.occupied(), client.send(), client.send(fault), client.send()]
+        assert await statuses(tasks) == [200, 200, 500, 200]
+        assert await client.metric(metric, **labels) == before + 1
         assert await client.is_well()
 
     on(faulty, scenario)
