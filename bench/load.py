@@ -359,9 +359,7 @@ def engine_alone(model: str, images: list[bytes], settings: list[str]):
         with process:
             alone = Alone(process)
             alone.answer()
-            yield alone
-            assert process.stdin is not None
-            process.stdin.close()
+            yield alone  # leaving closes its input, which ends it
 
 
 @contextmanager
