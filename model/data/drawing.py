@@ -202,6 +202,19 @@ def background(rng: Generator, height: int, width: int) -> np.ndarray:
     return canvas
 
 
+def cut_out(rng: Generator, photo: np.ndarray, height: int, width: int) -> np.ndarray:
+    """[H, W, 3] float32: a part of a photo [h, w, 3] uint8, anywhere, mirrored or not, as large as there is room for or
+    down to half of that.
+    """
+    room = min(photo.shape[0] / height, photo.shape[1] / width) * rng.uniform(0.5, 1.0)
+    rows, columns = max(1, round(room * height)), max(1, round(room * width))
+    top = int(rng.integers(0, photo.shape[0] - rows + 1))
+    left = int(rng.integers(0, photo.shape[1] - columns + 1))
+    part = photo[top : top + rows, left : left + columns][:, :: int(rng.choice([1, -1]))]
+    image = Image.fromarray(part).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image, np.float32)
+
+
 def scribble(rng: Generator, canvas: np.ndarray) -> np.ndarray:
     """The canvas with lines and arcs of random width drawn across it, as of wires, twigs and edges."""
     height, width = canvas.shape[:2]

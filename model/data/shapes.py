@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from model.data import Category, Sample
+from model.data import Category, DatasetError, Sample
 from model.data.coco import coco_document
-from model.data.drawing import background, blurred, colour, fill, natural_fill, scribble, things
+from model.data.drawing import background, blurred, colour, cut_out, fill, natural_fill, scribble, things
 from model.data.outlines import (
     DISTRACTORS,
     SHAPES,
@@ -22,6 +22,7 @@ from model.data.outlines import (
     outline,
     turned,
 )
+from model.image import ImageError, decode
 from model.masks import encode
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ Crop = tuple[slice, slice]
 
 LEAST_VISIBLE = 0.5  # an object is never hidden further than this part of its area
 LEAST_PIXELS = 40  # nor to fewer visible pixels
+PHOTO_PART = 0.35  # of the scenes, if there are photos to draw them on
+PHOTOS = (".jpg", ".jpeg", ".png", ".webp")  # what ends the names of photos to draw on
 
 
 @dataclass(slots=True)
@@ -47,9 +50,24 @@ class _Layer:
     visible: int  # pixels that can be seen so far
 
 
-def training() -> Shapes:
-    """The scenes that the bundled model was trained on; no larger than needed, because drawing costs time."""
-    return Shapes(seed=1, length=50_000, sides=(200, 600), things=0.5)
+def training(backgrounds: Path | None = None) -> Shapes:
+    """The scenes that the bundled model was trained on; no larger than needed, because drawing costs time.
+
+    backgrounds: a folder of photos to draw some of the scenes on. Raises DatasetError for one without photos.
+    """
+    photos = () if backgrounds is None else photos_in(backgrounds)
+    return Shapes(seed=1, length=50_000, sides=(200, 600), things=0.5, empty=0.15, photos=photos)
+
+
+def photos_in(folder: Path) -> tuple[Path, ...]:
+    """The photos of a folder, by name. Raises DatasetError."""
+    try:
+        found = tuple(sorted(file for file in folder.iterdir() if file.suffix.lower() in PHOTOS))
+    except OSError as error:
+        raise DatasetError(f"{folder}: cannot be read as a folder of photos: {error.strerror}") from error
+    if not found:
+        raise DatasetError(f"{folder}: has no photos, whose names end in {', '.join(PHOTOS)}")
+    return found
 
 
 def held_out() -> Shapes:
@@ -64,18 +82,27 @@ class Shapes:
     sides: shortest and longest image side, pixels. Aspect ratios go from 1:2 to 2:1, the objects' longer sides
     from 16 pixels (or 7 % of the shorter image side, if more) to 60 % of the shorter image side. things: how often
     there are things behind them that are made of parts, as people and animals are; the model must not fire at those.
+    empty: how often there is no shape at all. photos: files, one of which lies behind PHOTO_PART of the scenes.
     """
 
     categories = CATEGORIES
 
     def __init__(
-        self, seed: int, length: int, sides: tuple[int, int] = (200, 1024), things: float = 0.0
+        self,
+        seed: int,
+        length: int,
+        sides: tuple[int, int] = (200, 1024),
+        *,
+        things: float = 0.0,
+        empty: float = 0.04,
+        photos: Sequence[Path] = (),
     ) -> None:
         if length < 0 or not 64 <= sides[0] <= sides[1]:
             raise ValueError(
                 f"a length of at least 0 and sides of at least 64 px are needed: {length}, {sides}"
             )
         self.seed, self.length, self.sides, self.things = seed, length, sides, things
+        self.empty, self.photos = empty, photos
 
     def __len__(self) -> int:
         return self.length
@@ -85,7 +112,9 @@ class Shapes:
         return self._size(self._generator(index))
 
     def __getitem__(self, index: int) -> Sample:
-        """Scene `index`, with boxes and masks of what is visible of each object."""
+        """Scene `index`, with boxes and masks of what is visible of each object. Raises DatasetError for a photo that
+        cannot be read.
+        """
         pixels, layers, owner = self._draw(self._generator(index))
         numbers = [n for n, layer in enumerate(layers) if layer.label]
         masks = np.zeros((len(numbers), *owner.shape), np.uint8)
@@ -151,14 +180,17 @@ class Shapes:
     def _draw(self, rng: Generator) -> tuple[np.ndarray, list[_Layer], np.ndarray]:
         """Pixels [H, W, 3] uint8, the layers from back to front, and which layer each pixel shows [H, W]."""
         height, width = self._size(rng)
-        canvas = background(rng, height, width)
+        if self.photos and rng.random() < PHOTO_PART:
+            canvas = cut_out(rng, self._photo(rng), height, width)
+        else:
+            canvas = background(rng, height, width)
         if self.things and rng.random() < self.things:
             canvas = things(rng, canvas)
         if rng.random() < 0.5:
             canvas = scribble(rng, canvas)
         layers: list[_Layer] = []
         owner = np.full((height, width), -1, np.int16)
-        shapes = 0 if rng.random() < 0.04 else int(rng.integers(1, 13))
+        shapes = 0 if rng.random() < self.empty else int(rng.integers(1, 13))
         others = int(rng.integers(0, 10)) if rng.random() < 0.8 else 0
         order = rng.permutation([1] * shapes + [0] * others)
         for is_shape in order.tolist():
@@ -166,6 +198,13 @@ class Shapes:
                 if _place(rng, canvas, layers, owner, is_shape=bool(is_shape)):
                     break
         return _photographed(rng, canvas), layers, owner
+
+    def _photo(self, rng: Generator) -> np.ndarray:
+        path = self.photos[int(rng.integers(len(self.photos)))]
+        try:
+            return decode(path.read_bytes())
+        except (OSError, ImageError) as error:
+            raise DatasetError(f"{path}: {error}") from error
 
 
 def _place(
