@@ -22,11 +22,11 @@ from model import weights, zoo
 from model.card import hardware, versions
 from model.data import DatasetError
 from model.data.opening import open_dataset
-from model.data.shapes import training
+from model.data.shapes import Shapes, training
 from model.network import BACKBONES, C4, SMALL, V1, Architecture, ArchitectureError, build
 from model.parallel import Group, join, processes_here
 from model.partial import digest
-from model.pretrained import load_backbone, transferred
+from model.pretrained import load_backbone, transferred, widened
 from model.recipe import RECIPES, Recipe, TrainingError
 from model.train import train
 
@@ -49,6 +49,7 @@ class Start:
     masks: str = "sigmoid"  # or "softmax", "agnostic", "none"
     initial: str | None = None  # a model to go on from, by its name or file; its architecture is taken too
     backbone: str | None = None  # "imagenet", or a file of a classifier's weights
+    channels: int | None = None  # of FPN and heads
     input: tuple[int, int] | None = None  # shorter and longer side of what the model is used on
 
 
@@ -69,6 +70,8 @@ def run_training(
         facts: dict[str, Any] = {"hardware": hardware(device), "versions": versions(), "data": source.data}
         if on is not None:
             facts["validation"] = on
+        if isinstance(dataset, Shapes) and dataset.photos:
+            facts["backgrounds"] = f"{len(dataset.photos)} photos"
         torch.manual_seed(given.get("seed", planned.seed))
         base, network, origin = begun(start, dataset, recipe)
         boxes = base.mask_convs == 0
@@ -125,16 +128,18 @@ def begun(
             )
         network, before = zoo.load(start.initial, weights.default_folder())
         origin = {"initial": {"name": before.name, "sha256": before.sha256, "training": before.training}}
+        architecture = before.architecture
         same = before.categories == tuple(dataset.categories)
-        if same and before.labels == tuple(range(1, before.architecture.classes)):
-            return resized(before.architecture, start), network, origin
-        network, architecture, known = transferred(network, before, dataset.categories)
-        new = [c.name for c in dataset.categories if c.name not in known]
-        typer.echo(
-            f"{before.name} knows {len(known)} of the {len(dataset.categories)} categories"
-            + (f"; these start from nothing: {', '.join(new)}" if new else ""),
-            err=True,
-        )
+        if not same or before.labels != tuple(range(1, before.architecture.classes)):
+            network, architecture, known = transferred(network, before, dataset.categories)
+            new = [c.name for c in dataset.categories if c.name not in known]
+            typer.echo(
+                f"{before.name} knows {len(known)} of the {len(dataset.categories)} categories"
+                + (f"; these start from nothing: {', '.join(new)}" if new else ""),
+                err=True,
+            )
+        if start.channels is not None:
+            network, architecture = widened(network, architecture, start.channels)
         return resized(architecture, start), network, origin
     architecture = described(start, len(dataset.categories) + 1, recipe)
     if start.backbone is None:
@@ -151,9 +156,13 @@ def begun(
 
 
 def opened(source: Source, *, boxes: bool = False) -> Dataset:
-    """The data to train on. boxes: the network learns only those. Raises DatasetError."""
+    """The data to train on. boxes: the network learns only those. Raises DatasetError, TrainingError."""
     if source.drawn:
-        return training()
+        return training(source.backgrounds)
+    if source.backgrounds is not None:
+        raise TrainingError(
+            "backgrounds are for `shapes`; photos of your own without objects are images without annotations"
+        )
     return open_dataset(
         Path(source.data),
         source.images,
@@ -190,6 +199,8 @@ def described(start: Start, classes: int, recipe: str = "small") -> Architecture
     if recipe == "cityscapes":
         made = replace(made, min_size=1024, max_size=2048)  # the paper's, appendix A
     made = resized(made, start)
+    if start.channels is not None:
+        made = replace(made, fpn_channels=start.channels, mask_channels=start.channels)
     if start.masks == "none":
         return replace(made, pooling=start.pooling, mask_convs=0)
     return replace(made, pooling=start.pooling, masks=start.masks)

@@ -18,6 +18,14 @@ def train(
     images: Images = None,
     split: Split = None,
     skip_damaged: SkipDamaged = False,
+    backgrounds: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            show_default=False,
+            help="Photos to draw some of the scenes of `shapes` on, so that the model does not fire at photos.",
+        ),
+    ] = None,
     validation: Annotated[
         str | None,
         typer.Option(metavar="shapes|PATH", show_default=False, help="What to measure the result on."),
@@ -43,6 +51,14 @@ def train(
             help="A mask for each class; masks whose classes compete; one mask for all; or a Faster R-CNN.",
         ),
     ] = "sigmoid",
+    channels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            show_default="the architecture's",
+            help="Of the FPN and the heads. A model to go on from is widened to them, and begins as what it was.",
+        ),
+    ] = None,
     input_sides: Annotated[
         tuple[int, int] | None,
         typer.Option(
@@ -221,6 +237,6 @@ def train(
         "validate_every": validate_every,
         "patience": patience,
     }
-    source = Source(data, images, validation, split, skip_damaged)
-    start = Start(architecture, pooling, masks, initial, backbone, input_sides)
+    source = Source(data, images, validation, split, backgrounds, skip_damaged)
+    start = Start(architecture, pooling, masks, initial, backbone, channels, input_sides)
     raise typer.Exit(run_training(source, out, start, device, overrides, recipe=recipe))

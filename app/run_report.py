@@ -18,6 +18,7 @@ from model import zoo
 from model.calibration import IMAGES, examples
 from model.calibration import measured as calibrated
 from model.card import card
+from model.data.shapes import PHOTO_PART, Shapes
 from model.engine import Engine
 from model.int8 import quantisable
 from model.train import read_log
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
     from model.instances import Instances
 
 HELD_OUT = "500 scenes of a seed that was never trained on"
+
+
+def described(scenes: Shapes) -> str:
+    """What was trained on, for the card."""
+    text = f"the first {len(scenes):,} scenes of seed {scenes.seed} that `model/data/shapes.py` draws"
+    return text + f", {100 * PHOTO_PART:.0f} % of them on {len(scenes.photos)} photos" * bool(scenes.photos)
 
 
 def judged(path: Path, steps: int, out: Path, measured: Dataset, device: str) -> float:
@@ -91,9 +98,7 @@ def report(
         evaluation,
         log,
         command=shlex.join(["maskserve", *sys.argv[1:]]),
-        data=f"the first {len(dataset):,} scenes of seed 1 that `model/data/shapes.py` draws"
-        if source.drawn
-        else source.data,
+        data=described(dataset) if isinstance(dataset, Shapes) else source.data,
         measured_on=model.ap_source.removeprefix("measured on "),
         pictures=pictures,
     )

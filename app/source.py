@@ -19,6 +19,7 @@ class Source:
     images: Path | None = None  # where the images of a JSON file lie
     validation: str | None = None  # what a trained model is measured on
     split: str | None = None  # of Cityscapes; by default it is trained on "train" and measured on "val"
+    backgrounds: Path | None = None  # photos to draw some of the scenes on
     skip_damaged: bool = False  # leave out what cannot be used, instead of refusing the data
 
     @property

@@ -1,4 +1,6 @@
-"""What a network starts from instead of random weights: a backbone from ImageNet, or a detector of other categories."""
+"""What a network starts from instead of random weights: a backbone from ImageNet, or a detector with other categories
+or fewer channels.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,17 @@ import torch
 import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from model.download import DamagedWeightsError, download
-from model.network import build
+from model.network import ArchitectureError, build
 from model.weights import verify
 from model.zoo import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from model.data import Category
     from model.download import Tell
@@ -129,3 +132,34 @@ def transferred(
             tensor[new * rows : (new + 1) * rows] = old[name][label * rows : (label + 1) * rows]
     made.load_state_dict(state)
     return made, architecture, [c.name for c in categories if c.name in known]
+
+
+def widened(network: nn.Module, architecture: Architecture, channels: int) -> tuple[nn.Module, Architecture]:
+    """The same function with more channels in FPN and heads, to go on training with.
+
+    The new ones hold random numbers that nothing reads yet: their weights in the old channels' next layers are 0
+    (after Chen, Goodfellow and Shlens, "Net2Net", 2016, which doubles channels instead). Raises ArchitectureError.
+    """
+    least = max(architecture.fpn_channels, architecture.mask_channels)
+    if not architecture.pyramid or channels < least:
+        raise ArchitectureError(
+            f"a network is only widened if it has a pyramid, and to no less than it has ({least}): {channels}"
+        )
+    wide = replace(architecture, fpn_channels=channels, mask_channels=channels)
+    made = build(wide)
+    swapped = {f"{name}.weight" for name, m in made.named_modules() if isinstance(m, nn.ConvTranspose2d)}
+    old, state = network.state_dict(), made.state_dict()
+    for name, tensor in state.items():
+        if tensor.shape == old[name].shape:
+            tensor.copy_(old[name])
+            continue
+        if tensor.dim() == 1:  # a bias or a norm
+            tensor[: len(old[name])] = old[name]
+            continue
+        # [outputs, inputs, …]. A fully connected layer's inputs are channels × bins, so the old ones lead there too.
+        ours, theirs = (t.transpose(0, 1) if name in swapped else t for t in (tensor, old[name]))
+        outputs, inputs = theirs.shape[:2]
+        ours[:outputs, inputs:] = 0
+        ours[:outputs, :inputs] = theirs
+    made.load_state_dict(state)
+    return made, wide

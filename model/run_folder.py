@@ -30,6 +30,7 @@ def keep_settings(run: Path, model: zoo.Model, recipe: Recipe, *, write: bool = 
         "architecture": model.architecture.to_dict(),
         "categories": [asdict(category) for category in model.categories],
         "data": model.training.get("data"),
+        "backgrounds": model.training.get("backgrounds"),
         "initial": model.training.get("initial"),
         "backbone": model.training.get("backbone"),
         "recipe": asdict(recipe),
@@ -46,7 +47,7 @@ def keep_settings(run: Path, model: zoo.Model, recipe: Recipe, *, write: bool = 
                 for key, value in settings["recipe"].items()
                 if before["recipe"].get(key, value) != value
             ]
-        whole = ("architecture", "categories", "data", "initial", "backbone")
+        whole = ("architecture", "categories", "data", "backgrounds", "initial", "backbone")
         changed += [f"the {key}" for key in whole if before.get(key, settings[key]) != settings[key]]
         if changed:
             raise TrainingError(

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from app.cli import cli
 from app.cli_train import Start
 from app.source import Source
 from model import zoo
-from model.data.shapes import Shapes
+from model.data.shapes import Shapes, photos_in
 from model.engine import Engine
 from model.evaluate import CATEGORY_FIGURES
 from model.instances import Options
@@ -126,12 +127,39 @@ def test_training_without_validation_makes_no_claim(folder):
 
 
 def test_drawn_scenes_are_measured_on_held_out_ones(folder, monkeypatch):
-    monkeypatch.setattr(cli_train, "training", lambda: Shapes(seed=1, length=4, sides=(64, 96)))
+    monkeypatch.setattr(cli_train, "training", lambda _photos: Shapes(seed=1, length=4, sides=(64, 96)))
     monkeypatch.setattr(cli_evaluate, "held_out", lambda: Shapes(seed=2, length=2, sides=(64, 96)))
     assert trained(folder, data="shapes") == 0
     model = zoo.read(folder / "run" / "model.safetensors")[1]
     assert model.name == "shapes"
     assert model.ap_source == f"measured on {run_report.HELD_OUT}"
+
+
+def test_scenes_on_photos_are_noted_in_model_and_card(folder, monkeypatch):
+    (folder / "photos").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (90, 90)).save(folder / "photos" / name)
+    scenes = partial(Shapes, seed=1, length=4, sides=(64, 96))
+    monkeypatch.setattr(cli_train, "training", lambda photos: scenes(photos=photos_in(photos)))
+    monkeypatch.setattr(cli_evaluate, "held_out", lambda: Shapes(seed=2, length=2, sides=(64, 96)))
+    source = Source("shapes", backgrounds=folder / "photos")
+    assert cli_train.run_training(source, folder / "run", Start(channels=12), "cpu", QUICK) == 0
+    model = zoo.read(folder / "run" / "model.safetensors")[1]
+    assert model.training["backgrounds"] == "2 photos"
+    assert (model.architecture.fpn_channels, model.architecture.mask_channels) == (12, 12)
+    card = (folder / "run" / "model.md").read_text()
+    assert "the first 4 scenes of seed 1 that `model/data/shapes.py` draws, 35 % of them on 2 photos" in card
+
+
+def test_model_to_go_on_from_is_widened(folder):
+    assert trained(folder) == 0
+    first = folder / "run" / "model.safetensors"
+    start = Start(initial=str(first), channels=24)
+    source = Source(str(folder / "data"))
+    assert cli_train.run_training(source, folder / "wider", start, "cpu", QUICK) == 0
+    assert zoo.read(folder / "wider" / "model.safetensors")[1].architecture == replace(
+        zoo.read(first)[1].architecture, fpn_channels=24, mask_channels=24
+    )
 
 
 def test_evaluation_prints_all_figures_as_json(folder, capsys):
@@ -183,6 +211,19 @@ def test_evaluation_prints_all_figures_as_json(folder, capsys):
         ),
         pytest.param(
             ["train", "--data", "DATA", "--validate-every", "5"], "--validation has to say", id="validation"
+        ),
+        pytest.param(
+            ["train", "--data", "DATA", "--backgrounds", "DATA"],
+            "backgrounds are for `shapes`",
+            id="backgrounds",
+        ),
+        pytest.param(
+            ["train", "--backgrounds", "nowhere"], "nowhere: cannot be read as a folder", id="photos"
+        ),
+        pytest.param(
+            ["train", "--data", "DATA", "--initial", "shapes", "--channels", "8"],
+            "only widened",
+            id="channels",
         ),
         pytest.param(["evaluate", "shape", "--data", "DATA"], "did you mean shapes?", id="model"),
         pytest.param(["evaluate", "--data", "nowhere"], "nowhere: cannot be read", id="evaluation data"),

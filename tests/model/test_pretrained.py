@@ -13,12 +13,14 @@ from safetensors.torch import save_file
 
 from model import zoo
 from model.data import Category
-from model.network import C4, SMALL, build
-from model.pretrained import load_backbone, transferred
+from model.network import C4, SMALL, V2, ArchitectureError, build
+from model.pretrained import load_backbone, transferred, widened
 from model.zoo import ModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from model.network import Architecture
 
 THIN = replace(SMALL, classes=4, fpn_channels=8, box_channels=8, mask_channels=8)
 CATEGORIES = (Category(7, "cat"), Category(2, "dog"), Category(3, "owl"))
@@ -142,3 +144,53 @@ def test_labels_with_gaps_are_followed() -> None:
     assert known == ["teddy bear"]
     ours, theirs = (n.roi_heads.box_predictor.cls_score.bias for n in (made, network))
     assert torch.equal(ours[2], theirs[88])
+
+
+V2_THIN = replace(
+    V2, backbone="resnet18", classes=4, fpn_channels=8, box_channels=8, mask_channels=8, proposals=50
+)
+
+
+@pytest.mark.parametrize(
+    "architecture", [THIN, V2_THIN], ids=["one norm", "norms and convolutions everywhere"]
+)
+def test_widened_network_computes_what_it_did_before(architecture: Architecture) -> None:
+    architecture = replace(architecture, min_size=96, max_size=128)
+    torch.manual_seed(2)
+    narrow = build(architecture)
+    with torch.no_grad():
+        for name, tensor in narrow.state_dict().items():
+            if name.endswith(("running_mean", "bias")):
+                tensor.normal_(0, 0.1)
+    wide, described = widened(narrow, architecture, 12)
+    assert described == replace(architecture, fpn_channels=12, mask_channels=12)
+    image = torch.rand(3, 90, 110)
+    with torch.no_grad():
+        before, after = narrow([image])[0], wide([image])[0]
+    assert len(before["boxes"]) > 5
+    for key, value in before.items():
+        torch.testing.assert_close(after[key], value, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_widened_network_gains_can_learn() -> None:
+    """Nothing reads the new channels yet, so that the weights that read them must get a gradient."""
+    torch.manual_seed(3)
+    network, _ = widened(build(THIN), THIN, 12)
+    network.train()
+    target = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])}
+    target["masks"] = torch.ones(1, 64, 64, dtype=torch.uint8)
+    sum(network([torch.rand(3, 64, 64)], [target]).values()).backward()
+    reading: Any = network
+    for layer in (reading.rpn.head.cls_logits, reading.roi_heads.mask_predictor.mask_fcn_logits):
+        assert (layer.weight[:, 8:] == 0).all()
+        assert (layer.weight.grad[:, 8:] != 0).any()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "channels"), [(THIN, 7), (replace(C4, backbone="resnet18", classes=4), 512)]
+)
+def test_networks_are_not_made_narrower_and_a_c4_has_no_channels_to_add(
+    architecture: Architecture, channels: int
+) -> None:
+    with pytest.raises(ArchitectureError, match="only widened"):
+        widened(build(THIN), architecture, channels)
