@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 HELD_OUT = "500 scenes of a seed that was never trained on"
 
 
-def described(scenes: Shapes) -> str:
+def drawn(scenes: Shapes) -> str:
     """What was trained on, for the card."""
     text = f"the first {len(scenes):,} scenes of seed {scenes.seed} that `model/data/shapes.py` draws"
     return text + f", {100 * PHOTO_PART:.0f} % of them on {len(scenes.photos)} photos" * bool(scenes.photos)
@@ -98,7 +98,7 @@ def report(
         evaluation,
         log,
         command=shlex.join(["maskserve", *sys.argv[1:]]),
-        data=described(dataset) if isinstance(dataset, Shapes) else source.data,
+        data=drawn(dataset) if isinstance(dataset, Shapes) else source.data,
         measured_on=model.ap_source.removeprefix("measured on "),
         pictures=pictures,
     )
