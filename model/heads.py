@@ -16,7 +16,7 @@ from torchvision.ops import batched_nms
 
 from model.dense import LEVELS, steps
 from model.proposals import clipped, decode, large
-from model.roi_align import pooled
+from model.roi_align import SAMPLES, pooled
 from model.suppression import overlapping, survivors
 
 if TYPE_CHECKING:
@@ -45,10 +45,18 @@ def _rois(maps: Maps, boxes: Sequence[Tensor], bins: int) -> Tensor:
     return pooled(maps.table, maps.shapes[:LEVELS], torch.cat(list(boxes)), image, bins)
 
 
+def _check(pool: Any, bins: int) -> None:
+    """Raises TypeError for a RoIAlign that samples otherwise than roi_align.py does."""
+    sampled = tuple(pool.output_size), getattr(pool, "sampling_ratio", SAMPLES)
+    if sampled != ((bins, bins), SAMPLES):
+        raise TypeError(f"no way to prepare a RoIAlign of {sampled[0]} bins, sampled {sampled[1]} times a side")
+
+
 class BoxHead:
     """Classes and boxes of proposals, as a torchvision RoIHeads computes them."""
 
     def __init__(self, heads: Any, form: Format) -> None:
+        _check(heads.box_roi_pool, BOX_BINS)
         head, predictor = heads.box_head, heads.box_predictor
         self._convs: list[Step] = []
         if isinstance(head, TwoMLPHead):
@@ -104,13 +112,14 @@ class BoxHead:
         """
         scores = functional.linear(features, *self._class).softmax(-1)
         enough = (scores > self._least_score) & (scores >= threshold) & allowed
-        # Boxes that score less cannot suppress those that score more: to leave them out changes nothing.
+        # Boxes that score less cannot suppress those that score more: to leave them out changes nothing. (In float64,
+        # because batched_nms tells classes apart by moving their boxes by multiples of the largest coordinate.)
         row, label = enough.nonzero(as_tuple=True)
-        deltas = functional.linear(features, *self._box).view(len(features), -1, 4)[row, label]
+        deltas = functional.linear(features, *self._box).view(*scores.shape, 4)[row, label]
         boxes = clipped(decode(deltas, proposals[row], self._weights), size)
         usable = large(boxes, LEAST_SIDE)
         boxes, label, score = boxes[usable], label[usable], scores[row, label][usable]
-        keep = batched_nms(boxes, score, label, self._overlap)[: min(self._most, most)]
+        keep = batched_nms(boxes.double(), score.double(), label, self._overlap)[: min(self._most, most)]
         return boxes[keep], score[keep], label[keep]
 
     def fixed(
@@ -153,6 +162,7 @@ class MaskHead:
     """Mask probabilities of instances, each for its own class (Mask R-CNN, section 3, "class-specific masks")."""
 
     def __init__(self, heads: Any, form: Format) -> None:
+        _check(heads.mask_roi_pool, MASK_BINS)
         predictor = heads.mask_predictor
         self._convs = [step for _, step in steps(heads.mask_head.named_children(), form)]
         up = (

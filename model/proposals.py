@@ -98,7 +98,9 @@ class Proposer:
         scores = torch.cat([scores for scores, _ in levels], 1).masked_fill(~kept, -torch.inf)
         order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self._after]
         boxes = torch.cat(clipped_boxes, 1).gather(1, order[..., None].expand(-1, -1, 4))
-        return boxes, kept.gather(1, order), sure
+        real = kept.gather(1, order)
+        # The others may be NaN, of which RoIAlign would make rows that there are not.
+        return torch.where(real[..., None], boxes, 0.0), real, sure
 
     def _best(self, maps: Maps, level: int, padded: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Objectness [B, K] and boxes [B, K, 4] of a level's best anchors, best first."""

@@ -79,6 +79,39 @@ def test_nothing_to_find_is_an_answer() -> None:
     assert [len(found) for found in engine()._forward(IMAGES[:2], nothing)] == [0, 0]
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_numbers_that_overflowed_cost_only_their_own_image(
+    together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN reaches no index, which a GPU would not survive."""
+    made = engine(at_once=together)
+    expected, dense = made.segment(IMAGES, OPTIONS), made._dense
+    spoilt = iter([True, False, False])
+
+    def overflowing(images: torch.Tensor) -> Any:
+        maps = dense(images)
+        if next(spoilt):
+            for deltas in maps.deltas:
+                deltas[0] = torch.nan
+        return maps
+
+    monkeypatch.setattr(made, "_dense", overflowing)
+    first, *others = made.segment(IMAGES, OPTIONS)
+    assert len(first) == 0
+    assert_same(others, expected[1:])
+
+
+def test_the_mask_head_sees_few_numbers_of_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each, a GPU's libraries would choose kernels anew."""
+    made, seen = engine(), []
+    head: Any = made._masks
+    monkeypatch.setattr(made, "_masks", lambda *args: (seen.append(len(args[2])), head(*args))[1])
+    found = made.segment(IMAGES, OPTIONS)
+    count = sum(len(f) for f, o in zip(found, OPTIONS, strict=True) if o.masks)
+    assert seen == [1 << (count - 1).bit_length() if count <= 64 else -(-count // 64) * 64]
+    assert seen != [count]
+
+
 def at_once(made: Engine) -> object:
     sizes, padded = [made.input_size(*i.shape[:2]) for i in IMAGES], made.padded_shape(96, 128)
     wanted = Wanted(sizes, OPTIONS, torch.stack([made._allowed(o) for o in OPTIONS]), CPU)
