@@ -7,11 +7,15 @@ head, and masks are never pasted (masks.py encodes them from the 28×28 grid). d
 
 from __future__ import annotations
 
+import logging
+import re
 import traceback
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 from torchvision.models.detection.transform import resize_boxes
 
 from model import int8, weights, zoo
@@ -28,13 +32,15 @@ from model.proposals import Proposer
 from model.tail import Wanted, found_at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
 
     from model.dense import Maps
     from model.heads import Detections
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 
@@ -111,18 +117,52 @@ class Engine:
         """(height, width) of the network's input for an image: only images that agree in it share a batch."""
         return self.model.architecture.padded_shape(height, width)
 
-    @torch.inference_mode()
     def warm_up(self) -> None:
-        """Run once on a blank image, so that the first request pays for no initialisation; fails if the device does."""
-        a = self.model.architecture
-        blank = np.zeros((a.min_size, a.min_size * 4 // 3, 3), np.uint8)
-        height, width = self.padded_shape(*blank.shape[:2])
-        self.segment([blank], [Options(score_threshold=0.0)])
-        if self._masks is not None:
-            # Nothing is found in it, so the mask head has one box to itself.
-            maps = self._dense(self._normalise([blank], [self.input_size(*blank.shape[:2])], (height, width)))
+        """Run once what is slow the first time; fails if the device does.
+
+        On a GPU: landscapes and portraits of 4:3, alone and in batches of 2, 4 and 8, as far as its memory goes.
+        """
+        shorter = self.model.architecture.min_size
+        blank = np.zeros((shorter, shorter * 4 // 3, 3), np.uint8)
+        self._warmed([blank])
+        if not self.batches:
+            return
+        try:
+            for count in (1, 2, 4, 8):
+                for image in (blank, blank.swapaxes(0, 1)):
+                    self._warmed([image] * count)
+        except OutOfDeviceMemory as error:
+            log.info("not warmed up for larger batches: %s", error)
+            self._warmed([blank])
+
+    @torch.inference_mode()
+    def _warmed(self, images: Sequence[np.ndarray]) -> None:
+        """Run a batch of blank images of one shape."""
+        self.segment(images, [Options(score_threshold=0.0)] * len(images))
+        if self._masks is None:
+            return
+        # Nothing is found in them, so the mask head has one box to itself.
+        shape = images[0].shape[:2]
+        (height, width), size = self.padded_shape(*shape), self.input_size(*shape)
+        with self._current():
+            maps = self._dense(self._normalise(images[:1], [size], (height, width)))
             box = torch.tensor([[0.0, 0.0, width, height]], device=self.device)
             self._masks(maps, [box], torch.ones(1, dtype=torch.int64, device=self.device)).cpu()
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """The engine's GPU is the calling thread's current one, and float32 means float32 on it."""
+        if self.device.type != "cuda":
+            yield
+            return
+        cudnn = torch.backends.cudnn
+        before = cudnn.allow_tf32  # whose 10 bits of mantissa convolutions are otherwise computed in
+        cudnn.allow_tf32 = before and self.precision != "float32"
+        try:
+            with torch.cuda.device(self.device):
+                yield
+        finally:
+            cudnn.allow_tf32 = before
 
     def device_memory(self) -> dict[str, int]:
         """Bytes of the GPU's memory by kind: "allocated" to tensors, "reserved" by torch; nothing for a CPU."""
@@ -148,6 +188,10 @@ class Engine:
             raise EngineError("the images of a batch must have the same padded shape")
         if not images:
             return []
+        with self._current():
+            return self._attempted(images, options)
+
+    def _attempted(self, images: Sequence[np.ndarray], options: Sequence[Options]) -> list[Instances]:
         try:
             if self.batches:
                 return self._forward(images, options)
@@ -236,9 +280,16 @@ class Engine:
         if self._masks is None:
             return [None] * len(found)
         boxes = [b if o.masks else b[:0] for (b, _, _), o in zip(found, options, strict=True)]
-        labels = torch.cat([n[: len(b)] for (_, _, n), b in zip(found, boxes, strict=True)])
-        grids = self._masks(maps, boxes, labels).cpu() if len(labels) else torch.zeros((0, 28, 28))
-        parts = torch.split(grids, [len(b) for b in boxes])
+        counts = [len(b) for b in boxes]
+        labels = torch.cat([n[:count] for (_, _, n), count in zip(found, counts, strict=True)])
+        grids = torch.zeros((0, 28, 28))
+        if count := sum(counts):
+            if self.batches:  # some sizes and no more, for each of which libraries choose their kernels anew
+                spare = _rounded(count) - count
+                boxes[-1] = functional.pad(boxes[-1], (0, 0, 0, spare))
+                labels = functional.pad(labels, (0, spare))
+            grids = self._masks(maps, boxes, labels)[:count].cpu()
+        parts = torch.split(grids, counts)
         return [grid if o.masks else None for grid, o in zip(parts, options, strict=True)]
 
     def _instances(
@@ -247,6 +298,11 @@ class Engine:
         boxes, scores, labels = detections
         upright = resize_boxes(boxes, list(size), list(shape))  # input pixels → pixels of the image
         return Instances(shape, upright, scores, self._label_ids[labels], grid)
+
+
+def _rounded(count: int) -> int:
+    """The next power of two up to 64, then the next multiple of 64."""
+    return int(2 ** (count - 1).bit_length()) if count <= 64 else -(-count // 64) * 64
 
 
 def _on_cpu(detections: Detections) -> Detections:
@@ -269,7 +325,28 @@ def _device(name: str) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise EngineError(f"device {name!r} was asked for, but {count} CUDA devices are usable here")
+        capability, built_for = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
+        if not _runs_on(capability, built_for):
+            generation = "{}.{}".format(*capability)
+            raise EngineError(
+                f"this torch has no kernels for a GPU of compute capability {generation}: it was built for "
+                f"{', '.join(built_for)}"
+            )
     return device
+
+
+def _runs_on(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
+    """Whether one of a build's architectures, such as "sm_90" or "compute_90", runs on a GPU.
+
+    Machine code runs on the same major and later minor generations, PTX on all later ones (CUDA's guide,
+    "Application compatibility").
+    """
+    for name in built_for:
+        known = re.match(r"(sm|compute)_(\d+)", name)
+        built = divmod(int(known[2]), 10) if known else (0, 0)
+        if known and built <= capability and (known[1] == "compute" or built[0] == capability[0]):
+            return True
+    return False
 
 
 def resolved(precision: str, device: torch.device) -> str:

@@ -5,8 +5,16 @@ from __future__ import annotations
 import torch
 
 # How torch says that memory ran out where it has no class for it: the CPU's allocator, the CUDA driver outside of
-# torch's allocator, cuBLAS and cuDNN.
-_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
+# torch's allocator, cuBLAS when called and when first started, and cuDNN, by its older and its newer name, and where it
+# finds no kernel at all because there is no memory for one's workspace.
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "out of memory",
+    "STATUS_ALLOC_FAILED",
+    "STATUS_NOT_INITIALIZED when calling `cublasCreate",
+    "DEVICE_ALLOCATION_FAILED",
+    "unable to find an engine to execute this computation",
+)
 
 
 class OutOfDeviceMemory(Exception):  # noqa: N818 - a state of the device, as `except` reads best

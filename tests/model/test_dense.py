@@ -83,19 +83,22 @@ class _Graph:
         self.replays += 1
 
 
+class _Stream:
+    def wait_stream(self, _other: object) -> None: ...
+
+
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> list[_Graph]:
-    class Stream:
-        def wait_stream(self, _other: object) -> None: ...
-
     @contextlib.contextmanager
-    def graph(_graph: _Graph, pool: object) -> Any:
+    def graph(_graph: _Graph, pool: object, stream: object, capture_error_mode: str) -> Any:
         assert pool is not None
+        assert isinstance(stream, _Stream)
+        assert capture_error_mode == "thread_local"
         yield
 
     _Graph.made = []
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Stream", _Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", _Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", _Graph)
     monkeypatch.setattr(torch.cuda, "graph", graph)
@@ -103,12 +106,16 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> list[_Graph]:
     return _Graph.made
 
 
+def as_it_is(x: Tensor) -> Maps:
+    return Maps(x, [], [], [])
+
+
 def test_each_shape_is_recorded_once_and_replayed_on_its_own_input(recorder: list[_Graph]) -> None:
     seen: list[Tensor] = []
 
     def dense(x: Tensor) -> Maps:
         seen.append(x)
-        return Maps(x, [], [], [])
+        return as_it_is(x)
 
     captured = Captured(dense)
     for x in (images(1), images(2), images(1) + 1):
@@ -123,7 +130,7 @@ def test_number_of_recordings_is_bounded_and_they_can_be_forgotten(
     recorder: list[_Graph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs, "MOST", 1)
-    captured = Captured(lambda x: Maps(x, [], [], []))
+    captured = Captured(as_it_is)
     first, second = images(1), images(2)
     captured(first)
     assert captured(second).table is second  # as it is, unrecorded
@@ -131,3 +138,59 @@ def test_number_of_recordings_is_bounded_and_they_can_be_forgotten(
     captured.forget()
     captured(second)
     assert len(recorder) == 2
+
+
+def test_what_was_long_idle_makes_room_for_another_shape(
+    recorder: list[_Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "MOST", 2)
+    monkeypatch.setattr(graphs, "IDLE", 3)
+    captured = Captured(as_it_is)
+    old, used, new = images(1), images(2), images(3)
+    for x in (old, used):
+        captured(x)
+    assert captured(new).table is new
+    captured(used)
+    assert captured(new).table is not new  # in the place of `old`
+    assert captured(used).table is not used
+    assert captured(old).table is old
+    assert len(recorder) == 3
+
+
+def failing_record(monkeypatch: pytest.MonkeyPatch, *, device_is_well: bool) -> list[str]:
+    """Make every recording fail at its end; what is asked of the device afterwards."""
+    asked: list[str] = []
+
+    @contextlib.contextmanager
+    def graph(*_args: object, **_options: object) -> Any:
+        yield
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    def synchronize() -> None:
+        asked.append("synchronize")
+        if not device_is_well:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda _: asked.append("set_stream"))
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    return asked
+
+
+def test_what_cannot_be_recorded_runs_as_it_is(
+    recorder: list[_Graph], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = failing_record(monkeypatch, device_is_well=True)
+    captured = Captured(as_it_is)
+    for x in (images(1), images(1) + 1):
+        assert captured(x).table is x
+    assert len(recorder) == 1  # it is not tried again
+    assert asked == ["set_stream", "synchronize"]
+    assert "without a CUDA graph: [1, 3, 96, 128]" in caplog.text
+
+
+@pytest.mark.usefixtures("recorder")
+def test_a_device_that_failed_while_recording_is_not_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_record(monkeypatch, device_is_well=False)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        Captured(as_it_is)(images(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import weakref
 from dataclasses import replace
@@ -16,12 +17,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import box_iou
 
 from bench.lifelike import lifelike
 from model import weights, zoo
 from model.data import Category
 from model.engine import Engine, EngineError, resolved
 from model.errors import DeviceFailed, OutOfDeviceMemory
+from model.graphs import Captured
+from model.heads import BoxHead
 from model.image import decode as decode_image
 from model.instances import Options
 from model.masks import decode, paste
@@ -217,6 +221,49 @@ def test_a_very_wide_first_image_does_not_spoil_later_answers(engine: Engine) ->
     assert_same(segment(other, photo(96, 128)), segment(engine, photo(96, 128)))
 
 
+def test_no_proposals_are_no_instances() -> None:
+    unlike: Any = copy.deepcopy(network(THIN_SMALL))
+    with torch.no_grad():
+        unlike.rpn.head.bbox_pred.bias[0::4] = 1000.0  # all anchors go off to the right
+    for batches in (False, True):
+        engine = Engine(unlike, described(THIN_SMALL), CPU)
+        engine.batches = batches
+        assert len(segment(engine, photo(96, 128))) == 0
+
+
+def test_the_threshold_decides_nothing_but_who_is_left_out() -> None:
+    """Two boxes of a high class that overlap by a half, in a batched_nms that moved its boxes in float32."""
+    head: Any = BoxHead.__new__(BoxHead)
+    head._class, head._box = (torch.eye(91), torch.zeros(91)), (torch.zeros(364, 91), torch.zeros(364))
+    head._weights, head._least_score, head._overlap, head._most = (10.0, 10.0, 5.0, 5.0), 0.05, 0.5, 100
+    proposals = torch.tensor(
+        [
+            [560.0079956054688, 112.72061920166016, 573.58935546875, 126.30195617675781],
+            [564.5331420898438, 112.72061920166016, 578.114501953125, 126.30195617675781],
+            [0.0, 0.0, 1088.0, 800.0],
+        ]
+    )
+    features = torch.full((3, 91), -20.0)
+    for row, (label, score) in enumerate([(90, 0.9), (90, 0.8), (1, 0.07)]):
+        features[row, label], features[row, 0] = 0, np.log((1 - score) / score)
+    allowed = torch.ones(91, dtype=torch.bool).index_fill(0, torch.tensor([0]), False)
+    counts = []
+    for threshold in (0.05, 0.5):
+        _, scores, _ = head.detections(
+            features, proposals, (800, 1088), threshold=threshold, allowed=allowed, most=100
+        )
+        counts.append(int((scores >= 0.5).sum()))
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("pool", ["box_roi_pool", "mask_roi_pool"])
+def test_a_roi_align_that_samples_otherwise_is_refused(pool: str) -> None:
+    other: Any = copy.deepcopy(network(THIN_SMALL))
+    getattr(other.roi_heads, pool).sampling_ratio = 4
+    with pytest.raises(TypeError, match="sampled 4 times a side"):
+        Engine(other, described(THIN_SMALL), CPU)
+
+
 # Batches
 
 
@@ -224,7 +271,9 @@ def test_batch_of_four_equals_batches_of_one(engine: Engine) -> None:
     images = [photo(96, 128), photo(480, 640, seed=1), photo(90, 110, seed=2), photo(192, 250, seed=3)]
     assert len({engine.padded_shape(*image.shape[:2]) for image in images}) == 1
     assert len({engine.input_size(*image.shape[:2]) for image in images}) > 1
-    together = engine.segment(images, [Options(score_threshold=0.05)] * 4)
+    one_pass = engine_of()
+    one_pass.batches = True
+    together = one_pass.segment(images, [Options(score_threshold=0.05)] * 4)
     for found, image in zip(together, images, strict=True):
         assert len(found) > 0
         assert_same(found, segment(engine, image))
@@ -410,6 +459,27 @@ def test_warm_up_runs_every_part_though_it_finds_nothing() -> None:
     assert [len(labels) for _, _, labels in masks] == [1]
 
 
+def test_warm_up_of_what_runs_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of()
+    engine.batches = True
+    with _Calls(engine, "_dense") as calls:
+        engine.warm_up()
+    shapes = {tuple(images.shape) for (images,) in calls}
+    assert shapes == {(n, 3, *size) for n in (1, 2, 4, 8) for size in [(96, 128), (128, 96)]}
+    whole, ran = engine._dense, []
+
+    def small(images: Tensor) -> Any:
+        ran.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return whole(images)
+
+    monkeypatch.setattr(engine, "_dense", small)
+    engine.warm_up()
+    assert max(ran) == 4
+    assert ran[-1] == 1
+
+
 def test_warm_up_of_a_network_without_masks() -> None:
     engine = engine_of(replace(THIN_SMALL, mask_convs=0))
     with _Calls(engine, "_dense") as images:
@@ -450,6 +520,9 @@ OUT_OF_MEMORY = [
     MemoryError(),
     RuntimeError("CUDA error: out of memory"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
 ]
 
 
@@ -493,6 +566,7 @@ def test_lost_device_is_named(
     ready = torch.zeros(1, 3, 96, 128)
     monkeypatch.setattr(engine, "_normalise", lambda *_: ready)
     monkeypatch.setattr(engine, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     with pytest.raises(DeviceFailed, match=text):
         segment(engine, photo(96, 128))
 
@@ -563,6 +637,59 @@ def test_auto_takes_a_gpu_if_there_is_one(usable: int, device: str, monkeypatch:
     assert module._device("auto") == torch.device(device)
 
 
+def test_gpus_that_torch_was_not_built_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "compute_80"])
+    with pytest.raises(EngineError, match=r"compute capability 7\.0: it was built for sm_75, sm_80"):
+        Engine.load("shapes", device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [((7, 0), False), ((7, 5), True), ((8, 9), True), ((9, 0), False), ((10, 0), True)],
+)
+def test_machine_code_runs_on_its_own_major_generation(capability: tuple[int, int], runs: bool) -> None:
+    from model import engine as module
+
+    assert module._runs_on(capability, ["sm_75", "sm_80", "sm_100a"]) is runs
+    assert module._runs_on(capability, ["compute_70"])
+
+
+def test_an_engines_gpu_is_the_current_one_and_its_float32_is_float32(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[object] = []
+
+    @contextlib.contextmanager
+    def device(name: object) -> Any:
+        entered.append(name)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(engine, "device", torch.device("cuda:1"))
+    for precision, reduced in [("float32", False), ("bfloat16", True)]:
+        monkeypatch.setattr(engine, "precision", precision)
+        with engine._current():
+            assert torch.backends.cudnn.allow_tf32 is reduced
+        assert torch.backends.cudnn.allow_tf32
+    assert entered == [torch.device("cuda:1")] * 2
+
+
+def test_recordings_are_dropped_where_memory_ran_out(
+    engine: Engine, failing: Fail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured = Captured(failing(torch.OutOfMemoryError("CUDA out of memory.")))
+    forget = mock.Mock()
+    monkeypatch.setattr(captured, "forget", forget)
+    monkeypatch.setattr(Captured, "__call__", lambda made, images: made._dense(images))
+    monkeypatch.setattr(engine, "_dense", captured)
+    with pytest.raises(OutOfDeviceMemory):
+        segment(engine, photo(96, 128))
+    forget.assert_called_once_with()
+
+
 def test_gpus_that_are_not_there_are_refused_with_their_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -609,7 +736,8 @@ def test_bfloat16_finds_in_an_example_what_float32_finds() -> None:
     )
     assert len(exact) > 3
     assert exact.labels.tolist() == rounded.labels.tolist()
-    torch.testing.assert_close(rounded.boxes, exact.boxes, atol=0.5, rtol=0)
+    # Which of two like proposals wins may differ, but not by much.
+    assert (box_iou(rounded.boxes, exact.boxes).diagonal() > 0.9).all()
     torch.testing.assert_close(rounded.scores, exact.scores, atol=0.02, rtol=0)
     for one, other in zip(
         paste(exact.probabilities, exact.boxes, exact.size),
