@@ -59,7 +59,8 @@ def decode(content: bytes) -> NDArray[np.uint8]:
     Transparency is laid over white. Grey of 16 bits becomes round(v · 255 / 65535); colour of 16 bits keeps
     its upper byte, within one level of that: Pillow has no wider colour. For floats see `_stretch`.
     Raises UnsupportedImage, DamagedImage (of a file cut short, too) and ImageTooBig; whatever the bytes, no
-    other.
+    other. A JPEG that was cut and given an end marker again passes, grey below the cut, as does a PNG whose compressed
+    stream ends regularly too soon: their decoders tell nobody.
     """
     header = read_header(content)
     size = (header.height, header.width) if header.orientation >= 5 else (header.width, header.height)

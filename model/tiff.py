@@ -11,11 +11,19 @@ from math import ceil
 from typing import NamedTuple
 
 WIDTH, HEIGHT, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
-STRIP_OFFSETS, ORIENTATION, SAMPLES_PER_PIXEL, ROWS_PER_STRIP, PLANAR = 273, 274, 277, 278, 284
-TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS = 322, 323, 324
+STRIP_OFFSETS, ORIENTATION, SAMPLES_PER_PIXEL, ROWS_PER_STRIP, STRIP_BYTES, PLANAR = (
+    273,
+    274,
+    277,
+    278,
+    279,
+    284,
+)
+TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 322, 323, 324, 325
 REDUCED_RESOLUTION, DNG_VERSION = 254, 50706
 
 OLD_JPEG = 6  # a value of COMPRESSION; such files may keep their data outside of strips and tiles
+YCBCR = 6  # a value of PHOTOMETRIC; its colours may have fewer rows and columns
 
 # What decoding needs; these have one value each …
 _SINGLE = frozenset(
@@ -98,25 +106,51 @@ class Directory:
             return default
         return int(struct.unpack_from(self._order + _INTEGER[entry.kind], self._block, entry.place)[0])
 
-    def check_complete(self) -> None:
-        """Raise ValueError unless the strips or tiles cover the whole image.
+    def integers(self, tag: int, most: int) -> list[int]:
+        """The tag's first values, `most` at most; none where it is missing, no integers, or beyond the block's end."""
+        entry = self.entries.get(tag)
+        if entry is None or entry.kind not in _INTEGER:
+            return []
+        count = min(entry.values, most)
+        if entry.place + count * _UNIT[entry.kind] > len(self._block):
+            return []
+        values = struct.unpack_from(f"{self._order}{count}{_INTEGER[entry.kind]}", self._block, entry.place)
+        return [int(value) for value in values]
 
-        Pillow leaves black what uncompressed strips do not cover.
+    def check_complete(self) -> None:
+        """Raise ValueError unless the strips or tiles cover the whole image and lie in the file.
+
+        Pillow leaves black what uncompressed strips do not cover, and would read `rebuild`'s directory for pixels.
         """
-        if self.integer(COMPRESSION, 1) == OLD_JPEG:
+        compression = self.integer(COMPRESSION, 1)
+        if compression == OLD_JPEG:
             return
         width, height = self.integer(WIDTH, 0), self.integer(HEIGHT, 0)
         if TILE_OFFSETS in self.entries and STRIP_OFFSETS not in self.entries:
-            across = ceil(width / max(1, self.integer(TILE_WIDTH, 1)))
-            needed = across * ceil(height / max(1, self.integer(TILE_HEIGHT, 1)))
-            there = self.entries[TILE_OFFSETS].values
+            tags = TILE_OFFSETS, TILE_BYTES
+            across_each, rows_each = (max(1, self.integer(tag, 1)) for tag in (TILE_WIDTH, TILE_HEIGHT))
         else:
-            needed = ceil(height / max(1, self.integer(ROWS_PER_STRIP, height)))
-            there = self.entries[STRIP_OFFSETS].values if STRIP_OFFSETS in self.entries else 0
-        if self.integer(PLANAR, 1) == 2:
-            needed *= self.integer(SAMPLES_PER_PIXEL, 1)
+            tags = STRIP_OFFSETS, STRIP_BYTES
+            across_each, rows_each = max(1, width), max(1, self.integer(ROWS_PER_STRIP, height))
+        across, down = ceil(width / across_each), ceil(height / rows_each)
+        samples = self.integer(SAMPLES_PER_PIXEL, 1)
+        planes = samples if self.integer(PLANAR, 1) == 2 else 1
+        needed = across * down * planes
+        there = self.entries[tags[0]].values if tags[0] in self.entries else 0
         if there < needed:
             raise ValueError(f"it has only {there} of its {needed} strips or tiles")
+        offsets, lengths = (self.integers(tag, needed) for tag in tags)
+        if compression == 1 and self.integer(PHOTOMETRIC, 0) != YCBCR:
+            # Here Pillow does not ask how long they say that they are.
+            bits = self.integers(BITS_PER_SAMPLE, samples) or [1]
+            bits += bits[:1] * (samples - len(bits))
+            in_row = ceil(across_each * (sum(bits) if planes == 1 else bits[0]) / 8)
+            rows = [
+                min(rows_each, height - top) for top in range(0, height, rows_each) for _ in range(across)
+            ]
+            lengths = [count * in_row for count in rows] * planes
+        if any(place + length > len(self._block) for place, length in zip(offsets, lengths, strict=False)):
+            raise ValueError("it is cut short before the end of its strips or tiles")
 
     def rebuild(self) -> bytes:
         """The same image in a file whose only directory holds just the tags that decoding needs.
