@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from app.cli_table import BAD_FILE, BAD_USAGE, complain, table
+from app.cli_table import BAD_FILE, BAD_USAGE, checked, complain, table
 from maskserve import Client, MaskserveError, Result
 from maskserve.handover import coco_dataset, coco_results, cvat, image_ids, label_studio
 
@@ -141,15 +141,12 @@ def expanded(images: Sequence[Path]) -> dict[Path, Path]:
     return files
 
 
-def destinations(files: Mapping[Path, Path], folder: Path) -> dict[Path, Path]:
+def destinations(files: Mapping[Path, Path], folder: Path) -> Mapping[Path, Path]:
     """Where each image's picture goes: under `folder` as the image lies under its own. Raises ValueError."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {file: folder / file.relative_to(base).with_suffix(".png") for file, base in files.items()}
-    seen: dict[Path, Path] = {}
-    for file, picture in pictures.items():
-        if (other := seen.setdefault(picture, file)) != file:
-            raise ValueError(f"{other} and {file} would be drawn into the same file, {picture}")
-    return pictures
+    return checked(
+        {file: folder / file.relative_to(base).with_suffix(".png") for file, base in files.items()}
+    )
 
 
 class Journal:

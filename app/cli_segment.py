@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 import typer
 
 from app import options, responses
-from app.cli_table import BAD_FILE, BAD_USAGE, complain, table
+from app.cli_table import BAD_FILE, BAD_USAGE, checked, complain, table
 from app.loading import LOAD_ERRORS, load_engine
 from app.problems import InvalidParameter
 from model.image import ImageError, decode
@@ -37,7 +37,7 @@ def run(
     for each image with the file's path for an id; else a table. overlay: where the pictures go.
     """
     try:
-        pictures = dict.fromkeys(images) if overlay is None else destinations(images, overlay)
+        pictures = {} if overlay is None else destinations(images, overlay)
     except ValueError as error:
         return complain(str(error), BAD_USAGE)
     try:
@@ -51,13 +51,13 @@ def run(
     if engine.model.notice:
         typer.echo(engine.model.notice, err=True)
     status = 0
-    for path, picture in pictures.items():
+    for path in dict.fromkeys(images):
         try:
             image = decode(path.read_bytes())
             begun = time.perf_counter()
             (instances,) = engine.segment([image], [wanted])
             seconds = time.perf_counter() - begun
-            if picture is not None:
+            if (picture := pictures.get(path)) is not None:
                 kind = PICTURES[picture.suffix.lower()]
                 picture.write_bytes(responses.encode(kind, str(path), engine.model, image, instances))
         except OSError as error:
@@ -75,18 +75,13 @@ def run(
     return status
 
 
-def destinations(images: Sequence[Path], overlay: Path) -> dict[Path, Path | None]:
+def destinations(images: Sequence[Path], overlay: Path) -> Mapping[Path, Path]:
     """Where each image's picture goes: into the file `overlay`, or into that folder with several images.
 
     Raises ValueError, fit for the user, if that cannot be done.
     """
-    if len(images) == 1:
-        if overlay.suffix.lower() not in PICTURES:
-            raise ValueError(f"{overlay}: the picture's name must end in .png or .jpg")
-        return {images[0]: overlay}
-    if not overlay.is_dir():
+    if len(images) > 1 and not overlay.is_dir():
         raise ValueError(f"{overlay}: with several images this must be a folder that exists")
-    pictures: dict[Path, Path | None] = {image: overlay / f"{image.stem}.png" for image in images}
-    if len(set(pictures.values())) < len(pictures):
-        raise ValueError(f"two of the images would be drawn into the same file in {overlay}")
-    return pictures
+    if len(images) == 1 and overlay.suffix.lower() not in PICTURES:
+        raise ValueError(f"{overlay}: the picture's name must end in .png or .jpg")
+    return checked({image: overlay / f"{image.stem}.png" if len(images) > 1 else overlay for image in images})

@@ -10,6 +10,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 BAD_FILE, BAD_USAGE = 1, 2  # exit codes
 
@@ -30,6 +31,23 @@ def table(name: str, document: Mapping[str, Any], milliseconds: float | None) ->
     title = f"{name}: {size['width']} × {size['height']}, {found}{took} ({document['model']})"
     console.print(title, style="bold", markup=False, soft_wrap=True)
     console.print(rows)
+
+
+def checked(pictures: Mapping[Path, Path]) -> Mapping[Path, Path]:
+    """Images → the files that they are to be drawn into, as given.
+
+    Raises ValueError if one would replace another, or an image.
+    """
+    images = {image.resolve(): image for image in pictures}
+    drawn: dict[Path, Path] = {}
+    for image, picture in pictures.items():
+        place = picture.resolve()
+        if place in images:
+            raise ValueError(f"{images[place]} is one of the images, and would be drawn over")
+        if place in drawn:
+            raise ValueError(f"{drawn[place]} and {image} would be drawn into the same file, {picture}")
+        drawn[place] = image
+    return pictures
 
 
 def complain(message: str, status: int) -> int:

@@ -91,6 +91,24 @@ def test_overlays_of_several_images_go_into_a_folder_and_a_bad_file_is_one_line_
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["other.png", "photo.png"]
 
 
+def test_no_picture_takes_an_images_place(segment: Callable[..., Any], photo: Path, tmp_path: Path) -> None:
+    before, other = photo.read_bytes(), tmp_path / "other.jpg"
+    other.write_bytes(before)
+    for arguments in (
+        [photo, "--overlay", tmp_path / "." / "photo.png"],
+        [other, photo, "--overlay", tmp_path],
+    ):
+        result = segment(*arguments)
+        assert result.exit_code == 2
+        assert f"{photo} is one of the images, and would be drawn over" in result.stderr
+    (tmp_path / "other").mkdir()
+    same = tmp_path / "other" / "other.png"
+    same.write_bytes(before)
+    result = segment(other, same, "--overlay", tmp_path)
+    assert (result.exit_code, "would be drawn into the same file" in result.stderr) == (2, True)
+    assert photo.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

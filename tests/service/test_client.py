@@ -129,6 +129,13 @@ def test_a_folder_becomes_one_coco_file_and_a_folder_of_pictures(
     assert (difference > 0).mean() < 0.02  # the service draws before scores and boxes are rounded
 
 
+def test_no_picture_takes_an_images_place(server: Any, folder: Path) -> None:
+    before = (folder / "a.png").read_bytes()
+    result = segment(server, folder, "--overlay-dir", folder)
+    assert (result.exit_code, "is one of the images, and would be drawn over" in result.stderr) == (2, True)
+    assert (folder / "a.png").read_bytes() == before
+
+
 def test_a_run_that_stopped_goes_on_and_tries_again_what_failed(
     server: Any, folder: Path, tmp_path: Path
 ) -> None:
