@@ -137,7 +137,7 @@ def verify(
     ] = None,
     folder: Folder = None,
 ) -> None:
-    """Read the weights that are here and compare their sha256 with the official one.
+    """Read the weights that are here and compare their sha256 with the official one, or the bundled model's own.
 
     Exits with 1 if a file is damaged, or if the model that was asked for is not here.
     """
@@ -146,9 +146,14 @@ def verify(
         place = resolve(folder)
         if name in (None, BUNDLED):
             own = bundled()
-            failed = own.state == "damaged" or (own.state == "missing" and name is not None)
-            checked = f", sha256 {digest(Path(own.path))}" if own.state == "bundled" else f": {own.path}"
-            typer.echo(f"{BUNDLED}: {own.state}{checked}", err=failed)
+            if own.state == "missing":
+                failed = name is not None
+                typer.echo(f"{BUNDLED}: missing: {own.path}", err=failed)
+            elif (found := digest(Path(own.path))) == downloadable.bundled_sha256():
+                typer.echo(f"{BUNDLED}: verified, sha256 {found}")
+            else:
+                failed = True
+                typer.echo(f"{BUNDLED}: damaged, sha256 {found}: {own.path}", err=True)
         for entry in chosen(name):
             try:
                 found = downloadable.verify(entry.path(place), entry.sha256)

@@ -1,6 +1,6 @@
 """The weights that can be downloaded: the catalogue, the folder they lie in, and whether they are genuine.
 
-The transfer itself is download.py's. The bundled model `shapes` is no download and not in the catalogue.
+The transfer itself is download.py's. The bundled model `shapes` is no download; the catalogue has only its sha256.
 """
 
 from __future__ import annotations
@@ -89,6 +89,12 @@ def catalogue() -> tuple[Weights, ...]:
     document = json.loads((bundled_folder() / "catalogue.json").read_text(encoding="utf-8"))
     entries = (Weights(**entry) for entry in document["weights"])
     return tuple(sorted(entries, key=lambda entry: (entry.mask_ap, entry.box_ap), reverse=True))
+
+
+def bundled_sha256() -> str:
+    """Of the model `shapes`, as it was committed."""
+    document = json.loads((bundled_folder() / "catalogue.json").read_text(encoding="utf-8"))
+    return str(document["bundled"]["sha256"])
 
 
 def find(name: str) -> Weights:

@@ -55,7 +55,9 @@ def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "bundled"
     folder.mkdir()
     entry = Weights("net", f"http://weights.invalid/{FILE}", len(CONTENT), SHA256, 1, "COCO", 37.9, 34.6)
-    (folder / "catalogue.json").write_text(json.dumps({"weights": [asdict(entry)]}))
+    (folder / "catalogue.json").write_text(
+        json.dumps({"bundled": {"sha256": SHA256}, "weights": [asdict(entry)]})
+    )
     monkeypatch.setattr(weights, "bundled_folder", lambda: folder)
     return folder
 
@@ -256,12 +258,21 @@ def test_verify_of_one_fails_if_it_is_not_here(folder: Path) -> None:
     assert (result.exit_code, result.stderr) == (1, f"net: {folder / FILE} is not there\n")
 
 
-def test_verify_of_the_bundled_model_gives_its_sha256(bundled: Path, folder: Path) -> None:
+def test_verify_compares_the_bundled_model_with_what_was_committed(bundled: Path, folder: Path) -> None:
     file = bundled / "shapes.safetensors"
-    save_file({"weight": np.zeros(3, np.float32)}, file, {"maskserve": json.dumps({"ap": {}})})
+    file.write_bytes(CONTENT)
     result = run("verify", "shapes", "--folder", folder)
-    assert result.stdout == f"shapes: bundled, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()}\n"
-    assert result.exit_code == 0
+    assert (result.exit_code, result.stdout) == (0, f"shapes: verified, sha256 {SHA256}\n")
+    save_file({"weight": np.zeros(3, np.float32)}, file, {"maskserve": json.dumps({"ap": {}})})
+    for command in (["verify", "shapes"], ["verify"]):  # a whole file, but another
+        result = run(*command, "--folder", folder)
+        assert result.exit_code == 1
+        assert f"shapes: damaged, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()}" in result.stderr
+
+
+def test_the_catalogue_has_the_committed_models_sha256() -> None:
+    file = weights.bundled_folder() / "shapes.safetensors"
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == weights.bundled_sha256()
 
 
 # help
