@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from model.header import MAX_PIXELS
 from model.weights import default_folder
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Settings(BaseModel):
     max_image_pixels: int = Field(
         50_000_000,
         ge=1024,
-        le=1_000_000_000,
+        le=MAX_PIXELS,
         description="Largest image in pixels (width × height), read from its header; more is refused with "
         "413 before anything is decoded.",
     )
@@ -206,7 +207,10 @@ class Settings(BaseModel):
     @classmethod
     def home_is_expanded(cls, path: Path | None) -> Path | None:
         """`~/weights` means the user's own folder also where no shell expanded it."""
-        return path.expanduser() if path is not None else None
+        try:
+            return path.expanduser() if path is not None else None
+        except RuntimeError as error:  # whose text speaks of a home directory without saying whose
+            raise ValueError(f"there is no such user's folder: {path}") from error
 
     @model_validator(mode="after")
     def bytes_hold_two_uploads(self) -> Settings:

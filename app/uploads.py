@@ -169,7 +169,8 @@ def from_json(body: bytes, max_bytes: int) -> Upload:
     elif text.startswith(("http://", "https://")):
         raise MalformedRequest('"image" must be the image file in base64; an address goes under "url".')
     try:
-        content = base64.b64decode(text, validate=True)
+        # `base64 FILE` and e-mail break it into lines (RFC 2045, section 6.8).
+        content = base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True)
     except (binascii.Error, ValueError) as error:
         raise MalformedRequest(f'"image" is not valid base64 (RFC 4648, section 4): {error}.') from None
     if len(content) > max_bytes:

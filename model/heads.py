@@ -49,7 +49,9 @@ def _check(pool: Any, bins: int) -> None:
     """Raises TypeError for a RoIAlign that samples otherwise than roi_align.py does."""
     sampled = tuple(pool.output_size), getattr(pool, "sampling_ratio", SAMPLES)
     if sampled != ((bins, bins), SAMPLES):
-        raise TypeError(f"no way to prepare a RoIAlign of {sampled[0]} bins, sampled {sampled[1]} times a side")
+        raise TypeError(
+            f"no way to prepare a RoIAlign of {sampled[0]} bins, sampled {sampled[1]} times a side"
+        )
 
 
 class BoxHead:

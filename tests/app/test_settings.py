@@ -41,6 +41,11 @@ def test_an_empty_variable_counts_as_not_given() -> None:
     assert load(environment={"MASKSERVE_PORT": ""}) == Settings()
 
 
+def test_a_home_folder_of_nobody_is_an_error_in_one_line() -> None:
+    with pytest.raises(SettingsError, match="there is no such user's folder: ~nobody-of-that-name/w"):
+        load(environment={"MASKSERVE_WEIGHTS_DIR": "~nobody-of-that-name/w"})
+
+
 def test_weights_folder_may_be_below_the_home_folder() -> None:
     assert load(environment={"MASKSERVE_WEIGHTS_DIR": "~/w"}).weights_dir == Path.home() / "w"
 

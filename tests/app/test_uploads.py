@@ -91,6 +91,13 @@ def test_json_may_escape_slashes_and_carry_a_data_url() -> None:
     assert read(body.encode(), "application/json").content == PHOTO
 
 
+@pytest.mark.parametrize("line_break", ["\n", "\r\n"])
+def test_json_may_break_the_image_into_lines(line_break: str) -> None:
+    lines = base64.encodebytes(PHOTO).decode().replace("\n", line_break)
+    assert line_break in lines
+    assert read(json.dumps({"image": lines}).encode(), "application/json") == Upload(PHOTO)
+
+
 @given(content=st.binary(min_size=1, max_size=300), step=st.integers(1, 50))
 def test_all_three_forms_bring_the_same_bytes(content: bytes, step: int) -> None:
     encoded = json.dumps({"image": base64.b64encode(content).decode()}).encode()
