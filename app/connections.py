@@ -1,6 +1,7 @@
 """One TCP connection before there is a request: how long and how large a header may be, and how many may be open.
 
-uvicorn bounds none of the three. What comes after the header is bounded in uploads.py and admission.py.
+uvicorn bounds none of the three. What comes after the header is bounded in uploads.py and admission.py; here only a
+body that is no HTTP is noticed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from app.problems import HeaderTooLarge, HeaderTooSlow, MalformedRequest, QueueF
 if TYPE_CHECKING:
     import asyncio
 
+    from starlette.types import Message, Receive, Scope, Send
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
     from app.problems import Problem
 
 log = logging.getLogger(__name__)
@@ -27,6 +31,15 @@ SPARE_FILES = (
 )
 LINGERING = 16  # … and connections that were refused and still send, so that they get to read why
 LINGER_SECONDS = 2.0
+
+
+class _Refused(Exception):  # noqa: N818 - no error, but the parser stops for nothing else
+    """Ends the parsing of a connection that was refused."""
+
+
+def too_large() -> HeaderTooLarge:
+    """The refusal of a header beyond HEADER_BYTES."""
+    return HeaderTooLarge(f"A request's header may have at most {HEADER_BYTES} bytes here.")
 
 
 class Connection(HttpToolsProtocol):
@@ -40,7 +53,12 @@ class Connection(HttpToolsProtocol):
         self._header_begun = False
         self._header_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self.refused = False  # it was answered; what it still sends is thrown away
+        self.refused = False  # it was answered for the last time, and is closed when the client has read that
+        self._deaf = False  # what it still sends is thrown away
+        self._owed: Problem | None = None  # a refusal whose turn comes after the answers before it
+        self._broken: RequestResponseCycle | None = None  # the request whose body is no HTTP
+        self._application = self.app
+        self.app = self._answer
         self.quiet_since = self.loop.time()
 
     @property
@@ -63,14 +81,14 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Count what arrives of a header."""
-        if self.refused or self.transport.is_closing():
+        if self._deaf or self.transport.is_closing():
             return
         self.quiet_since = self.loop.time()
         if self._in_header:
             self._header_bytes += len(data)
         super().data_received(data)
-        if self._in_header and self._header_bytes > HEADER_BYTES:
-            self._refuse(HeaderTooLarge(f"A request's header may have at most {HEADER_BYTES} bytes here."))
+        if self._in_header and self._header_bytes > HEADER_BYTES and not self._deaf:
+            self._refuse(too_large())
 
     def on_message_begin(self) -> None:
         """The first byte of a header is there; a connection's first header has had the clock running before."""
@@ -80,10 +98,16 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """The header is there; from now on the application looks after the request."""
-        self._in_header = False
-        self._stop_timer()
+        """The header is there; from now on the application looks after the request.
+
+        One that arrived in a single read, perhaps with other requests, is only counted here.
+        """
+        if self._parsed_header_bytes() > HEADER_BYTES:
+            self._refuse(too_large())
+            raise _Refused
         super().on_headers_complete()
+        self._in_header = False  # not before, because a path that is none ends the header with an exception
+        self._stop_timer()
 
     def on_message_complete(self) -> None:
         """The next thing to arrive is another request's header."""
@@ -96,10 +120,41 @@ class Connection(HttpToolsProtocol):
         """The connection has nothing to do."""
         self.quiet_since = self.loop.time()
         super().on_response_complete()
+        if self._owed is not None and not self.busy and not self.transport.is_closing():
+            self._dismiss(self._owed)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP."""
-        self._refuse(MalformedRequest(msg))
+        """Refuse what is no HTTP: a header here, a body through the application, which waits for it."""
+        if self._deaf:  # by on_headers_complete
+            return
+        if self._in_header or not self.busy:
+            self._refuse(MalformedRequest(msg))
+            return
+        self._deaf = True
+        self._broken = self.cycle
+        self._broken.keep_alive = False
+        self._broken.message_event.set()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application. A body that is no HTTP meets it as an exception, so that one place answers and logs.
+
+        Where it answers without the body, or has begun to, that answer stands.
+        """
+
+        async def intact() -> Message:
+            message = await receive()
+            broken = self._broken
+            if broken is not None and broken.scope is scope and not broken.response_started:
+                raise MalformedRequest("The body's chunks are not as HTTP has them (RFC 9112, section 7.1).")
+            return message
+
+        await self._application(scope, intact, send)
+
+    def _parsed_header_bytes(self) -> int:
+        """Bytes of the request line and header that were just parsed, but for spaces around values."""
+        request_line = len(self.parser.get_method()) + len(self.url) + len("  HTTP/1.1\r\n")
+        lines = sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers)
+        return request_line + lines + len("\r\n")
 
     def _start_timer(self) -> None:
         self._timer = self.loop.call_later(self._header_seconds, self._too_slow)
@@ -123,16 +178,21 @@ class Connection(HttpToolsProtocol):
             )
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer, and close once the client has read it; in the middle of another answer, close at once.
+        """Answer after the requests before it, and read no more."""
+        self._stop_timer()
+        self._deaf = True
+        log.info("a connection was refused: %s", problem.detail)
+        if self.busy:
+            self._owed = problem
+        else:
+            self._dismiss(problem)
+
+    def _dismiss(self, problem: Problem) -> None:
+        """Answer, and close once the client has read it.
 
         Closing a socket with unread bytes resets the connection, upon which the client's kernel drops the answer.
         """
-        self._stop_timer()
         self.refused = True
-        log.info("a connection was refused: %s", problem.detail)
-        if self.busy:
-            self.transport.close()
-            return
         self.transport.write(as_bytes(problem))
         self.transport.write_eof()
         self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)

@@ -22,6 +22,7 @@ MASKS = ("rle", "polygon", "png", "none")
 MOST_INSTANCES = 100  # COCO evaluates so many, and the networks keep so many per image
 
 TIME_LIMIT = "X-Request-Timeout-Ms"  # header: milliseconds from the request to its answer
+MOST_MILLISECONDS = 999_999_999  # as many as WHOLE has digits for: eleven days
 
 DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 WHOLE = re.compile(r"\d{1,9}", re.ASCII)
@@ -61,9 +62,12 @@ def time_limit(given: str | None) -> float:
     """Seconds that the client will wait, by the TIME_LIMIT header; infinite without it. Raises InvalidParameter."""
     if given is None:
         return math.inf
-    if not WHOLE.fullmatch(given.strip()) or int(given) == 0:
-        raise InvalidParameter(f"{TIME_LIMIT} must be a whole number of milliseconds from 1 up.")
-    return int(given) / 1000
+    digits = given.strip().lstrip("0")  # of 0 nothing is left
+    if not WHOLE.fullmatch(digits):
+        raise InvalidParameter(
+            f'{TIME_LIMIT} must be a whole number of milliseconds from 1 to {MOST_MILLISECONDS}, not "{given[:40]}".'
+        )
+    return int(digits) / 1000
 
 
 def single(query: str) -> Iterable[tuple[str, str]]:

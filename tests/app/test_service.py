@@ -12,6 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.keys import digest
 from app.logs import FIELDS
+from app.openapi import SEGMENT
+from app.options import MOST_MILLISECONDS, TIME_LIMIT, time_limit
 from app.service import WATCH_SECONDS
 
 from .test_contract import PATIENCE, PHOTO, FakeEngine, ask, picture, serving, until
@@ -82,11 +84,19 @@ def test_no_client_can_wait_for_longer_than_the_setting() -> None:
     assert asyncio.run(run()).status_code == 504
 
 
-@pytest.mark.parametrize("given", ["0", "-5", "1.5", "soon", "", "1" * 20])
+@pytest.mark.parametrize("given", ["0", "-5", "1.5", "soon", "", "1000000000", "1" * 20])
 def test_a_time_limit_that_is_none_is_refused(given: str) -> None:
     response = ask("POST", "/segment", content=PHOTO, headers={"X-Request-Timeout-Ms": given})
     assert response.status_code == 422
-    assert "whole number of milliseconds" in response.json()["detail"]
+    says = f'must be a whole number of milliseconds from 1 to 999999999, not "{given}".'
+    assert says in response.json()["detail"]
+
+
+@pytest.mark.parametrize("given", ["1", "999999999", "00000000060000"])
+def test_the_bounds_of_a_time_limit_are_those_that_its_refusal_and_the_document_state(given: str) -> None:
+    assert time_limit(given) == int(given) / 1000
+    (described,) = [p for p in SEGMENT["openapi_extra"]["parameters"] if p["name"] == TIME_LIMIT]
+    assert (described["schema"]["minimum"], described["schema"]["maximum"]) == (1, MOST_MILLISECONDS)
 
 
 def test_a_request_that_would_come_too_late_is_refused_at_the_door() -> None:

@@ -226,6 +226,38 @@ def test_what_is_no_http_is_a_400_that_leaves_the_server_alone(server: Any) -> N
     assert httpx.get(f"{server.url}/healthz").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        pytest.param([b"ZZ\r\n\r\n"], id="with-the-header"),
+        pytest.param([b"", b"ZZ\r\n\r\n"], id="later"),
+        pytest.param([b"", b"4\r\nabcd\r\n", b"ZZ\r\n\r\n"], id="after-a-chunk"),
+        pytest.param([b"4\r\nabcd\r\nZZ\r\n\r\n"], id="all-at-once"),
+    ],
+)
+def test_a_body_whose_chunks_are_none_gets_one_answer_and_is_logged_as_malformed(
+    server: Any, pieces: list[bytes], request: pytest.FixtureRequest
+) -> None:
+    name = request.node.callspec.id
+    with Wire(server.url) as wire:
+        wire.send(
+            "POST /segment HTTP/1.1", "Transfer-Encoding: chunked", f"X-Request-ID: {name}", body=pieces[0]
+        )
+        for piece in pieces[1:]:
+            # Another connection's answer: by now the server has read what this one sent.
+            assert httpx.get(f"{server.url}/healthz").status_code == 200
+            wire.socket.sendall(piece)
+        status, headers, body = wire.response()
+        assert (status, headers["content-type"]) == (400, "application/problem+json")
+        assert headers["connection"] == "close"
+        problem = json.loads(body)
+        assert (problem["type"], problem["request_id"]) == ("urn:maskserve:problem:malformed-request", name)
+        assert "chunks" in problem["detail"]
+        wire.socket.shutdown(socket.SHUT_WR)
+        assert wire.file.read() == b""
+    server.wait_for(re.compile(rf"POST /segment 400 .* id={name}$"))
+
+
 # Start and end
 
 
