@@ -80,6 +80,8 @@ def run_training(
         measured = None if on is None else measurable(on, source, boxes=boxes)
         name = SHAPES if source.drawn else out.name
         model = zoo.describe(name, base, dataset.categories, training=facts | origin)
+        if (wrong := zoo.fault(model)) is not None:  # or its file could not be read when all is done
+            raise TrainingError(f"a model of {source.data} cannot be served: {wrong}")
         texts = given.pop("sizes", [])
         sizes = sizes_by_step(texts, planned.min_sizes) if texts else {}
         if recipe == "small":

@@ -12,7 +12,7 @@ import difflib
 import json
 import logging
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from model import weights
 from model.data import Category
+from model.header import MAX_SIDE
 from model.network import V1, V2, Architecture, ArchitectureError, build
 from model.partial import digest
 
@@ -43,6 +44,8 @@ COCO_CATEGORIES = tuple(
     for number, name in enumerate(MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
     if name not in ("__background__", "N/A")
 )
+MOST_CONVS = 64  # layers in a row: each is made before its weights are looked for, and no head has ten
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class ModelError(Exception):
@@ -176,7 +179,7 @@ def _coco(name: str, folder: Path) -> tuple[nn.Module, Model]:
         raise ModelError(f"{path}: not readable as torchvision's weights ({_first_line(error)})") from error
     network = build(COCO[name])
     try:
-        # Not _fill: the V1 file is older than today's names of its layers, which torchvision translates as it loads.
+        # Not _check: the V1 file is older than today's names of its layers, which torchvision translates as it loads.
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise ModelError(f"{path}: not the weights of {name} ({_first_line(error)})") from error
@@ -199,10 +202,13 @@ def read(path: Path) -> tuple[nn.Module, Model]:
     """
     model, tensors = _open(path)
     try:
+        with torch.device("meta"):  # takes no memory: a description may ask for more than there is
+            own = build(model.architecture).state_dict()
+        _check(tensors, own, str(path))
         network = build(model.architecture)
-    except (ArchitectureError, MemoryError, RuntimeError) as error:  # torch's own, where sizes are absurd
+    except (ArchitectureError, MemoryError, RuntimeError) as error:  # torch's own, where memory is short
         raise ModelError(f"{path}: its architecture cannot be built ({_first_line(error)})") from error
-    _fill(network, tensors, str(path))
+    network.load_state_dict(tensors, strict=False)
     return network, model
 
 
@@ -224,15 +230,16 @@ def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:
         document = json.loads(metadata["maskserve"])
         if document["format"] != FORMAT:
             raise ModelError(
-                f"{path}: written in format {document['format']}; this version of maskserve reads format {FORMAT}"
+                f"{path}: written in format {document['format']!r:.30}; this version of maskserve reads format "
+                f"{FORMAT}"
             )
         architecture = Architecture.from_dict(document["architecture"])
         entries = document["categories"]
         model = Model(
             name=str(document["name"]),
             architecture=architecture,
-            categories=tuple(Category(int(c["id"]), str(c["name"])) for c in entries),
-            labels=tuple(int(c["label"]) for c in entries),
+            categories=tuple(Category(_integer(c["id"]), str(c["name"])) for c in entries),
+            labels=tuple(_integer(c["label"]) for c in entries),
             ap={str(k): float(v) for k, v in document["ap"].items()},
             ap_source=str(document.get("ap_source", "")),
             training=dict(document.get("training", {})),
@@ -241,18 +248,42 @@ def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:
                 for name, (low, high) in document.get("ranges", {}).items()
             },
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path}: its description of the model is damaged ({error!r})") from error
-    unlike = len({c.id for c in model.categories}) == len(set(model.labels)) == len(model.labels)
-    if not model.labels or not unlike or not all(0 < label < architecture.classes for label in model.labels):
-        raise ModelError(f"{path}: its categories do not fit its {architecture.classes} classes")
-    if not all(math.isfinite(high - low) and low <= high for low, high in model.ranges.values()):
-        raise ModelError(f"{path}: its ranges of activations are damaged")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ModelError(f"{path}: its description of the model is damaged ({error!r:.300})") from error
+    if (wrong := fault(model)) is not None:
+        raise ModelError(f"{path}: {wrong}")
     return replace(model, sha256=digest(path)), tensors
 
 
-def _fill(network: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
-    own = network.state_dict()
+def fault(model: Model) -> str | None:
+    """What `read` would refuse a description of the right types for, as the end of a line; None if nothing."""
+    for name, value in asdict(model.architecture).items():
+        most = MOST_CONVS if name.endswith("_convs") else MAX_SIDE
+        if any(isinstance(n, int) and n > most for n in (value if isinstance(value, tuple) else (value,))):
+            return f"its architecture cannot be built ({name} is above {most})"
+    ids, names = {c.id for c in model.categories}, {c.name for c in model.categories}
+    unlike = len(ids) == len(set(model.labels)) == len(model.labels)
+    if not ids or not unlike or not all(0 < label < model.architecture.classes for label in model.labels):
+        return f"its categories do not fit its {model.architecture.classes} classes"
+    if min(ids) < 0 or max(ids) >= 2**63:
+        return "its category ids are not all from 0 to 2^63 - 1"
+    if len(names) < len(ids) or not all(name.strip() for name in names):
+        return "its categories have names that are empty or the same"
+    if not all(0 <= ap <= 1 or ap == -1 for ap in model.ap.values()):  # -1: there was nothing to count
+        return "its AP is not from 0 to 1"
+    if not all(math.isfinite(high - low) and low <= high for low, high in model.ranges.values()):
+        return "its ranges of activations are damaged"
+    return None
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no integer")
+    return value
+
+
+def _check(tensors: dict[str, Tensor], own: dict[str, Tensor], origin: str) -> None:
+    """Refuse tensors that are not those of a network. own: what that has, on whatever device."""
     missing, foreign = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
     # torchvision's V1 file, made when BatchNorm was frozen, has no batch counters.
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
@@ -263,9 +294,16 @@ def _fill(network: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
             f"{origin}: the weights were made for another architecture ({len(missing)} tensors missing, "
             f"{len(foreign)} unknown, {len(wrong)} of another shape; the first is {first})"
         )
-    if bad := next((n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()), None):
-        raise ModelError(f"{origin}: the weights are damaged: {bad} holds values that are not finite")
-    network.load_state_dict(tensors, strict=False)
+    for name, tensor in tensors.items():
+        kept = own[name].dtype
+        if tensor.dtype not in (FLOATS if kept.is_floating_point else (kept,)):
+            raise ModelError(
+                f"{origin}: the weights are damaged: {name} holds {tensor.dtype} instead of {kept}"
+            )
+        if not tensor.to(kept).isfinite().all():  # a float64 may be more than float32 holds
+            raise ModelError(f"{origin}: the weights are damaged: {name} holds values that are not finite")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise ModelError(f"{origin}: the weights are damaged: {name} holds variances below 0")
 
 
 def _first_line(error: Exception) -> str:

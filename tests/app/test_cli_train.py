@@ -273,6 +273,16 @@ def test_damaged_annotations_stop_the_start_or_are_left_out(folder, capsys):
     assert cli_train.run_training(source, folder / "run", Start(), "cpu", QUICK) == 0
 
 
+def test_training_does_not_start_on_what_no_model_file_can_hold(folder, capsys):
+    path = folder / "data" / "instances.json"
+    document = json.loads(path.read_text())
+    document["categories"].append({"id": -1, "name": "nothing"})
+    path.write_text(json.dumps(document))
+    assert trained(folder) == 1
+    assert "its category ids are not all from 0" in capsys.readouterr().err
+    assert not (folder / "run").exists()
+
+
 def test_best_model_of_a_run_has_card_samples_and_figures(folder, capsys):
     source = Source(str(folder / "data"), validation=str(folder / "data"))
     options = {**QUICK, "validate_every": 1}

@@ -282,6 +282,47 @@ def test_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
             lambda d: d["categories"][0].update(label=1), "do not fit its 3 classes", id="same label"
         ),
         pytest.param(lambda d: d["categories"][0].update(id=3), "do not fit its 3 classes", id="same id"),
+        pytest.param(
+            lambda d: d.update(format="1\n2"), "written in format '1\\n2'; this", id="format of lines"
+        ),
+        pytest.param(
+            lambda d: d["architecture"].update(fpn_channels=2**70),
+            "fpn_channels is above 65535",
+            id="width 2^70",
+        ),
+        pytest.param(
+            lambda d: d["architecture"].update(fpn_channels=60_000),
+            "made for another architecture",
+            id="width beyond any memory",
+        ),
+        pytest.param(
+            lambda d: d["architecture"].update(rpn_convs=10**9), "rpn_convs is above 64", id="absurd depth"
+        ),
+        pytest.param(
+            lambda d: d["architecture"].update(min_size=10**7, max_size=10**7),
+            "min_size is above 65535",
+            id="absurd size",
+        ),
+        pytest.param(
+            lambda d: d["architecture"].update(anchor_sizes=[1, 2, 3, 4, 2**70]),
+            "anchor_sizes is above 65535",
+            id="absurd anchor",
+        ),
+        pytest.param(
+            lambda d: d["categories"][0].update(id=2**63), "ids are not all from 0 to 2^63", id="id 2^63"
+        ),
+        pytest.param(
+            lambda d: d["categories"][0].update(id=-3), "ids are not all from 0 to 2^63", id="id below 0"
+        ),
+        pytest.param(lambda d: d["categories"][0].update(id=1.7), "1.7 is no integer", id="broken id"),
+        pytest.param(lambda d: d["categories"][0].update(label=1.7), "1.7 is no integer", id="broken label"),
+        pytest.param(lambda d: d["categories"][0].update(name=" "), "names that are empty", id="empty name"),
+        pytest.param(lambda d: d["categories"][0].update(name="nut"), "or the same", id="same name"),
+        pytest.param(
+            lambda d: d.update(ap={"box": float("nan")}), "AP is not from 0 to 1", id="ap of nothing"
+        ),
+        pytest.param(lambda d: d.update(ap={"box": 83.9}), "AP is not from 0 to 1", id="ap in percent"),
+        pytest.param(lambda d: d.update(ap={"box": 10**400}), "damaged (OverflowError", id="endless ap"),
     ],
 )
 def test_damaged_description_is_named(
@@ -290,7 +331,7 @@ def test_damaged_description_is_named(
     assert named in refusal(rewritten(whole, tmp_path / "changed.safetensors", document=change))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "[" * 100_000])
 def test_description_that_is_no_json_table_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "odd.safetensors"
     save_file({"weight": torch.zeros(3)}, path, {"maskserve": text})
@@ -326,6 +367,43 @@ def test_weights_that_are_no_numbers_are_refused(
         whole, tmp_path / "poisoned.safetensors", tensors=lambda held: held[name].view(-1)[3:4].fill_(value)
     )
     assert f"{name} holds values that are not finite" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("backbone.body.conv1.weight", torch.complex64),
+        ("backbone.body.conv1.weight", torch.float8_e4m3fn),
+        ("backbone.body.conv1.weight", torch.int8),
+        ("backbone.body.bn1.num_batches_tracked", torch.float32),
+    ],
+)
+def test_weights_of_another_kind_of_number_are_refused(
+    whole: Path, tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    path = rewritten(
+        whole, tmp_path / "kind.safetensors", tensors=lambda held: held.update({name: held[name].to(dtype)})
+    )
+    assert f"{name} holds {dtype} instead of torch." in refusal(path)
+
+
+def test_weights_beyond_float32_are_refused(whole: Path, tmp_path: Path) -> None:
+    def grow(held: dict[str, torch.Tensor]) -> None:
+        held["backbone.body.bn1.bias"] = held["backbone.body.bn1.bias"].double() + 1e300
+
+    path = rewritten(whole, tmp_path / "large.safetensors", tensors=grow)
+    assert "backbone.body.bn1.bias holds values that are not finite" in refusal(path)
+
+
+def test_variance_below_zero_is_refused(whole: Path, tmp_path: Path) -> None:
+    name = "backbone.body.bn1.running_var"
+    path = rewritten(whole, tmp_path / "odd.safetensors", tensors=lambda held: held[name][3:4].fill_(-1e-3))
+    assert f"{name} holds variances below 0" in refusal(path)
+
+
+def test_ap_where_there_was_nothing_to_count_is_kept(whole: Path, tmp_path: Path) -> None:
+    path = rewritten(whole, tmp_path / "bare.safetensors", document=lambda d: d.update(ap={"box": -1.0}))
+    assert zoo.read(path)[1].ap == {"box": -1.0}
 
 
 def test_batch_counters_may_be_missing(whole: Path, tmp_path: Path) -> None:
