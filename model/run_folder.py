@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from dataclasses import asdict
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,10 +23,16 @@ if TYPE_CHECKING:
     from model import zoo
 
 CHECKPOINT, LOG, SETTINGS, EVENTS = "checkpoint.pt", "log.jsonl", "settings.json", "events"
+HOLDS = {"step", "network", "average", "optimizer"}  # what a checkpoint has at least
+# What torch.load was seen to raise for a checkpoint cut short or with other bytes in it, and what other documents do.
+DAMAGE = (RuntimeError, UnpicklingError, EOFError, LookupError, ValueError, TypeError, AttributeError)
 
 
 def keep_settings(run: Path, model: zoo.Model, recipe: Recipe, *, write: bool = True) -> None:
-    """Write what the run was started with, and refuse to resume a run of something else."""
+    """Write what the run was started with, and refuse to resume a run of something else.
+
+    Raises TrainingError for that, and for a folder whose checkpoint or settings are damaged.
+    """
     settings = {
         "architecture": model.architecture.to_dict(),
         "categories": [asdict(category) for category in model.categories],
@@ -37,11 +44,23 @@ def keep_settings(run: Path, model: zoo.Model, recipe: Recipe, *, write: bool = 
     }
     settings = json.loads(json.dumps(settings))
     path = run / SETTINGS
-    if (run / CHECKPOINT).exists() and path.exists():
-        before = json.loads(path.read_text())
-        done = int(torch.load(run / CHECKPOINT, mmap=True, weights_only=True)["step"])
+    checkpoint = load_checkpoint(run, "cpu", mmap=True)
+    if checkpoint is not None:
+        otherwise = f"delete {run / CHECKPOINT} to start anew, or name another folder"
+        try:
+            before = json.loads(path.read_text())
+            recipe_before = Recipe(**{k: _tuples(v) for k, v in before["recipe"].items()})
+            alike = recipe.begins_like(recipe_before, checkpoint["step"])
+        except FileNotFoundError:
+            raise TrainingError(
+                f"{path}: missing, but there is a checkpoint beside it; {otherwise}"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise TrainingError(
+                f"{path}: damaged, or of another version ({error!r:.200}); {otherwise}"
+            ) from error
         changed = []
-        if not recipe.begins_like(Recipe(**{k: _tuples(v) for k, v in before["recipe"].items()}), done):
+        if not alike:
             changed = [
                 f"{key} {before['recipe'].get(key)} → {value}"
                 for key, value in settings["recipe"].items()
@@ -54,9 +73,7 @@ def keep_settings(run: Path, model: zoo.Model, recipe: Recipe, *, write: bool = 
                 f"{run} holds a run with other settings ({', '.join(changed)}); name another folder to start anew"
             )
     if write:
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(settings, indent=1))
-        part.replace(path)
+        _put(path, settings)
 
 
 def keep_environment(run: Path, device: str, processes: int) -> None:
@@ -75,8 +92,18 @@ def keep_environment(run: Path, device: str, processes: int) -> None:
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
     }
-    before = json.loads(path.read_text()) if path.exists() else []
-    path.write_text(json.dumps([*before, entry], indent=1))
+    try:
+        before = json.loads(path.read_text()) if path.exists() else []
+        _put(path, [*before, entry])
+    except (ValueError, TypeError, RecursionError) as error:
+        raise TrainingError(f"{path}: damaged ({error!r:.200}); delete it to go on") from error
+
+
+def _put(path: Path, document: Any) -> None:
+    """Write a JSON file all at once."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(document, indent=1))
+    part.replace(path)
 
 
 def _tuples(value: Any) -> Any:
@@ -91,12 +118,19 @@ def save_checkpoint(run: Path, document: dict[str, Any]) -> None:
     part.replace(run / CHECKPOINT)
 
 
-def load_checkpoint(run: Path, device: str) -> dict[str, Any] | None:
-    """The checkpoint, if there is one."""
+def load_checkpoint(run: Path, device: str, *, mmap: bool = False) -> dict[str, Any] | None:
+    """The checkpoint, if there is one. mmap: its tensors are read when they are used. Raises TrainingError."""
     path = run / CHECKPOINT
     if not path.exists():
         return None
-    document: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    try:
+        document: dict[str, Any] = torch.load(path, map_location=device, mmap=mmap, weights_only=True)
+        if not document.keys() >= HOLDS or type(document["step"]) is not int:
+            raise TypeError("no checkpoint of a run")
+    except torch.OutOfMemoryError:
+        raise
+    except DAMAGE as error:
+        raise TrainingError(f"{path}: the checkpoint is damaged; delete it or name another folder") from error
     return document
 
 

@@ -14,17 +14,18 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from model import run_folder, zoo
 from model import train as module
-from model import zoo
 from model.data import Category, DatasetError, Sample
 from model.data.shapes import CATEGORIES, Shapes
 from model.network import C4, SMALL, build
+from model.parallel import Group
 from model.recipe import Recipe, TrainingError
-from model.step import freeze
+from model.step import begin, freeze
 from model.train import read_log, train
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 THIN = replace(
@@ -223,6 +224,69 @@ def test_other_settings_in_the_same_folder_are_refused(scenes: Shapes, run: Path
         with pytest.raises(TrainingError, match=named):
             train(Other(6, 2, (64, 80)), model, changed, run)
     assert (run / "settings.json").read_bytes() == settings
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        pytest.param(lambda run: cut(run / "checkpoint.pt"), "checkpoint is damaged; delete it", id="half"),
+        pytest.param(
+            lambda run: (run / "checkpoint.pt").write_bytes(b""),
+            "checkpoint is damaged; delete it",
+            id="empty",
+        ),
+        pytest.param(
+            lambda run: torch.save([], run / "checkpoint.pt"), "checkpoint is damaged; delete it", id="a list"
+        ),
+        pytest.param(
+            lambda run: torch.save({"step": 1}, run / "checkpoint.pt"),
+            "checkpoint is damaged; delete it",
+            id="no weights",
+        ),
+        pytest.param(
+            lambda run: (run / "settings.json").unlink(), "settings.json: missing", id="no settings"
+        ),
+        pytest.param(
+            lambda run: (run / "settings.json").write_text(""), "settings.json: damaged", id="empty settings"
+        ),
+        pytest.param(
+            lambda run: (run / "settings.json").write_text("[]"),
+            "settings.json: damaged",
+            id="settings in a list",
+        ),
+        pytest.param(
+            lambda run: (run / "settings.json").write_text('{"recipe": {"momentum": 0.9}}'),
+            "unexpected keyword argument 'momentum'",
+            id="unknown field",
+        ),
+        pytest.param(
+            lambda run: (run / "environment.json").write_text("["),
+            "environment.json: damaged",
+            id="environment",
+        ),
+    ],
+)
+def test_damaged_run_folder_is_one_line_that_says_what_to_do(
+    run: Path, damage: Callable[[Path], object], named: str
+) -> None:
+    recipe = replace(RECIPE, steps=2)
+    run.mkdir()
+    run_folder.keep_settings(run, MODEL, recipe)
+    run_folder.keep_environment(run, "cpu", 1)
+    state = begin(MODEL, recipe, "cpu", None, Group())
+    document = {"network": state.network.state_dict(), "optimizer": state.optimizer.state_dict()}
+    run_folder.save_checkpoint(run, {"step": 1, "average": state.average, **document})
+    damage(run)
+    with pytest.raises(TrainingError) as caught:
+        train(Shapes(6, 2, (64, 80)), MODEL, recipe, run)
+    text = str(caught.value)
+    assert named in text
+    assert "delete" in text
+    assert "\n" not in text
 
 
 def test_interruption_between_model_and_checkpoint_loses_nothing(
