@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from app.cli_table import BAD_USAGE, complain
 from app.cpus import usable_cpus
 from app.loading import LOAD_ERRORS
 from app.source import SHAPES, Source
@@ -47,6 +49,8 @@ def run_evaluation(
     plots: Path | None,
 ) -> int:
     """Evaluate a model and print its figures; the program's exit code."""
+    if (lacking := not_installed("pycocotools", *["matplotlib"] * (plots is not None))) is not None:
+        return complain(lacking, BAD_USAGE)
     torch.set_num_threads(usable_cpus())
     try:
         engine = Engine.load(model, device=device, precision=precision, weights_folder=weights_folder)
@@ -65,6 +69,13 @@ def run_evaluation(
     for reason in evaluation.unreadable:
         typer.echo(f"left out: {reason}", err=True)
     return 0
+
+
+def not_installed(*packages: str) -> str | None:
+    """Which of these, which come with the extra `train`, are not there, and how to get them; None if all are."""
+    if missing := [package for package in packages if find_spec(package) is None]:
+        return f"not installed: {', '.join(missing)}; get what this needs with pip install 'maskserve[train]'"
+    return None
 
 
 def measurable(name: str, source: Source, *, boxes: bool = False) -> Dataset:

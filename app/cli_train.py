@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from app.cli_evaluate import measurable
+from app.cli_evaluate import measurable, not_installed
+from app.cli_table import BAD_USAGE, complain
 from app.cpus import usable_cpus
 from app.loading import LOAD_ERRORS
 from app.run_report import judged, report
@@ -60,6 +61,8 @@ def run_training(
 
     overrides: what to change about the recipe of that name; None changes nothing.
     """
+    if (lacking := not_installed("pycocotools", "matplotlib", "tensorboard")) is not None:
+        return complain(lacking, BAD_USAGE)
     torch.set_num_threads(max(1, usable_cpus() // processes_here()))
     group = Group()
     try:

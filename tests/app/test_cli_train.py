@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -237,6 +238,33 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_1(folder, arguments, mess
     assert result.exit_code == 1
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package"),
+    [
+        (["train"], "pycocotools"),
+        (["train"], "matplotlib"),
+        (["train"], "tensorboard"),
+        (["evaluate", "shapes"], "pycocotools"),
+        (["evaluate", "shapes", "--plots", "PLOTS"], "matplotlib"),
+    ],
+)
+def test_package_that_is_not_installed_is_one_line_and_exit_code_2(folder, monkeypatch, arguments, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    filled = [str(folder / "plots") if a == "PLOTS" else a for a in arguments]
+    filled += ["--data", str(folder / "data"), *(["--out", str(folder / "run")] * (filled[0] == "train"))]
+    result = CliRunner().invoke(cli, filled)
+    assert result.exit_code == 2
+    assert f"not installed: {package}; " in result.stderr
+    assert "pip install 'maskserve[train]'" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_evaluation_without_pictures_needs_no_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = CliRunner().invoke(cli, ["evaluate", "shapes", "--data", "nowhere"])
+    assert "nowhere: cannot be read" in result.stderr
 
 
 def test_scales_surround_the_size_that_the_network_is_used_at():
