@@ -212,8 +212,12 @@ def described(start: Start, classes: int, recipe: str = "small") -> Architecture
 
 
 def scales(architecture: Architecture) -> tuple[int, ...]:
-    """Shorter image sides to train at, around the one that the network is used at: ¾ to 13/12 of it."""
-    return tuple(max(1, round(architecture.min_size * part / 12 / 32)) * 32 for part in (9, 10, 11, 12, 13))
+    """Shorter image sides to train at, around the one that the network is used at: ¾ to 13/12 of it.
+
+    None is above the longer side's limit, which no image exceeds anyway.
+    """
+    steps = (round(architecture.min_size * part / 12 / 32) for part in (9, 10, 11, 12, 13))
+    return tuple(min(max(1, step) * 32, architecture.max_size) for step in steps)
 
 
 def sizes_by_step(texts: Sequence[str], usual: tuple[int, ...]) -> dict[str, Any]:

@@ -143,7 +143,8 @@ def train(
         ),
     ] = None,
     clip: Annotated[
-        float | None, typer.Option(min=0, show_default="10", help="Most that the gradient's norm may be.")
+        float | None,
+        typer.Option(show_default="10", help="Most that the gradient's norm may be; above 0."),
     ] = None,
     flip: Annotated[
         float | None, typer.Option(min=0, max=1, show_default="0.5", help="How often images are mirrored.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 
 class TrainingError(Exception):
@@ -64,12 +65,29 @@ class Recipe:
         sizes = (self.min_sizes, *(sizes for _, sizes in self.later_sizes))
         if min(*counts, *sum(sizes, ()), self.max_size) < 1 or not all(sizes):
             raise TrainingError("steps, batch size, RoIs, proposals and image sizes must be at least 1")
+        if (largest := max(sum(sizes, ()))) > self.max_size:
+            raise TrainingError(
+                f"the shorter image side may be at most the longer one's limit of {self.max_size}, not {largest}"
+            )
         if min(self.warmup, self.workers) < 0 or not 0 <= self.ema < 1:
             raise TrainingError(
                 "warm-up and workers are numbers from 0 up, and ema is at least 0 and below 1"
             )
-        if not (math.isfinite(self.box_weight) and self.box_weight >= 0):
-            raise TrainingError(f"the weight of L_box is a number from 0 up, not {self.box_weight}")
+        for name, value in (
+            ("the learning rate", self.learning_rate),
+            ("the weight decay", self.weight_decay),
+            ("the weight of L_box", self.box_weight),
+        ):
+            if not (math.isfinite(value) and value >= 0):
+                raise TrainingError(f"{name} is a number from 0 up, not {value}")
+        if not self.clip > 0:  # 0 would make every gradient 0
+            raise TrainingError(
+                f"clip, the most that the gradient's norm may be, is above 0, not {self.clip}"
+            )
+        if not (0 <= self.positives <= 1 and 0 <= self.flip <= 1):
+            raise TrainingError(
+                f"positives and flip are parts from 0 to 1, not {self.positives} and {self.flip}"
+            )
         if not 0 <= self.frozen_stages <= 4:
             raise TrainingError(f"a backbone has 4 stages to freeze, not {self.frozen_stages}")
         if self.jitter and not (len(self.jitter) == 2 and 0 < self.jitter[0] <= self.jitter[1]):
@@ -80,8 +98,9 @@ class Recipe:
             )
         if min(self.validate_every, self.patience) < 0 or (self.patience and not self.validate_every):
             raise TrainingError("patience counts validations, which need a number of steps in between")
-        if not self.drops or list(self.drops) != sorted(self.drops):
-            raise TrainingError(f"drops are parts of the run in ascending order, at least one: {self.drops}")
+        rising = all(earlier < later for earlier, later in pairwise(self.drops))
+        if not self.drops or not rising or not all(0 <= drop <= 1 for drop in self.drops):
+            raise TrainingError(f"drops are parts of the run from 0 to 1, rising, at least one: {self.drops}")
 
     def sizes(self, step: int) -> tuple[int, ...]:
         """The shorter image sides to draw from at a step."""

@@ -199,6 +199,7 @@ def test_evaluation_prints_all_figures_as_json(folder, capsys):
             ["train", "--architecture", "resnet19", "--data", "DATA"], "resnet19", id="architecture"
         ),
         pytest.param(["train", "--optimizer", "lion", "--data", "DATA"], "'sgd' or 'adamw'", id="optimizer"),
+        pytest.param(["train", "--clip", "0", "--data", "DATA"], "above 0, not 0", id="clip"),
         pytest.param(["train", "--data", "DATA", "--pooling", "warp"], "'align' or 'pool'", id="pooling"),
         pytest.param(["train", "--data", "DATA", "--masks", "tanh"], "masks are 'sigmoid'", id="masks"),
         pytest.param(["train", "--data", "DATA", "--recipe", "paperr"], "no recipe 'paperr'", id="recipe"),
@@ -269,6 +270,7 @@ def test_evaluation_without_pictures_needs_no_matplotlib(monkeypatch):
 
 def test_scales_surround_the_size_that_the_network_is_used_at():
     assert cli_train.scales(SMALL) == (288, 320, 352, 384, 416)
+    assert cli_train.scales(replace(SMALL, max_size=384)) == (288, 320, 352, 384, 384)
 
 
 def test_sizes_may_change_on_the_way():

@@ -20,7 +20,7 @@ from model.data import Category, DatasetError, Sample
 from model.data.shapes import CATEGORIES, Shapes
 from model.network import C4, SMALL, build
 from model.parallel import Group
-from model.recipe import Recipe, TrainingError
+from model.recipe import RECIPES, Recipe, TrainingError
 from model.step import begin, freeze
 from model.train import read_log, train
 
@@ -375,6 +375,21 @@ def test_dataset_of_other_categories_is_refused(scenes: Shapes, run: Path) -> No
         ({"box_weight": float("nan")}, "weight of L_box"),
         ({"drops": ()}, "drops"),
         ({"drops": (0.9, 0.5)}, "drops"),
+        ({"drops": (0.5, 0.5)}, "rising"),
+        ({"drops": (0.5, 1.5)}, "from 0 to 1"),
+        ({"drops": (float("nan"),)}, "from 0 to 1"),
+        ({"learning_rate": float("nan")}, "learning rate is a number from 0 up"),
+        ({"learning_rate": float("inf")}, "learning rate is a number from 0 up"),
+        ({"learning_rate": -1e-3}, "learning rate is a number from 0 up"),
+        ({"weight_decay": -1.0}, "weight decay is a number from 0 up"),
+        ({"clip": 0.0}, "above 0"),
+        ({"clip": -1.0}, "above 0"),
+        ({"clip": float("nan")}, "above 0"),
+        ({"positives": 1.5}, "from 0 to 1"),
+        ({"flip": 1.5}, "from 0 to 1"),
+        ({"flip": float("nan")}, "from 0 to 1"),
+        ({"max_size": 72}, "at most the longer one's limit of 72, not 80"),
+        ({"later_sizes": ((10, (256,)),)}, "at most the longer one's limit of 128, not 256"),
         ({"frozen_stages": 5}, "4 stages"),
         ({"jitter": (2.0, 0.1)}, "jitter is"),
         ({"copy_paste": 0.5}, "needs jitter"),
@@ -385,6 +400,11 @@ def test_recipes_that_make_no_sense_are_refused(changes: dict[str, Any], named: 
     with pytest.raises(TrainingError, match=named):
         train(Shapes(1, 1), MODEL, replace(RECIPE, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_that_have_a_name_make_sense(name: str) -> None:
+    RECIPES[name].check()
 
 
 @pytest.mark.parametrize(
