@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,7 +27,6 @@ from model.train import read_log, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 THIN = replace(
     SMALL,
@@ -405,6 +405,14 @@ def test_recipes_that_make_no_sense_are_refused(changes: dict[str, Any], named: 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_that_have_a_name_make_sense(name: str) -> None:
     RECIPES[name].check()
+
+
+def test_documentation_says_of_all_recipes_only_what_all_of_them_do() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    common = text.partition("In all of them:")[2].partition(". ")[0]
+    assert "linear warm-up" in common
+    assert ("--clip" in common) == all(recipe.clip < 1e9 for recipe in RECIPES.values())
+    assert ("--ema" in common) == all(recipe.ema for recipe in RECIPES.values())
 
 
 @pytest.mark.parametrize(
