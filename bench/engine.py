@@ -5,8 +5,8 @@
 
 COCO's weights are not needed: bench/lifelike.py makes random ones that behave alike, and all sides keep as many
 detections as --detections says. For int8 a model that is not calibrated yet is, on the photo. Without --photo a scene
-is drawn, or for `shapes` an example enlarged. Every side goes from pixels to boxes, scores and masks: ours to COCO run
-lengths, torchvision's to its stack of masks, and with --encode to pycocotools' run lengths.
+is drawn, or for `shapes` an example enlarged and cropped. Every side goes from pixels to boxes, scores and masks: ours
+to COCO run lengths, torchvision's to its stack of masks, and with --encode to pycocotools' run lengths.
 
 Each side lives in a process of its own and waits while another runs. torchvision comes twice: as people run it, and
 with what `maskserve serve` tells glibc about freed memory, from which it gains more than we do.
@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as coco
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
     from model.instances import Instances
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "images" / "000012.jpg"
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "images" / "000004.jpg"
 SIDES = {
     "torchvision": "torchvision eager",
     "kept": "… with our allocator setting",
@@ -91,7 +91,7 @@ def picture(photo: Path | None, megapixels: float | None, model: str = "") -> np
     if photo is not None:
         image = Image.open(photo).convert("RGB")
     elif model == "shapes":
-        image = Image.open(EXAMPLE).convert("RGB").resize((640, 480))
+        image = ImageOps.fit(Image.open(EXAMPLE).convert("RGB"), (640, 480))
     else:
         drawn = undergrowth(np.random.default_rng(7), 480, 640)
         image = Image.fromarray(np.clip(drawn, 0, 255).astype(np.uint8))
