@@ -56,7 +56,7 @@ def training(backgrounds: Path | None = None) -> Shapes:
     backgrounds: a folder of photos to draw some of the scenes on. Raises DatasetError for one without photos.
     """
     photos = () if backgrounds is None else photos_in(backgrounds)
-    return Shapes(seed=1, length=50_000, sides=(200, 600), things=0.5, photos=photos)
+    return Shapes(seed=1, length=50_000, sides=(200, 600), things=0.5, empty=0.15, photos=photos)
 
 
 def photos_in(folder: Path) -> tuple[Path, ...]:
