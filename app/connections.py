@@ -33,7 +33,7 @@ LINGERING = 16  # … and connections that were refused and still send, so that 
 LINGER_SECONDS = 2.0
 
 
-class _Refused(Exception):  # noqa: N818 - no error, but the parser stops for nothing else
+class _RefusedError(Exception):
     """Ends the parsing of a connection that was refused."""
 
 
@@ -104,7 +104,7 @@ class Connection(HttpToolsProtocol):
         """
         if self._parsed_header_bytes() > HEADER_BYTES:
             self._refuse(too_large())
-            raise _Refused
+            raise _RefusedError
         super().on_headers_complete()
         self._in_header = False  # not before, because a path that is none ends the header with an exception
         self._stop_timer()
