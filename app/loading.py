@@ -9,7 +9,8 @@ import torch
 from app.allocator import keep_freed_memory
 from app.cpus import usable_cpus
 from model.download import WeightsError
-from model.engine import Engine, EngineError
+from model.engine import Engine
+from model.errors import EngineError
 from model.zoo import ModelError
 
 if TYPE_CHECKING:

@@ -48,7 +48,8 @@ from model import zoo
 from model.calibration import measured
 from model.data import Category
 from model.data.drawing import undergrowth
-from model.engine import Engine, resolved
+from model.devices import resolved
+from model.engine import Engine
 from model.instances import Options
 from model.masks import paste
 from model.network import BACKBONES, V1, V2, Architecture

@@ -8,9 +8,7 @@ head, and masks are never pasted (masks.py encodes them from the 28×28 grid). d
 from __future__ import annotations
 
 import logging
-import re
 import traceback
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +19,8 @@ from torchvision.models.detection.transform import resize_boxes
 from model import int8, weights, zoo
 from model.convolution import Format
 from model.dense import Dense
-from model.errors import OutOfDeviceMemory, device_error
+from model.devices import current, device_named, multiplies_bfloat16, resolved
+from model.errors import EngineError, OutOfDeviceMemory, device_error
 from model.graphs import Captured
 from model.heads import BoxHead, MaskHead
 from model.instances import Instances, Options
@@ -32,7 +31,7 @@ from model.proposals import Proposer
 from model.tail import Wanted, found_at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -41,12 +40,6 @@ if TYPE_CHECKING:
     from model.heads import Detections
 
 log = logging.getLogger(__name__)
-
-PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
-
-
-class EngineError(ValueError):
-    """The engine cannot do what was asked: an unknown device or precision, no images, or images that fit no batch."""
 
 
 class Engine:
@@ -61,7 +54,7 @@ class Engine:
     ) -> None:
         """network: a trained torchvision detector on the CPU, in float32; what is prepared from it is a copy.
 
-        precision: one of PRECISIONS. Raises EngineError where the device cannot compute in it.
+        precision: one of model.devices.PRECISIONS. Raises EngineError where the device cannot compute in it.
         """
         self.model, self.device = model, device
         self.batches = device.type == "cuda"
@@ -103,7 +96,7 @@ class Engine:
         weights lie; model.weights.default_folder() if None.
         Raises EngineError, model.zoo.ModelError, model.download.WeightsError.
         """
-        chosen = _device(device)
+        chosen = device_named(device)
         resolved(precision, chosen)  # complains before minutes go into fetching weights
         folder = weights_folder if weights_folder is not None else weights.default_folder()
         network, model = zoo.load(name, folder)
@@ -144,25 +137,10 @@ class Engine:
         # Nothing is found in them, so the mask head has one box to itself.
         shape = images[0].shape[:2]
         (height, width), size = self.padded_shape(*shape), self.input_size(*shape)
-        with self._current():
+        with current(self.device, self.precision):
             maps = self._dense(self._normalise(images[:1], [size], (height, width)))
             box = torch.tensor([[0.0, 0.0, width, height]], device=self.device)
             self._masks(maps, [box], torch.ones(1, dtype=torch.int64, device=self.device)).cpu()
-
-    @contextmanager
-    def _current(self) -> Iterator[None]:
-        """The engine's GPU is the calling thread's current one, and float32 means float32 on it."""
-        if self.device.type != "cuda":
-            yield
-            return
-        cudnn = torch.backends.cudnn
-        before = cudnn.allow_tf32  # whose 10 bits of mantissa convolutions are otherwise computed in
-        cudnn.allow_tf32 = before and self.precision != "float32"
-        try:
-            with torch.cuda.device(self.device):
-                yield
-        finally:
-            cudnn.allow_tf32 = before
 
     def device_memory(self) -> dict[str, int]:
         """Bytes of the GPU's memory by kind: "allocated" to tensors, "reserved" by torch; nothing for a CPU."""
@@ -188,7 +166,7 @@ class Engine:
             raise EngineError("the images of a batch must have the same padded shape")
         if not images:
             return []
-        with self._current():
+        with current(self.device, self.precision):
             return self._attempted(images, options)
 
     def _attempted(self, images: Sequence[np.ndarray], options: Sequence[Options]) -> list[Instances]:
@@ -310,69 +288,6 @@ def _on_cpu(detections: Detections) -> Detections:
     return boxes.cpu(), scores.cpu(), labels.cpu()
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise EngineError(f"no such device: {name!r}; there are cpu, cuda and cuda:N") from None
-    if str(device) != name:  # torch takes the number modulo 256
-        raise EngineError(f"no such device: {name!r}; there are cpu, cuda and cuda:N")
-    if device.type not in ("cpu", "cuda"):
-        raise EngineError(f"device {name!r} is not supported; cpu, cuda and cuda:N are")
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise EngineError(f"device {name!r} was asked for, but {count} CUDA devices are usable here")
-        capability, built_for = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
-        if not _runs_on(capability, built_for):
-            generation = "{}.{}".format(*capability)
-            raise EngineError(
-                f"this torch has no kernels for a GPU of compute capability {generation}: it was built for "
-                f"{', '.join(built_for)}"
-            )
-    return device
-
-
-def _runs_on(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
-    """Whether one of a build's architectures, such as "sm_90" or "compute_90", runs on a GPU.
-
-    Machine code runs on the same major and later minor generations, PTX on all later ones (CUDA's guide,
-    "Application compatibility").
-    """
-    for name in built_for:
-        known = re.match(r"(sm|compute)_(\d+)", name)
-        built = divmod(int(known[2]), 10) if known else (0, 0)
-        if known and built <= capability and (known[1] == "compute" or built[0] == capability[0]):
-            return True
-    return False
-
-
-def resolved(precision: str, device: torch.device) -> str:
-    """The number format that `precision` means on a device: "float32", "bfloat16", "float16" or "int8".
-
-    "auto" is the quickest that the hardware computes in by itself: bfloat16 on processors with AVX512-BF16 or AMX
-    and on GPUs since Ampere, float16 on GPUs since Volta, else float32. It is never int8, whose answers differ visibly.
-    Raises EngineError.
-    """
-    if precision not in PRECISIONS:
-        raise EngineError(f"no such precision: {precision!r}; there are {', '.join(PRECISIONS)}")
-    cuda = device.type == "cuda"
-    if precision == "auto":
-        if not cuda:
-            return "bfloat16" if _multiplies_bfloat16() else "float32"
-        generation = torch.cuda.get_device_capability(device)[0]
-        return "bfloat16" if generation >= 8 else "float16" if generation >= 7 else "float32"
-    if precision == "float16" and not cuda:
-        raise EngineError("float16 is for GPUs; on a CPU there are float32, bfloat16 and int8")
-    if precision == "int8" and cuda:
-        raise EngineError("int8 is for CPUs; on a GPU there are float32, bfloat16 and float16")
-    if precision == "int8" and not int8.usable():
-        raise EngineError("int8 needs an x86 processor with AVX512-VNNI; here there are float32 and bfloat16")
-    return precision
-
-
 def _in_int8(network: Any, model: zoo.Model) -> tuple[Format, Format, Dense]:
     """What the heads compute in, what the image is normalised in, and the dense part. Raises EngineError."""
     if not int8.quantisable(model.architecture):
@@ -383,15 +298,9 @@ def _in_int8(network: Any, model: zoo.Model) -> tuple[Format, Format, Dense]:
             "some images of the kind that it will see, and writes the result into the model's file"
         )
     cpu = torch.device("cpu")
-    form = Format(cpu, torch.bfloat16 if _multiplies_bfloat16() else torch.float32)
+    form = Format(cpu, torch.bfloat16 if multiplies_bfloat16() else torch.float32)
     return (
         form,
         Format(cpu, torch.float32),
         Dense(network, int8.Int8Format.of(network, model.ranges, form.dtype)),
     )
-
-
-def _multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for it. Without them bfloat16 works, but slower than float32."""
-    cpu = torch.cpu
-    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())  # noqa: SLF001 (no public name)

@@ -1,4 +1,4 @@
-"""What the engine raises when the device, rather than the image, is at fault."""
+"""What the engine raises: of what is asked for, and when the device, rather than the image, is at fault."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ _OUT_OF_MEMORY = (
     "DEVICE_ALLOCATION_FAILED",
     "unable to find an engine to execute this computation",
 )
+
+
+class EngineError(ValueError):
+    """The engine cannot do what was asked: an unknown device or precision, no images, or images that fit no batch."""
 
 
 class OutOfDeviceMemory(Exception):  # noqa: N818 - a state of the device, as `except` reads best

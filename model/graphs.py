@@ -79,7 +79,7 @@ class Captured:
         inputs = images.clone()
         before = torch.cuda.current_stream()
         if self._stream is None:
-            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch gives it no types
         # Libraries choose their kernels and allocate workspaces in runs before the recording.
         self._stream.wait_stream(before)
         with torch.cuda.stream(self._stream):

@@ -22,8 +22,9 @@ from torchvision.ops import box_iou
 from bench.lifelike import lifelike
 from model import weights, zoo
 from model.data import Category
-from model.engine import Engine, EngineError, resolved
-from model.errors import DeviceFailed, OutOfDeviceMemory
+from model.devices import current, device_named, resolved, runs_on
+from model.engine import Engine
+from model.errors import DeviceFailed, EngineError, OutOfDeviceMemory
 from model.graphs import Captured
 from model.heads import BoxHead
 from model.image import decode as decode_image
@@ -631,10 +632,8 @@ def test_unknown_precision_is_refused_before_anything_is_loaded(monkeypatch: pyt
 
 @pytest.mark.parametrize(("usable", "device"), [(0, "cpu"), (2, "cuda")])
 def test_auto_takes_a_gpu_if_there_is_one(usable: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from model import engine as module
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: usable > 0)
-    assert module._device("auto") == torch.device(device)
+    assert device_named("auto") == torch.device(device)
 
 
 def test_gpus_that_torch_was_not_built_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -651,15 +650,11 @@ def test_gpus_that_torch_was_not_built_for_are_refused(monkeypatch: pytest.Monke
     [((7, 0), False), ((7, 5), True), ((8, 9), True), ((9, 0), False), ((10, 0), True)],
 )
 def test_machine_code_runs_on_its_own_major_generation(capability: tuple[int, int], runs: bool) -> None:
-    from model import engine as module
-
-    assert module._runs_on(capability, ["sm_75", "sm_80", "sm_100a"]) is runs
-    assert module._runs_on(capability, ["compute_70"])
+    assert runs_on(capability, ["sm_75", "sm_80", "sm_100a"]) is runs
+    assert runs_on(capability, ["compute_70"])
 
 
-def test_an_engines_gpu_is_the_current_one_and_its_float32_is_float32(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_is_the_current_one_and_its_float32_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     entered: list[object] = []
 
     @contextlib.contextmanager
@@ -668,13 +663,28 @@ def test_an_engines_gpu_is_the_current_one_and_its_float32_is_float32(
         yield
 
     monkeypatch.setattr(torch.cuda, "device", device)
-    monkeypatch.setattr(engine, "device", torch.device("cuda:1"))
+    second = torch.device("cuda:1")
     for precision, reduced in [("float32", False), ("bfloat16", True)]:
-        monkeypatch.setattr(engine, "precision", precision)
-        with engine._current():
+        with current(second, precision):
             assert torch.backends.cudnn.allow_tf32 is reduced
         assert torch.backends.cudnn.allow_tf32
-    assert entered == [torch.device("cuda:1")] * 2
+    assert entered == [second] * 2
+
+
+def test_a_pass_makes_the_engines_device_the_current_one(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from model import engine as module
+
+    entered: list[tuple[torch.device, str]] = []
+
+    def noted(device: torch.device, precision: str) -> Any:
+        entered.append((device, precision))
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(module, "current", noted)
+    segment(engine, photo(96, 128))
+    assert entered == [(CPU, "float32")]
 
 
 def test_recordings_are_dropped_where_memory_ran_out(

@@ -17,7 +17,9 @@ from model.calibration import examples, measured
 from model.convolution import Conv, Format
 from model.data.shapes import Shapes
 from model.dense import Dense
-from model.engine import Engine, EngineError, resolved
+from model.devices import resolved
+from model.engine import Engine
+from model.errors import EngineError
 from model.image import decode
 from model.instances import Options
 from model.int8 import Bytes, Int8Conv, Int8Format, Scale
