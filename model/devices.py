@@ -23,7 +23,7 @@ def device_named(name: str) -> torch.device:
     Raises EngineError for one that cannot be used.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:

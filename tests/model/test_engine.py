@@ -633,6 +633,9 @@ def test_unknown_precision_is_refused_before_anything_is_loaded(monkeypatch: pyt
 @pytest.mark.parametrize(("usable", "device"), [(0, "cpu"), (2, "cuda")])
 def test_auto_takes_a_gpu_if_there_is_one(usable: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: usable > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: usable)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90"])
     assert device_named("auto") == torch.device(device)
 
 
@@ -641,8 +644,9 @@ def test_gpus_that_torch_was_not_built_for_are_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "compute_80"])
-    with pytest.raises(EngineError, match=r"compute capability 7\.0: it was built for sm_75, sm_80"):
-        Engine.load("shapes", device="cuda")
+    for device in ("cuda", "auto"):
+        with pytest.raises(EngineError, match=r"compute capability 7\.0: it was built for sm_75, sm_80"):
+            Engine.load("shapes", device=device)
 
 
 @pytest.mark.parametrize(
