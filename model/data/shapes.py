@@ -37,7 +37,9 @@ Crop = tuple[slice, slice]
 
 LEAST_VISIBLE = 0.5  # an object is never hidden further than this part of its area
 LEAST_PIXELS = 40  # nor to fewer visible pixels
-PHOTO_PART = 0.35  # of the scenes, if there are photos to draw them on
+EMPTY = 0.04  # of the scenes show no shape at all
+PHOTO_PART = 0.4  # of the scenes, if there are photos to draw them on
+EMPTY_PHOTOS = 0.35  # of those show none, so that models learn what photos hold
 PHOTOS = (".jpg", ".jpeg", ".png", ".webp")  # what ends the names of photos to draw on
 
 
@@ -56,7 +58,7 @@ def training(backgrounds: Path | None = None) -> Shapes:
     backgrounds: a folder of photos to draw some of the scenes on. Raises DatasetError for one without photos.
     """
     photos = () if backgrounds is None else photos_in(backgrounds)
-    return Shapes(seed=1, length=50_000, sides=(200, 600), things=0.5, empty=0.15, photos=photos)
+    return Shapes(seed=1, length=50_000, sides=(200, 600), things=0.5, photos=photos)
 
 
 def photos_in(folder: Path) -> tuple[Path, ...]:
@@ -82,7 +84,7 @@ class Shapes:
     sides: shortest and longest image side, pixels. Aspect ratios go from 1:2 to 2:1, the objects' longer sides
     from 16 pixels (or 7 % of the shorter image side, if more) to 60 % of the shorter image side. things: how often
     there are things behind them that are made of parts, as people and animals are; the model must not fire at those.
-    empty: how often there is no shape at all. photos: files, one of which lies behind PHOTO_PART of the scenes.
+    photos: files, one of which lies behind PHOTO_PART of the scenes.
     """
 
     categories = CATEGORIES
@@ -94,15 +96,14 @@ class Shapes:
         sides: tuple[int, int] = (200, 1024),
         *,
         things: float = 0.0,
-        empty: float = 0.04,
         photos: Sequence[Path] = (),
     ) -> None:
         if length < 0 or not 64 <= sides[0] <= sides[1]:
             raise ValueError(
                 f"a length of at least 0 and sides of at least 64 px are needed: {length}, {sides}"
             )
-        self.seed, self.length, self.sides, self.things = seed, length, sides, things
-        self.empty, self.photos = empty, photos
+        self.seed, self.length, self.sides = seed, length, sides
+        self.things, self.photos = things, photos
 
     def __len__(self) -> int:
         return self.length
@@ -180,7 +181,7 @@ class Shapes:
     def _draw(self, rng: Generator) -> tuple[np.ndarray, list[_Layer], np.ndarray]:
         """Pixels [H, W, 3] uint8, the layers from back to front, and which layer each pixel shows [H, W]."""
         height, width = self._size(rng)
-        if self.photos and rng.random() < PHOTO_PART:
+        if on_photo := bool(self.photos) and rng.random() < PHOTO_PART:
             canvas = cut_out(rng, self._photo(rng), height, width)
         else:
             canvas = background(rng, height, width)
@@ -190,7 +191,8 @@ class Shapes:
             canvas = scribble(rng, canvas)
         layers: list[_Layer] = []
         owner = np.full((height, width), -1, np.int16)
-        shapes = 0 if rng.random() < self.empty else int(rng.integers(1, 13))
+        empty = rng.random() < (EMPTY_PHOTOS if on_photo else EMPTY)
+        shapes = 0 if empty else int(rng.integers(1, 13))
         others = int(rng.integers(0, 10)) if rng.random() < 0.8 else 0
         order = rng.permutation([1] * shapes + [0] * others)
         for is_shape in order.tolist():

@@ -189,9 +189,16 @@ def test_photos_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         _ = [scenes[index] for index in range(40)]
 
 
-def test_part_of_the_scenes_has_no_shapes() -> None:
-    bare = Shapes(seed=11, length=10, sides=SMALL_SIDES, empty=1.0)
-    assert all(len(bare[index].labels) == 0 for index in range(10))
+def test_part_of_the_scenes_has_no_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    monkeypatch.setattr(shapes, "PHOTO_PART", 1.0)
+
+    def empty(photos: tuple[Path, ...]) -> float:
+        scenes = Shapes(seed=11, length=80, sides=SMALL_SIDES, photos=photos)
+        return sum(len(scenes[index].labels) == 0 for index in range(80)) / 80
+
+    assert 0 < empty(()) < 3 * shapes.EMPTY
+    assert 0.6 * shapes.EMPTY_PHOTOS < empty(shapes.photos_in(tmp_path)) < 1.4 * shapes.EMPTY_PHOTOS
 
 
 # Size
