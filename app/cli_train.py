@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +30,7 @@ from model.parallel import Group, join, processes_here
 from model.partial import digest
 from model.pretrained import load_backbone, transferred, widened
 from model.recipe import RECIPES, Recipe, TrainingError
+from model.run_folder import claimed
 from model.train import train
 
 if TYPE_CHECKING:
@@ -97,11 +99,12 @@ def run_training(
             raise TrainingError("to validate on the way, --validation has to say on what")
         group, device = join(device)
         final = replace(planned, **{**sizes, **given})
-        path = run_with_progress(
-            dataset, model, final, out, device, initial=network, measured=measured, group=group
-        )
-        if group.first:
-            report(path, out, source, device, dataset=dataset, measured=measured)
+        with claimed(out) if group.first else nullcontext():
+            path = run_with_progress(
+                dataset, model, final, out, device, initial=network, measured=measured, group=group
+            )
+            if group.first:
+                report(path, out, source, device, dataset=dataset, measured=measured)
     except ERRORS as error:
         typer.echo(str(error), err=True)
         return 1

@@ -14,11 +14,14 @@ import numpy as np
 import torch
 import torchvision
 
+from model.partial import locked
 from model.recipe import Recipe, TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
+    from typing import NoReturn
 
     from model import zoo
 
@@ -26,6 +29,16 @@ CHECKPOINT, LOG, SETTINGS, EVENTS = "checkpoint.pt", "log.jsonl", "settings.json
 HOLDS = {"step", "network", "average", "optimizer"}  # what a checkpoint has at least
 # What torch.load was seen to raise for a checkpoint cut short or with other bytes in it, and what other documents do.
 DAMAGE = (RuntimeError, UnpicklingError, EOFError, LookupError, ValueError, TypeError, AttributeError)
+
+
+def claimed(run: Path) -> AbstractContextManager[None]:
+    """Make the folder and hold it while inside; TrainingError on entering if another process or thread does."""
+
+    def refuse() -> NoReturn:
+        raise TrainingError(f"{run}: another process trains in it; wait for its end, or name another folder")
+
+    run.mkdir(parents=True, exist_ok=True)
+    return locked(run / "run", refuse)
 
 
 def keep_settings(run: Path, model: zoo.Model, recipe: Recipe, *, write: bool = True) -> None:

@@ -24,6 +24,7 @@ from model.instances import Options
 from model.int8 import uncalibrated
 from model.network import C4, SMALL, ArchitectureError
 from model.recipe import TrainingError
+from model.run_folder import claimed
 
 TINY = replace(
     SMALL,
@@ -239,6 +240,17 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_1(folder, arguments, mess
     assert result.exit_code == 1
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_one_process_trains_in_a_folder(folder, capsys):
+    with claimed(folder / "run"):
+        assert trained(folder) == 1
+    told = capsys.readouterr().err
+    assert (
+        told == f"{folder / 'run'}: another process trains in it; wait for its end, or name another folder\n"
+    )
+    assert not (folder / "run" / "log.jsonl").exists()
+    assert trained(folder) == 0
 
 
 @pytest.mark.parametrize(
