@@ -26,8 +26,8 @@ DISTRACTORS = (
     "rounded bar",
 )
 
-# Letters that look like none of the shapes (no O, Q, C, D, X, %, & or digits with round holes).
-_LETTERS = "ABEFGHJKLMNPRSTUVWYZ123457#?"
+# Letters that look like none of the shapes (no O, Q, C, D, G, X, %, & or digits with round holes).
+_LETTERS = "ABEFHJKLMNPRSTUVWYZ123457#?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +142,14 @@ def distractor(kind: str, rng: Generator) -> Outline:
 
 
 def _splinter(rng: Generator) -> Outline:
-    """A polygon of unlike sides and corners, of which every second one lies further in: if none did, many would be
-    squares, triangles or pentagons to the eye.
+    """Three or four unlike tips, the corners between which lie at most 0.6 as far out as the straight line from tip to
+    tip: were they further out, it would be a triangle or a square to the eye.
     """
-    corners = 2 * int(rng.integers(2, 5))
-    angles = 2 * np.pi / corners * (np.arange(corners) + rng.uniform(-0.35, 0.35, corners))
-    points = np.stack([np.cos(angles), np.sin(angles)], 1) * rng.uniform(0.6, 1, (corners, 1))
-    points[1::2] *= rng.uniform(0.2, 0.45, (corners // 2, 1))
+    count = int(rng.integers(3, 5))
+    angles = 2 * np.pi / count * (np.arange(count) + rng.uniform(-0.12, 0.12, count))
+    tips = np.stack([np.cos(angles), np.sin(angles)], 1) * rng.uniform(0.6, 1, (count, 1))
+    points = np.repeat(tips, 2, axis=0)
+    points[1::2] = (tips + np.roll(tips, -1, axis=0)) / 2 * rng.uniform(0.3, 0.6, (count, 1))
     return Outline(points)
 
 
