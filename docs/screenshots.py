@@ -38,7 +38,8 @@ def main() -> None:
     server = subprocess.Popen(
         [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--model", "shapes"],
         cwd=ROOT,
-        env={**os.environ, "MASKSERVE_LOG_FORMAT": "text"},
+        # The browser needs the same cores: threads that wait for work sleep instead of spinning.
+        env={**os.environ, "MASKSERVE_LOG_FORMAT": "text", "GOMP_SPINCOUNT": "0"},
         stderr=subprocess.PIPE,
         text=True,
     )

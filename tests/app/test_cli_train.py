@@ -150,7 +150,7 @@ def test_scenes_on_photos_are_noted_in_model_and_card(folder, monkeypatch):
     assert model.training["backgrounds"] == "2 photos"
     assert (model.architecture.fpn_channels, model.architecture.mask_channels) == (12, 12)
     card = (folder / "run" / "model.md").read_text()
-    assert "the first 4 scenes of seed 1 that `model/data/shapes.py` draws, 35 % of them on 2 photos" in card
+    assert "the first 4 scenes of seed 1 that `model/data/shapes.py` draws, 40 % of them on 2 photos" in card
 
 
 def test_model_to_go_on_from_is_widened(folder):
