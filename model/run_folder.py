@@ -32,12 +32,18 @@ DAMAGE = (RuntimeError, UnpicklingError, EOFError, LookupError, ValueError, Type
 
 
 def claimed(run: Path) -> AbstractContextManager[None]:
-    """Make the folder and hold it while inside; TrainingError on entering if another process or thread does."""
+    """Make the folder and hold it while inside.
+
+    Raises TrainingError where it cannot be made, and on entering if another process or thread holds it.
+    """
 
     def refuse() -> NoReturn:
         raise TrainingError(f"{run}: another process trains in it; wait for its end, or name another folder")
 
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{run}: cannot be made a run folder: {error.strerror}") from error
     return locked(run / "run", refuse)
 
 

@@ -242,6 +242,12 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_1(folder, arguments, mess
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+def test_run_folder_that_cannot_be_made_is_one_line(folder, capsys):
+    (folder / "run").write_text("a file")
+    assert trained(folder) == 1
+    assert capsys.readouterr().err == f"{folder / 'run'}: cannot be made a run folder: File exists\n"
+
+
 def test_one_process_trains_in_a_folder(folder, capsys):
     with claimed(folder / "run"):
         assert trained(folder) == 1
