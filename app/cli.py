@@ -5,8 +5,8 @@ Only so much is imported at the start: torch takes seconds, and `--help` should 
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import Annotated
 
@@ -62,10 +62,11 @@ def serve(
     """
     given = read_settings(host=host, port=port, model=model, device=device, precision=precision)
     # Until the server handles it: as process 1 of a container nobody else does, and `docker stop` would wait.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # At once: an exception would come up in the middle of some import, which may take it for its own affair.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from app.server import serve as run  # noqa: PLC0415 - imports torch
 
-    raise typer.Exit(run(given))
+    run(given)
 
 
 @cli.command()

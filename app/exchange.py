@@ -19,7 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 
 from app.logs import FIELDS
-from app.problems import Problem, respond
+from app.problems import Draining, Problem, respond
 from app.tracing import trace_id
 
 if TYPE_CHECKING:
@@ -147,6 +147,11 @@ class Exchange:
         except ClientDisconnect:
             self.status = self.status or CLIENT_GONE
             self.record["reason"] = "client-gone"
+        except asyncio.CancelledError:  # by the server, which has no more time to give
+            if self.status:
+                raise
+            self.record["reason"] = Draining.slug
+            await respond(Draining(), self.id)(self.scope, self.receive, self.send)
         except Exception:
             log.exception("request %s failed", self.id, extra={FIELDS: {"id": self.id}})
             if self.status:

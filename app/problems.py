@@ -211,6 +211,10 @@ class Draining(Problem):
     status = 503
     slug = "draining"
     title = "Shutting down"
+    default_detail = "The service is shutting down; another replica may answer."
+
+    def __init__(self, detail: str | None = None, *, retry_after: float = 1.0) -> None:
+        super().__init__(detail, retry_after=retry_after)
 
 
 class DeadlineExceeded(Problem):

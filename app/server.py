@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 
@@ -34,23 +35,33 @@ BACKLOG = 2048
 CLOSING_SECONDS = 2.0  # for connections whose answer is just on its way
 
 
-def serve(settings: Settings, load: Callable[[], Segmenting] | None = None) -> int:
-    """Serve until a signal or a failure; the exit code of the process. load: as create_app takes it."""
+def serve(settings: Settings, load: Callable[[], Segmenting] | None = None) -> NoReturn:
+    """Serve until a signal or a failure, with which the process ends. load: as create_app takes it."""
     logs.configure(settings)
     log.info("settings: %s", settings_.effective(settings))
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
         log.critical("cannot listen on %s port %d: %s", settings.host, settings.port, error.strerror or error)
-        return 1
+        end_process(1)
     with listener:
         try:
             server = Server(settings, listener, load)
         except (KeysError, TracingError) as error:
             log.critical("%s", error)
-            return 1
+            end_process(1)
         server.run(sockets=[listener])
-    return server.exit_code
+    end_process(server.exit_code)
+
+
+def end_process(code: int) -> NoReturn:
+    """End without the interpreter's own end.
+
+    That one stops daemon threads wherever they are. In one that is inside torch, loading or at a batch that nobody
+    waits for any more, C++ takes it for an error, and the process ends with SIGABRT whatever its code was to be.
+    """
+    logging.shutdown()
+    os._exit(code)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -106,6 +117,14 @@ class Server(uvicorn.Server):
             url(self.listener),
         )
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close everything in good order, unless a second signal says that there is no time for it."""
+        if not self.force_exit:
+            await super().shutdown(sockets)
+        if self.force_exit:
+            log.warning("ended at once by a second signal")
+            end_process(self.exit_code)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal.signal's
         """The first signal drains, the second ends at once. Runs wherever the main thread happens to be."""
         if self.loop is None or self.leaving:
@@ -124,7 +143,7 @@ class Server(uvicorn.Server):
                 await self.service.drain()
         except TimeoutError:
             log.warning(
-                "%d requests unfinished after %g seconds get no answer (MASKSERVE_DRAIN_TIMEOUT)",
+                "%d requests unfinished after %g seconds are sent elsewhere (MASKSERVE_DRAIN_TIMEOUT)",
                 self.service.admission.requests,
                 self.settings.drain_timeout,
             )

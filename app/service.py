@@ -191,7 +191,7 @@ class Service:
         if self.failure is not None:
             return NotReady(f"{self.failure} The service is being restarted.", retry_after=RETRY_SECONDS)
         if self.draining:
-            return Draining("The service is shutting down; another replica may answer.", retry_after=1)
+            return Draining()
         if not self.ready.is_set():
             return NotReady("The model is still loading.", retry_after=RETRY_SECONDS)
         return None if self.alive() else self._silent()
@@ -199,7 +199,7 @@ class Service:
     def unready(self) -> Problem | None:
         """What /readyz says: the same, and that the service is about to leave."""
         if self.leaving and not self.draining:
-            return Draining("The service is about to shut down.", retry_after=1)
+            return Draining("The service is about to shut down.")
         return self.trouble()
 
     def alive(self) -> bool:

@@ -135,7 +135,7 @@ class Worker:
         if self._state is State.FAILED:
             raise _device_failed()
         if self._state is State.STOPPED:
-            raise _draining()
+            raise Draining
         if self._state is State.STARTING:
             raise NotReady("The model is warming up.", retry_after=5)
 
@@ -145,7 +145,7 @@ class Worker:
             if self._state in {State.STARTING, State.READY}:
                 self._state = State.DRAINING
             if self._state is not State.FAILED:
-                self._admission.close(_draining)
+                self._admission.close(Draining)
         await self._admission.emptied()
 
     async def stop(self) -> None:
@@ -156,10 +156,10 @@ class Worker:
         with self._lock:
             if self._state is not State.FAILED:
                 self._state = State.STOPPED
-                self._admission.close(_draining)
+                self._admission.close(Draining)
             left = self._queue.clear()
             self._lock.notify()
-        _answer((entry, _draining()) for entry in left)
+        _answer((entry, Draining()) for entry in left)
         if self._thread is not None:
             await self._ended.wait()
             self._thread.join()
@@ -287,7 +287,3 @@ def _expire(future: asyncio.Future[Segmented]) -> None:
 
 def _device_failed() -> NotReady:
     return NotReady("The device has failed; the service is being restarted.", retry_after=5)
-
-
-def _draining() -> Draining:
-    return Draining("The service is shutting down; another replica may answer.", retry_after=1)

@@ -172,7 +172,7 @@ def test_full_house_refuses_whoever_knocks_before_anything_is_read(admission):
 
 
 def test_closed_door_refuses_whoever_knocks(admission):
-    admission.close(lambda: Draining(retry_after=1))
+    admission.close(Draining)
     with pytest.raises(Draining):
         admission.knock()
 

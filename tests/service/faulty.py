@@ -1,13 +1,16 @@
 """`maskserve serve` whose engine fails as the first pixel of an image asks it to: run by test_faults.py.
 
 The pixel is (251, fault, 0); the faults are numbered below. Everything but the engine is the real thing.
+With `endless-load` behind the command the engine never comes to be.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
 
 from app import settings
 from app.loading import load_engine
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from model.instances import Instances, Options
 
 MARK = 251
-POISON, HANG, MEMORY, DEVICE, DEATH, SLOW, SHORT, NOTHING = range(1, 9)
+POISON, HANG, MEMORY, DEVICE, DEATH, SLOW, SHORT, NOTHING, ENDLESS = range(1, 10)
 
 
 class Faulty:
@@ -61,8 +64,18 @@ class Faulty:
             raise SystemExit("simulated death of the thread")
         if fault == SLOW:
             time.sleep(0.5)
+        if fault == ENDLESS:
+            compute()
+
+
+def compute() -> NoReturn:
+    """Be inside torch nearly all of the time, for ever."""
+    matrix = torch.zeros(256, 256)
+    while True:
+        torch.mm(matrix, matrix)
 
 
 if __name__ == "__main__":
     given = settings.load()
-    sys.exit(serve(given, lambda: Faulty(load_engine(given))))
+    endless = sys.argv[1:] == ["endless-load"]
+    serve(given, compute if endless else lambda: Faulty(load_engine(given)))

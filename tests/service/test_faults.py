@@ -40,7 +40,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from .conftest import PATIENCE, ROOT, environment
-from .faulty import DEATH, DEVICE, HANG, MARK, MEMORY, NOTHING, POISON, SHORT, SLOW
+from .faulty import DEATH, DEVICE, ENDLESS, HANG, MARK, MEMORY, NOTHING, POISON, SHORT, SLOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -297,7 +297,27 @@ def test_a_second_signal_ends_at_once(start: Callable[..., Any]) -> None:
     running.process.send_signal(signal.SIGTERM)
     time.sleep(0.2)  # two that are pending together are one
     running.process.send_signal(signal.SIGTERM)
-    running.process.wait(20)
+    running.wait_for(re.compile("ended at once by a second signal"))
+    assert running.process.wait(20) == 0
+    assert not any("Traceback" in line or "ERROR" in line for line in running.log)
+
+
+def test_what_is_inside_torch_when_the_process_ends_does_not_abort_it(start: Callable[..., Any]) -> None:
+    loading = start(program=(*FAULTY, "endless-load"))
+    loading.wait_for(re.compile("settings: "))
+    busy = start(program=FAULTY, drain_timeout=1).wait_until_ready()
+
+    async def scenario(client: Client) -> None:
+        answer = client.send(ENDLESS)
+        await client.comes_to("maskserve_queue_requests", 1)
+        busy.process.send_signal(signal.SIGTERM)
+        late = await answer
+        assert (late.status_code, late.json()["type"]) == (503, "urn:maskserve:problem:draining")
+        assert late.headers["retry-after"] == "1"
+
+    on(busy, scenario)
+    loading.process.send_signal(signal.SIGTERM)
+    assert [loading.ended(), busy.ended()] == [0, 0]
 
 
 def test_sigkill_under_load_breaks_connections_and_the_next_process_serves(start: Callable[..., Any]) -> None:
