@@ -1,5 +1,5 @@
-"""One convolution of a trained network, prepared for inference: BatchNorm folded in, weights laid out once, and bias,
-activation and residual sum inside the same kernel where the device has one.
+"""One convolution or fully connected layer of a trained network, prepared for inference: BatchNorm folded in, weights
+laid out once, and bias, activation and residual sum inside the same kernel where the device has one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
 from model.winograd import Winograd, pays
+from model.winograd1d import Winograd1d
+from model.winograd2d import Winograd2d
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,9 +112,8 @@ class Conv(Layer):
         """[B, K, H', W'] from x [B, C, H, W]; onto, out: [B, K, H', W']."""
         if self._may_go_by_winograd and pays(x, len(self.bias)):
             if self._winograd is None:
-                self._winograd = Winograd(
-                    self.weight.float(), self.bias.float(), x.dtype, relu=self.activation == "relu"
-                )
+                kind = Winograd2d if x.dtype == torch.float32 else Winograd1d
+                self._winograd = kind(self.weight.float(), self.bias.float(), relu=self.activation == "relu")
             return self._winograd(x, onto, out)
         y = self._fused(x, onto) if self._fuses else self._plain(x, onto)
         return y if out is None else out.copy_(y)
@@ -152,3 +153,21 @@ class Conv(Layer):
                 self.weight, self.padding, self.stride, self.dilation, self.groups, list(shape)
             )
         return self._packed[shape]
+
+
+class Linear:
+    """relu(x weightᵀ + bias)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, form: Format) -> None:
+        """weight: [K, D], bias: [K]."""
+        self._weight, self._bias = weight.to(form.device, form.dtype), bias.to(form.device, form.dtype)
+        self._fuses = form.fuses() and form.dtype == torch.bfloat16
+        if self._fuses:
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight)  # noqa: SLF001
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., K] from x [..., D]."""
+        if self._fuses:
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "relu", [], "")  # noqa: SLF001
+            return y
+        return functional.linear(x, self._weight, self._bias).relu_()

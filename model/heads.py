@@ -14,10 +14,11 @@ from torch.nn import functional
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.ops import batched_nms
 
+from model.convolution import Linear
 from model.dense import LEVELS, steps
 from model.proposals import clipped, decode, large
 from model.roi_align import SAMPLES, pooled
-from model.suppression import overlapping, survivors
+from model.suppression import best, overlapping, survivors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,8 +73,7 @@ class BoxHead:
         first = first.view(len(first), -1, BOX_BINS**2).transpose(1, 2).flatten(1)
         weights = [first, *(layer.weight.detach() for layer in layers[1:])]
         self._layers = [
-            (weight.to(form.device, form.dtype), layer.bias.detach().to(form.device, form.dtype))
-            for weight, layer in zip(weights, layers, strict=True)
+            Linear(weight, layer.bias.detach(), form) for weight, layer in zip(weights, layers, strict=True)
         ]
         # Scores and boxes are computed in float32 whatever the features are.
         self._class, self._box = (
@@ -93,8 +93,8 @@ class BoxHead:
                 x = conv(x)
             x = x.permute(0, 2, 3, 1)
         x = x.flatten(1)
-        for weight, bias in self._layers:
-            x = functional.linear(x, weight, bias).relu_()
+        for layer in self._layers:
+            x = layer(x)
         return x.float()
 
     def detections(
@@ -114,14 +114,20 @@ class BoxHead:
         """
         scores = functional.linear(features, *self._class).softmax(-1)
         enough = (scores > self._least_score) & (scores >= threshold) & allowed
-        # Boxes that score less cannot suppress those that score more: to leave them out changes nothing. (In float64,
-        # because batched_nms tells classes apart by moving their boxes by multiples of the largest coordinate.)
+        # Boxes that score less cannot suppress those that score more: to leave them out changes nothing.
         row, label = enough.nonzero(as_tuple=True)
         deltas = functional.linear(features, *self._box).view(*scores.shape, 4)[row, label]
         boxes = clipped(decode(deltas, proposals[row], self._weights), size)
         usable = large(boxes, LEAST_SIDE)
         boxes, label, score = boxes[usable], label[usable], scores[row, label][usable]
-        keep = batched_nms(boxes.double(), score.double(), label, self._overlap)[: min(self._most, most)]
+
+        def survive(rows: Tensor) -> Tensor:
+            # In float64, because batched_nms tells classes apart by moving their boxes by multiples of the largest
+            # coordinate.
+            kept: Tensor = batched_nms(boxes[rows].double(), score[rows].double(), label[rows], self._overlap)
+            return kept
+
+        keep = best(score, min(self._most, most), survive)
         return boxes[keep], score[keep], label[keep]
 
     def fixed(
@@ -173,7 +179,7 @@ class MaskHead:
         if (up.kernel_size, up.stride, up.padding) != ((2, 2), (2, 2), (0, 0)):
             raise TypeError("no way to prepare this upsampling of a mask head")
         weight = up.weight.detach().permute(2, 3, 1, 0).flatten(0, 2)  # [2 * 2 * D, C]
-        self._up = weight.to(form.device, form.dtype), up.bias.detach().repeat(4).to(form.device, form.dtype)
+        self._up = Linear(weight, up.bias.detach().repeat(4), form)
         last = predictor.mask_fcn_logits
         self._class_weight = last.weight.detach()[:, :, 0, 0].to(form.device, form.dtype)  # [classes, D]
         self._class_bias = last.bias.detach().float().to(form.device)
@@ -183,7 +189,7 @@ class MaskHead:
         x = _rois(maps, boxes, MASK_BINS).permute(0, 3, 1, 2)
         for conv in self._convs:
             x = conv(x)
-        x = functional.linear(x.permute(0, 2, 3, 1), *self._up).relu_()  # [N, 14, 14, 4 D]
+        x = self._up(x.permute(0, 2, 3, 1))  # [N, 14, 14, 4 D]
         count, depth = len(x), self._class_weight.shape[1]
         logits = torch.bmm(x.reshape(count, -1, depth), self._class_weight[labels][..., None])
         logits = logits.view(count, MASK_BINS, MASK_BINS, 2, 2).transpose(2, 3)  # y, y within, x, x within

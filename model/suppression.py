@@ -1,5 +1,7 @@
-"""Non-maximum suppression in matrices of a fixed size, for GPUs: nothing in it depends on how many boxes are left, so
-that the host can queue all of it without waiting for an answer.
+"""Non-maximum suppression: on CPUs of no more boxes than are needed, on GPUs in matrices of a fixed size.
+
+Nothing in the matrices depends on how many boxes are left, so that the host can queue all of it without waiting for an
+answer.
 """
 
 from __future__ import annotations
@@ -16,6 +18,26 @@ if TYPE_CHECKING:
 # A box survives if no better survivor overlaps it. Each pass settles every box whose better ones are settled; so many
 # passes are needed as boxes stand in the longest row of which each would suppress the next. See docs/engine.md.
 PASSES = 16
+
+
+# As many boxes are tried at first, for each that is wanted. The bundled model's RPN needed 1.7 to 2.9 on eight images.
+AHEAD = 2.5
+
+
+def best(scores: Tensor, most: int, survive: Callable[[Tensor], Tensor]) -> Tensor:
+    """Indices of the `most` best boxes that survive, by falling score.
+
+    scores: [K]. survive: of indices by falling score the positions of those that survive among them. Better boxes
+    decide over worse ones and never the other way, so nothing changes if the worst are not looked at.
+    """
+    order = scores.sort(descending=True, stable=True).indices
+    ahead = int(AHEAD * most)
+    if ahead < len(order):
+        tried = order[:ahead]
+        kept = tried[survive(tried).sort().values]
+        if len(kept) >= most:
+            return kept[:most]
+    return order[survive(order).sort().values][:most]
 
 
 def overlapping(boxes: Tensor, most: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Suppression in matrices against torchvision's nms."""
+"""Suppression in matrices, and of no more boxes than are needed, against torchvision's nms."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from model.suppression import PASSES, overlapping, survivors
+from model.suppression import PASSES, best, overlapping, survivors
 
 
 def scattered(count: int, room: float, seed: int = 0) -> Tensor:
@@ -75,3 +75,27 @@ def test_many_at_once_are_each_by_itself() -> None:
     assert sure
     for row, one in zip(keep, boxes, strict=True):
         assert row.nonzero()[:, 0].tolist() == theirs(one, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("room", "most", "looks"),
+    [
+        pytest.param(400.0, 7, [17], id="enough of the first survive"),
+        pytest.param(5.0, 40, [100, 300], id="too few of the first survive"),
+        pytest.param(5.0, 100, [250, 300], id="too few of all survive"),
+        pytest.param(400.0, 150, [300], id="there are no more than would be tried first"),
+    ],
+)
+def test_the_best_of_the_first_few_are_the_best_of_all(room: float, most: int, looks: list[int]) -> None:
+    boxes = scattered(300, room)
+    scores = (torch.rand(300, generator=torch.Generator().manual_seed(1)) * 50).round()  # with ties
+    looked_at = []
+
+    def survive(rows: Tensor) -> Tensor:
+        looked_at.append(len(rows))
+        return nms(boxes[rows], scores[rows], 0.5)
+
+    order = scores.sort(descending=True, stable=True).indices
+    expected = order[nms(boxes[order], scores[order], 0.5).sort().values][:most]
+    torch.testing.assert_close(best(scores, most, survive), expected, rtol=0, atol=0)
+    assert looked_at == looks
