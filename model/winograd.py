@@ -28,15 +28,14 @@ def pays(x: Tensor, outputs: int) -> bool:
     measurements behind it. Where the processor multiplies bfloat16 matrices by AMX, a direct convolution has no equal.
     """
     channels, height, width = (int(n) for n in x.shape[1:])
-    if min(channels, outputs) < 128 or height * width < 49:
-        return False
+    narrow, area = min(channels, outputs), height * width
     if x.dtype == torch.float32:
-        return True
+        return narrow >= 64 and area >= 49
     # Small maps are those of RoIs, which come by the dozen. It does not matter by how many: the rule must not depend on
     # what else was found.
-    enough = height * width <= 14 * 14 or height * width * channels * outputs >= 50_000_000
-    hanging = -height % SIDE  # rows of the last tiles that there are not
-    return enough and hanging <= 0.15 * height and not torch.cpu._is_amx_tile_supported()  # noqa: SLF001
+    enough = 49 <= area <= 14 * 14 or area * channels * outputs >= 50_000_000
+    fits = -height % SIDE <= 0.15 * height  # few rows of the last tiles are beyond the image
+    return narrow >= 96 and enough and fits and not torch.cpu._is_amx_tile_supported()  # noqa: SLF001
 
 
 class Winograd:

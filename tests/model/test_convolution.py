@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
 from model import convolution
-from model.convolution import ACTIVATIONS, Conv, Format, folded
+from model.convolution import ACTIVATIONS, Conv, Format, Linear, folded
 
 FLOAT = Format(torch.device("cpu"), torch.float32)
 HALF = Format(torch.device("cpu"), torch.bfloat16)
@@ -121,11 +122,22 @@ def test_without_onednn_the_answers_are_the_same(monkeypatch: pytest.MonkeyPatch
 def test_bfloat16_loses_what_its_eight_bits_lose() -> None:
     for inputs in (16, 256):  # directly, and by Winograd where the processor has no AMX
         conv, after = pair("batch", kernel_size=3, padding=1, inputs=inputs, outputs=inputs)
-        x = image(inputs, 16, 16)
+        x = image(inputs, 14, 14)
         exact = after(conv(x)).relu()
-        found = Conv(conv, HALF, norm=after, activation="relu")(x.bfloat16())
+        prepared = Conv(conv, HALF, norm=after, activation="relu")
+        found = prepared(x.bfloat16())
+        assert (prepared._winograd is not None) == (inputs == 256 and not torch.cpu._is_amx_tile_supported())
         assert found.dtype == torch.bfloat16
         assert float((found.float() - exact).std() / exact.std()) < 0.02
+
+
+@pytest.mark.parametrize("form", [FLOAT, HALF], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(5, 48), (2, 3, 4, 48), (0, 48)])
+def test_fully_connected_layers_are_torchs(form: Format, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(shape).to(form.dtype), torch.randn(24, 48), torch.randn(24)
+    expected = functional.linear(x, weight.to(form.dtype), bias.to(form.dtype)).relu()
+    torch.testing.assert_close(Linear(weight, bias, form)(x), expected)
 
 
 def test_fold_of_a_frozen_norm_without_eps_keeps_tiny_variances_apart() -> None:
