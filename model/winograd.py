@@ -35,7 +35,12 @@ def pays(x: Tensor, outputs: int) -> bool:
     # what else was found.
     enough = 49 <= area <= 14 * 14 or area * channels * outputs >= 50_000_000
     fits = -height % SIDE <= 0.15 * height  # few rows of the last tiles are beyond the image
-    return narrow >= 96 and enough and fits and not torch.cpu._is_amx_tile_supported()  # noqa: SLF001
+    # To such widths oneDNN has one layout of the weights for all sizes. To 96, 192 or 384 it has several, and with the
+    # wrong one takes up to 60 times as long.
+    one_layout = outputs.bit_count() == 1
+    return (
+        narrow >= 128 and one_layout and enough and fits and not torch.cpu._is_amx_tile_supported()  # noqa: SLF001
+    )
 
 
 class Winograd:

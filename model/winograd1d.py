@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 NEAR, FAR = 0.75, 1.5
 POINTS = (0.0, NEAR, -NEAR, FAR, -FAR)  # and infinity: in this order sums, kernels and products are numbered
 GEOMETRY = [0, 1], [1, 1], [1, 1], 1  # padding, stride, dilation, groups of a 1×3 convolution
-PACKED_FOR = 24, 256  # rows and columns of the input for which weights are laid out; it does for all sizes
+PACKED_FOR = (
+    24,
+    256,
+)  # rows and columns of the input for which weights are laid out; see `pays` in winograd.py
 
 
 class Winograd1d(Winograd):
