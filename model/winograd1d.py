@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 NEAR, FAR = 0.75, 1.5
 POINTS = (0.0, NEAR, -NEAR, FAR, -FAR)  # and infinity: in this order sums, kernels and products are numbered
 GEOMETRY = [0, 1], [1, 1], [1, 1], 1  # padding, stride, dilation, groups of a 1×3 convolution
-PACKED_FOR = (
-    24,
-    256,
-)  # rows and columns of the input for which weights are laid out; see `pays` in winograd.py
+# Rows and columns of the input for which weights are laid out; for what that does is in `pays` of winograd.py.
+PACKED_FOR = 24, 256
 
 
 class Winograd1d(Winograd):
@@ -118,7 +116,10 @@ def _tiles(x: Tensor, top: int, tiles: int) -> Sequence[Tensor]:
     first, last = top - 1, top + SIDE * tiles + 1
     inside = x[:, max(first, 0) : min(last, height)]
     if first < 0 or last > height:
-        padded = x.new_zeros((len(x), last - first, *x.shape[2:]))
-        padded[:, max(-first, 0) : max(-first, 0) + inside.shape[1]] = inside
+        above, rows = max(-first, 0), inside.shape[1]
+        padded = x.new_empty((len(x), last - first, *x.shape[2:]))
+        padded[:, :above].zero_()
+        padded[:, above : above + rows] = inside
+        padded[:, above + rows :].zero_()
         inside = padded
     return [inside[:, n : n + SIDE * tiles - SIDE + 1 : SIDE] for n in range(REACH)]
