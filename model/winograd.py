@@ -28,19 +28,19 @@ def pays(x: Tensor, outputs: int) -> bool:
     measurements behind it. Where the processor multiplies bfloat16 matrices by AMX, a direct convolution has no equal.
     """
     channels, height, width = (int(n) for n in x.shape[1:])
-    narrow, area = min(channels, outputs), height * width
+    area = height * width
+    if min(channels, outputs) < 128 or area < 49:
+        return False
     if x.dtype == torch.float32:
-        return narrow >= 64 and area >= 49
+        return True
     # Small maps are those of RoIs, which come by the dozen. It does not matter by how many: the rule must not depend on
     # what else was found.
-    enough = 49 <= area <= 14 * 14 or area * channels * outputs >= 50_000_000
+    enough = area <= 14 * 14 or area * channels * outputs >= 50_000_000
     fits = -height % SIDE <= 0.15 * height  # few rows of the last tiles are beyond the image
     # To such widths oneDNN has one layout of the weights for all sizes. To 96, 192 or 384 it has several, and with the
     # wrong one takes up to 60 times as long.
     one_layout = outputs.bit_count() == 1
-    return (
-        narrow >= 128 and one_layout and enough and fits and not torch.cpu._is_amx_tile_supported()  # noqa: SLF001
-    )
+    return one_layout and enough and fits and not torch.cpu._is_amx_tile_supported()  # noqa: SLF001
 
 
 class Winograd:

@@ -56,7 +56,7 @@ ARCHITECTURES = {
     "small": THIN_SMALL,
     "v1": replace(V1, **THIN),
     "v2": replace(V2, **THIN),
-    # The backbones of those are ResNet-18 and ResNet-50. Winograd begins at a width of 64 (float32) or 128 (bfloat16).
+    # The backbones of those are ResNet-18 and ResNet-50. Winograd begins at a width of 128.
     **{
         name: replace(THIN_SMALL, backbone=name) for name in BACKBONES if name not in ("resnet18", "resnet50")
     },

@@ -123,9 +123,8 @@ def test_error_is_of_the_order_of_a_direct_convolutions(dtype: torch.dtype, boun
         ((1, 192, 96, 128), 192, torch.bfloat16, False, False),  # several layouts of the weights
         ((1, 64, 200, 272), 64, torch.bfloat16, False, False),
         ((1, 256, 200, 272), 64, torch.bfloat16, False, False),
-        ((1, 64, 200, 272), 64, torch.float32, False, True),
-        ((1, 32, 200, 272), 256, torch.float32, False, False),
-        ((1, 256, 200, 272), 32, torch.float32, False, False),
+        ((1, 64, 200, 272), 256, torch.float32, False, False),
+        ((1, 256, 200, 272), 64, torch.float32, False, False),
         ((1, 256, 3, 4), 256, torch.float32, False, False),
         ((1000, 256, 7, 7), 256, torch.bfloat16, False, True),
         ((1, 256, 53, 200), 256, torch.bfloat16, False, True),  # 3 of 56 rows hang over
