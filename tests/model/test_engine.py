@@ -749,13 +749,16 @@ def test_bfloat16_finds_in_an_example_what_float32_finds() -> None:
         for precision in ("float32", "bfloat16")
     )
     assert len(exact) > 3
-    assert exact.labels.tolist() == rounded.labels.tolist()
-    # Which of two like proposals wins may differ, but not by much.
-    assert (box_iou(rounded.boxes, exact.boxes).diagonal() > 0.9).all()
-    torch.testing.assert_close(rounded.scores, exact.scores, atol=0.02, rtol=0)
+    assert len(exact) == len(rounded)
+    # Which of two like proposals wins may differ, but not by much; nor is the order of scores near 1 the same.
+    overlap, match = box_iou(exact.boxes, rounded.boxes).max(1)
+    assert sorted(match.tolist()) == list(range(len(exact)))
+    assert (overlap > 0.9).all()
+    assert rounded.labels[match].tolist() == exact.labels.tolist()
+    torch.testing.assert_close(rounded.scores[match], exact.scores, atol=0.02, rtol=0)
     for one, other in zip(
         paste(exact.probabilities, exact.boxes, exact.size),
-        paste(rounded.probabilities, rounded.boxes, rounded.size),
+        paste(rounded.probabilities[match], rounded.boxes[match], rounded.size),
         strict=True,
     ):
         shared, either = (

@@ -209,7 +209,7 @@ def test_heads_compute_in_floats_where_the_processor_has_no_bfloat16(
     engine = Engine(*calibrated, CPU, "int8")
     engine.warm_up()
     assert engine.precision == "int8"
-    assert engine._boxes._layers[0][0].dtype == torch.float32
+    assert engine._boxes._layers[0]._weight.dtype == torch.float32
 
 
 # What cannot run so
