@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
+from model import onednn
 from model.winograd import Winograd, pays
 from model.winograd1d import Winograd1d
 from model.winograd2d import Winograd2d
@@ -129,18 +130,12 @@ class Conv(Layer):
         return functional.hardswish(y, inplace=True) if self.activation == "hardswish" else y
 
     def _fused(self, x: Tensor, onto: Tensor | None) -> Tensor:
-        geometry = self.padding, self.stride, self.dilation, self.groups
-        weight = self._weight_for(x.shape)
-        if onto is None:
-            y: Tensor = torch.ops.mkldnn._convolution_pointwise(  # noqa: SLF001 (torch has no public name)
-                x, weight, self.bias, *geometry, self.activation, [], ""
-            )
-            return y
-        unary = None if self.activation == "none" else self.activation
-        torch.ops.mkldnn._convolution_pointwise_.binary(
-            onto, x, weight, self.bias, *geometry, "add", 1.0, unary, [], ""
+        return onednn.convolution(
+            x, self._weight_for(x.shape), self.bias, self._geometry(), activation=self.activation, onto=onto
         )
-        return onto
+
+    def _geometry(self) -> onednn.Geometry:
+        return self.padding, self.stride, self.dilation, self.groups
 
     def _weight_for(self, shape: torch.Size) -> Tensor:
         """The weight in the layout that oneDNN's kernel for an input shape reads, which it would else make on each
@@ -149,9 +144,7 @@ class Conv(Layer):
         if shape not in self._packed:
             if len(self._packed) >= PACKED_SHAPES:
                 return self.weight
-            self._packed[shape] = torch.ops.mkldnn._reorder_convolution_weight(  # noqa: SLF001
-                self.weight, self.padding, self.stride, self.dilation, self.groups, list(shape)
-            )
+            self._packed[shape] = onednn.convolution_weight(self.weight, self._geometry(), list(shape))
         return self._packed[shape]
 
 
@@ -163,11 +156,10 @@ class Linear:
         self._weight, self._bias = weight.to(form.device, form.dtype), bias.to(form.device, form.dtype)
         self._fuses = form.fuses() and form.dtype == torch.bfloat16
         if self._fuses:
-            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight)  # noqa: SLF001
+            self._weight = onednn.linear_weight(self._weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., K] from x [..., D]."""
         if self._fuses:
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "relu", [], "")  # noqa: SLF001
-            return y
+            return onednn.linear(x, self._weight, self._bias)
         return functional.linear(x, self._weight, self._bias).relu_()

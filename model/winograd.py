@@ -4,6 +4,7 @@ Networks", 2015), on channels-last tensors: what winograd1d.py (bfloat16) and wi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,10 +41,10 @@ def pays(x: Tensor, outputs: int) -> bool:
     # To such widths oneDNN has one layout of the weights for all sizes. To 96, 192 or 384 it has several, and with the
     # wrong one takes up to 60 times as long.
     one_layout = outputs.bit_count() == 1
-    return one_layout and enough and fits and not torch.cpu._is_amx_tile_supported()  # noqa: SLF001
+    return one_layout and enough and fits and not torch.cpu._is_amx_tile_supported()  # noqa: SLF001 (no public name)
 
 
-class Winograd:
+class Winograd(ABC):
     """A 3×3 convolution with stride 1 and padding 1: relu(convolution(x) + bias + onto), each part as wanted."""
 
     def __init__(self, depth: int, *, relu: bool) -> None:
@@ -64,16 +65,16 @@ class Winograd:
             self._band(rows[images], top, bottom, result[images, top:bottom], add=onto is not None)
         return result.permute(0, 3, 1, 2)
 
+    @abstractmethod
     def _tile_row(self, width: int, channels: int) -> int:
         """How many numbers a row of tiles, as wide as the image, is transformed to."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _band(self, x: Tensor, top: int, bottom: int, result: Tensor, *, add: bool) -> None:
         """Compute rows top … bottom - 1, of images x [B, H, W, C], in `result` [B, bottom - top, W, K].
 
         add: to what is there.
         """
-        raise NotImplementedError
 
 
 def bands(batch: int, height: int, tile_row: int) -> Iterator[tuple[slice, int, int]]:

@@ -10,10 +10,11 @@ more than it saves. Points 3/4 and 3/2 in place of the usual 1 and 2 take a quar
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from model import onednn
 from model.winograd import REACH, SIDE, Winograd
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 NEAR, FAR = 0.75, 1.5
 POINTS = (0.0, NEAR, -NEAR, FAR, -FAR)  # and infinity: in this order sums, kernels and products are numbered
-GEOMETRY = [0, 1], [1, 1], [1, 1], 1  # padding, stride, dilation, groups of a 1×3 convolution
+GEOMETRY: onednn.Geometry = [0, 1], [1, 1], [1, 1], 1  # of a 1×3 convolution
 # Rows and columns of the input for which weights are laid out; for what that does is in `pays` of winograd.py.
 PACKED_FOR = 24, 256
 
@@ -52,8 +53,9 @@ class Winograd1d(Winograd):
         middle = torch.stack([self._product(maps, n).permute(0, 2, 3, 1) for n in range(1, REACH - 1)])
         by_row = torch.mm(self._parts, middle.view(SIDE, -1)).view(middle.shape)
         rectified = self._relu and not add
+        activation = "relu" if rectified else "none"
         for row, n in ((0, 0), (SIDE - 1, REACH - 1)):
-            self._product(maps, n, onto=by_row[row].permute(0, 3, 1, 2), relu=rectified)
+            self._product(maps, n, onto=by_row[row].permute(0, 3, 1, 2), activation=activation)
         for row in range(SIDE):
             place = result[:, row::SIDE]
             made = by_row[row, :, : place.shape[1]]
@@ -66,15 +68,13 @@ class Winograd1d(Winograd):
         if self._relu and add:
             result.relu_()
 
-    def _product(self, maps: Tensor, n: int, onto: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    def _product(
+        self, maps: Tensor, n: int, onto: Tensor | None = None, *, activation: str = "none"
+    ) -> Tensor:
         """The n-th sum [B, C, H, W] of `maps` convolved with the n-th kernel, added to `onto` where that is given."""
-        operands = maps[n], self._kernels[n], self._biases[n], *GEOMETRY
-        ops: Any = torch.ops.mkldnn
-        if onto is None:
-            product: Tensor = ops._convolution_pointwise(*operands, "none", [], "")  # noqa: SLF001
-            return product
-        ops._convolution_pointwise_.binary(onto, *operands, "add", 1.0, "relu" if relu else None, [], "")
-        return onto
+        return onednn.convolution(
+            maps[n], self._kernels[n], self._biases[n], GEOMETRY, activation=activation, onto=onto
+        )
 
 
 def _from_taps() -> Tensor:
@@ -87,11 +87,7 @@ def _from_taps() -> Tensor:
 def _packed(kernel: Tensor) -> Tensor:
     """A kernel [K, C, 1, 3] as oneDNN reads it."""
     shape = [1, int(kernel.shape[1]), *PACKED_FOR]
-    ops: Any = torch.ops.mkldnn
-    packed: Tensor = ops._reorder_convolution_weight(  # noqa: SLF001
-        kernel.contiguous(memory_format=torch.channels_last), *GEOMETRY, shape
-    )
-    return packed
+    return onednn.convolution_weight(kernel.contiguous(memory_format=torch.channels_last), GEOMETRY, shape)
 
 
 def _sums(x: Tensor, top: int, tiles: int) -> Tensor:

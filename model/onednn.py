@@ -1,0 +1,54 @@
+"""oneDNN's kernels, which take bias, activation and a sum along, and the layouts in which they read weights.
+
+torch calls them from the code that its compiler makes and has no public name for them. This is the one place that knows
+the private ones.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Geometry = tuple[list[int], list[int], list[int], int]  # padding, stride, dilation, groups
+_OPS: Any = torch.ops.mkldnn
+
+
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    *,
+    activation: str = "none",
+    onto: Tensor | None = None,
+) -> Tensor:
+    """activation(convolution(x) + bias + onto), channels last; the result is in `onto` if that is given."""
+    if onto is None:
+        made: Tensor = _OPS._convolution_pointwise(x, weight, bias, *geometry, activation, [], "")  # noqa: SLF001
+        return made
+    unary = None if activation == "none" else activation
+    _OPS._convolution_pointwise_.binary(onto, x, weight, bias, *geometry, "add", 1.0, unary, [], "")
+    return onto
+
+
+def convolution_weight(weight: Tensor, geometry: Geometry, shape: list[int]) -> Tensor:
+    """A weight as the kernel for inputs of a shape [B, C, H, W] reads it, which would else make it on each call."""
+    padding, stride, dilation, groups = geometry
+    laid_out: Tensor = _OPS._reorder_convolution_weight(weight, padding, stride, dilation, groups, shape)  # noqa: SLF001
+    return laid_out
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """relu(x weightᵀ + bias) with a weight from linear_weight."""
+    made: Tensor = _OPS._linear_pointwise(x, weight, bias, "relu", [], "")  # noqa: SLF001
+    return made
+
+
+def linear_weight(weight: Tensor) -> Tensor:
+    """A weight [K, D] as the kernel reads it."""
+    laid_out: Tensor = _OPS._reorder_linear_weight(weight)  # noqa: SLF001
+    return laid_out
