@@ -4,7 +4,8 @@ laid out once, and bias, activation and residual sum inside the same kernel wher
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
-from model import onednn
+from model import onednn, winograd1d, winograd2d
 from model.winograd import Winograd, pays
 from model.winograd1d import Winograd1d
 from model.winograd2d import Winograd2d
@@ -36,6 +37,8 @@ class Format:
 
     device: torch.device
     dtype: torch.dtype
+    # Whether few layers follow that would make rounding errors larger: then Winograd may save more at twice the error.
+    near_end: bool = field(default=False, kw_only=True)
 
     def fuses(self) -> bool:
         """Whether oneDNN's kernels run it: they take bias, activation and a sum along."""
@@ -87,6 +90,10 @@ class Layer:
         """See Conv."""
         raise NotImplementedError
 
+    def through(self, x: Any, pointwise: Layer) -> Any:
+        """pointwise(self(x)); pointwise: a 1×1 convolution."""
+        return pointwise(self(x))
+
 
 class Conv(Layer):
     """activation(convolution(x) + bias), or with `onto`: activation(convolution(x) + bias + onto).
@@ -107,17 +114,37 @@ class Conv(Layer):
         three = conv.kernel_size == (3, 3) and conv.groups == 1
         plain = (conv.stride, conv.padding, conv.dilation) == ((1, 1), (1, 1), (1, 1))
         self._may_go_by_winograd = three and plain and self._fuses and activation in ("none", "relu")
-        self._winograd: Winograd | None = None  # made when first needed
+        self._near_end = form.near_end
+        self._winograds: dict[int, Winograd] = {}  # by the rows of their tiles, made when first needed
 
     def __call__(self, x: Tensor, onto: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """[B, K, H', W'] from x [B, C, H, W]; onto, out: [B, K, H', W']."""
-        if self._may_go_by_winograd and pays(x, len(self.bias)):
-            if self._winograd is None:
-                kind = Winograd2d if x.dtype == torch.float32 else Winograd1d
-                self._winograd = kind(self.weight.float(), self.bias.float(), relu=self.activation == "relu")
-            return self._winograd(x, onto, out)
+        winograd = self._winograd_for(x)
+        if winograd is not None:
+            return winograd(x, onto, out)
         y = self._fused(x, onto) if self._fuses else self._plain(x, onto)
         return y if out is None else out.copy_(y)
+
+    def through(self, x: Tensor, pointwise: Layer) -> Tensor:
+        """pointwise(self(x)); pointwise: a 1×1 convolution. By Winograd nothing between them is kept as a whole."""
+        winograd = self._winograd_for(x)
+        if winograd is None:
+            made: Tensor = pointwise(self(x))
+            return made
+        return winograd.through(x, pointwise, pointwise.depth)
+
+    def _winograd_for(self, x: Tensor) -> Winograd | None:
+        """What computes the convolution of x [B, C, H, W] by Winograd; None if that does not pay."""
+        if not (self._may_go_by_winograd and pays(x, len(self.bias))):
+            return None
+        full = x.dtype == torch.float32
+        side = winograd2d.SIDE if full else winograd1d.side_for(int(x.shape[2]), near_end=self._near_end)
+        if side not in self._winograds:
+            kind = Winograd2d if full else partial(Winograd1d, side=side)
+            self._winograds[side] = kind(
+                self.weight.float(), self.bias.float(), relu=self.activation == "relu"
+            )
+        return self._winograds[side]
 
     def _plain(self, x: Tensor, onto: Tensor | None) -> Tensor:
         y = functional.conv2d(

@@ -116,7 +116,9 @@ class BoxHead:
         enough = (scores > self._least_score) & (scores >= threshold) & allowed
         # Boxes that score less cannot suppress those that score more: to leave them out changes nothing.
         row, label = enough.nonzero(as_tuple=True)
-        deltas = functional.linear(features, *self._box).view(*scores.shape, 4)[row, label]
+        some = enough.any(1)
+        deltas = functional.linear(features[some], *self._box).view(-1, scores.shape[1], 4)
+        deltas = deltas[some.cumsum(0)[row] - 1, label]
         boxes = clipped(decode(deltas, proposals[row], self._weights), size)
         usable = large(boxes, LEAST_SIDE)
         boxes, label, score = boxes[usable], label[usable], scores[row, label][usable]

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
-SIDE, REACH = 4, 6  # in an axis: so many outputs of a tile, of so many inputs
 # Transformed input that is worked on at once: small enough for the last cache, large enough that threads are not
 # started for little and the weights, which are read anew for each band, do not weigh. Measured from 3 to 24 MiB on the
 # finest level of a ResNet-50's pyramid: 12 takes a few percent less time than 3 in bfloat16, a quarter less than 4 in
@@ -37,7 +36,7 @@ def pays(x: Tensor, outputs: int) -> bool:
     # Small maps are those of RoIs, which come by the dozen. It does not matter by how many: the rule must not depend on
     # what else was found.
     enough = area <= 14 * 14 or area * channels * outputs >= 50_000_000
-    fits = -height % SIDE <= 0.15 * height  # few rows of the last tiles are beyond the image
+    fits = -height % 4 <= 0.15 * height  # few rows of the last tiles are beyond the image
     # To such widths oneDNN has one layout of the weights for all sizes. To 96, 192 or 384 it has several, and with the
     # wrong one takes up to 60 times as long.
     one_layout = outputs.bit_count() == 1
@@ -47,8 +46,9 @@ def pays(x: Tensor, outputs: int) -> bool:
 class Winograd(ABC):
     """A 3×3 convolution with stride 1 and padding 1: relu(convolution(x) + bias + onto), each part as wanted."""
 
-    def __init__(self, depth: int, *, relu: bool) -> None:
-        """depth: the channels that it gives."""
+    def __init__(self, depth: int, side: int, *, relu: bool) -> None:
+        """depth: the channels that it gives. side: rows of a tile of the result, which take two more of the input."""
+        self.side, self._reach = side, side + 2
         self._depth, self._relu = depth, relu
 
     def __call__(self, x: Tensor, onto: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -58,12 +58,29 @@ class Winograd(ABC):
             if out is not None:
                 raise ValueError("the result goes onto `onto` or into `out`, not both")
             out = onto
-        batch, height, width, channels = rows.shape
+        batch, height, width, _ = rows.shape
         result = x.new_empty((batch, height, width, self._depth)) if out is None else out.permute(0, 2, 3, 1)
-        size = self._tile_row(width, channels) * x.element_size()
-        for images, top, bottom in bands(batch, height, size):
+        for images, top, bottom in self._bands(x):
             self._band(rows[images], top, bottom, result[images, top:bottom], add=onto is not None)
         return result.permute(0, 3, 1, 2)
+
+    def through(self, x: Tensor, pointwise: Callable[[Tensor], Tensor], depth: int) -> Tensor:
+        """pointwise(self(x)) [B, depth, H, W] of something that computes every cell for itself, a band at a time: while
+        it is in the cache, and without memory for all of it.
+        """
+        rows = x.permute(0, 2, 3, 1)
+        batch, height, width, _ = rows.shape
+        result = x.new_empty((batch, height, width, depth))
+        for images, top, bottom in self._bands(x):
+            some = rows[images]
+            band = x.new_empty((len(some), bottom - top, width, self._depth))
+            self._band(some, top, bottom, band, add=False)
+            result[images, top:bottom] = pointwise(band.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return result.permute(0, 3, 1, 2)
+
+    def _bands(self, x: Tensor) -> Iterator[tuple[slice, int, int]]:
+        batch, channels, height, width = (int(n) for n in x.shape)
+        return bands(batch, height, self._tile_row(width, channels) * x.element_size(), self.side)
 
     @abstractmethod
     def _tile_row(self, width: int, channels: int) -> int:
@@ -77,18 +94,18 @@ class Winograd(ABC):
         """
 
 
-def bands(batch: int, height: int, tile_row: int) -> Iterator[tuple[slice, int, int]]:
+def bands(batch: int, height: int, tile_row: int, side: int) -> Iterator[tuple[slice, int, int]]:
     """Images, first row and last row + 1 of what is worked on at once: rows of one image, or whole small images.
 
-    tile_row: bytes that a row of tiles is transformed to.
+    tile_row: bytes that a row of tiles is transformed to. side: the rows of the image that it gives.
     """
-    tiles, down = max(1, BAND_BYTES // tile_row), -(-height // SIDE)
+    tiles, down = max(1, BAND_BYTES // tile_row), -(-height // side)
     if tiles >= down:
         images = tiles // down
         for first in range(0, batch, images):
             yield slice(first, first + images), 0, height
         return
-    rows = SIDE * -(-down // -(-down // tiles))  # so many bands of nearly one size
+    rows = side * -(-down // -(-down // tiles))  # so many bands of nearly one size
     for image in range(batch):
         for top in range(0, height, rows):
             yield slice(image, image + 1), top, min(top + rows, height)

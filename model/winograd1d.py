@@ -1,121 +1,133 @@
-"""3×3 convolutions in bfloat16 with half the multiplications: Winograd's F(4, 3) down the columns, a direct convolution
-along the rows (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015; here in one of the two axes).
+"""3×3 convolutions in bfloat16 with half the multiplications: Winograd's F(4, 3) or F(6, 3) down the columns, a direct
+convolution along the rows (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015; here in one of
+the two axes).
 
-Four rows of the result come of six sums of six rows of the input, each convolved with a 1×3 kernel of its own. In both
-axes the method takes away more products, but it writes and rounds every number several times, which in bfloat16 costs
-more than it saves. Points 3/4 and 3/2 in place of the usual 1 and 2 take a quarter off the error
-(docs/engine.md), and all their powers that are needed are bfloat16 numbers.
+Four rows of the result come of six sums of six rows of the input, each convolved with a 1×3 kernel of its own; six rows
+come of eight. In both axes the method takes away more products, but it writes and rounds every number several times,
+which in bfloat16 costs more than it saves.
 """
 
 from __future__ import annotations
 
-from math import prod
+from functools import cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from model import onednn
-from model.winograd import REACH, SIDE, Winograd
+from model.winograd import Winograd
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
-NEAR, FAR = 0.75, 1.5
-POINTS = (0.0, NEAR, -NEAR, FAR, -FAR)  # and infinity: in this order sums, kernels and products are numbered
+# Where the polynomials are evaluated, besides at infinity, by the rows of a tile: of the sets whose sums need no other
+# numbers than bfloat16 has, those with the least error (docs/engine.md).
+POINTS = {4: (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2), 6: (0, 1 / 2, -1 / 2, 1, -1, 2, -2)}
 GEOMETRY: onednn.Geometry = [0, 1], [1, 1], [1, 1], 1  # of a 1×3 convolution
 # Rows and columns of the input for which weights are laid out; for what that does is in `pays` of winograd.py.
 PACKED_FOR = 24, 256
 
 
+@cache
+def transforms(side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The sums' matrix [side + 2, side + 2], the kernels' [side + 2, 3] and the result's [side, side + 2], float64.
+
+    Toom and Cook: a polynomial product from its values at the points (Lavin and Gray, section 4, who name them Bᵀ, G
+    and Aᵀ). The points in the order of POINTS, then infinity.
+    """
+    points = np.array(POINTS[side])
+    others = [np.delete(points, n) for n in range(len(points))]
+    # The coefficients of the product of (x - q) over the other points q, that of the lowest power first.
+    before = np.array([*(np.append(np.poly(q)[::-1], 0) for q in others), np.poly(points)[::-1]])
+    norms = np.array([np.prod(p - q) for p, q in zip(points, others, strict=True)])
+    infinity = np.eye(side + 2)[-1]
+    taps = np.vstack([np.vander(points, 3, increasing=True) / norms[:, None], infinity[-3:]])
+    after = np.vstack([np.vander(points, side, increasing=True), infinity[-side:]]).T
+    return before, taps, after
+
+
+def side_for(height: int, *, near_end: bool) -> int:
+    """The rows of a tile for maps of so many rows.
+
+    Six save more and double the error, so they are taken only near the end of a network, and not where rows of the last
+    tile beyond the map eat it up.
+    """
+    products = {side: -(-height // side) * (side + 2) for side in POINTS}
+    return 6 if near_end and 1.05 * products[6] < products[4] else 4
+
+
 class Winograd1d(Winograd):
     """See Winograd."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, *, relu: bool) -> None:
-        """weight: [K, C, 3, 3], bias: [K], both as precise as they are known."""
-        super().__init__(len(bias), relu=relu)
-        kernels = torch.einsum("na,kcab->nkcb", _from_taps(), weight.double())[:, :, :, None]
+    def __init__(self, weight: Tensor, bias: Tensor, *, relu: bool, side: int = 4) -> None:
+        """weight: [K, C, 3, 3], bias: [K], both as precise as they are known. side: rows of a tile, 4 or 6."""
+        super().__init__(len(bias), side, relu=relu)
+        before, taps, after = (torch.from_numpy(matrix) for matrix in transforms(side))
+        kernels = torch.einsum("na,kcab->nkcb", taps, weight.double())[:, :, :, None]
         self._kernels = [_packed(kernel.to(torch.bfloat16)) for kernel in kernels]
-        # What the products of ±NEAR and ±FAR add to each of the four rows.
-        self._parts = torch.tensor([[p**row for p in POINTS[1:]] for row in range(SIDE)]).to(torch.bfloat16)
-        # A bias of b to all four rows: ±NEAR give it to the two in the middle, and something to the outer ones, which 0
-        # and infinity complete.
-        even, odd = 1 / NEAR**2, 1 / NEAR
-        shares = [1 - even, (even + odd) / 2, (even - odd) / 2, None, None, 1 - NEAR**2]
-        self._biases = [None if s is None else (bias.double() * s).to(torch.bfloat16) for s in shares]
+        self._before, self._after = before.to(torch.bfloat16), after.to(torch.bfloat16)
+        # Shares of the products in the bias, of which every row gets a whole one.
+        shares = torch.linalg.pinv(after).sum(1)
+        self._biases = (shares[:, None] * bias.double()).to(torch.bfloat16)
 
     def _tile_row(self, width: int, channels: int) -> int:
-        return REACH * width * channels
+        return self._reach * width * channels
 
     def _band(self, x: Tensor, top: int, bottom: int, result: Tensor, *, add: bool) -> None:
-        maps = _sums(x, top, -(-(bottom - top) // SIDE)).permute(0, 1, 4, 2, 3)
-        middle = torch.stack([self._product(maps, n).permute(0, 2, 3, 1) for n in range(1, REACH - 1)])
-        by_row = torch.mm(self._parts, middle.view(SIDE, -1)).view(middle.shape)
-        rectified = self._relu and not add
-        activation = "relu" if rectified else "none"
-        for row, n in ((0, 0), (SIDE - 1, REACH - 1)):
-            self._product(maps, n, onto=by_row[row].permute(0, 3, 1, 2), activation=activation)
-        for row in range(SIDE):
-            place = result[:, row::SIDE]
-            made = by_row[row, :, : place.shape[1]]
+        maps = self._sums(x, top, bottom).permute(0, 1, 4, 2, 3)
+        products = torch.stack(
+            [
+                onednn.convolution(m, kernel, bias, GEOMETRY).permute(0, 2, 3, 1)
+                for m, kernel, bias in zip(maps, self._kernels, self._biases, strict=True)
+            ]
+        )
+        by_row = torch.mm(self._after, products.view(self._reach, -1)).view(-1, *products.shape[1:])
+        for row, tiles in enumerate(by_row):
+            place = result[:, row :: self.side]
+            made = tiles[:, : place.shape[1]]
             if add:
                 place += made
-            elif rectified and 0 < row < SIDE - 1:
+            elif self._relu:
                 torch.clamp_min(made, 0, out=place)
             else:
                 place.copy_(made)
         if self._relu and add:
             result.relu_()
 
-    def _product(
-        self, maps: Tensor, n: int, onto: Tensor | None = None, *, activation: str = "none"
-    ) -> Tensor:
-        """The n-th sum [B, C, H, W] of `maps` convolved with the n-th kernel, added to `onto` where that is given."""
-        return onednn.convolution(
-            maps[n], self._kernels[n], self._biases[n], GEOMETRY, activation=activation, onto=onto
-        )
+    def _sums(self, x: Tensor, top: int, bottom: int) -> Tensor:
+        """[reach, B, tiles, W, C]: of each tile of `reach` rows of x [B, H, W, C], the first of which begins above row
+        `top`. Rows that there are not are zeros.
+        """
+        batch, height, width, channels = x.shape
+        tiles = -(-(bottom - top) // self.side)
+        rows = x.flatten(2)
+        sums = x.new_empty((self._reach, batch, tiles, width * channels))
+        # The tiles of one image that are whole are transformed at once, all others one by one: those at an edge by
+        # fewer of the matrix' columns, so that nothing is copied to put zeros around it.
+        inner = range(0)
+        if batch == 1:
+            first = 1 if top == 0 else 0
+            inner = range(first, max(first, min(tiles, (height - top - 1) // self.side)))
+        if inner:
+            start = top + self.side * inner.start - 1
+            whole = rows[0, start:].unfold(0, self._reach, self.side)[: len(inner)].transpose(1, 2)
+            self._transform(whole, 0, sums[:, 0, inner.start : inner.stop])
+        for tile in (n for n in range(tiles) if n not in inner):
+            start = top + self.side * tile - 1
+            missing = max(0, -start)
+            self._transform(rows[:, start + missing : start + self._reach], missing, sums[:, :, tile])
+        return sums.view(self._reach, batch, tiles, width, channels)
 
-
-def _from_taps() -> Tensor:
-    """[6, 3] float64: the kernels' columns from the three rows of a 3×3 kernel."""
-    norms = [prod(p - q for q in POINTS if q != p) for p in POINTS]
-    finite = [[p**tap / norm for tap in range(3)] for p, norm in zip(POINTS, norms, strict=True)]
-    return torch.tensor([*finite, [0.0, 0.0, 1.0]], dtype=torch.float64)
+    def _transform(self, rows: Tensor, missing: int, out: Tensor) -> None:
+        """Put into `out` [reach, N, W * C] the sums of N tiles, of each of which `rows` [N, n, W * C] has all but the
+        first `missing`, and those that follow the n.
+        """
+        matrix = self._before[:, missing : missing + rows.shape[1]]
+        torch.bmm(matrix.expand(len(rows), -1, -1), rows, out=out.transpose(0, 1))
 
 
 def _packed(kernel: Tensor) -> Tensor:
     """A kernel [K, C, 1, 3] as oneDNN reads it."""
     shape = [1, int(kernel.shape[1]), *PACKED_FOR]
     return onednn.convolution_weight(kernel.contiguous(memory_format=torch.channels_last), GEOMETRY, shape)
-
-
-def _sums(x: Tensor, top: int, tiles: int) -> Tensor:
-    """[6, B, tiles, W, C]: of each tile of six rows of x [B, H, W, C], the first of which begins above row `top`."""
-    d = _tiles(x, top, tiles)
-    sums = x.new_empty((REACH, *d[0].shape))
-    even, odd = x.new_empty((2, *d[0].shape))
-    near, far = NEAR**2, FAR**2
-    for n, first in ((0, 0), (REACH - 1, 1)):
-        torch.sub(d[first + 4], d[first + 2], alpha=near + far, out=sums[n]).add_(d[first], alpha=near * far)
-    for n, point, other in ((1, NEAR, far), (3, FAR, near)):
-        torch.sub(d[4], d[2], alpha=other, out=even)
-        torch.sub(d[3], d[1], alpha=other, out=odd)
-        torch.add(even, odd, alpha=point, out=sums[n])
-        torch.sub(even, odd, alpha=point, out=sums[n + 1])
-    return sums
-
-
-def _tiles(x: Tensor, top: int, tiles: int) -> Sequence[Tensor]:
-    """The first, second … sixth row of each tile, [B, tiles, W, C] each: views of x, or at its edges of a copy."""
-    height = x.shape[1]
-    first, last = top - 1, top + SIDE * tiles + 1
-    inside = x[:, max(first, 0) : min(last, height)]
-    if first < 0 or last > height:
-        above, rows = max(-first, 0), inside.shape[1]
-        padded = x.new_empty((len(x), last - first, *x.shape[2:]))
-        padded[:, :above].zero_()
-        padded[:, above : above + rows] = inside
-        padded[:, above + rows :].zero_()
-        inside = padded
-    return [inside[:, n : n + SIDE * tiles - SIDE + 1 : SIDE] for n in range(REACH)]

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from model.winograd import REACH, SIDE, Winograd
+from model.winograd import Winograd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
+SIDE, REACH = 4, 6  # in an axis: so many outputs of a tile, of so many inputs
 # How the 3 weights of an axis become the weights of 6 products.
 FROM_TAPS = [
     [1 / 4, 0, 0],
@@ -31,7 +32,7 @@ class Winograd2d(Winograd):
 
     def __init__(self, weight: Tensor, bias: Tensor, *, relu: bool) -> None:
         """weight: [K, C, 3, 3], bias: [K], both as precise as they are known."""
-        super().__init__(len(bias), relu=relu)
+        super().__init__(len(bias), SIDE, relu=relu)
         matrix = torch.tensor(FROM_TAPS, dtype=torch.float64)
         spread = torch.einsum("ia,kcab,jb->ijck", matrix, weight.double(), matrix)
         self._weight = spread.flatten(0, 1).float().contiguous()  # [36, C, K]

@@ -126,7 +126,7 @@ def test_bfloat16_loses_what_its_eight_bits_lose() -> None:
         exact = after(conv(x)).relu()
         prepared = Conv(conv, HALF, norm=after, activation="relu")
         found = prepared(x.bfloat16())
-        assert (prepared._winograd is not None) == (inputs == 256 and not torch.cpu._is_amx_tile_supported())
+        assert bool(prepared._winograds) == (inputs == 256 and not torch.cpu._is_amx_tile_supported())
         assert found.dtype == torch.bfloat16
         assert float((found.float() - exact).std() / exact.std()) < 0.02
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.lifelike import lifelike
-from model import graphs
+from model import graphs, winograd1d
 from model.convolution import Format
 from model.dense import Dense, Maps, _halved, steps
 from model.graphs import Captured
@@ -194,3 +194,22 @@ def test_a_device_that_failed_while_recording_is_not_gone_on_with(monkeypatch: p
     failing_record(monkeypatch, device_is_well=False)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         Captured(as_it_is)(images(1))
+
+
+@pytest.mark.skipif(torch.cpu._is_amx_tile_supported(), reason="there a direct convolution has no equal")
+def test_winograd_saves_more_at_a_larger_error_only_near_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides: dict[tuple[int, bool], set[int]] = {}
+    side_for = winograd1d.side_for
+
+    def noted(height: int, *, near_end: bool) -> int:
+        side = side_for(height, near_end=near_end)
+        sides.setdefault((height, near_end), set()).add(side)
+        return side
+
+    monkeypatch.setattr(winograd1d, "side_for", noted)
+    network = lifelike(replace(THIN, backbone="resnet18", fpn_channels=128), torch.rand(3, 96, 128))
+    with torch.inference_mode():
+        Dense(network, Format(torch.device("cpu"), torch.bfloat16))(images(1, 448, 512).bfloat16())
+    # C3, C4 and C5 are the backbone's; P2 and P3, and P5, which is too low for it, the pyramid's and the RPN's.
+    backbone = {(56, False): {4}, (28, False): {4}, (14, False): {4}}
+    assert sides == backbone | {(112, True): {6}, (56, True): {6}, (7, True): {4}}
