@@ -210,5 +210,5 @@ def test_winograd_saves_more_at_a_larger_error_only_near_the_end(monkeypatch: py
     network = lifelike(replace(THIN, backbone="resnet18", fpn_channels=128), torch.rand(3, 96, 128))
     with torch.inference_mode():
         Dense(network, Format(torch.device("cpu"), torch.bfloat16))(images(1, 416, 512).bfloat16())
-    # C3 and C4 are the backbone's, P2 and P3 the pyramid's and the RPN's.
-    assert sides == {(52, False): {4}, (26, False): {4}, (104, True): {6}, (52, True): {6}}
+    # C3 and C4 are the backbone's; P2, P3 and the low P6 the pyramid's and the RPN's.
+    assert sides == {(52, False): {4}, (26, False): {4}, (104, True): {6}, (52, True): {6}, (7, True): {4}}
