@@ -1,7 +1,7 @@
 """The engine against torchvision's eager model: the same weights and the same photo, in turns, on the same cores.
 
     python bench/engine.py [--model v1|v2|shapes|resnet18|…] [--precision auto|float32|bfloat16|int8] [--detections 20]
-                           [--photo FILE] [--megapixels 12] [--rounds 5] [--threads 2] [--encode]
+                           [--photo FILE …] [--megapixels 12] [--rounds 5] [--threads 2] [--encode]
 
 COCO's weights are not needed: bench/lifelike.py makes random ones that behave alike, and all sides keep as many
 detections as --detections says. For int8 a model that is not calibrated yet is, on the photo. Without --photo a scene
@@ -76,7 +76,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="v1", help="v1, v2, shapes, or a backbone")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--detections", type=int, default=20)
-    parser.add_argument("--photo", type=Path)
+    parser.add_argument("--photo", type=Path, nargs="+", help="several: a ratio for each, and their median")
     parser.add_argument("--megapixels", type=float, help="enlarge the photo to this size first")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=usable_cpus())
@@ -87,10 +87,15 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def pictures(given: argparse.Namespace) -> list[np.ndarray]:
+    """[H, W, 3] uint8 each: what is asked for."""
+    return [picture(photo, given.megapixels, given.model) for photo in given.photo or [None]]
+
+
 def picture(photo: Path | None, megapixels: float | None, model: str = "") -> np.ndarray:
     """[H, W, 3] uint8; 640 × 480 where nothing else is asked for."""
     if photo is not None:
-        image = Image.open(photo).convert("RGB")
+        image = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
     elif model == "shapes":
         image = ImageOps.fit(Image.open(EXAMPLE).convert("RGB"), (640, 480))
     else:
@@ -188,9 +193,10 @@ def operations(network: nn.Module, image: np.ndarray) -> int:
 
 
 def side(given: argparse.Namespace) -> None:
-    """One side: a line of facts, then for every line that comes in one run and a line about it."""
+    """One side: a line of facts, then for every line that comes in, which names a photo, one run and its seconds."""
     torch.set_num_threads(given.threads)
-    image, small = picture(given.photo, given.megapixels, given.model), picture(None, None)
+    images, small = pictures(given), picture(None, None)
+    image = images[0]
     network, model = chosen(given.model, image, given.detections)
     facts: dict[str, Any] = {}
     run: Callable[[np.ndarray], int]
@@ -217,10 +223,8 @@ def side(given: argparse.Namespace) -> None:
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
         asked = line.strip()
-        print(
-            json.dumps(stages(engine, image) if asked == "stages" else seconds(lambda: run(image))),
-            flush=True,
-        )
+        answer = stages(engine, image) if asked == "stages" else seconds(partial(run, images[int(asked)]))
+        print(json.dumps(answer), flush=True)
 
 
 def forget_peak() -> int:
@@ -240,7 +244,7 @@ class Side:
         self.facts = self._line()
 
     def ask(self, what: str) -> Any:
-        """What the process says to "run" (seconds) or "stages" (seconds by name)."""
+        """What the process says to a photo's number (seconds) or "stages" (seconds by name, of the first photo)."""
         self._process.stdin.write(what + "\n")
         self._process.stdin.flush()
         return self._line()
@@ -257,33 +261,56 @@ def main() -> None:
     if given.side:
         side(given)
         return
-    image = picture(given.photo, given.megapixels, given.model)
+    images = pictures(given)
     sides = {name: Side(name) for name in SIDES}
-    rounds = [{name: s.ask("run") for name, s in sides.items()} for _ in range(given.rounds)]
+    turns = range(len(images))
+    # By photo, then by round.
+    rounds: list[list[dict[str, float]]] = [[] for _ in turns]
+    for _ in range(given.rounds):
+        for n in turns:
+            rounds[n].append({name: s.ask(str(n)) for name, s in sides.items()})
     by_stage = sides["ours"].ask("stages")
     facts = sides["ours"].facts
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision"))
     print(f"{processor()}, {given.threads} threads, {torch.backends.cpu.get_cpu_capability()}; {packages}")
     print(f"Python {platform.python_version()}; load {os.getloadavg()[0]:.1f}")
     height, width = facts["padded"]
+    image = images[0]
     size = f"photo {image.shape[1]} × {image.shape[0]}, input {width} × {height}"
     print(f"\n{given.model}, {facts['precision']}; {size}")
     for name, title in SIDES.items():
-        times, known = [r[name] for r in rounds], sides[name].facts
-        text = f"  {title:30}{median(times):7.3f} s  {known['count']:3} detections"
+        known = sides[name].facts
+        text = f"  {title:30}{median(r[name] for r in rounds[0]):7.3f} s  {known['count']:3} detections"
         text += f"  {known['added'] / 1e6:6.0f} MB over the loaded model"
         if name != "ours":
-            ratios = sorted(r[name] / r["ours"] for r in rounds)
+            ratios = sorted(r[name] / r["ours"] for r in rounds[0])
             text += (
-                f"  {median(ratios):6.2f} ×  ({ratios[0]:.2f} to {ratios[-1]:.2f} in {len(rounds)} rounds)"
+                f"  {median(ratios):6.2f} ×  ({ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} rounds)"
             )
         print(text)
     work, speed = sides["torchvision"].facts["operations"], facts["rate"]
-    reached = work / speed / median(r["ours"] for r in rounds)
+    reached = work / speed / median(r["ours"] for r in rounds[0])
     print(f"  {work / 1e9:.0f} GFLOP at {speed / 1e9:.0f} GFLOP/s (matrix product, {facts['numbers']}) take")
     print(f"  {work / speed:.3f} s: maskserve runs at {reached:.0%} of that rate")
     print("  (over 100 % is Winograd's saving, or int8's)")
     print("  by stage, ms: " + ", ".join(f"{name} {value * 1e3:.1f}" for name, value in by_stage.items()))
+    if given.photo and len(images) > 1:
+        print_photos(given.photo, images, rounds)
+
+
+def print_photos(photos: list[Path], images: list[np.ndarray], rounds: list[list[dict[str, float]]]) -> None:
+    """A line for each photo, and the median of their ratios. rounds: seconds by side, by photo, then by round."""
+    print("\n  seconds, and how many times ours, by photo (median of the rounds)")
+    found: dict[str, list[float]] = {name: [] for name in ("torchvision", "kept")}
+    for photo, image, runs in zip(photos, images, rounds, strict=True):
+        text = f"  {photo.stem:32}{f'{image.shape[1]} × {image.shape[0]}':>12}"
+        text += f"  {median(r['ours'] for r in runs):6.3f}"
+        for name, ratios in found.items():
+            ratios.append(median(r[name] / r["ours"] for r in runs))
+            text += f"  {median(r[name] for r in runs):7.3f} ({ratios[-1]:.2f} ×)"
+        print(text)
+    for name, ratios in found.items():
+        print(f"  {SIDES[name]}: {median(ratios):.2f} × ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 if __name__ == "__main__":
