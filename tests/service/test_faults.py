@@ -12,6 +12,8 @@
 | fatal device error, death of the worker | 503 | 503 | 503, 503, then gone | – (the process ends) | 1 |
 | hang past the limit | 503 | 503 | 503, 503 | healthy 0 | 1 |
 | SIGTERM under load | – | their answers | 200, 503 | ready 0 | 0 |
+| a second SIGTERM | connection ends | connection ends | gone | – | 0 |
+| SIGTERM while torch never comes back | 503 after the drain | 503 after the drain | 200, 503 | – | 0 |
 | SIGKILL under load | connection ends | connection ends | gone | – | -9 |
 | full disk for the log | their answers | their answers | 200, 200 | images are counted | 0 |
 | no file descriptors left | waits for room | their answers | 200, 200 | can be read | 0 |
