@@ -4,7 +4,7 @@ laid out once, and bias, activation and residual sum inside the same kernel wher
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,6 @@ class Format:
 
     device: torch.device
     dtype: torch.dtype
-    # Whether few layers follow that would make rounding errors larger: then Winograd may save more at twice the error.
-    near_end: bool = field(default=False, kw_only=True)
 
     def fuses(self) -> bool:
         """Whether oneDNN's kernels run it: they take bias, activation and a sum along."""
@@ -114,7 +112,6 @@ class Conv(Layer):
         three = conv.kernel_size == (3, 3) and conv.groups == 1
         plain = (conv.stride, conv.padding, conv.dilation) == ((1, 1), (1, 1), (1, 1))
         self._may_go_by_winograd = three and plain and self._fuses and activation in ("none", "relu")
-        self._near_end = form.near_end
         self._winograds: dict[int, Winograd] = {}  # by the rows of their tiles, made when first needed
 
     def __call__(self, x: Tensor, onto: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -138,7 +135,7 @@ class Conv(Layer):
         if not (self._may_go_by_winograd and pays(x, len(self.bias))):
             return None
         full = x.dtype == torch.float32
-        side = winograd2d.SIDE if full else winograd1d.side_for(int(x.shape[2]), near_end=self._near_end)
+        side = winograd2d.SIDE if full else winograd1d.side_for(int(x.shape[2]))
         if side not in self._winograds:
             kind = Winograd2d if full else partial(Winograd1d, side=side)
             self._winograds[side] = kind(

@@ -7,7 +7,7 @@ of it is needed afterwards.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -148,13 +148,12 @@ class Dense:
         Raises TypeError for modules that there is no way to prepare.
         """
         body, fpn, head = network.backbone.body, network.backbone.fpn, network.rpn.head
-        late = replace(form, near_end=True)
         self._form = form
         self._body = [(step, name in body.return_layers) for name, step in steps(body.named_children(), form)]
         self._lateral = [_only(block, form) for block in fpn.inner_blocks]
-        self._smooth = [_only(block, late) for block in fpn.layer_blocks]
+        self._smooth = [_only(block, form) for block in fpn.layer_blocks]
         self._hidden = [
-            step for _, stack in steps(head.conv.named_children(), late) for step in _links(stack)
+            step for _, stack in steps(head.conv.named_children(), form) for step in _links(stack)
         ]
         self._anchors = int(head.cls_logits.out_channels)
         self._scores = form.last(_side_by_side(head.cls_logits, head.bbox_pred))

@@ -29,18 +29,17 @@ def pays(x: Tensor, outputs: int) -> bool:
     """
     channels, height, width = (int(n) for n in x.shape[1:])
     area = height * width
-    if min(channels, outputs) < 128 or area < 49:
+    if min(channels, outputs) < 128 or area < 49 or height < 4:
         return False
     if x.dtype == torch.float32:
         return True
     # Small maps are those of RoIs, which come by the dozen. It does not matter by how many: the rule must not depend on
     # what else was found.
     enough = area <= 14 * 14 or area * channels * outputs >= 50_000_000
-    fits = -height % 4 <= 0.15 * height  # few rows of the last tiles are beyond the image
     # To such widths oneDNN has one layout of the weights for all sizes. To 96, 192 or 384 it has several, and with the
     # wrong one takes up to 60 times as long.
     one_layout = outputs.bit_count() == 1
-    return one_layout and enough and fits and not torch.cpu._is_amx_tile_supported()  # noqa: SLF001 (no public name)
+    return one_layout and enough and not torch.cpu._is_amx_tile_supported()  # noqa: SLF001 (no public name)
 
 
 class Winograd(ABC):

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 # Where the polynomials are evaluated, besides at infinity, by the rows of a tile: of the sets whose sums need no other
 # numbers than bfloat16 has, those with the least error (docs/engine.md).
-POINTS = {4: (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2), 6: (0, 1 / 2, -1 / 2, 1, -1, 2, -2)}
+POINTS = {
+    4: (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2),
+    5: (0, 1, -1, 2, -2, 3 / 8),
+    6: (0, 1 / 2, -1 / 2, 1, -1, 2, -2),
+}
 GEOMETRY: onednn.Geometry = [0, 1], [1, 1], [1, 1], 1  # of a 1×3 convolution
 # Rows and columns of the input for which weights are laid out; for what that does is in `pays` of winograd.py.
 PACKED_FOR = 24, 256
@@ -47,21 +51,16 @@ def transforms(side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return before, taps, after
 
 
-def side_for(height: int, *, near_end: bool) -> int:
-    """The rows of a tile for maps of so many rows.
-
-    Six save more and double the error, so they are taken only near the end of a network, and not where rows of the last
-    tile beyond the map eat it up.
-    """
-    products = {side: -(-height // side) * (side + 2) for side in POINTS}
-    return 6 if near_end and 1.05 * products[6] < products[4] else 4
+def side_for(height: int) -> int:
+    """The rows of a tile for maps of so many rows: those that take the fewest products, of equals the fewest rows."""
+    return min(POINTS, key=lambda side: -(-height // side) * (side + 2))
 
 
 class Winograd1d(Winograd):
     """See Winograd."""
 
     def __init__(self, weight: Tensor, bias: Tensor, *, relu: bool, side: int = 4) -> None:
-        """weight: [K, C, 3, 3], bias: [K], both as precise as they are known. side: rows of a tile, 4 or 6."""
+        """weight: [K, C, 3, 3], bias: [K], both as precise as they are known. side: rows of a tile, 4, 5 or 6."""
         super().__init__(len(bias), side, relu=relu)
         before, taps, after = (torch.from_numpy(matrix) for matrix in transforms(side))
         kernels = torch.einsum("na,kcab->nkcb", taps, weight.double())[:, :, :, None]

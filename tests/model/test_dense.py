@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.lifelike import lifelike
-from model import graphs, winograd1d
+from model import graphs
 from model.convolution import Format
 from model.dense import Dense, Maps, _halved, steps
 from model.graphs import Captured
@@ -194,21 +194,3 @@ def test_a_device_that_failed_while_recording_is_not_gone_on_with(monkeypatch: p
     failing_record(monkeypatch, device_is_well=False)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         Captured(as_it_is)(images(1))
-
-
-@pytest.mark.skipif(torch.cpu._is_amx_tile_supported(), reason="there a direct convolution has no equal")
-def test_winograd_saves_more_at_a_larger_error_only_near_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    sides: dict[tuple[int, bool], set[int]] = {}
-    side_for = winograd1d.side_for
-
-    def noted(height: int, *, near_end: bool) -> int:
-        side = side_for(height, near_end=near_end)
-        sides.setdefault((height, near_end), set()).add(side)
-        return side
-
-    monkeypatch.setattr(winograd1d, "side_for", noted)
-    network = lifelike(replace(THIN, backbone="resnet18", fpn_channels=128), torch.rand(3, 96, 128))
-    with torch.inference_mode():
-        Dense(network, Format(torch.device("cpu"), torch.bfloat16))(images(1, 416, 512).bfloat16())
-    # C3 and C4 are the backbone's; P2, P3 and the low P6 the pyramid's and the RPN's.
-    assert sides == {(52, False): {4}, (26, False): {4}, (104, True): {6}, (52, True): {6}, (7, True): {4}}

@@ -764,7 +764,9 @@ def test_bfloat16_finds_in_an_example_what_float32_finds() -> None:
         shared, either = (
             combined(decode(one), decode(other)).sum() for combined in (np.logical_and, np.logical_or)
         )
-        assert shared / either > 0.95  # some are of a thousand pixels, most of them at the edge
+        assert (
+            shared / either > 0.9
+        )  # some are of 700 pixels, many of them at the edge, and of boxes that differ
 
 
 def test_padding_is_to_the_coarsest_stride(engine: Engine) -> None:

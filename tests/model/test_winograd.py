@@ -19,6 +19,7 @@ from model.winograd2d import Winograd2d
 KINDS = [
     pytest.param(torch.float32, 4, 1e-5, id="float32"),
     pytest.param(torch.bfloat16, 4, 0.06, id="bfloat16, four rows"),
+    pytest.param(torch.bfloat16, 5, 0.1, id="bfloat16, five rows"),
     pytest.param(torch.bfloat16, 6, 0.12, id="bfloat16, six rows"),
 ]
 
@@ -50,7 +51,7 @@ def test_any_size_equals_torch(batch: int, height: int, width: int, inputs: int,
     for relu in (False, True):
         expected = exact.relu() if relu else exact
         torch.testing.assert_close(Winograd2d(weight, bias, relu=relu)(x), expected, atol=1e-4, rtol=1e-4)
-        for side, close in ((4, 0.15), (6, 0.3)):  # the mean is held to below
+        for side, close in ((4, 0.15), (5, 0.25), (6, 0.3)):  # the mean is held to below
             half = Winograd1d(weight, bias, relu=relu, side=side)(x.bfloat16())
             torch.testing.assert_close(half.float(), expected, atol=close, rtol=0.06)
 
@@ -149,7 +150,12 @@ def test_sum_and_place(dtype: torch.dtype, side: int, close: float) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "side", "bound"),
-    [(torch.float32, 4, 3e-6), (torch.bfloat16, 4, 7e-3), (torch.bfloat16, 6, 1.3e-2)],
+    [
+        (torch.float32, 4, 3e-6),
+        (torch.bfloat16, 4, 7e-3),
+        (torch.bfloat16, 5, 1.1e-2),
+        (torch.bfloat16, 6, 1.3e-2),
+    ],
 )
 def test_error_is_of_the_order_of_a_direct_convolutions(dtype: torch.dtype, side: int, bound: float) -> None:
     x, weight, bias = problem(1, 32, 32, 256, 64)
@@ -182,8 +188,8 @@ def test_error_is_of_the_order_of_a_direct_convolutions(dtype: torch.dtype, side
         ((1, 256, 200, 272), 64, torch.float32, False, False),
         ((1, 256, 3, 4), 256, torch.float32, False, False),
         ((1000, 256, 7, 7), 256, torch.bfloat16, False, True),
-        ((1, 256, 53, 200), 256, torch.bfloat16, False, True),  # 3 of 56 rows hang over
-        ((1, 256, 17, 200), 256, torch.bfloat16, False, False),  # 3 of 20
+        ((1, 256, 17, 200), 256, torch.bfloat16, False, True),
+        ((1, 256, 3, 1000), 256, torch.bfloat16, False, False),  # six products for three rows
         ((1000, 256, 7, 7), 256, torch.float32, False, True),
     ],
 )
@@ -201,8 +207,8 @@ def test_rule_that_says_where_it_pays(
 
 
 @pytest.mark.parametrize(
-    ("height", "near_end", "expected"),
-    [(200, True, 6), (200, False, 4), (50, True, 6), (25, True, 4), (14, True, 4), (7, True, 4)],
+    ("height", "expected"),
+    [(200, 6), (100, 6), (50, 5), (25, 5), (14, 5), (8, 4), (7, 4), (6, 6), (5, 5), (1, 4)],
 )
-def test_rows_of_a_tile(height: int, expected: int, *, near_end: bool) -> None:
-    assert side_for(height, near_end=near_end) == expected
+def test_rows_of_a_tile_are_those_that_multiply_least(height: int, expected: int) -> None:
+    assert side_for(height) == expected
