@@ -1,10 +1,10 @@
-"""3×3 convolutions in bfloat16 with half the multiplications: Winograd's F(4, 3) or F(6, 3) down the columns, a direct
-convolution along the rows (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015; here in one of
-the two axes).
+"""3×3 convolutions in bfloat16 with about half the multiplications: Winograd's F(4, 3), F(5, 3) or F(6, 3) down the
+columns, a direct convolution along the rows (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015;
+here in one of the two axes).
 
-Four rows of the result come of six sums of six rows of the input, each convolved with a 1×3 kernel of its own; six rows
-come of eight. In both axes the method takes away more products, but it writes and rounds every number several times,
-which in bfloat16 costs more than it saves.
+Four rows of the result come of six sums of six rows of the input, each convolved with a 1×3 kernel of its own; five
+come of seven, six of eight. In both axes the method takes away more products, but it writes and rounds every number
+several times, which in bfloat16 costs more than it saves.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def test_two_hundred_requests_at_once_get_what_each_image_gets_alone(bundled: ht
 
 
 def test_the_readme_shows_what_the_service_answers(bundled: httpx.Client) -> None:
-    """Numbers may differ in their last digits from one processor to the next."""
+    """They are float32's: in bfloat16 digits differ, and some pixels at the edge of masks of 700."""
     text = (ROOT / "README.md").read_text()
     request = re.search(r"curl -F image=@(\S+) 'localhost:8000/segment(\S*)'", text)
     shown = re.search(r"```json\n(.*?)```", text, re.DOTALL)
@@ -141,7 +141,7 @@ def test_the_readme_shows_what_the_service_answers(bundled: httpx.Client) -> Non
         assert old.keys() == new.keys()
         assert old["score"] == pytest.approx(new["score"], abs=0.01)
         assert old["bbox"] == pytest.approx(new["bbox"], abs=0.5)
-        assert coco_mask.iou([old["segmentation"]], [new["segmentation"]], [0])[0, 0] > 0.98
+        assert coco_mask.iou([old["segmentation"]], [new["segmentation"]], [0])[0, 0] > 0.97
 
 
 def test_bundled_models_file_and_card_agree_on_what_it_scored() -> None:
