@@ -29,7 +29,7 @@ def pays(x: Tensor, outputs: int) -> bool:
     """
     channels, height, width = (int(n) for n in x.shape[1:])
     area = height * width
-    if min(channels, outputs) < 128 or area < 49 or height < 4:
+    if min(channels, outputs) < 128 or area < 49 or height < 4:  # a tile has four rows or more
         return False
     if x.dtype == torch.float32:
         return True
