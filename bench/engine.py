@@ -275,21 +275,21 @@ def main() -> None:
     print(f"{processor()}, {given.threads} threads, {torch.backends.cpu.get_cpu_capability()}; {packages}")
     print(f"Python {platform.python_version()}; load {os.getloadavg()[0]:.1f}")
     height, width = facts["padded"]
-    image = images[0]
+    image, first = images[0], rounds[0]
     size = f"photo {image.shape[1]} × {image.shape[0]}, input {width} × {height}"
     print(f"\n{given.model}, {facts['precision']}; {size}")
     for name, title in SIDES.items():
         known = sides[name].facts
-        text = f"  {title:30}{median(r[name] for r in rounds[0]):7.3f} s  {known['count']:3} detections"
+        text = f"  {title:30}{median(r[name] for r in first):7.3f} s  {known['count']:3} detections"
         text += f"  {known['added'] / 1e6:6.0f} MB over the loaded model"
         if name != "ours":
-            ratios = sorted(r[name] / r["ours"] for r in rounds[0])
+            ratios = sorted(r[name] / r["ours"] for r in first)
             text += (
                 f"  {median(ratios):6.2f} ×  ({ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} rounds)"
             )
         print(text)
     work, speed = sides["torchvision"].facts["operations"], facts["rate"]
-    reached = work / speed / median(r["ours"] for r in rounds[0])
+    reached = work / speed / median(r["ours"] for r in first)
     print(f"  {work / 1e9:.0f} GFLOP at {speed / 1e9:.0f} GFLOP/s (matrix product, {facts['numbers']}) take")
     print(f"  {work / speed:.3f} s: maskserve runs at {reached:.0%} of that rate")
     print("  (over 100 % is Winograd's saving, or int8's)")

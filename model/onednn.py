@@ -28,7 +28,7 @@ def convolution(
 ) -> Tensor:
     """activation(convolution(x) + bias + onto), channels last; the result is in `onto` if that is given."""
     if onto is None:
-        made: Tensor = _OPS._convolution_pointwise(x, weight, bias, *geometry, activation, [], "")  # noqa: SLF001
+        made: Tensor = _OPS._convolution_pointwise(x, weight, bias, *geometry, activation, [], "")
         return made
     unary = None if activation == "none" else activation
     _OPS._convolution_pointwise_.binary(onto, x, weight, bias, *geometry, "add", 1.0, unary, [], "")
@@ -38,17 +38,17 @@ def convolution(
 def convolution_weight(weight: Tensor, geometry: Geometry, shape: list[int]) -> Tensor:
     """A weight as the kernel for inputs of a shape [B, C, H, W] reads it, which would else make it on each call."""
     padding, stride, dilation, groups = geometry
-    laid_out: Tensor = _OPS._reorder_convolution_weight(weight, padding, stride, dilation, groups, shape)  # noqa: SLF001
+    laid_out: Tensor = _OPS._reorder_convolution_weight(weight, padding, stride, dilation, groups, shape)
     return laid_out
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """relu(x weightᵀ + bias) with a weight from linear_weight."""
-    made: Tensor = _OPS._linear_pointwise(x, weight, bias, "relu", [], "")  # noqa: SLF001
+    made: Tensor = _OPS._linear_pointwise(x, weight, bias, "relu", [], "")
     return made
 
 
 def linear_weight(weight: Tensor) -> Tensor:
     """A weight [K, D] as the kernel reads it."""
-    laid_out: Tensor = _OPS._reorder_linear_weight(weight)  # noqa: SLF001
+    laid_out: Tensor = _OPS._reorder_linear_weight(weight)
     return laid_out

@@ -47,7 +47,7 @@ class Winograd(ABC):
 
     def __init__(self, depth: int, side: int, *, relu: bool) -> None:
         """depth: the channels that it gives. side: rows of a tile of the result, which take two more of the input."""
-        self.side, self._reach = side, side + 2
+        self._side, self._reach = side, side + 2
         self._depth, self._relu = depth, relu
 
     def __call__(self, x: Tensor, onto: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -79,7 +79,7 @@ class Winograd(ABC):
 
     def _bands(self, x: Tensor) -> Iterator[tuple[slice, int, int]]:
         batch, channels, height, width = (int(n) for n in x.shape)
-        return bands(batch, height, self._tile_row(width, channels) * x.element_size(), self.side)
+        return bands(batch, height, self._tile_row(width, channels) * x.element_size(), self._side)
 
     @abstractmethod
     def _tile_row(self, width: int, channels: int) -> int:

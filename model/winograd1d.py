@@ -83,7 +83,7 @@ class Winograd1d(Winograd):
         )
         by_row = torch.mm(self._after, products.view(self._reach, -1)).view(-1, *products.shape[1:])
         for row, tiles in enumerate(by_row):
-            place = result[:, row :: self.side]
+            place = result[:, row :: self._side]
             made = tiles[:, : place.shape[1]]
             if add:
                 place += made
@@ -99,7 +99,7 @@ class Winograd1d(Winograd):
         `top`. Rows that there are not are zeros.
         """
         batch, height, width, channels = x.shape
-        tiles = -(-(bottom - top) // self.side)
+        tiles = -(-(bottom - top) // self._side)
         rows = x.flatten(2)
         sums = x.new_empty((self._reach, batch, tiles, width * channels))
         # The tiles of one image that are whole are transformed at once, all others one by one: those at an edge by
@@ -107,13 +107,13 @@ class Winograd1d(Winograd):
         inner = range(0)
         if batch == 1:
             first = 1 if top == 0 else 0
-            inner = range(first, max(first, min(tiles, (height - top - 1) // self.side)))
+            inner = range(first, max(first, min(tiles, (height - top - 1) // self._side)))
         if inner:
-            start = top + self.side * inner.start - 1
-            whole = rows[0, start:].unfold(0, self._reach, self.side)[: len(inner)].transpose(1, 2)
+            start = top + self._side * inner.start - 1
+            whole = rows[0, start:].unfold(0, self._reach, self._side)[: len(inner)].transpose(1, 2)
             self._transform(whole, 0, sums[:, 0, inner.start : inner.stop])
         for tile in (n for n in range(tiles) if n not in inner):
-            start = top + self.side * tile - 1
+            start = top + self._side * tile - 1
             missing = max(0, -start)
             self._transform(rows[:, start + missing : start + self._reach], missing, sums[:, :, tile])
         return sums.view(self._reach, batch, tiles, width, channels)
