@@ -43,7 +43,7 @@ RUN --mount=type=secret,id=uv.toml,target=/etc/uv/uv.toml \
 
 # The package itself in /opt/service, and its model's weights in /opt/weights.
 FROM dependencies AS service
-COPY README.md LICENSE ./
+COPY README.md LICENSE hatch_build.py ./
 COPY app app
 COPY maskserve maskserve
 COPY model model

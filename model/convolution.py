@@ -5,7 +5,6 @@ laid out once, and bias, activation and residual sum inside the same kernel wher
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +12,8 @@ from torch import nn
 from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
-from model import onednn, winograd1d, winograd2d
-from model.winograd import Winograd, pays
-from model.winograd1d import Winograd1d
-from model.winograd2d import Winograd2d
+from model import onednn
+from model.winograd import Winograd, kernel_for, pays
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,10 +85,6 @@ class Layer:
         """See Conv."""
         raise NotImplementedError
 
-    def through(self, x: Any, pointwise: Layer) -> Any:
-        """pointwise(self(x)); pointwise: a 1×1 convolution."""
-        return pointwise(self(x))
-
 
 class Conv(Layer):
     """activation(convolution(x) + bias), or with `onto`: activation(convolution(x) + bias + onto).
@@ -112,7 +105,7 @@ class Conv(Layer):
         three = conv.kernel_size == (3, 3) and conv.groups == 1
         plain = (conv.stride, conv.padding, conv.dilation) == ((1, 1), (1, 1), (1, 1))
         self._may_go_by_winograd = three and plain and self._fuses and activation in ("none", "relu")
-        self._winograds: dict[int, Winograd] = {}  # by the rows of their tiles, made when first needed
+        self._winograd: Winograd | None = None  # made when first needed
 
     def __call__(self, x: Tensor, onto: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """[B, K, H', W'] from x [B, C, H, W]; onto, out: [B, K, H', W']."""
@@ -122,26 +115,14 @@ class Conv(Layer):
         y = self._fused(x, onto) if self._fuses else self._plain(x, onto)
         return y if out is None else out.copy_(y)
 
-    def through(self, x: Tensor, pointwise: Layer) -> Tensor:
-        """pointwise(self(x)); pointwise: a 1×1 convolution. By Winograd nothing between them is kept as a whole."""
-        winograd = self._winograd_for(x)
-        if winograd is None:
-            made: Tensor = pointwise(self(x))
-            return made
-        return winograd.through(x, pointwise, pointwise.depth)
-
     def _winograd_for(self, x: Tensor) -> Winograd | None:
         """What computes the convolution of x [B, C, H, W] by Winograd; None if that does not pay."""
         if not (self._may_go_by_winograd and pays(x, len(self.bias))):
             return None
-        full = x.dtype == torch.float32
-        side = winograd2d.SIDE if full else winograd1d.side_for(int(x.shape[2]))
-        if side not in self._winograds:
-            kind = Winograd2d if full else partial(Winograd1d, side=side)
-            self._winograds[side] = kind(
-                self.weight.float(), self.bias.float(), relu=self.activation == "relu"
-            )
-        return self._winograds[side]
+        if self._winograd is None and (kernel := kernel_for(x.dtype)) is not None:
+            relu = self.activation == "relu"
+            self._winograd = Winograd(self.weight.float(), self.bias.float(), kernel, x.dtype, relu=relu)
+        return self._winograd
 
     def _plain(self, x: Tensor, onto: Tensor | None) -> Tensor:
         y = functional.conv2d(

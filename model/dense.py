@@ -191,10 +191,9 @@ class Dense:
 
     def _scored(self, level: Any) -> Tensor:
         """[B, H * W, 5 A]: objectness of a cell's anchors, then their deltas."""
-        *before, last = self._hidden
-        for conv in before:
+        for conv in self._hidden:
             level = conv(level)
-        both: Tensor = last.through(level, self._scores)
+        both: Tensor = self._scores(level)
         return both.permute(0, 2, 3, 1).flatten(1, 2)
 
 

@@ -1,110 +1,209 @@
-"""3×3 convolutions with fewer multiplications (Winograd; Lavin and Gray, "Fast Algorithms for Convolutional Neural
-Networks", 2015), on channels-last tensors: what winograd1d.py (bfloat16) and winograd2d.py (float32) share.
+"""3×3 convolutions with a quarter of the multiplications, on x86 processors: Winograd's F(4×4, 3×3), compiled from
+winograd.c (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015).
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from torch import Tensor
 
-# Transformed input that is worked on at once: small enough for the last cache, large enough that threads are not
-# started for little and the weights, which are read anew for each band, do not weigh. Measured from 3 to 24 MiB on the
-# finest level of a ResNet-50's pyramid: 12 takes a few percent less time than 3 in bfloat16, a quarter less than 4 in
-# float32.
-BAND_BYTES = 12 << 20
+SIDE, REACH = 4, 6  # in an axis: so many outputs of a tile, of so many inputs
+# Of a thread, about: well inside the second cache, of which the matrices want a part too.
+SCRATCH_BYTES = 400_000
+# What the processor must have for a variant of the kernel, the quickest first.
+VARIANTS: dict[torch.dtype, dict[str, tuple[str, ...]]] = {
+    torch.bfloat16: {"bfloat16_avx512": ("avx512_bf16", "avx512_vl", "avx512_bw", "avx512_dq")},
+    torch.float32: {
+        "float32_avx512": ("avx512_f", "avx512_vl", "avx512_bw", "avx512_dq"),
+        "float32_avx2": ("avx2", "fma3"),
+    },
+}
+
+
+class Work(ctypes.Structure):
+    """`struct Work` of winograd.c, which describes it."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "weights", "bias", "result", "scratch")),
+        *((f"x_{step}", ctypes.c_int64) for step in ("image", "row", "column")),
+        *((f"result_{step}", ctypes.c_int64) for step in ("image", "row", "column")),
+        *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels", "depth", "panel")),
+        *((name, ctypes.c_int64) for name in ("block", "add", "relu", "next")),
+        ("thread_number", ctypes.c_void_p),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A compiled variant, and the threads that it runs on."""
+
+    library: Any  # of ctypes
+    openmp: tuple[int, int]
+    lanes: int  # of a vector register: channels, in and out, are multiples of it
+    rows: int  # tiles that are multiplied at once
+    vectors: int  # by so many registers full of channels of the result at most
+    near: float  # the points at which, with both signs, the polynomials are evaluated besides 0 and infinity
+    far: float
+
+    @classmethod
+    def loaded(cls, path: Path, openmp: tuple[int, int]) -> Kernel:
+        """Raises OSError if there is no such file, or no way to load it."""
+        library = ctypes.CDLL(str(path))
+        names = ("work_bytes", "lanes", "rows", "vectors")
+        size, lanes, rows, vectors = (ctypes.c_int64.in_dll(library, name).value for name in names)
+        if size != ctypes.sizeof(Work):
+            raise OSError(f"{path} was compiled from another version's winograd.c: install the package anew")
+        near, far = (ctypes.c_float * 2).in_dll(library, "points")
+        library.convolve.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+        library.convolve.restype = None
+        library.scratch_bytes.argtypes = [ctypes.c_void_p]
+        library.scratch_bytes.restype = ctypes.c_int64
+        return cls(library, openmp, lanes, rows, vectors, near, far)
+
+    def run(self, work: Work) -> None:
+        """Do what `work` describes, all but its scratch and thread_number, on torch's threads."""
+        parallel, work.thread_number = self.openmp
+        threads, address = torch.get_num_threads(), ctypes.addressof(work)
+        scratch = torch.empty(threads * self.library.scratch_bytes(address), dtype=torch.uint8)
+        work.scratch = scratch.data_ptr()
+        self.library.convolve(address, parallel, threads)
+
+
+@cache
+def kernel_for(dtype: torch.dtype) -> Kernel | None:
+    """The quickest variant that this processor runs; None if there is none, and convolutions are computed directly.
+
+    That is so where nothing was compiled (hatch_build.py: for Linux on x86), where torch has no OpenMP, and in bfloat16
+    where the processor multiplies matrices by AMX, to which a direct convolution has no equal.
+    """
+    openmp, has = _openmp(), torch.cpu.get_capabilities()
+    if openmp is None or (dtype == torch.bfloat16 and has.get("amx_bf16")):
+        return None
+    for name, needs in VARIANTS.get(dtype, {}).items():
+        path = Path(__file__).with_name(f"winograd_{name}.so")
+        if all(has.get(need) for need in needs) and path.exists():
+            return Kernel.loaded(path, openmp)
+    return None
+
+
+@cache
+def _openmp() -> tuple[int, int] | None:
+    """Addresses of OpenMP's functions that run another on several threads, and number these. They are the ones that
+    torch calls: the threads of two pools would wait for one another.
+    """
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        found = library.GOMP_parallel, library.omp_get_thread_num
+    except (OSError, AttributeError):
+        return None
+    parallel, thread_number = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in found)
+    return parallel, thread_number
 
 
 def pays(x: Tensor, outputs: int) -> bool:
-    """Whether a convolution of x [B, C, H, W] to `outputs` channels on the CPU is quicker this way.
+    """Whether a convolution of x [B, C, H, W] to `outputs` channels goes this way.
 
-    A rule and no timing at start, so that two replicas on like machines give the same answer: docs/engine.md has the
-    measurements behind it. Where the processor multiplies bfloat16 matrices by AMX, a direct convolution has no equal.
+    A rule and no timing at start, so that two replicas on like machines give the same answer, and none by the number of
+    images or RoIs, which must not depend on what else was found: docs/engine.md has the measurements behind it.
     """
     channels, height, width = (int(n) for n in x.shape[1:])
-    area = height * width
-    if min(channels, outputs) < 128 or area < 49 or height < 4:  # a tile has four rows or more
+    kernel = kernel_for(x.dtype)
+    if kernel is None or channels % kernel.lanes or outputs % kernel.lanes:
         return False
-    if x.dtype == torch.float32:
-        return True
-    # Small maps are those of RoIs, which come by the dozen. It does not matter by how many: the rule must not depend on
-    # what else was found.
-    enough = area <= 14 * 14 or area * channels * outputs >= 50_000_000
-    # To such widths oneDNN has one layout of the weights for all sizes. To 96, 192 or 384 it has several, and with the
-    # wrong one takes up to 60 times as long.
-    one_layout = outputs.bit_count() == 1
-    return one_layout and enough and not torch.cpu._is_amx_tile_supported()  # noqa: SLF001 (no public name)
+    # Half the multiplications are left out or more, and the matrices are not read for hardly anything.
+    return 2 * REACH**2 * tiles(height, width) < 9 * height * width and height * width >= 49
 
 
-class Winograd(ABC):
+class Winograd:
     """A 3×3 convolution with stride 1 and padding 1: relu(convolution(x) + bias + onto), each part as wanted."""
 
-    def __init__(self, depth: int, side: int, *, relu: bool) -> None:
-        """depth: the channels that it gives. side: rows of a tile of the result, which take two more of the input."""
-        self._side, self._reach = side, side + 2
-        self._depth, self._relu = depth, relu
+    def __init__(
+        self, weight: Tensor, bias: Tensor, kernel: Kernel, dtype: torch.dtype, *, relu: bool
+    ) -> None:
+        """weight: [K, C, 3, 3], bias: [K], as precise as they are known; K and C multiples of the kernel's lanes."""
+        self._kernel, self._dtype, self._relu = kernel, dtype, relu
+        self._depth, self._channels = len(bias), int(weight.shape[1])
+        registers = self._depth // kernel.lanes
+        panels = -(-registers // kernel.vectors)
+        self._panel = -(-registers // panels) * kernel.lanes
+        together = 4 // dtype.itemsize  # neighbouring channels that one instruction multiplies and sums
+        taps = torch.from_numpy(from_taps(kernel.near, kernel.far))
+        matrices = torch.einsum("ia,kcab,jb->ijck", taps, weight.double(), taps).to(dtype)
+        pairs = matrices.reshape(REACH**2, -1, together, self._depth)
+        self._weights = torch.cat(
+            [p.transpose(2, 3).flatten() for p in torch.split(pairs, self._panel, dim=3)]
+        )
+        self._bias = bias.float().contiguous()
 
     def __call__(self, x: Tensor, onto: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """[B, K, H, W], in `out` if given, from x [B, C, H, W], channels last. `onto` [B, K, H, W] is overwritten."""
-        rows = x.permute(0, 2, 3, 1)
         if onto is not None:
             if out is not None:
                 raise ValueError("the result goes onto `onto` or into `out`, not both")
             out = onto
-        batch, height, width, _ = rows.shape
-        result = x.new_empty((batch, height, width, self._depth)) if out is None else out.permute(0, 2, 3, 1)
-        for images, top, bottom in self._bands(x):
-            self._band(rows[images], top, bottom, result[images, top:bottom], add=onto is not None)
-        return result.permute(0, 3, 1, 2)
+        if x.stride(1) != 1:
+            x = x.contiguous(memory_format=torch.channels_last)
+        batch, channels, height, width = x.shape
+        if channels != self._channels:
+            raise ValueError(f"the convolution is of {self._channels} channels, not {channels}")
+        shape = [batch, self._depth, height, width]
+        if out is None:
+            out = x.new_empty((batch, height, width, self._depth)).permute(0, 3, 1, 2)
+        elif list(out.shape) != shape or out.stride(1) != 1:
+            raise ValueError(f"the result must go into a channels-last tensor {shape}, not {list(out.shape)}")
+        if {x.dtype, out.dtype} != {self._dtype}:
+            raise ValueError(f"the kernel is for tensors of {self._dtype}, not {x.dtype} and {out.dtype}")
+        work = Work(
+            x=x.data_ptr(),
+            weights=self._weights.data_ptr(),
+            bias=self._bias.data_ptr(),
+            result=out.data_ptr(),
+            x_image=x.stride(0),
+            x_row=x.stride(2),
+            x_column=x.stride(3),
+            result_image=out.stride(0),
+            result_row=out.stride(2),
+            result_column=out.stride(3),
+            images=batch,
+            height=height,
+            width=width,
+            channels=channels,
+            depth=self._depth,
+            panel=self._panel,
+            block=self._block(batch * tiles(height, width)),
+            add=onto is not None,
+            relu=self._relu,
+        )
+        self._kernel.run(work)
+        return out
 
-    def through(self, x: Tensor, pointwise: Callable[[Tensor], Tensor], depth: int) -> Tensor:
-        """pointwise(self(x)) [B, depth, H, W] of something that computes every cell for itself, a band at a time: while
-        it is in the cache, and without memory for all of it.
-        """
-        rows = x.permute(0, 2, 3, 1)
-        batch, height, width, _ = rows.shape
-        result = x.new_empty((batch, height, width, depth))
-        for images, top, bottom in self._bands(x):
-            some = rows[images]
-            band = x.new_empty((len(some), bottom - top, width, self._depth))
-            self._band(some, top, bottom, band, add=False)
-            result[images, top:bottom] = pointwise(band.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return result.permute(0, 3, 1, 2)
-
-    def _bands(self, x: Tensor) -> Iterator[tuple[slice, int, int]]:
-        batch, channels, height, width = (int(n) for n in x.shape)
-        return bands(batch, height, self._tile_row(width, channels) * x.element_size(), self._side)
-
-    @abstractmethod
-    def _tile_row(self, width: int, channels: int) -> int:
-        """How many numbers a row of tiles, as wide as the image, is transformed to."""
-
-    @abstractmethod
-    def _band(self, x: Tensor, top: int, bottom: int, result: Tensor, *, add: bool) -> None:
-        """Compute rows top … bottom - 1, of images x [B, H, W, C], in `result` [B, bottom - top, W, K].
-
-        add: to what is there.
-        """
+    def _block(self, tiles: int) -> int:
+        """How many tiles a thread works on at once: whole rows of the kernel's where there are enough."""
+        of_tile = REACH**2 * (self._channels * self._dtype.itemsize + 4 * self._panel)
+        rows = self._kernel.rows
+        most = max(1, SCRATCH_BYTES // (rows * of_tile)) * rows
+        return min(most, -(-tiles // torch.get_num_threads()))
 
 
-def bands(batch: int, height: int, tile_row: int, side: int) -> Iterator[tuple[slice, int, int]]:
-    """Images, first row and last row + 1 of what is worked on at once: rows of one image, or whole small images.
+def tiles(height: int, width: int) -> int:
+    """Of a map."""
+    return -(-height // SIDE) * -(-width // SIDE)
 
-    tile_row: bytes that a row of tiles is transformed to. side: the rows of the image that it gives.
+
+def from_taps(near: float, far: float) -> np.ndarray:
+    """How the 3 weights of an axis become those of its 6 products [6, 3]: Lavin and Gray's G, by Toom and Cook.
+
+    A product belongs to one of the points 0, near, -near, far, -far, infinity.
     """
-    tiles, down = max(1, BAND_BYTES // tile_row), -(-height // side)
-    if tiles >= down:
-        images = tiles // down
-        for first in range(0, batch, images):
-            yield slice(first, first + images), 0, height
-        return
-    rows = side * -(-down // -(-down // tiles))  # so many bands of nearly one size
-    for image in range(batch):
-        for top in range(0, height, rows):
-            yield slice(image, image + 1), top, min(top + rows, height)
+    at = np.array([0, near, -near, far, -far])
+    others = np.array([np.prod(p - np.delete(at, n)) for n, p in enumerate(at)])
+    return np.vstack([np.vander(at, 3, increasing=True) / others[:, None], [0, 0, 1]])

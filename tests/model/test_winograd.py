@@ -1,214 +1,297 @@
-"""Winograd's convolutions against torch's."""
+"""Winograd's convolutions, by every compiled variant that this processor runs, against torch's."""
 
 from __future__ import annotations
 
-import numpy as np
+import ctypes
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from torch.nn import functional
 
 from model import winograd
-from model.winograd import Winograd, bands, pays
-from model.winograd1d import POINTS, Winograd1d, side_for, transforms
-from model.winograd2d import Winograd2d
+from model.winograd import VARIANTS, Kernel, Winograd, kernel_for, pays
 
-# What computes it: in which numbers, rows of a tile, and by how much a single result near 1 may be off.
-KINDS = [
-    pytest.param(torch.float32, 4, 1e-5, id="float32"),
-    pytest.param(torch.bfloat16, 4, 0.06, id="bfloat16, four rows"),
-    pytest.param(torch.bfloat16, 5, 0.1, id="bfloat16, five rows"),
-    pytest.param(torch.bfloat16, 6, 0.12, id="bfloat16, six rows"),
-]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
+    from torch import Tensor
 
-def problem(batch: int, height: int, width: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
-    torch.manual_seed(batch + 10 * height + 100 * width)
-    x = torch.randn(batch, inputs, height, width).contiguous(memory_format=torch.channels_last)
-    return x, torch.randn(outputs, inputs, 3, 3) / (3 * inputs**0.5), torch.randn(outputs)
+FOLDER = Path(winograd.__file__).parent
+COMPILED = sys.platform == "linux" and platform.machine() == "x86_64"
+NEEDS = {name: (dtype, needs) for dtype, names in VARIANTS.items() for name, needs in names.items()}
+# By how much of the spread of a result its error may be; a direct convolution's is 3e-7 and 0.0024.
+BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 0.012}
 
 
-def made(weight: Tensor, bias: Tensor, dtype: torch.dtype, side: int, *, relu: bool) -> Winograd:
-    if dtype == torch.float32:
-        return Winograd2d(weight, bias, relu=relu)
-    return Winograd1d(weight, bias, relu=relu, side=side)
+def usable(name: str) -> bool:
+    has = torch.cpu.get_capabilities()
+    return COMPILED and all(has.get(need) for need in NEEDS[name][1])
 
 
-def relative(found: Tensor, exact: Tensor) -> float:
-    return float((found.float() - exact).std() / exact.std().clamp(min=1e-3))
-
-
-SIZES = st.integers(1, 23)
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(1, 3), SIZES, SIZES, st.sampled_from([1, 3, 16]), st.sampled_from([1, 5, 16]))
-def test_any_size_equals_torch(batch: int, height: int, width: int, inputs: int, outputs: int) -> None:
-    x, weight, bias = problem(batch, height, width, inputs, outputs)
-    exact = functional.conv2d(x, weight, bias, padding=1)
-    for relu in (False, True):
-        expected = exact.relu() if relu else exact
-        torch.testing.assert_close(Winograd2d(weight, bias, relu=relu)(x), expected, atol=1e-4, rtol=1e-4)
-        for side, close in ((4, 0.15), (5, 0.25), (6, 0.3)):  # the mean is held to below
-            half = Winograd1d(weight, bias, relu=relu, side=side)(x.bfloat16())
-            torch.testing.assert_close(half.float(), expected, atol=close, rtol=0.06)
-
-
-@pytest.mark.parametrize("side", POINTS)
-def test_sums_kernels_and_products_make_a_convolution(side: int) -> None:
-    before, taps, after = transforms(side)
-    made_of = np.einsum(
-        "rn,nk,ni->rki", after, taps, before
-    )  # row r of the result: tap k times row i of the input
-    row, tap, read = np.indices(made_of.shape)
-    np.testing.assert_allclose(made_of, read == row + tap, atol=1e-12)
-    for matrix in (torch.from_numpy(before), torch.from_numpy(after)):
-        assert torch.equal(matrix.bfloat16().double(), matrix)
-
-
-@pytest.mark.parametrize(("dtype", "side", "close"), KINDS)
-@pytest.mark.parametrize("size", [1, 3_000, 30_000])
-def test_bands_of_any_size_give_the_same_answer(
-    dtype: torch.dtype, side: int, close: float, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x, weight, bias = problem(5, 19, 14, 8, 8)
-    product = made(weight, bias, dtype, side, relu=True)
-    whole = product(x.to(dtype))
-    assert len(list(product._bands(x.to(dtype)))) == 1
-    monkeypatch.setattr(winograd, "BAND_BYTES", size)
-    assert len(list(product._bands(x.to(dtype)))) > 1
-    torch.testing.assert_close(product(x.to(dtype)), whole, atol=close / 3, rtol=0.01)
-
-
-@pytest.mark.parametrize(("dtype", "side", "close"), KINDS)
-@pytest.mark.parametrize("batch", [1, 3])
-def test_maps_that_lie_in_memory_with_gaps(dtype: torch.dtype, side: int, close: float, batch: int) -> None:
-    x, weight, bias = problem(batch, 38, 28, 8, 8)
-    x = x.to(dtype)[:, :, ::2, ::2]  # as P6 is made of P5
-    product = made(weight, bias, dtype, side, relu=False)
-    dense = x.contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(product(x), product(dense), atol=close / 3, rtol=0.01)
-
-
-@pytest.mark.parametrize(("dtype", "side", "close"), KINDS)
-@pytest.mark.parametrize("size", [1, 3_000, 1 << 20])
-def test_another_convolution_behind_it_band_by_band(
-    dtype: torch.dtype, side: int, close: float, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x, weight, bias = problem(2, 19, 14, 8, 8)
-    x, behind = x.to(dtype), torch.randn(5, 8, 1, 1).to(dtype) / 8**0.5
-    product = made(weight, bias, dtype, side, relu=True)
-    monkeypatch.setattr(winograd, "BAND_BYTES", size)
-    seen = []
-
-    def pointwise(band: Tensor) -> Tensor:
-        seen.append(band.shape[0] * band.shape[2])
-        return functional.conv2d(band, behind)
-
-    found = product.through(x, pointwise, 5)
-    assert sum(seen) == 2 * 19
-    assert (len(seen) > 1) == (size < 1 << 20)
-    torch.testing.assert_close(found, functional.conv2d(product(x), behind), atol=close / 3, rtol=0.01)
-
-
-@pytest.mark.parametrize(
-    ("batch", "height", "tile_row", "side"),
-    [(1, 200, 835_584, 4), (3, 50, 2_000_000, 4), (20, 14, 43_008, 4), (1, 200, 1_114_112, 6)],
-)
-def test_bands_cover_everything_once_and_are_of_nearly_one_size(
-    batch: int, height: int, tile_row: int, side: int
-) -> None:
-    seen = torch.zeros(batch, height, dtype=torch.int64)
-    sizes = []
-    for images, top, bottom in bands(batch, height, tile_row, side):
-        assert top % side == 0
-        seen[images, top:bottom] += 1
-        tiles = -(-(bottom - top) // side) * len(seen[images])
-        assert tiles * tile_row <= winograd.BAND_BYTES
-        sizes.append(tiles)
-    assert (seen == 1).all()
-    assert batch > 1 or max(sizes) - min(sizes) <= len(sizes)
-
-
-@pytest.mark.parametrize(("dtype", "side", "close"), KINDS)
-def test_sum_and_place(dtype: torch.dtype, side: int, close: float) -> None:
-    x, weight, bias = problem(2, 12, 10, 8, 6)
-    exact = functional.conv2d(x, weight, bias, padding=1)
-    onto = torch.randn(exact.shape).contiguous(memory_format=torch.channels_last)
-    expected = (exact + onto).relu()
-    product = made(weight, bias, dtype, side, relu=True)
-    x, onto = x.to(dtype), onto.to(dtype)
-    out = torch.empty_like(onto)
-    assert product(x, out=out).data_ptr() == out.data_ptr()
-    torch.testing.assert_close(out.float(), exact.relu(), atol=close, rtol=close)
-    torch.testing.assert_close(product(x, onto).float(), expected, atol=close, rtol=close)
-    with pytest.raises(ValueError, match="not both"):
-        product(x, onto, out)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "side", "bound"),
+EACH = pytest.mark.parametrize(
+    "variant",
     [
-        (torch.float32, 4, 3e-6),
-        (torch.bfloat16, 4, 7e-3),
-        (torch.bfloat16, 5, 1.1e-2),
-        (torch.bfloat16, 6, 1.3e-2),
+        pytest.param(name, marks=pytest.mark.skipif(not usable(name), reason="not for this processor"))
+        for name in NEEDS
     ],
 )
-def test_error_is_of_the_order_of_a_direct_convolutions(dtype: torch.dtype, side: int, bound: float) -> None:
-    x, weight, bias = problem(1, 32, 32, 256, 64)
-    exact = functional.conv2d(x.double(), weight.double(), bias.double(), padding=1).float()
-    assert relative(made(weight, bias, dtype, side, relu=False)(x.to(dtype)), exact) < bound
+
+
+def loaded(variant: str) -> Kernel:
+    openmp = winograd._openmp()
+    assert openmp is not None
+    return Kernel.loaded(FOLDER / f"winograd_{variant}.so", openmp)
+
+
+class Problem:
+    """A convolution with random weights, and a random input for it, of so many channels."""
+
+    def __init__(
+        self, variant: str, batch: int, height: int, width: int, *, inputs: int = 32, outputs: int = 48
+    ) -> None:
+        torch.manual_seed(batch + 10 * height + 100 * width)
+        self.kernel, self.dtype = loaded(variant), NEEDS[variant][0]
+        x = torch.randn(batch, inputs, height, width).contiguous(memory_format=torch.channels_last)
+        self.x = x.to(self.dtype)
+        self.weight, self.bias = torch.randn(outputs, inputs, 3, 3) / (3 * inputs**0.5), torch.randn(outputs)
+
+    def prepared(self, *, relu: bool = False) -> Winograd:
+        return Winograd(self.weight, self.bias, self.kernel, self.dtype, relu=relu)
+
+    def exact(self) -> Tensor:
+        """In float64."""
+        return functional.conv2d(self.x.double(), self.weight.double(), self.bias.double(), padding=1)
+
+    def assert_close(self, found: Tensor, expected: Tensor) -> None:
+        """No value may be off by more than ten times the error that they may have together."""
+        assert found.dtype == self.dtype
+        close = 10 * BOUNDS[self.dtype]
+        torch.testing.assert_close(found.double(), expected, atol=close, rtol=close)
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not COMPILED, reason="compiled for Linux on x86 only")
+def test_it_is_compiled_where_it_can_be_and_the_quickest_variant_is_taken() -> None:
+    for dtype, names in VARIANTS.items():
+        assert all((FOLDER / f"winograd_{name}.so").exists() for name in names)
+        fit = [name for name in names if usable(name)]
+        amx = dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16")
+        found = kernel_for(dtype)
+        assert (found is None) == (not fit or bool(amx))
+        assert found is None or found.library._name == str(FOLDER / f"winograd_{fit[0]}.so")
+
+
+SIZES, CHANNELS = st.integers(1, 23), st.sampled_from([16, 32, 48, 80, 128])
+
+
+@EACH
+@settings(deadline=None, max_examples=80)
+@given(st.integers(1, 3), SIZES, SIZES, st.tuples(CHANNELS, CHANNELS))
+def test_any_size_equals_torch(
+    variant: str, batch: int, height: int, width: int, channels: list[int]
+) -> None:
+    inputs, outputs = channels
+    problem = Problem(variant, batch, height, width, inputs=inputs, outputs=outputs)
+    exact = problem.exact()
+    problem.assert_close(problem.prepared()(problem.x), exact)
+    problem.assert_close(problem.prepared(relu=True)(problem.x), exact.relu())
+
+
+@EACH
+@pytest.mark.parametrize("inputs", [32, 256, 512])
+def test_error_is_of_the_order_of_a_direct_convolutions(variant: str, inputs: int) -> None:
+    problem = Problem(variant, 1, 32, 32, inputs=inputs, outputs=64)
+    exact = problem.exact()
+    error = (problem.prepared()(problem.x).double() - exact).std() / exact.std()
+    assert float(error) < BOUNDS[problem.dtype]
+
+
+@EACH
+@pytest.mark.parametrize("size", [1, 100_000, 1_000_000])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_blocks_of_any_size_on_any_threads_give_the_same_bits(
+    variant: str, size: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = Problem(variant, 5, 19, 14)
+    prepared = problem.prepared(relu=True)
+    torch.set_num_threads(1)
+    whole = prepared(problem.x)
+    assert torch.equal(prepared(problem.x[3:4]), whole[3:4])  # whatever the neighbours are
+    monkeypatch.setattr(winograd, "SCRATCH_BYTES", size)
+    torch.set_num_threads(count)
+    assert torch.equal(prepared(problem.x), whole)
+
+
+@EACH
+def test_scratch_is_what_it_says(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+    empty, beyond = torch.empty, 4096
+
+    def watched(size: int, *, dtype: torch.dtype) -> Tensor:
+        made.append(empty(size + beyond, dtype=dtype).fill_(0xA5))
+        return made[-1][:size]
+
+    problem = Problem(variant, 2, 30, 41, inputs=64, outputs=80)
+    prepared = problem.prepared()
+    expected = prepared(problem.x)
+    torch.set_num_threads(2)
+    monkeypatch.setattr(torch, "empty", watched)
+    found = prepared(problem.x)
+    assert len(made) == 1
+    assert (made[0][-beyond:] == 0xA5).all()
+    assert not (made[0] == 0xA5).all()
+    assert torch.equal(found, expected)
+
+
+@EACH
+@pytest.mark.parametrize("batch", [1, 3])
+def test_maps_that_lie_in_memory_in_other_ways(variant: str, batch: int) -> None:
+    problem = Problem(variant, batch, 38, 28)
+    prepared = problem.prepared()
+    with_gaps = problem.x[:, :, ::2, ::2]  # as P6 is made of P5
+    close = with_gaps.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(prepared(with_gaps), prepared(close))
+    assert torch.equal(prepared(close.contiguous()), prepared(close))
+
+
+@EACH
+def test_sum_and_place(variant: str) -> None:
+    problem = Problem(variant, 2, 13, 10)
+    prepared, exact = problem.prepared(relu=True), problem.exact()
+    onto = torch.randn(exact.shape).contiguous(memory_format=torch.channels_last).to(problem.dtype)
+    expected = (exact + onto.double()).relu()
+    found = prepared(problem.x, onto)
+    assert found.data_ptr() == onto.data_ptr()
+    problem.assert_close(found, expected)
+    # Only what it was given is written to, here the middle of something larger.
+    around = torch.full((2, 15, 12, 64), 7.0, dtype=problem.dtype)
+    out = around[:, 1:14, 1:11, 8:56].permute(0, 3, 1, 2)
+    assert prepared(problem.x, out=out).data_ptr() == out.data_ptr()
+    problem.assert_close(out, exact.relu())
+    out.fill_(7)
+    assert (around == 7).all()
+    with pytest.raises(ValueError, match="not both"):
+        prepared(problem.x, onto, out)
+
+
+@EACH
+def test_what_it_cannot_compute_is_refused(variant: str) -> None:
+    problem = Problem(variant, 1, 8, 8)
+    prepared = problem.prepared()
+    with pytest.raises(ValueError, match="tensors of torch"):
+        prepared(problem.x.double())
+    with pytest.raises(ValueError, match="channels-last"):
+        prepared(problem.x, out=torch.empty(1, 48, 8, 8, dtype=problem.dtype))
+    with pytest.raises(ValueError, match="32 channels"):
+        prepared(problem.x[:, :16])
+    with pytest.raises(ValueError, match=r"\[1, 48, 8, 8\]"):
+        prepared(
+            problem.x,
+            out=torch.empty(1, 48, 8, 7, dtype=problem.dtype).to(memory_format=torch.channels_last),
+        )
+
+
+@EACH
+def test_no_images_give_no_results(variant: str) -> None:
+    problem = Problem(variant, 1, 14, 14)
+    assert problem.prepared()(problem.x[:0]).shape == (0, 48, 14, 14)
+
+
+@EACH
+def test_what_is_not_a_number_stays_so_and_among_its_own(variant: str) -> None:
+    problem = Problem(variant, 3, 20, 20)
+    prepared = problem.prepared(relu=True)
+    without = prepared(problem.x)
+    problem.x[1, 3, 9, 9] = torch.nan
+    found = prepared(problem.x)
+    assert found[1, :, 8:11, 8:11].isnan().all()
+    assert torch.equal(found[::2], without[::2])
+    found[1, :, 8:12, 8:12] = without[1, :, 8:12, 8:12]  # its tile, and none of the others
+    assert torch.equal(found, without)
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """The answers that are kept are forgotten, before and after."""
+    kernel_for.cache_clear()
+    yield monkeypatch
+    kernel_for.cache_clear()
+
+
+@pytest.mark.skipif(not usable("float32_avx512"), reason="not for this processor")
+@pytest.mark.parametrize(
+    ("lacking", "dtype", "expected"),
+    [
+        ({}, torch.float32, "float32_avx512"),
+        ({"avx512_f": False}, torch.float32, "float32_avx2"),
+        ({"avx512_f": False, "fma3": False}, torch.float32, None),
+        ({"amx_bf16": True}, torch.float32, "float32_avx512"),
+        ({"avx512_bf16": False}, torch.bfloat16, None),
+        ({"avx512_bf16": True, "amx_bf16": True}, torch.bfloat16, None),
+        ({}, torch.float16, None),
+    ],
+)
+def test_processors(
+    lacking: dict[str, bool], dtype: torch.dtype, expected: str | None, fresh: pytest.MonkeyPatch
+) -> None:
+    has = torch.cpu.get_capabilities() | lacking
+    fresh.setattr(torch.cpu, "get_capabilities", lambda: has)
+    found = kernel_for(dtype)
+    assert (found and Path(found.library._name).stem) == (expected and f"winograd_{expected}")
+
+
+def test_without_openmp_or_the_compiled_file_there_is_none(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fresh.setattr(winograd, "_openmp", lambda: None)
+    assert kernel_for(torch.float32) is None
+    kernel_for.cache_clear()
+    fresh.undo()
+    fresh.setattr(winograd, "__file__", str(tmp_path / "winograd.py"))
+    assert kernel_for(torch.float32) is None
+    assert not pays(torch.empty(1, 256, 50, 50, device="meta"), 256)
+
+
+@pytest.mark.skipif(not usable("float32_avx2"), reason="not for this processor")
+def test_one_that_another_version_compiled_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Longer(ctypes.Structure):
+        _fields_ = [*winograd.Work._fields_, ("more", ctypes.c_int64)]
+
+    monkeypatch.setattr(winograd, "Work", Longer)
+    with pytest.raises(OSError, match=r"winograd_float32_avx2\.so was compiled from another version's"):
+        loaded("float32_avx2")
 
 
 @pytest.mark.parametrize(
-    ("shape", "outputs", "dtype", "amx", "expected"),
+    ("shape", "outputs", "expected"),
     [
-        ((1, 256, 200, 272), 256, torch.float32, False, True),
-        ((1, 256, 200, 272), 256, torch.float32, True, True),
-        ((1, 256, 200, 272), 256, torch.bfloat16, False, True),
-        ((1, 256, 200, 272), 256, torch.bfloat16, True, False),
-        ((1, 128, 48, 64), 128, torch.bfloat16, False, True),
-        (
-            (1, 128, 24, 32),
-            128,
-            torch.bfloat16,
-            False,
-            False,
-        ),  # so little that the sums' overhead outweighs it
-        ((20, 256, 14, 14), 256, torch.bfloat16, False, True),
-        ((1, 256, 14, 14), 256, torch.bfloat16, False, True),  # as if there were more
-        ((1, 96, 96, 128), 96, torch.bfloat16, False, False),
-        ((1, 192, 96, 128), 192, torch.bfloat16, False, False),  # several layouts of the weights
-        ((1, 64, 200, 272), 64, torch.bfloat16, False, False),
-        ((1, 256, 200, 272), 64, torch.bfloat16, False, False),
-        ((1, 64, 200, 272), 256, torch.float32, False, False),
-        ((1, 256, 200, 272), 64, torch.float32, False, False),
-        ((1, 256, 3, 4), 256, torch.float32, False, False),
-        ((1000, 256, 7, 7), 256, torch.bfloat16, False, True),
-        ((1, 256, 17, 200), 256, torch.bfloat16, False, True),
-        ((1, 256, 3, 1000), 256, torch.bfloat16, False, False),  # six products for three rows
-        ((1000, 256, 7, 7), 256, torch.float32, False, True),
+        ((1, 256, 200, 272), 256, True),
+        ((1, 64, 200, 272), 64, True),
+        ((1, 96, 24, 32), 96, True),
+        ((20, 256, 14, 14), 256, True),
+        ((1000, 256, 7, 7), 256, True),
+        ((1, 256, 13, 17), 256, True),
+        ((1, 3, 200, 272), 64, False),
+        ((1, 64, 200, 272), 91, False),
+        ((1, 256, 200, 1), 256, False),  # a tile has four columns
+        ((1, 256, 2, 100), 256, False),
+        ((1, 256, 4, 5), 256, False),  # the matrices are read for hardly anything
     ],
 )
 def test_rule_that_says_where_it_pays(
-    shape: tuple[int, ...],
-    outputs: int,
-    dtype: torch.dtype,
-    *,
-    amx: bool,
-    expected: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, ...], outputs: int, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert pays(torch.empty(shape, dtype=dtype, device="meta"), outputs) is expected
-
-
-@pytest.mark.parametrize(
-    ("height", "expected"),
-    [(200, 6), (100, 6), (50, 5), (25, 5), (14, 5), (8, 4), (7, 4), (6, 6), (5, 5), (1, 4)],
-)
-def test_rows_of_a_tile_are_those_that_multiply_least(height: int, expected: int) -> None:
-    assert side_for(height) == expected
+    kernel: Any = Kernel(None, (0, 0), lanes=16, rows=6, vectors=4, near=0.5, far=1.5)
+    monkeypatch.setattr(winograd, "kernel_for", lambda dtype: kernel if dtype == torch.float32 else None)
+    assert pays(torch.empty(shape, device="meta"), outputs) is expected
+    assert pays(torch.empty(shape, device="meta", dtype=torch.float16), outputs) is False

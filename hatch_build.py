@@ -1,0 +1,43 @@
+"""Compiles model/winograd.c when the package is built, on Linux on x86: elsewhere the engine does without."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+# By variant (model/winograd.py says what each needs): the processor, and the macros.
+VARIANTS = {
+    "bfloat16_avx512": ["-mcpu=x86_64_v4+avx512bf16", "-DLANES=16", "-DBFLOAT16"],
+    "float32_avx512": ["-mcpu=x86_64_v4", "-DLANES=16"],
+    "float32_avx2": ["-mcpu=x86_64_v3", "-DLANES=8"],
+}
+# It calls no library, so it runs with whatever glibc the machine has.
+FLAGS = ["-std=c17", "-O3", "-ffp-contract=fast", "-ffreestanding", "-nostdlib", "-shared", "-fPIC"]
+FLAGS += ["-Wall", "-Wextra", "-Werror"]
+
+
+class Kernels(BuildHookInterface):  # type: ignore[type-arg]
+    """See the module."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 (hatchling calls it so)
+        """Put the compiled variants beside their source, and into the wheel."""
+        if sys.platform != "linux" or platform.machine() != "x86_64":
+            return
+        model = Path(self.root) / "model"
+        # The compiler's wheel comes with the build's requirements, so that no machine has to have one.
+        with tempfile.TemporaryDirectory() as cache:
+            environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
+            for name, flags in VARIANTS.items():
+                target = ["-target", "x86_64-linux-gnu.2.17", *FLAGS, *flags, "-o", f"winograd_{name}.so"]
+                command = [sys.executable, "-m", "ziglang", "cc", "winograd.c", *target]
+                subprocess.run(command, cwd=model, env=environment, check=True)
+        build_data["artifacts"].append("model/winograd_*.so")
+        build_data["pure_python"] = False
+        build_data["tag"] = "py3-none-manylinux_2_17_x86_64"
