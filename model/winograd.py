@@ -5,6 +5,7 @@ winograd.c (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
 from __future__ import annotations
 
 import ctypes
+import logging
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 SIDE, REACH = 4, 6  # in an axis: so many outputs of a tile, of so many inputs
 # Of a thread, about: well inside the second cache, of which the matrices want a part too.
@@ -89,9 +92,11 @@ def kernel_for(dtype: torch.dtype) -> Kernel | None:
     if openmp is None or (dtype == torch.bfloat16 and has.get("amx_bf16")):
         return None
     for name, needs in VARIANTS.get(dtype, {}).items():
-        path = Path(__file__).with_name(f"winograd_{name}.so")
-        if all(has.get(need) for need in needs) and path.exists():
-            return Kernel.loaded(path, openmp)
+        if all(has.get(need) for need in needs):
+            path = Path(__file__).with_name(f"winograd_{name}.so")
+            if path.exists():
+                return Kernel.loaded(path, openmp)
+            log.warning("%s is not there: 3×3 convolutions take two or three times as long", path)
     return None
 
 

@@ -252,14 +252,22 @@ def test_processors(
     assert (found and Path(found.library._name).stem) == (expected and f"winograd_{expected}")
 
 
-def test_without_openmp_or_the_compiled_file_there_is_none(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_openmp_there_is_none(fresh: pytest.MonkeyPatch) -> None:
     fresh.setattr(winograd, "_openmp", lambda: None)
     assert kernel_for(torch.float32) is None
-    kernel_for.cache_clear()
-    fresh.undo()
+    assert not pays(torch.empty(1, 256, 50, 50, device="meta"), 256)
+
+
+@pytest.mark.skipif(not usable("float32_avx2"), reason="not for this processor")
+def test_without_the_compiled_file_there_is_none_and_the_log_says_so(
+    fresh: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     fresh.setattr(winograd, "__file__", str(tmp_path / "winograd.py"))
     assert kernel_for(torch.float32) is None
+    assert "winograd_float32_avx2.so is not there" in caplog.text
+    said = len(caplog.records)
     assert not pays(torch.empty(1, 256, 50, 50, device="meta"), 256)
+    assert len(caplog.records) == said  # once, not for each convolution
 
 
 @pytest.mark.skipif(not usable("float32_avx2"), reason="not for this processor")
