@@ -140,13 +140,15 @@ class Winograd:
         registers = self._depth // kernel.lanes
         panels = -(-registers // kernel.vectors)
         self._panel = -(-registers // panels) * kernel.lanes
-        together = 4 // dtype.itemsize  # neighbouring channels that one instruction multiplies and sums
         taps = torch.from_numpy(from_taps(kernel.near, kernel.far))
-        matrices = torch.einsum("ia,kcab,jb->ijck", taps, weight.double(), taps).to(dtype)
-        pairs = matrices.reshape(REACH**2, -1, together, self._depth)
-        self._weights = torch.cat(
-            [p.transpose(2, 3).flatten() for p in torch.split(pairs, self._panel, dim=3)]
-        )
+        together = 4 // dtype.itemsize  # neighbouring channels that one instruction multiplies and sums
+
+        def matrices(panel: Tensor) -> Tensor:
+            """[36, C / together, k, together] of the weights [k, C, 3, 3] of some channels of the result, flat."""
+            products = torch.einsum("ia,kcab,jb->ijkc", taps, panel.double(), taps)
+            return products.reshape(REACH**2, len(panel), -1, together).to(dtype).transpose(1, 2).flatten()
+
+        self._weights = torch.cat([matrices(panel) for panel in torch.split(weight, self._panel)])
         self._bias = bias.float().contiguous()
 
     def __call__(self, x: Tensor, onto: Tensor | None = None, out: Tensor | None = None) -> Tensor:
