@@ -1,0 +1,95 @@
+"""3×3 convolutions by Winograd (model/winograd.py) against oneDNN's direct ones, and how exact each is.
+
+Both sides get the same tensors, in turns in one process. The error is the standard deviation of the difference from
+float64, in parts of the result's own. Inputs are as behind a ReLU.
+
+    python bench/convolution.py [--precision float32] [--threads 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from app.allocator import keep_freed_memory
+from app.cpus import usable_cpus
+from model import onednn
+from model.winograd import Winograd, kernel_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+# In a ResNet-50 with an input of 1088 × 800, and in the bundled model: images or RoIs, channels, height, width.
+SHAPES = {
+    "P2": (1, 256, 200, 272),
+    "P3": (1, 256, 100, 136),
+    "P5": (1, 256, 25, 34),
+    "first stage": (1, 64, 200, 272),
+    "second stage": (1, 128, 100, 136),
+    "third stage": (1, 256, 50, 68),
+    "fourth stage": (1, 512, 25, 34),
+    "mask head, 20 instances": (20, 256, 14, 14),
+    "V2's box head": (1000, 256, 7, 7),
+    "P2 of `shapes`": (1, 96, 96, 128),
+}
+GEOMETRY: onednn.Geometry = [1, 1], [1, 1], [1, 1], 1
+ROUNDS = 9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--threads", type=int, default=usable_cpus())
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    keep_freed_memory()
+    dtype = getattr(torch, given.precision)
+    if kernel_for(dtype) is None:
+        sys.exit(f"this processor has no kernel for {given.precision}")
+    print(f"{given.precision}, {given.threads} threads; ms, median of {ROUNDS}")
+    print(f"{'':26}{'B × C × H × W':>22}{'oneDNN':>9}{'ours':>9}{'ratio':>8}{'errors':>20}")
+    for name, shape in SHAPES.items():
+        line = measured(shape, dtype)
+        print(f"{name:26}{' × '.join(map(str, shape)):>22}{line}", flush=True)
+
+
+def measured(shape: tuple[int, int, int, int], dtype: torch.dtype) -> str:
+    torch.manual_seed(0)
+    channels = shape[1]
+    x = torch.randn(shape).relu_().to(dtype).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(channels, channels, 3, 3) / (9 * channels) ** 0.5, torch.randn(channels) / 10
+    packed = weight.to(dtype).contiguous(memory_format=torch.channels_last)
+    packed = onednn.convolution_weight(packed, GEOMETRY, list(shape))
+    rounded = bias.to(dtype)
+    kernel = kernel_for(dtype)
+    assert kernel is not None
+    winograd = Winograd(weight, bias, kernel, dtype, relu=False)
+    sides = [lambda: onednn.convolution(x, packed, rounded, GEOMETRY), lambda: winograd(x)]
+    exact = functional.conv2d(x[:8].double(), weight.double(), bias.double(), padding=1)
+    errors = [float((side()[:8] - exact).std() / exact.std()) for side in sides]
+    times = [[seconds(side) for side in sides] for _ in range(ROUNDS)]
+    theirs, ours = (median(side) for side in zip(*times, strict=True))
+    ratio = median(before / after for before, after in times)
+    return f"{theirs * 1e3:9.2f}{ours * 1e3:9.2f}{ratio:7.1f}×{errors[0]:11.2g}{errors[1]:9.2g}"
+
+
+def seconds(work: Callable[[], Tensor]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
