@@ -68,7 +68,7 @@ enum { ROWS = 6, VECTORS = LANES == 16 ? 4 : 2 };
 
 /* What model/winograd.py must know to prepare the matrices, and the size of the structure below. */
 const float points[] = {P, Q};
-const int64_t lanes = LANES, rows = ROWS, vectors = VECTORS;
+const int64_t lanes = LANES, vectors = VECTORS;
 
 /* Bᵀ d of one column or row of a tile. */
 INLINE void before(const vector d[REACH], vector sums[REACH]) {

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SIDE, REACH = 4, 6  # in an axis: so many outputs of a tile, of so many inputs
-# Of a thread, about: well inside the second cache, of which the matrices want a part too.
-SCRATCH_BYTES = 400_000
+# Tiles that a thread works on at once, at most: so few that their sums and products stay in the second cache, so many
+# that the matrices, which are read anew for each such block, do not weigh.
+BLOCK = 18
 # What the processor must have for a variant of the kernel, the quickest first.
 VARIANTS: dict[torch.dtype, dict[str, tuple[str, ...]]] = {
     torch.bfloat16: {"bfloat16_avx512": ("avx512_bf16", "avx512_vl", "avx512_bw", "avx512_dq")},
@@ -52,8 +53,7 @@ class Kernel:
     library: Any  # of ctypes
     openmp: tuple[int, int]
     lanes: int  # of a vector register: channels, in and out, are multiples of it
-    rows: int  # tiles that are multiplied at once
-    vectors: int  # by so many registers full of channels of the result at most
+    vectors: int  # such registers for channels of the result that a product is made of at once, at most
     near: float  # the points at which, with both signs, the polynomials are evaluated besides 0 and infinity
     far: float
 
@@ -61,8 +61,8 @@ class Kernel:
     def loaded(cls, path: Path, openmp: tuple[int, int]) -> Kernel:
         """Raises OSError if there is no such file, or no way to load it."""
         library = ctypes.CDLL(str(path))
-        names = ("work_bytes", "lanes", "rows", "vectors")
-        size, lanes, rows, vectors = (ctypes.c_int64.in_dll(library, name).value for name in names)
+        names = ("work_bytes", "lanes", "vectors")
+        size, lanes, vectors = (ctypes.c_int64.in_dll(library, name).value for name in names)
         if size != ctypes.sizeof(Work):
             raise OSError(f"{path} was compiled from another version's winograd.c: install the package anew")
         near, far = (ctypes.c_float * 2).in_dll(library, "points")
@@ -70,7 +70,7 @@ class Kernel:
         library.convolve.restype = None
         library.scratch_bytes.argtypes = [ctypes.c_void_p]
         library.scratch_bytes.restype = ctypes.c_int64
-        return cls(library, openmp, lanes, rows, vectors, near, far)
+        return cls(library, openmp, lanes, vectors, near, far)
 
     def run(self, work: Work) -> None:
         """Do what `work` describes, all but its scratch and thread_number, on torch's threads."""
@@ -186,19 +186,18 @@ class Winograd:
             channels=channels,
             depth=self._depth,
             panel=self._panel,
-            block=self._block(batch * tiles(height, width)),
+            block=block(batch * tiles(height, width), torch.get_num_threads()),
             add=onto is not None,
             relu=self._relu,
         )
         self._kernel.run(work)
         return out
 
-    def _block(self, tiles: int) -> int:
-        """How many tiles a thread works on at once: whole rows of the kernel's where there are enough."""
-        of_tile = REACH**2 * (self._channels * self._dtype.itemsize + 4 * self._panel)
-        rows = self._kernel.rows
-        most = max(1, SCRATCH_BYTES // (rows * of_tile)) * rows
-        return min(most, -(-tiles // torch.get_num_threads()))
+
+def block(tiles: int, threads: int) -> int:
+    """How many tiles a thread works on at once, so that each gets as many such blocks as the others."""
+    blocks = -(-tiles // (BLOCK * threads)) * threads
+    return -(-tiles // max(blocks, 1))
 
 
 def tiles(height: int, width: int) -> int:
