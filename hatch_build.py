@@ -14,6 +14,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 # By variant (model/winograd.py says what each needs): the processor, and the macros.
 VARIANTS = {
+    "bytes_avx512": ["-mcpu=x86_64_v4+avx512bf16", "-DLANES=16", "-DBFLOAT16", "-DBYTES"],
     "bfloat16_avx512": ["-mcpu=x86_64_v4+avx512bf16", "-DLANES=16", "-DBFLOAT16"],
     "float32_avx512": ["-mcpu=x86_64_v4", "-DLANES=16"],
     "float32_avx2": ["-mcpu=x86_64_v3", "-DLANES=8"],

@@ -80,6 +80,9 @@ class Layer:
         self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
         self.groups, self.activation = conv.groups, activation
         self.channels, self.depth = conv.in_channels, conv.out_channels
+        three = conv.kernel_size == (3, 3) and conv.groups == 1
+        ones = (conv.stride, conv.padding, conv.dilation) == ((1, 1), (1, 1), (1, 1))
+        self.may_go_by_winograd = three and ones and activation in ("none", "relu")
 
     def __call__(self, x: Any, onto: Any = None, out: Tensor | None = None) -> Any:
         """See Conv."""
@@ -102,9 +105,6 @@ class Conv(Layer):
         self.weight = weight.contiguous(memory_format=torch.channels_last)
         self._packed: dict[torch.Size, Tensor] = {}  # by shape of the input; see `_weight_for`
         self._fuses = form.fuses()
-        three = conv.kernel_size == (3, 3) and conv.groups == 1
-        plain = (conv.stride, conv.padding, conv.dilation) == ((1, 1), (1, 1), (1, 1))
-        self._may_go_by_winograd = three and plain and self._fuses and activation in ("none", "relu")
         self._winograd: Winograd | None = None  # made when first needed
 
     def __call__(self, x: Tensor, onto: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -117,7 +117,7 @@ class Conv(Layer):
 
     def _winograd_for(self, x: Tensor) -> Winograd | None:
         """What computes the convolution of x [B, C, H, W] by Winograd; None if that does not pay."""
-        if not (self._may_go_by_winograd and pays(x, len(self.bias))):
+        if not (self._fuses and self.may_go_by_winograd and pays(x, self.depth)):
             return None
         if self._winograd is None and (kernel := kernel_for(x.dtype)) is not None:
             relu = self.activation == "relu"

@@ -17,6 +17,8 @@ from torch import nn
 from model.convolution import Format, Layer, folded
 from model.network import MOBILENETS
 from model.plain import Plain
+from model.scale import Scale
+from model.winograd import Winograd, kernel_for, pays
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,21 +62,6 @@ def uncalibrated(network: Any, ranges: Ranges) -> bool:
 def quantisable(architecture: Architecture) -> bool:
     """Whether an architecture can be computed so: hard swish and squeezing cannot, nor what model/plain.py is for."""
     return architecture.backbone not in MOBILENETS and not Plain.needed(architecture)
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """A byte q stands for step × (q - zero)."""
-
-    step: float
-    zero: int
-
-    @classmethod
-    def covering(cls, low: float, high: float) -> Scale:
-        """The finest for numbers from low to high, and for 0, which is always exact: convolutions pad with it."""
-        low, high = min(low, 0.0), max(high, 0.0)
-        step = max(high - low, 1e-9) / 255
-        return cls(step, round(-low / step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,17 +132,43 @@ class Int8Conv(Layer):
         self._steps, self._zeros = steps.float(), torch.zeros(len(steps), dtype=torch.int32)
         self._bias, self._scale = bias.float(), scale
         self._packed: dict[torch.Size, Tensor] = {}  # by shape of the input; see `_weight_for`
+        self._winograd: Winograd | None = None  # made when first needed
 
     def __call__(self, x: Bytes, onto: Bytes | None = None, out: Tensor | None = None) -> Any:
         """Bytes [B, K, H', W'] from x [B, C, H, W]. `onto` [B, K, H', W'] is overwritten.
 
         out: [B, K, H', W'], where the result is put as floats besides.
         """
+        scale = self._scale
+        if scale is not None and self.may_go_by_winograd and pays(x.values, self.depth):
+            values = self._by_winograd(x, onto, scale)
+        else:
+            values = self._directly(x, onto)
+        if scale is None:
+            return values
+        if out is not None:  # in two steps, so that the difference, a whole number, is exact in bfloat16 too
+            torch.sub(values, torch.tensor(scale.zero, dtype=out.dtype), out=out).mul_(scale.step)
+        return Bytes(values, scale)
+
+    def _by_winograd(self, x: Bytes, onto: Bytes | None, scale: Scale) -> Tensor:
+        if self._winograd is None:
+            kernel = kernel_for(torch.uint8)
+            if kernel is None:
+                raise RuntimeError("there is no kernel for bytes")
+            weight = self._weight * self._steps[:, None, None, None]
+            relu = self.activation == "relu"
+            self._winograd = Winograd(weight, self._bias, kernel, torch.uint8, relu=relu, scale=scale)
+        if onto is None:
+            return self._winograd(x.values, x_scale=x.scale)
+        return self._winograd(x.values, onto.values, x_scale=x.scale, onto_scale=onto.scale)
+
+    def _directly(self, x: Bytes, onto: Bytes | None) -> Tensor:
         inputs = (x.values, x.scale.step, x.scale.zero, self._weight_for(x), self._steps, self._zeros)
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         scale = self._scale
         result = (1.0, 0, torch.float32) if scale is None else (scale.step, scale.zero, torch.uint8)
         run = torch.ops.onednn.qconv2d_pointwise
+        values: Tensor
         if onto is None:
             values = run(*inputs, self._bias, *geometry, *result, self.activation, [], "")
         else:
@@ -163,11 +176,7 @@ class Int8Conv(Layer):
             values = run.binary(
                 *inputs, onto.values, self._bias, *geometry, *result, *sum_of, self.activation, [], ""
             )
-        if scale is None:
-            return values
-        if out is not None:  # in two steps, so that the difference, a whole number, is exact in bfloat16 too
-            torch.sub(values, torch.tensor(scale.zero, dtype=out.dtype), out=out).mul_(scale.step)
-        return Bytes(values, scale)
+        return values
 
     def _weight_for(self, x: Bytes) -> Tensor:
         """The weight in the layout that oneDNN's kernel for an input shape reads. That of another shape gives the same

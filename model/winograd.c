@@ -4,10 +4,11 @@
  * A tile is 4×4 cells of the result. It comes of 6×6 cells of the input: sums of those (Bᵀ d B), times 36 matrices, are 36
  * products, whose sums (Aᵀ m A) are the result. A thread takes some tiles at a time and does all three steps with them,
  * so that nothing in between leaves its second cache; the matrices, which all blocks read, stay in the last one. Sums and
- * products are float32; what is multiplied is of type `number`.
+ * products are float32; what is multiplied is of type `number`, what the tensors hold of type `cell`.
  *
- * Compiled once for each kind of processor (hatch_build.py) with LANES, the float32s of a vector register, and for
- * bfloat16 with BFLOAT16. model/winograd.py calls it and has the matrices.
+ * Compiled once for each kind of processor (hatch_build.py) with LANES, the float32s of a vector register; with BFLOAT16 for
+ * bfloat16; and with BFLOAT16 and BYTES for tensors that are quantised to bytes. model/winograd.py calls it and has the
+ * matrices.
  */
 
 #include <stdint.h>
@@ -25,17 +26,11 @@ typedef int32_t integers __attribute__((vector_size(4 * LANES)));
 #include <immintrin.h>
 
 typedef uint16_t number;
-typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 typedef uint16_t loose_halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 
 enum { TOGETHER = 2 };  // neighbouring numbers that one instruction multiplies and sums
 
-INLINE vector load(const number *from) {
-    return (vector)(__builtin_convertvector((halves)*(const loose_halves *)from, words) << 16);
-}
-
-INLINE void store(number *to, vector v) { *(loose_halves *)to = (halves)_mm512_cvtneps_pbh((__m512)v); }
+INLINE void store(number *to, vector v) { *(loose_halves *)to = (loose_halves)_mm512_cvtneps_pbh((__m512)v); }
 
 INLINE vector multiplied(vector sum, const number *row, vector column) {
     int32_t pair;
@@ -49,11 +44,40 @@ typedef float number;
 
 enum { TOGETHER = 1 };
 
-INLINE vector load(const number *from) { return *(const loose *)from; }
-
 INLINE void store(number *to, vector v) { *(loose *)to = v; }
 
 INLINE vector multiplied(vector sum, const number *row, vector column) { return sum + *row * column; }
+
+#endif
+
+#ifdef BYTES
+
+typedef uint8_t cell;
+typedef uint8_t loose_bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+
+INLINE vector get(const cell *from, float zero) {
+    return __builtin_convertvector(__builtin_convertvector(*(const loose_bytes *)from, integers), vector) - zero;
+}
+
+INLINE void put(cell *to, vector v) {
+    const __m512i whole = _mm512_cvtps_epi32(_mm512_min_ps((__m512)v, _mm512_set1_ps(255)));
+    _mm_storeu_si128((void *)to, _mm512_cvtusepi32_epi8(_mm512_max_epi32(whole, _mm512_setzero_si512())));
+}
+
+#else
+
+typedef number cell;
+
+INLINE vector get(const cell *from, float zero) {
+    (void)zero;
+#ifdef BFLOAT16
+    return (vector)(__builtin_convertvector(*(const loose_halves *)from, integers) << 16);
+#else
+    return *(const loose *)from;
+#endif
+}
+
+INLINE void put(cell *to, vector v) { store(to, v); }
 
 #endif
 
@@ -92,18 +116,21 @@ INLINE void after(const vector m[REACH], vector result[SIDE]) {
     result[3] = P * P * P * odd_p + Q * Q * Q * odd_q + m[5];
 }
 
-/* What is to be computed; sizes and steps count numbers. model/winograd.py has the same structure. */
+/* What is to be computed; sizes and steps count cells. model/winograd.py has the same structure. */
 struct Work {
-    const number *x;        // [images, height, width, channels], the last without gaps
+    const cell *x;          // [images, height, width, channels], the last without gaps
     const number *weights;  // for each `panel` of the depth: [36, channels / TOGETHER, panel, TOGETHER]
     const float *bias;      // [depth]
-    number *result;         // [images, height, width, depth], the last without gaps
+    cell *result;           // [images, height, width, depth], the last without gaps
     char *scratch;          // for each thread scratch_bytes()
     int64_t x_image, x_row, x_column, result_image, result_row, result_column;  // steps in memory
     int64_t images, height, width, channels;
     int64_t depth, panel;   // both multiples of LANES, panel at most VECTORS of them
     int64_t block;          // tiles that a thread works on at once
-    int64_t add, relu;      // whether to add to what is in `result`, and whether to end with a ReLU
+    int64_t add;            // whether to add to what is in `result`
+    float x_zero, x_step;   // a cell of x stands for x_step * (cell - x_zero)
+    float sum_zero, sum_step;  // and what is in `result` likewise
+    float least;            // smaller results become this: for a ReLU
     int64_t next;           // block that nobody has taken yet
     int (*thread_number)(void);  // OpenMP's, of the calling thread
 };
@@ -128,30 +155,30 @@ INLINE struct Place place(const struct Work *work, int64_t tile) {
 INLINE int64_t stride(int64_t channels, int64_t block) { return channels * block + 64 / sizeof(number); }
 
 int64_t scratch_bytes(const struct Work *work) {
-    const int64_t sums = PRODUCTS * stride(work->channels, work->block) + work->channels;
+    const int64_t sums = PRODUCTS * stride(work->channels, work->block);
     const int64_t products = PRODUCTS * work->panel * work->block;
-    const int64_t bytes = sizeof(number) * sums + sizeof(float) * products;
+    const int64_t bytes = sizeof(cell) * work->channels + sizeof(number) * sums + sizeof(float) * products;
     return (bytes + 4095) / 4096 * 4096;
 }
 
 /* sums: [36, stride], of each the tiles' channels. zeros: [channels]. */
-static void transform(const struct Work *work, int64_t first, int64_t count, number *sums, const number *zeros) {
+static void transform(const struct Work *work, int64_t first, int64_t count, number *sums, const cell *zeros) {
     const int64_t channels = work->channels, apart = stride(channels, work->block);
     for (int64_t tile = 0; tile < count; tile++) {
         const struct Place at = place(work, first + tile);
-        const number *cells[PRODUCTS];
+        const cell *cells[PRODUCTS];
         for (int i = 0; i < REACH; i++)
             for (int j = 0; j < REACH; j++) {
                 const int64_t y = at.row + i - 1, x = at.column + j - 1;
                 const int inside = y >= 0 && y < work->height && x >= 0 && x < work->width;
-                const number *cell = work->x + at.image * work->x_image + y * work->x_row + x * work->x_column;
-                cells[REACH * i + j] = inside ? cell : zeros;
+                const int64_t offset = at.image * work->x_image + y * work->x_row + x * work->x_column;
+                cells[REACH * i + j] = inside ? work->x + offset : zeros;
             }
         for (int64_t c = 0; c < channels; c += LANES) {
             vector halfway[REACH][REACH];
             for (int j = 0; j < REACH; j++) {
                 vector d[REACH], column[REACH];
-                for (int i = 0; i < REACH; i++) d[i] = load(cells[REACH * i + j] + c);
+                for (int i = 0; i < REACH; i++) d[i] = get(cells[REACH * i + j] + c, work->x_zero);
                 before(d, column);
                 for (int i = 0; i < REACH; i++) halfway[i][j] = column[i];
             }
@@ -204,7 +231,7 @@ static void finish(const struct Work *work, int64_t first, int64_t count, int64_
     for (int64_t tile = 0; tile < count; tile++) {
         const struct Place at = place(work, first + tile);
         const int64_t rows = work->height - at.row, columns = work->width - at.column;
-        number *corner = work->result + at.image * work->result_image + at.row * work->result_row +
+        cell *corner = work->result + at.image * work->result_image + at.row * work->result_row +
                          at.column * work->result_column + from;
         for (int64_t k = 0; k < panel; k += LANES) {
             const float *of_tile = products + tile * panel + k;
@@ -221,11 +248,11 @@ static void finish(const struct Work *work, int64_t first, int64_t count, int64_
                 vector row[SIDE];
                 after(halfway[i], row);
                 for (int j = 0; j < SIDE && j < columns; j++) {
-                    number *cell = corner + i * work->result_row + j * work->result_column + k;
-                    vector v = row[j] + bias;
-                    if (work->add) v += load(cell);
-                    if (work->relu) v = (vector)(~(v < 0) & (integers)v);  /* NaN stays NaN */
-                    store(cell, v);
+                    cell *to = corner + i * work->result_row + j * work->result_column + k;
+                    vector v = work->x_step * row[j] + bias;
+                    if (work->add) v += work->sum_step * get(to, work->sum_zero);
+                    const integers less = v < work->least;  // not where it is NaN, which it stays
+                    put(to, (vector)((less & (integers)((vector){0} + work->least)) | (~less & (integers)v)));
                 }
             }
         }
@@ -236,10 +263,10 @@ static void take_blocks(void *argument) {
     struct Work *work = argument;
     const int64_t tiles = work->images * tiles_in(work->height) * tiles_in(work->width);
     const int64_t block = work->block, channels = work->channels;
-    number *zeros = (number *)(work->scratch + work->thread_number() * scratch_bytes(work));
-    number *sums = zeros + channels;
+    cell *zeros = (cell *)(work->scratch + work->thread_number() * scratch_bytes(work));
+    number *sums = (number *)(zeros + channels);
     float *products = (float *)(sums + PRODUCTS * stride(channels, block));
-    __builtin_memset(zeros, 0, channels * sizeof(number));
+    __builtin_memset(zeros, (int)work->x_zero, channels * sizeof(cell));
     for (;;) {
         const int64_t first = block * __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED);
         if (first >= tiles) return;

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from model.scale import ITSELF, Scale
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +28,7 @@ SIDE, REACH = 4, 6  # in an axis: so many outputs of a tile, of so many inputs
 BLOCK = 18
 # What the processor must have for a variant of the kernel, the quickest first.
 VARIANTS: dict[torch.dtype, dict[str, tuple[str, ...]]] = {
+    torch.uint8: {"bytes_avx512": ("avx512_bf16", "avx512_vl", "avx512_bw", "avx512_dq")},
     torch.bfloat16: {"bfloat16_avx512": ("avx512_bf16", "avx512_vl", "avx512_bw", "avx512_dq")},
     torch.float32: {
         "float32_avx512": ("avx512_f", "avx512_vl", "avx512_bw", "avx512_dq"),
@@ -41,7 +45,9 @@ class Work(ctypes.Structure):
         *((f"x_{step}", ctypes.c_int64) for step in ("image", "row", "column")),
         *((f"result_{step}", ctypes.c_int64) for step in ("image", "row", "column")),
         *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels", "depth", "panel")),
-        *((name, ctypes.c_int64) for name in ("block", "add", "relu", "next")),
+        *((name, ctypes.c_int64) for name in ("block", "add")),
+        *((name, ctypes.c_float) for name in ("x_zero", "x_step", "sum_zero", "sum_step", "least")),
+        ("next", ctypes.c_int64),
         ("thread_number", ctypes.c_void_p),
     ]
 
@@ -85,11 +91,11 @@ class Kernel:
 def kernel_for(dtype: torch.dtype) -> Kernel | None:
     """The quickest variant that this processor runs; None if there is none, and convolutions are computed directly.
 
-    That is so where nothing was compiled (hatch_build.py: for Linux on x86), where torch has no OpenMP, and in bfloat16
-    where the processor multiplies matrices by AMX, to which a direct convolution has no equal.
+    That is so where nothing was compiled (hatch_build.py: for Linux on x86), where torch has no OpenMP, and in other
+    numbers than float32 where the processor multiplies matrices by AMX, to which a direct convolution has no equal.
     """
     openmp, has = _openmp(), torch.cpu.get_capabilities()
-    if openmp is None or (dtype == torch.bfloat16 and has.get("amx_bf16")):
+    if openmp is None or (dtype != torch.float32 and has.get("amx_bf16")):
         return None
     for name, needs in VARIANTS.get(dtype, {}).items():
         if all(has.get(need) for need in needs):
@@ -129,30 +135,56 @@ def pays(x: Tensor, outputs: int) -> bool:
 
 
 class Winograd:
-    """A 3×3 convolution with stride 1 and padding 1: relu(convolution(x) + bias + onto), each part as wanted."""
+    """A 3×3 convolution with stride 1 and padding 1: relu(convolution(x) + bias + onto), each part as wanted.
+
+    Of bytes, in the engine's int8, the result is rounded once; between them it is computed in bfloat16 and float32.
+    """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor, kernel: Kernel, dtype: torch.dtype, *, relu: bool
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        kernel: Kernel,
+        dtype: torch.dtype,
+        *,
+        relu: bool,
+        scale: Scale = ITSELF,
     ) -> None:
-        """weight: [K, C, 3, 3], bias: [K], as precise as they are known; K and C multiples of the kernel's lanes."""
-        self._kernel, self._dtype, self._relu = kernel, dtype, relu
+        """weight: [K, C, 3, 3], bias: [K], as precise as they are known; K and C multiples of the kernel's lanes.
+
+        dtype: of the input and the result. scale: of the result, where that is uint8.
+        """
+        self._kernel, self._dtype, self._scale = kernel, dtype, scale
+        self._least = float(scale.zero) if relu else -math.inf
         self._depth, self._channels = len(bias), int(weight.shape[1])
         registers = self._depth // kernel.lanes
         panels = -(-registers // kernel.vectors)
         self._panel = -(-registers // panels) * kernel.lanes
         taps = torch.from_numpy(from_taps(kernel.near, kernel.far))
-        together = 4 // dtype.itemsize  # neighbouring channels that one instruction multiplies and sums
+        numbers = torch.bfloat16 if dtype == torch.uint8 else dtype
+        together = 4 // numbers.itemsize  # neighbouring channels that one instruction multiplies and sums
 
         def matrices(panel: Tensor) -> Tensor:
             """[36, C / together, k, together] of the weights [k, C, 3, 3] of some channels of the result, flat."""
             products = torch.einsum("ia,kcab,jb->ijkc", taps, panel.double(), taps)
-            return products.reshape(REACH**2, len(panel), -1, together).to(dtype).transpose(1, 2).flatten()
+            return products.reshape(REACH**2, len(panel), -1, together).to(numbers).transpose(1, 2).flatten()
 
         self._weights = torch.cat([matrices(panel) for panel in torch.split(weight, self._panel)])
-        self._bias = bias.float().contiguous()
+        self._bias = (bias.double() / scale.step + scale.zero).float().contiguous()
 
-    def __call__(self, x: Tensor, onto: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """[B, K, H, W], in `out` if given, from x [B, C, H, W], channels last. `onto` [B, K, H, W] is overwritten."""
+    def __call__(
+        self,
+        x: Tensor,
+        onto: Tensor | None = None,
+        out: Tensor | None = None,
+        *,
+        x_scale: Scale = ITSELF,
+        onto_scale: Scale = ITSELF,
+    ) -> Tensor:
+        """[B, K, H, W], in `out` if given, from x [B, C, H, W], channels last. `onto` [B, K, H, W] is overwritten.
+
+        x_scale, onto_scale: of these two, where they are uint8.
+        """
         if onto is not None:
             if out is not None:
                 raise ValueError("the result goes onto `onto` or into `out`, not both")
@@ -188,7 +220,11 @@ class Winograd:
             panel=self._panel,
             block=block(batch * tiles(height, width), torch.get_num_threads()),
             add=onto is not None,
-            relu=self._relu,
+            x_zero=x_scale.zero,
+            x_step=x_scale.step / self._scale.step,
+            sum_zero=onto_scale.zero,
+            sum_step=onto_scale.step / self._scale.step,
+            least=self._least,
         )
         self._kernel.run(work)
         return out

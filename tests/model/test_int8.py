@@ -22,9 +22,11 @@ from model.engine import Engine
 from model.errors import EngineError
 from model.image import decode
 from model.instances import Options
-from model.int8 import Bytes, Int8Conv, Int8Format, Scale
+from model.int8 import Bytes, Int8Conv, Int8Format
 from model.network import BACKBONES, MOBILENETS, SMALL, Architecture
 from model.pixels import Normaliser
+from model.scale import Scale
+from model.winograd import kernel_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,6 +109,24 @@ def test_sum_comes_before_activation_and_rounding(low: float) -> None:
     found = rounded(x, onto=onto)
     assert (found.values.int() - expected.values.int()).abs().max() <= 1
     assert (found.values != expected.values).float().mean() < 0.01
+
+
+@needs_vnni
+@pytest.mark.skipif(kernel_for(torch.uint8) is None, reason="there is no kernel for bytes here")
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_by_winograd_results_and_sums_are_nearly_the_nearest_byte(activation: str) -> None:
+    exact, rounded, scale = pair(activation, in_channels=32, out_channels=48)
+    for x_scale in (Scale.covering(-2.5, 3.0), Scale.covering(0.0, 3.0)):  # the RPN's see one of each level
+        x = Bytes.nearest(floats(image(32, 14, 15)), x_scale)
+        onto = Bytes.nearest(3 * floats(image(48, 14, 15)), Scale.covering(-5.0, 6.0))
+        expected = [exact(floats(x)), exact(floats(x), onto=floats(onto))]
+        for found, nearest in zip([rounded(x), rounded(x, onto=onto)], expected, strict=True):
+            assert found.scale == scale
+            off = found.values.int() - Bytes.nearest(nearest, scale).values.int()
+            assert off.abs().max() <= 6
+            assert off.abs().float().mean() < 0.3
+    assert rounded._winograd is not None
+    assert not rounded._packed
 
 
 @needs_vnni

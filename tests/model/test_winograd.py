@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +16,20 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from model import winograd
+from model.int8 import Bytes
+from model.scale import ITSELF, Scale
 from model.winograd import VARIANTS, Kernel, Winograd, kernel_for, pays
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor
 
 FOLDER = Path(winograd.__file__).parent
 COMPILED = sys.platform == "linux" and platform.machine() == "x86_64"
 NEEDS = {name: (dtype, needs) for dtype, names in VARIANTS.items() for name, needs in names.items()}
-# By how much of the spread of a result its error may be; a direct convolution's is 3e-7 and 0.0024.
-BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 0.012}
+# By how much of a result's spread its error may be; a direct convolution's is 3e-7, 0.0024, and for bytes 0.023.
+BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 0.012, torch.uint8: 0.027}
 
 
 def usable(name: str) -> bool:
@@ -34,12 +37,14 @@ def usable(name: str) -> bool:
     return COMPILED and all(has.get(need) for need in NEEDS[name][1])
 
 
-EACH = pytest.mark.parametrize(
-    "variant",
-    [
-        pytest.param(name, marks=pytest.mark.skipif(not usable(name), reason="not for this processor"))
-        for name in NEEDS
-    ],
+def each(names: Iterable[str]) -> pytest.MarkDecorator:
+    skipped = {name: pytest.mark.skipif(not usable(name), reason="not for this processor") for name in NEEDS}
+    return pytest.mark.parametrize("variant", [pytest.param(name, marks=skipped[name]) for name in names])
+
+
+EACH, EACH_OF_FLOATS = (
+    each(NEEDS),
+    each(name for name, (dtype, _) in NEEDS.items() if dtype.is_floating_point),
 )
 
 
@@ -57,22 +62,37 @@ class Problem:
     ) -> None:
         torch.manual_seed(batch + 10 * height + 100 * width)
         self.kernel, self.dtype = loaded(variant), NEEDS[variant][0]
-        x = torch.randn(batch, inputs, height, width).contiguous(memory_format=torch.channels_last)
-        self.x = x.to(self.dtype)
+        quantised = self.dtype == torch.uint8
+        self.x_scale, self.scale = (Scale(0.02, 130), Scale(0.08, 90)) if quantised else (ITSELF, ITSELF)
+        self.x = self.stored(torch.randn(batch, inputs, height, width), self.x_scale)
         self.weight, self.bias = torch.randn(outputs, inputs, 3, 3) / (3 * inputs**0.5), torch.randn(outputs)
 
-    def prepared(self, *, relu: bool = False) -> Winograd:
-        return Winograd(self.weight, self.bias, self.kernel, self.dtype, relu=relu)
+    def stored(self, values: Tensor, scale: Scale) -> Tensor:
+        """Numbers as a tensor of the kernel's, channels last."""
+        values = values.contiguous(memory_format=torch.channels_last)
+        return Bytes.nearest(values, scale).values if self.dtype == torch.uint8 else values.to(self.dtype)
+
+    def prepared(self, *, relu: bool = False) -> Callable[..., Tensor]:
+        made = Winograd(self.weight, self.bias, self.kernel, self.dtype, relu=relu, scale=self.scale)
+        return partial(made, x_scale=self.x_scale)
 
     def exact(self) -> Tensor:
         """In float64."""
-        return functional.conv2d(self.x.double(), self.weight.double(), self.bias.double(), padding=1)
+        x = real(self.x, self.x_scale)
+        return functional.conv2d(x, self.weight.double(), self.bias.double(), padding=1)
 
     def assert_close(self, found: Tensor, expected: Tensor) -> None:
         """No value may be off by more than ten times the error that they may have together."""
         assert found.dtype == self.dtype
         close = 10 * BOUNDS[self.dtype]
-        torch.testing.assert_close(found.double(), expected, atol=close, rtol=close)
+        if self.dtype == torch.uint8:
+            expected = expected.clamp(*((end - self.scale.zero) * self.scale.step for end in (0, 255)))
+            close = self.scale.step / 2 + 10 * BOUNDS[torch.bfloat16]
+        torch.testing.assert_close(real(found, self.scale), expected, atol=close, rtol=close)
+
+
+def real(x: Tensor, scale: Scale) -> Tensor:
+    return (x.double() - scale.zero) * scale.step
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +107,7 @@ def test_it_is_compiled_where_it_can_be_and_the_quickest_variant_is_taken() -> N
     for dtype, names in VARIANTS.items():
         assert all((FOLDER / f"winograd_{name}.so").exists() for name in names)
         fit = [name for name in names if usable(name)]
-        amx = dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16")
+        amx = dtype != torch.float32 and torch.cpu.get_capabilities().get("amx_bf16")
         found = kernel_for(dtype)
         assert (found is None) == (not fit or bool(amx))
         assert found is None or found.library._name == str(FOLDER / f"winograd_{fit[0]}.so")
@@ -114,7 +134,8 @@ def test_any_size_equals_torch(
 def test_error_is_of_the_order_of_a_direct_convolutions(variant: str, inputs: int) -> None:
     problem = Problem(variant, 1, 32, 32, inputs=inputs, outputs=64)
     exact = problem.exact()
-    error = (problem.prepared()(problem.x).double() - exact).std() / exact.std()
+    found = real(problem.prepared()(problem.x), problem.scale)
+    error = (found - exact).std() / exact.std()
     assert float(error) < BOUNDS[problem.dtype]
 
 
@@ -170,13 +191,14 @@ def test_maps_that_lie_in_memory_in_other_ways(variant: str, batch: int) -> None
 def test_sum_and_place(variant: str) -> None:
     problem = Problem(variant, 2, 13, 10)
     prepared, exact = problem.prepared(relu=True), problem.exact()
-    onto = torch.randn(exact.shape).contiguous(memory_format=torch.channels_last).to(problem.dtype)
-    expected = (exact + onto.double()).relu()
-    found = prepared(problem.x, onto)
+    onto_scale = ITSELF if problem.scale is ITSELF else Scale(0.03, 128)
+    onto = problem.stored(torch.randn(exact.shape), onto_scale)
+    expected = (exact + real(onto, onto_scale)).relu()
+    found = prepared(problem.x, onto, onto_scale=onto_scale)
     assert found.data_ptr() == onto.data_ptr()
     problem.assert_close(found, expected)
     # Only what it was given is written to, here the middle of something larger.
-    around = torch.full((2, 15, 12, 64), 7.0, dtype=problem.dtype)
+    around = torch.full((2, 15, 12, 64), 7, dtype=problem.dtype)
     out = around[:, 1:14, 1:11, 8:56].permute(0, 3, 1, 2)
     assert prepared(problem.x, out=out).data_ptr() == out.data_ptr()
     problem.assert_close(out, exact.relu())
@@ -209,7 +231,7 @@ def test_no_images_give_no_results(variant: str) -> None:
     assert problem.prepared()(problem.x[:0]).shape == (0, 48, 14, 14)
 
 
-@EACH
+@EACH_OF_FLOATS
 def test_what_is_not_a_number_stays_so_and_among_its_own(variant: str) -> None:
     problem = Problem(variant, 3, 20, 20)
     prepared = problem.prepared(relu=True)
@@ -250,6 +272,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
         ({"amx_bf16": True}, torch.float32, "float32_avx512"),
         ({"avx512_bf16": False}, torch.bfloat16, None),
         ({"avx512_bf16": True, "amx_bf16": True}, torch.bfloat16, None),
+        ({"amx_bf16": True}, torch.uint8, None),
         ({}, torch.float16, None),
     ],
 )
