@@ -36,9 +36,12 @@ class Kernels(BuildHookInterface):  # type: ignore[type-arg]
         with tempfile.TemporaryDirectory() as cache:
             environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
             for name, flags in VARIANTS.items():
-                target = ["-target", "x86_64-linux-gnu.2.17", *FLAGS, *flags, "-o", f"winograd_{name}.so"]
-                command = [sys.executable, "-m", "ziglang", "cc", "winograd.c", *target]
+                target = model / f"winograd_{name}.so"
+                made = target.with_suffix(".new")  # a running service keeps the file that it has loaded
+                options = ["-target", "x86_64-linux-gnu.2.17", *FLAGS, *flags, "-o", made.name]
+                command = [sys.executable, "-m", "ziglang", "cc", "winograd.c", *options]
                 subprocess.run(command, cwd=model, env=environment, check=True)
+                made.replace(target)
         build_data["artifacts"].append("model/winograd_*.so")
         build_data["pure_python"] = False
         build_data["tag"] = "py3-none-manylinux_2_17_x86_64"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from model.errors import EngineError
 from model.scale import ITSELF, Scale
 
 if TYPE_CHECKING:
@@ -65,12 +66,17 @@ class Kernel:
 
     @classmethod
     def loaded(cls, path: Path, openmp: tuple[int, int]) -> Kernel:
-        """Raises OSError if there is no such file, or no way to load it."""
-        library = ctypes.CDLL(str(path))
+        """Raises EngineError if there is no way to load it, or it is of another version."""
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise EngineError(f"{path} cannot be loaded: {error}") from None
         names = ("work_bytes", "lanes", "vectors")
         size, lanes, vectors = (ctypes.c_int64.in_dll(library, name).value for name in names)
         if size != ctypes.sizeof(Work):
-            raise OSError(f"{path} was compiled from another version's winograd.c: install the package anew")
+            raise EngineError(
+                f"{path} was compiled from another version's winograd.c: install the package anew"
+            )
         near, far = (ctypes.c_float * 2).in_dll(library, "points")
         library.convolve.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
         library.convolve.restype = None

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from model import winograd
+from model.errors import EngineError
 from model.int8 import Bytes
 from model.scale import ITSELF, Scale
 from model.winograd import VARIANTS, Kernel, Winograd, kernel_for, pays
@@ -309,8 +310,15 @@ def test_one_that_another_version_compiled_is_not_called(monkeypatch: pytest.Mon
         _fields_ = [*winograd.Work._fields_, ("more", ctypes.c_int64)]
 
     monkeypatch.setattr(winograd, "Work", Longer)
-    with pytest.raises(OSError, match=r"winograd_float32_avx2\.so was compiled from another version's"):
+    with pytest.raises(EngineError, match=r"winograd_float32_avx2\.so was compiled from another version's"):
         loaded("float32_avx2")
+
+
+def test_one_that_cannot_be_loaded_is_said_in_one_line(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"no library")
+    with pytest.raises(EngineError, match=r"broken\.so cannot be loaded: "):
+        Kernel.loaded(broken, (0, 0))
 
 
 @pytest.mark.parametrize(
