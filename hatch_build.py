@@ -19,7 +19,7 @@ VARIANTS = {
     "float32_avx512": ["-mcpu=x86_64_v4", "-DLANES=16"],
     "float32_avx2": ["-mcpu=x86_64_v3", "-DLANES=8"],
 }
-# It calls no library, so it runs with whatever glibc the machine has.
+# It calls nothing but memset, so it runs with whatever glibc the machine has.
 FLAGS = ["-std=c17", "-O3", "-ffp-contract=fast", "-ffreestanding", "-nostdlib", "-shared", "-fPIC"]
 FLAGS += ["-Wall", "-Wextra", "-Werror"]
 
@@ -37,7 +37,9 @@ class Kernels(BuildHookInterface):  # type: ignore[type-arg]
             environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
             for name, flags in VARIANTS.items():
                 target = model / f"winograd_{name}.so"
-                made = target.with_suffix(".new")  # a running service keeps the file that it has loaded
+                made = target.with_suffix(
+                    f".{os.getpid()}.new"
+                )  # a running service keeps the file that it has loaded
                 options = ["-target", "x86_64-linux-gnu.2.17", *FLAGS, *flags, "-o", made.name]
                 command = [sys.executable, "-m", "ziglang", "cc", "winograd.c", *options]
                 subprocess.run(command, cwd=model, env=environment, check=True)

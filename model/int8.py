@@ -117,7 +117,9 @@ class Int8Format(Format):
 
 
 class Int8Conv(Layer):
-    """activation(convolution(x) + bias + onto) in one kernel, summed in 32-bit integers and rounded once."""
+    """activation(convolution(x) + bias + onto) in one kernel, rounded once: directly, summed in 32-bit integers,
+    or where `pays` says so by Winograd, in bfloat16 and float32.
+    """
 
     def __init__(
         self, conv: nn.Conv2d, scale: Scale | None, *, norm: nn.Module | None = None, activation: str = "none"

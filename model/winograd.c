@@ -151,14 +151,14 @@ INLINE struct Place place(const struct Work *work, int64_t tile) {
     return (struct Place){tile / (across * down), SIDE * (tile / across % down), SIDE * (tile % across)};
 }
 
-/* From the tiles' sums for one product to those for the next. Odd cache lines, that they do not all want one place. */
+/* From the tiles' sums for one product to those for the next. Mostly odd cache lines, lest all want one place. */
 INLINE int64_t stride(int64_t channels, int64_t block) { return channels * block + 64 / sizeof(number); }
 
 int64_t scratch_bytes(const struct Work *work) {
     const int64_t sums = PRODUCTS * stride(work->channels, work->block);
     const int64_t products = PRODUCTS * work->panel * work->block;
     const int64_t bytes = sizeof(cell) * work->channels + sizeof(number) * sums + sizeof(float) * products;
-    return (bytes + 4095) / 4096 * 4096;
+    return (bytes + 63) / 64 * 64;
 }
 
 /* sums: [36, stride], of each the tiles' channels. zeros: [channels]. */

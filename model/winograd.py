@@ -98,7 +98,7 @@ def kernel_for(dtype: torch.dtype) -> Kernel | None:
     """The quickest variant that this processor runs; None if there is none, and convolutions are computed directly.
 
     That is so where nothing was compiled (hatch_build.py: for Linux on x86), where torch has no OpenMP, and in other
-    numbers than float32 where the processor multiplies matrices by AMX, to which a direct convolution has no equal.
+    numbers than float32 where the processor has AMX, by which a direct convolution is taken to be quicker (unmeasured).
     """
     openmp, has = _openmp(), torch.cpu.get_capabilities()
     if openmp is None or (dtype != torch.float32 and has.get("amx_bf16")):
@@ -143,7 +143,7 @@ def pays(x: Tensor, outputs: int) -> bool:
 class Winograd:
     """A 3×3 convolution with stride 1 and padding 1: relu(convolution(x) + bias + onto), each part as wanted.
 
-    Of bytes, in the engine's int8, the result is rounded once; between them it is computed in bfloat16 and float32.
+    Of bytes, in the engine's int8, it multiplies in bfloat16, sums in float32 and rounds to bytes once.
     """
 
     def __init__(
@@ -156,10 +156,12 @@ class Winograd:
         relu: bool,
         scale: Scale = ITSELF,
     ) -> None:
-        """weight: [K, C, 3, 3], bias: [K], as precise as they are known; K and C multiples of the kernel's lanes.
+        """weight: [K, C, 3, 3], bias: [K]; K and C multiples of the kernel's lanes, or ValueError.
 
         dtype: of the input and the result. scale: of the result, where that is uint8.
         """
+        if len(bias) % kernel.lanes or int(weight.shape[1]) % kernel.lanes:
+            raise ValueError(f"channels must be multiples of {kernel.lanes}, not {list(weight.shape[:2])}")
         self._kernel, self._dtype, self._scale = kernel, dtype, scale
         self._least = float(scale.zero) if relu else -math.inf
         self._depth, self._channels = len(bias), int(weight.shape[1])

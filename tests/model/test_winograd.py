@@ -217,6 +217,10 @@ def test_what_it_cannot_compute_is_refused(variant: str) -> None:
         prepared(problem.x.double())
     with pytest.raises(ValueError, match="channels-last"):
         prepared(problem.x, out=torch.empty(1, 48, 8, 8, dtype=problem.dtype))
+    for inputs, outputs in ((20, 48), (32, 20)):
+        weight, bias = torch.zeros(outputs, inputs, 3, 3), torch.zeros(outputs)
+        with pytest.raises(ValueError, match="must be multiples of"):
+            Winograd(weight, bias, problem.kernel, problem.dtype, relu=False)
     with pytest.raises(ValueError, match="32 channels"):
         prepared(problem.x[:, :16])
     with pytest.raises(ValueError, match=r"\[1, 48, 8, 8\]"):
@@ -273,7 +277,9 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
         ({"amx_bf16": True}, torch.float32, "float32_avx512"),
         ({"avx512_bf16": False}, torch.bfloat16, None),
         ({"avx512_bf16": True, "amx_bf16": True}, torch.bfloat16, None),
-        ({"amx_bf16": True}, torch.uint8, None),
+        ({"avx512_bf16": True, "amx_bf16": True}, torch.uint8, None),
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.uint8, "bytes_avx512"),
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16, "bfloat16_avx512"),
         ({}, torch.float16, None),
     ],
 )
