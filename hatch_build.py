@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,16 @@ FLAGS = ["-std=c17", "-O3", "-ffp-contract=fast", "-ffreestanding", "-nostdlib",
 FLAGS += ["-Wall", "-Wextra", "-Werror"]
 
 
-class Kernels(BuildHookInterface):  # type: ignore[type-arg]
+class Kernels(BuildHookInterface):
     """See the module."""
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 (hatchling calls it so)
+    def initialize(self, _version: str, build_data: dict[str, Any]) -> None:
         """Put the compiled variants beside their source, and into the wheel."""
         if sys.platform != "linux" or platform.machine() != "x86_64":
             return
         model = Path(self.root) / "model"
+        # So that a file that was compiled from another version is known.
+        source = f"-DSOURCE={zlib.crc32((model / 'winograd.c').read_bytes())}"
         # The compiler's wheel comes with the build's requirements, so that no machine has to have one.
         with tempfile.TemporaryDirectory() as cache:
             environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
@@ -40,7 +43,7 @@ class Kernels(BuildHookInterface):  # type: ignore[type-arg]
                 made = target.with_suffix(
                     f".{os.getpid()}.new"
                 )  # a running service keeps the file that it has loaded
-                options = ["-target", "x86_64-linux-gnu.2.17", *FLAGS, *flags, "-o", made.name]
+                options = ["-target", "x86_64-linux-gnu.2.17", *FLAGS, *flags, source, "-o", made.name]
                 command = [sys.executable, "-m", "ziglang", "cc", "winograd.c", *options]
                 subprocess.run(command, cwd=model, env=environment, check=True)
                 made.replace(target)

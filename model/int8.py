@@ -1,4 +1,5 @@
-"""The dense part in 8-bit integers: an instruction makes four products where bfloat16 has two (AVX512-VNNI).
+"""The dense part in bytes: an instruction makes four products where bfloat16 has two (AVX512-VNNI). Where there is a
+kernel for it, 3×3 convolutions go by Winograd instead, with products in bfloat16.
 
 Static quantisation of a trained network (Jacob et al., "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", section 2): weights have a step for each output channel, activations one step and

@@ -7,8 +7,8 @@
  * products are float32; what is multiplied is of type `number`, what the tensors hold of type `cell`.
  *
  * Compiled once for each kind of processor (hatch_build.py) with LANES, the float32s of a vector register; with BFLOAT16 for
- * bfloat16; and with BFLOAT16 and BYTES for tensors that are quantised to bytes. model/winograd.py calls it and has the
- * matrices.
+ * bfloat16; and with BFLOAT16 and BYTES for tensors that are quantised to bytes. SOURCE is a checksum of this file.
+ * model/winograd.py calls it and has the matrices.
  */
 
 #include <stdint.h>
@@ -90,7 +90,7 @@ enum { ROWS = 6, VECTORS = LANES == 16 ? 4 : 2 };
 #define P 0.6875f
 #define Q 1.5f
 
-/* What model/winograd.py must know to prepare the matrices, and the size of the structure below. */
+/* What model/winograd.py must know: to prepare the matrices, and below, whether this is the version that it calls. */
 const float points[] = {P, Q};
 const int64_t lanes = LANES, vectors = VECTORS;
 
@@ -135,7 +135,7 @@ struct Work {
     int (*thread_number)(void);  // OpenMP's, of the calling thread
 };
 
-const int64_t work_bytes = sizeof(struct Work);
+const int64_t work_bytes = sizeof(struct Work), source = SOURCE;
 
 typedef void Parallel(void (*function)(void *), void *argument, unsigned threads, unsigned flags);
 

@@ -320,6 +320,22 @@ def test_one_that_another_version_compiled_is_not_called(monkeypatch: pytest.Mon
         loaded("float32_avx2")
 
 
+@pytest.mark.skipif(not usable("float32_avx2"), reason="not for this processor")
+@pytest.mark.parametrize("changed", ["source", "names"])
+def test_nor_one_whose_source_has_changed(
+    changed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    library = "winograd_float32_avx2.so"
+    if changed == "source":
+        (tmp_path / "winograd.c").write_bytes(winograd.SOURCE.read_bytes() + b"\n")
+        monkeypatch.setattr(winograd, "SOURCE", tmp_path / "winograd.c")
+    else:  # as one that was made before there was such a check
+        compiled = (FOLDER / library).read_bytes()
+        (tmp_path / library).write_bytes(compiled.replace(b"\0work_bytes\0", b"\0work_words\0"))
+    with pytest.raises(EngineError, match=r"was compiled from another version's"):
+        Kernel.loaded((FOLDER if changed == "source" else tmp_path) / library, (0, 0))
+
+
 def test_one_that_cannot_be_loaded_is_said_in_one_line(tmp_path: Path) -> None:
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"no library")
