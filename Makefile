@@ -62,7 +62,7 @@ lock: $(READY)  ## write requirements.lock anew from pyproject.toml
 
 # uv is fetched by pip because it installs torch's wheels in seconds where pip takes minutes. Bytecode is made once: without,
 # every start reads the sources of torch anew where PYTHONDONTWRITEBYTECODE is set, which took 9 seconds instead of 5.
-$(READY): requirements.lock pyproject.toml hatch_build.py model/winograd.c
+$(READY): requirements.lock pyproject.toml hatch_build.py model/kernels/winograd.c
 	@command -v $(PYTHON) >/dev/null || { echo "maskserve needs Python 3.11 or newer: $(PYTHON) was not found"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "maskserve needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 …"; exit 1; }
 	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; }

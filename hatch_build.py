@@ -1,4 +1,4 @@
-"""Compiles model/winograd.c when the package is built, on Linux on x86: elsewhere the engine does without."""
+"""Compiles model/kernels/winograd.c when the package is built, on Linux on x86: elsewhere the engine does without."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-# By variant (model/winograd.py says what each needs): the processor, and the macros.
+# By variant (model/kernels/winograd.py says what each needs): the processor, and the macros.
 VARIANTS = {
     "bytes_avx512": ["-mcpu=x86_64_v4+avx512bf16", "-DLANES=16", "-DBFLOAT16", "-DBYTES"],
     "bfloat16_avx512": ["-mcpu=x86_64_v4+avx512bf16", "-DLANES=16", "-DBFLOAT16"],
@@ -32,21 +32,21 @@ class Kernels(BuildHookInterface):
         """Put the compiled variants beside their source, and into the wheel."""
         if sys.platform != "linux" or platform.machine() != "x86_64":
             return
-        model = Path(self.root) / "model"
+        kernels = Path(self.root) / "model" / "kernels"
         # So that a file that was compiled from another version is known.
-        source = f"-DSOURCE={zlib.crc32((model / 'winograd.c').read_bytes())}"
+        source = f"-DSOURCE={zlib.crc32((kernels / 'winograd.c').read_bytes())}"
         # The compiler's wheel comes with the build's requirements, so that no machine has to have one.
         with tempfile.TemporaryDirectory() as cache:
             environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
             for name, flags in VARIANTS.items():
-                target = model / f"winograd_{name}.so"
+                target = kernels / f"winograd_{name}.so"
                 made = target.with_suffix(
                     f".{os.getpid()}.new"
                 )  # a running service keeps the file that it has loaded
                 options = ["-target", "x86_64-linux-gnu.2.17", *FLAGS, *flags, source, "-o", made.name]
                 command = [sys.executable, "-m", "ziglang", "cc", "winograd.c", *options]
-                subprocess.run(command, cwd=model, env=environment, check=True)
+                subprocess.run(command, cwd=kernels, env=environment, check=True)
                 made.replace(target)
-        build_data["artifacts"].append("model/winograd_*.so")
+        build_data["artifacts"].append("model/kernels/winograd_*.so")
         build_data["pure_python"] = False
         build_data["tag"] = "py3-none-manylinux_2_17_x86_64"

@@ -11,15 +11,15 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app import openapi, pages, probes, segment
-from app.door import Door
-from app.exchange import Exchanges, refuse
-from app.loading import load_engine
-from app.logs import FIELDS
-from app.options import closest
+from app.api import openapi, pages, probes, segment
+from app.api.query import closest
+from app.http.overload import Door
+from app.http.request_context import Exchanges, refuse
+from app.observability.logs import FIELDS
+from app.observability.tracing import Tracing
 from app.problems import MethodNotAllowed, Problem, UnknownPath
+from app.runtime.loading import load_engine
 from app.service import PATHS, Service
-from app.tracing import Tracing
 from app.version import version
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def create_app(
 
     load: makes the engine; by default the one that the settings name. on_failure: called when nothing will be
     answered any more, so that the process should end.
-    Raises app.keys.KeysError and app.tracing.TracingError for settings that cannot be followed.
+    Raises app.keys.KeysError and app.observability.tracing.TracingError for settings that cannot be followed.
     """
     service = Service(settings, load or (lambda: load_engine(settings)), on_failure)
     tracing = Tracing() if settings.tracing else None

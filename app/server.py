@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 
-from app import logs
 from app import settings as settings_
-from app.connections import bounded
+from app.http.connections import bounded
 from app.keys import KeysError
 from app.main import create_app
-from app.tracing import TracingError
+from app.observability import logs
+from app.observability.tracing import TracingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

@@ -12,24 +12,24 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
-from app.admission import Admission
-from app.allocator import release_freed_memory
-from app.fetch import Fetcher, Hosts
-from app.forward import Segmenter
-from app.health import State
+from app.batching.admission import Admission
+from app.batching.batch import Segmenter
+from app.batching.heartbeat import State
+from app.batching.worker import Worker
+from app.intake.fetch import Fetcher, Hosts
 from app.keys import Keys
-from app.loading import LOAD_ERRORS
-from app.metrics import Metrics, Readings
+from app.observability.metrics import Metrics, Readings
 from app.problems import Draining, NotReady
-from app.worker import Worker
+from app.runtime.allocator import release_freed_memory
+from app.runtime.loading import LOAD_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from app.forward import Outcome
+    from app.batching.batch import Outcome
     from app.problems import Problem
     from app.settings import Settings
-    from model.zoo import Model
+    from model.zoo.zoo import Model
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -44,7 +44,7 @@ PATHS = ("/segment", "/model", "/healthz", "/livez", "/readyz", "/metrics", "/do
 
 
 class Segmenting(Segmenter, Protocol):
-    """What the service needs of model.engine.Engine."""
+    """What the service needs of model.inference.engine.Engine."""
 
     @property
     def model(self) -> Model:

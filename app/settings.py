@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from model.header import MAX_PIXELS
-from model.weights import default_folder
+from model.images.header import MAX_PIXELS
+from model.zoo.catalogue import default_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

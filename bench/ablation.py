@@ -24,15 +24,15 @@ import torch
 import torchvision
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from app.cpus import usable_cpus
-from model import zoo
-from model.card import hardware
+from app.runtime.cpus import usable_cpus
 from model.data.shapes import CATEGORIES, Shapes
-from model.engine import Engine
-from model.evaluate import evaluate
-from model.network import C4, SMALL, Architecture
-from model.recipe import Recipe
-from model.train import train
+from model.evaluation.card import hardware
+from model.evaluation.coco import evaluate
+from model.inference.engine import Engine
+from model.network.architecture import C4, SMALL, Architecture
+from model.training.recipe import Recipe
+from model.training.train import train
+from model.zoo import zoo
 
 FIGURES = ("AP", "AP50", "AP75")
 VARIANTS = {

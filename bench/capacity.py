@@ -21,14 +21,14 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from app.cpus import usable_cpus
+from app.runtime.cpus import usable_cpus
 from bench.lifelike import lifelike
 from bench.masks import processor
 from deploy.tests.load import clients, saturate
 from deploy.tests.processes import ROOT, Replica
-from model import zoo
-from model.image import decode
-from model.network import V1, V2
+from model.images.decode import decode
+from model.network.architecture import V1, V2
+from model.zoo import zoo
 
 ARCHITECTURES = {"v1": ("maskrcnn_resnet50_fpn", V1), "v2": ("maskrcnn_resnet50_fpn_v2", V2)}
 

@@ -1,4 +1,4 @@
-"""3×3 convolutions by Winograd (model/winograd.py) against oneDNN's direct ones, and how exact each is.
+"""3×3 convolutions by Winograd (model/kernels/winograd.py) against oneDNN's direct ones, and how exact each is.
 
 Both sides get the same tensors, in turns in one process. The error is the standard deviation of the difference from
 float64, in parts of the result's own. Inputs are as behind a ReLU.
@@ -19,10 +19,10 @@ import torch
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from app.allocator import keep_freed_memory
-from app.cpus import usable_cpus
-from model import onednn
-from model.winograd import Winograd, kernel_for
+from app.runtime.allocator import keep_freed_memory
+from app.runtime.cpus import usable_cpus
+from model.kernels import onednn
+from model.kernels.winograd import Winograd, kernel_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable

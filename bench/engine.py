@@ -40,19 +40,19 @@ from pycocotools import mask as coco
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from app.allocator import keep_freed_memory
-from app.cpus import usable_cpus
+from app.runtime.allocator import keep_freed_memory
+from app.runtime.cpus import usable_cpus
 from bench.lifelike import lifelike
 from bench.masks import highest_resident, processor
-from model import zoo
-from model.calibration import measured
 from model.data import Category
 from model.data.drawing import undergrowth
-from model.devices import resolved
-from model.engine import Engine
+from model.inference.calibration import measured
+from model.inference.devices import resolved
+from model.inference.engine import Engine
 from model.instances import Options
-from model.masks import paste
-from model.network import BACKBONES, V1, V2, Architecture
+from model.masks.paste import paste
+from model.network.architecture import BACKBONES, V1, V2, Architecture
+from model.zoo import zoo
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,8 +3,8 @@
     python bench/gpu.py [--model v1|v2|shapes] [--precision auto|float32|bfloat16|float16] [--detections 20]
                         [--batch 8] [--rounds 30] [--device cuda]
 
-First `pytest tests/model/test_cuda.py`, which says whether the answers are right. COCO's weights are not needed (see
-bench/engine.py). Prints, each as the median of the rounds with the extremes:
+First `pytest tests/model/inference/test_cuda.py`, which says whether the answers are right. COCO's
+weights are not needed (see bench/engine.py). Prints, each as the median of the rounds with the extremes:
 
     torchvision   one photo, pixels to results on the host, in float32 and under autocast, masks pasted
     engine        the same by ours, to run lengths, alone and in a batch
@@ -31,10 +31,10 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from app import responses
+from app.api import responses
 from bench.engine import chosen, encoded, picture, tensor
-from model.engine import Engine
-from model.image import decode
+from model.images.decode import decode
+from model.inference.engine import Engine
 from model.instances import Options
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model.network import Architecture, build, has_masks
+from model.network.architecture import Architecture, build, has_masks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

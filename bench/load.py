@@ -292,8 +292,8 @@ def photos(sizes: list[str], count: int) -> list[bytes]:
 ENGINE = """
 import json, sys, time
 from app import settings
-from app.loading import load_engine
-from model.image import decode
+from app.runtime.loading import load_engine
+from model.images.decode import decode
 from model.instances import Options
 engine = load_engine(settings.load({"model": sys.argv[1]}))
 engine.warm_up()
@@ -368,9 +368,9 @@ def model_file(name: str, image: bytes):
     import numpy as np
 
     from bench.lifelike import lifelike
-    from model import zoo
     from model.data import Category
-    from model.network import V1, V2
+    from model.network.architecture import V1, V2
+    from model.zoo import zoo
 
     architecture = {"v1": V1, "v2": V2}.get(name)
     if architecture is None:

@@ -1,4 +1,4 @@
-"""Mask maps to COCO run lengths: `model.masks.paste` against torchvision's paste and pycocotools' encoder.
+"""Mask maps to COCO run lengths: `model.masks.paste.paste` against torchvision's paste and pycocotools' encoder.
 
 Both sides get the same maps and boxes, on one core, in the same run; the answers are compared byte by byte. Times
 are the processor's, the best of several repetitions: other work on the machine slows both sides but is not counted
@@ -28,7 +28,7 @@ from pycocotools import mask as coco
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from model.masks import outlines, paste
+from model.masks.paste import outlines, paste
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -27,8 +27,8 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.masks import INSTANCES, processor, scene
-from model.draw import colour_of, overlay
-from model.image import encode_png
+from model.images.decode import encode_png
+from model.images.overlay import colour_of, overlay
 from model.instances import Instances
 
 if TYPE_CHECKING:

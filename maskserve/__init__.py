@@ -7,9 +7,9 @@ with Client("http://localhost:8000") as client:
         print(instance.category, instance.score, instance.mask.sum())
 """
 
-from maskserve.attempts import DeadlineError, MaskserveError, ServiceError, UnreachableError
 from maskserve.client import AsyncClient, Client
 from maskserve.results import Instance, Result
+from maskserve.retry import DeadlineError, MaskserveError, ServiceError, UnreachableError
 
 __all__ = [
     "AsyncClient",

@@ -17,9 +17,9 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from maskserve.attempts import Call, MaskserveError
 from maskserve.results import Result
-from model.png import encode_png
+from maskserve.retry import Call, MaskserveError
+from model.images.png import encode_png
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator

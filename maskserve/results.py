@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from model.polygons import fill
-from model.rle import Rle, decode, encode
+from model.masks.polygons import fill
+from model.masks.rle import Rle, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,4 +1,4 @@
-// Captions on chips at the instances' boxes, beside one another where there is room: the way of model/draw.py.
+// Captions on chips at the instances' boxes, beside one another where there is room: the way of model/images/overlay.py.
 
 import { css, inkOn } from "./palette.js";
 

@@ -1,4 +1,4 @@
-// A category's colour: the same as in the overlay that the service draws (model/draw.py has the sources).
+// A category's colour: the same as in the overlay that the service draws (model/images/overlay.py has the sources).
 
 /** @typedef {readonly [number, number, number]} Colour red, green, blue, 0 to 255 */
 

@@ -21,7 +21,7 @@ from model.data.coco import (
     read_document,
 )
 from model.data.segmentation import to_bitmap
-from model.image import ImageError, decode, read_header
+from model.images.decode import ImageError, decode, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from model.data import Category, DatasetError, Sample
-from model.image import ImageError, decode
-from model.rle import encode
+from model.images.decode import ImageError, decode
+from model.masks.rle import encode
 
 if TYPE_CHECKING:
     from pathlib import Path

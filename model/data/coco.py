@@ -10,7 +10,7 @@ import numpy as np
 
 from model.data import Category, DatasetError, Sample
 from model.data.segmentation import Fault, fault, to_bitmap, to_rle
-from model.image import ImageError, decode
+from model.images.decode import ImageError, decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from model.header import MAX_SIDE
-from model.rle import Rle
+from model.images.header import MAX_SIDE
+from model.masks.rle import Rle
 
 if TYPE_CHECKING:
     import numpy as np

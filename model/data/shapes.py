@@ -22,8 +22,8 @@ from model.data.outlines import (
     outline,
     turned,
 )
-from model.image import ImageError, decode
-from model.masks import encode
+from model.images.decode import ImageError, decode
+from model.masks.paste import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from typer.testing import CliRunner
 
-from app.cli import cli
+from app.cli.main import cli
 from app.keys import Keys, KeysError, digest, new_key
 from app.problems import Unauthorized
 

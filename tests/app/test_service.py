@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.api.openapi import SEGMENT
+from app.api.query import MOST_MILLISECONDS, TIME_LIMIT, time_limit
 from app.keys import digest
-from app.logs import FIELDS
-from app.openapi import SEGMENT
-from app.options import MOST_MILLISECONDS, TIME_LIMIT, time_limit
+from app.observability.logs import FIELDS
 from app.service import WATCH_SECONDS
 
 from .test_contract import PATIENCE, PHOTO, FakeEngine, ask, picture, serving, until
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from app.worker import Worker
+    from app.batching.worker import Worker
 
 KEY = "a-key-of-no-consequence"
 

@@ -9,9 +9,9 @@ from typing import Any
 import crossplane
 import pytest
 
+from app.intake.uploads import ENVELOPE_BYTES
 from app.server import KEEP_ALIVE_SECONDS
 from app.settings import Settings
-from app.uploads import ENVELOPE_BYTES
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy/gateway"
@@ -67,7 +67,7 @@ def replicas(http: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_the_largest_body_is_the_largest_that_the_service_takes(server: list[dict[str, Any]]) -> None:
-    encoded = DEFAULTS.max_upload_bytes * 4 // 3  # as app/uploads.py bounds JSON
+    encoded = DEFAULTS.max_upload_bytes * 4 // 3  # as app/intake/uploads.py bounds JSON
     largest = encoded + encoded // 16 + ENVELOPE_BYTES
     [size] = value(server, "client_max_body_size")
     mebibytes = int(size.removesuffix("m"))

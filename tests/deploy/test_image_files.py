@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from model.weights import catalogue
+from model.zoo.catalogue import catalogue
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from maskserve import AsyncClient, Client, DeadlineError, Result, ServiceError, UnreachableError
-from maskserve.attempts import CONNECTION_TRIES, TIME_LIMIT, Call, retry_after
-from model.image import decode
+from maskserve.retry import CONNECTION_TRIES, TIME_LIMIT, Call, retry_after
+from model.images.decode import decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable

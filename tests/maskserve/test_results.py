@@ -13,14 +13,14 @@ import torch
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
-from app import responses
+from app.api import responses
 from maskserve import Result
-from maskserve.handover import coco_dataset, coco_results, cvat, image_ids, label_studio, packed, runs_by_row
+from maskserve.export import coco_dataset, coco_results, cvat, image_ids, label_studio, packed, runs_by_row
 from model.data import Category
 from model.instances import Instances
-from model.masks import decode, paste
-from model.network import Architecture
-from model.zoo import describe
+from model.masks.paste import decode, paste
+from model.network.architecture import Architecture
+from model.zoo.zoo import describe
 
 CATEGORIES = (Category(1, "person"), Category(18, "dog"))
 MODEL = describe("fake", Architecture(classes=3), CATEGORIES)

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from model.data import Category
-from model.network import SMALL, build
-from model.zoo import describe, save
+from model.network.architecture import SMALL, build
+from model.zoo.zoo import describe, save
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

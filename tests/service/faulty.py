@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from app import settings
-from app.loading import load_engine
+from app.runtime.loading import load_engine
 from app.server import serve
 from model.errors import DeviceFailed, OutOfDeviceMemory
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from model.engine import Engine
+    from model.inference.engine import Engine
     from model.instances import Instances, Options
 
 MARK = 251

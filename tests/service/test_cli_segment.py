@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from app.cli import cli
+from app.cli.main import cli
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from app.cli import cli
+from app.cli.main import cli
 from maskserve import AsyncClient, Client, Result, ServiceError
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
-from app.cli import cli
-from app.cli_train import Start, run_training
-from app.source import Source
-from model.masks import Rle, decode
+from app.cli.main import cli
+from app.commands.source import Source
+from app.commands.train import Start, run_training
+from model.masks.paste import Rle, decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from maskserve import Client
-from maskserve.handover import coco_dataset, coco_results
+from maskserve.export import coco_dataset, coco_results
 
 from .conftest import ROOT
 

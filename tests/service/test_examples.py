@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from model import zoo
+from model.zoo import zoo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

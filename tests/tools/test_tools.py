@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from maskserve import Result
-from maskserve.handover import coco_dataset, cvat, label_studio
-from model.rle import encode
+from maskserve.export import coco_dataset, cvat, label_studio
+from model.masks.rle import encode
 
 if TYPE_CHECKING:
     from pathlib import Path

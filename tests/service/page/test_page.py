@@ -19,7 +19,7 @@ from playwright.sync_api import expect
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from model.draw import colour_of
+from model.images.overlay import colour_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Masks in the browser: decoded as pycocotools does, painted as model/draw.py does, and fast enough to play with.
+"""Masks in the browser: decoded as pycocotools does, painted as model/images/overlay.py does, and fast.
 
 These tests need no model: the page's files come from the checkout and the answers from here.
 """
@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from app import pages
-from model import draw, rle
+from app.api import pages
+from model.images import overlay as draw
+from model.masks import rle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

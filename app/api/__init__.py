@@ -1,0 +1,1 @@
+"""The HTTP contract: one file for each endpoint, and what they share."""

@@ -1,0 +1,136 @@
+"""Several images in one call: a line of JSON for each, in the order sent, as soon as it and those before it are done.
+
+Each image passes admission by itself. A call has only so many of its images in flight at once, so that one large form
+neither fills the queue nor piles up answers for a client who reads slowly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.responses import Response
+
+from app.api.responses import NDJSON
+from app.batching.admission import Body
+from app.http.disconnect import unless_gone
+from app.intake.uploads import Upload
+from app.observability.logs import FIELDS
+from app.problems import Problem, QueueFull
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from starlette.types import Receive, Scope, Send
+
+log = logging.getLogger(__name__)
+
+
+class Held(Body):
+    """One image of a form, and the account of its bytes; it is let go when they are released."""
+
+    def __init__(self, form: Body, upload: Upload) -> None:
+        super().__init__(form.admission)
+        self.bytes = form.part(len(upload.content))
+        self.upload = upload
+
+    def release(self) -> None:
+        """The image is decoded, or will never be."""
+        self.upload = Upload(b"")
+        super().release()
+
+
+class Lines(Response):
+    """The answer, `application/x-ndjson`: a result of POST /segment or a problem a line, each with its `index`.
+
+    The status is 200 once all images have arrived; what is wrong with one of them is told in its own line.
+    """
+
+    media_type = NDJSON
+
+    def __init__(
+        self,
+        line: Callable[[int], Awaitable[bytes]],
+        held: Sequence[Held],
+        at_once: int,
+        request_id: str,
+        record: dict[str, Any],
+    ) -> None:
+        """line: the result for the image of that index, or a Problem raised. record: told how many failed."""
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"Vary": "Accept"})
+        self._line = line
+        self._held = held
+        self._at_once = at_once
+        self._id = request_id
+        self._record = record
+        self._running: deque[asyncio.Task[bytes]] = (
+            deque()
+        )  # the images in flight, and those that wait to be sent
+        self._waiting: set[asyncio.Task[Any] | None] = set()  # those of them that found no room
+        self._failed = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
+        """Send all lines. A client who leaves frees the places of all images."""
+        try:
+            await send(
+                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            )
+            await unless_gone(receive, self._send(send))
+        finally:
+            for held in self._held:
+                held.release()
+            self._record.update({"images": len(self._held), "failed": self._failed})
+
+    async def _send(self, send: Send) -> None:
+        begun = 0
+        try:
+            for index in range(len(self._held)):
+                while begun < min(len(self._held), index + self._at_once):
+                    self._running.append(asyncio.create_task(self._answer(begun)))
+                    begun += 1
+                content = await self._running[0] + b"\n"
+                self._running.popleft()
+                await send({"type": "http.response.body", "body": content, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            for task in self._running:
+                task.cancel()
+            await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _answer(self, index: int) -> bytes:
+        """The line of one image."""
+        try:
+            return await self._admitted(index)
+        except Problem as raised:
+            problem = raised
+            cause: BaseException = raised.__cause__ or raised
+        except Exception as error:  # noqa: BLE001 - nothing that happens to one image may cut off the others' lines
+            problem, cause = Problem(), error
+        finally:
+            self._held[index].release()
+        self._failed += 1
+        if problem.status == Problem.status:
+            fields = {FIELDS: {"id": self._id}}
+            log.error(
+                "request %s failed on image %d: %r", self._id, index, cause, exc_info=cause, extra=fields
+            )
+        return orjson.dumps({"index": index, **problem.document(self._id)})
+
+    async def _admitted(self, index: int) -> bytes:
+        """The result. An image that finds no room beside those of its own call waits until one of them is done."""
+        own = asyncio.current_task()
+        while True:
+            try:
+                return await self._line(index)
+            except QueueFull:
+                others = {task for task in self._running if not task.done()} - self._waiting - {own}
+                if not others:  # it is the images of others that fill the house
+                    raise
+            self._waiting.add(own)
+            await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+            self._waiting.discard(own)

@@ -1,0 +1,1 @@
+"""What can be typed: commands, arguments and help. Nothing here imports torch."""

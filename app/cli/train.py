@@ -1,0 +1,243 @@
+"""`maskserve train`: what can be typed. cli_train.py does it, and imports torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.cli.evaluate import Data, Images, SkipDamaged, Split  # noqa: TC001 - typer reads them
+from app.commands.source import Source
+
+
+def train(
+    *,
+    data: Data = "shapes",
+    images: Images = None,
+    split: Split = None,
+    skip_damaged: SkipDamaged = False,
+    backgrounds: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            show_default=False,
+            help="Photos to draw some of the scenes of `shapes` on, so that the model does not fire at photos.",
+        ),
+    ] = None,
+    validation: Annotated[
+        str | None,
+        typer.Option(metavar="shapes|PATH", show_default=False, help="What to measure the result on."),
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Run folder: log, checkpoint, model, card. A run in it is resumed."),
+    ] = Path("runs/model"),
+    architecture: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="`small` (ResNet-18, 64 channels), a backbone with FPN: resnet50, vgg16, …, or resnet50-c4.",
+        ),
+    ] = "small",
+    pooling: Annotated[
+        str, typer.Option(metavar="align|pool", help="RoIAlign, or RoIPool to compare with.")
+    ] = "align",
+    masks: Annotated[
+        str,
+        typer.Option(
+            metavar="sigmoid|softmax|agnostic|none",
+            help="A mask for each class; masks whose classes compete; one mask for all; or a Faster R-CNN.",
+        ),
+    ] = "sigmoid",
+    channels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            show_default="the architecture's",
+            help="Of the FPN and the heads. A model to go on from is widened to them, and begins as what it was.",
+        ),
+    ] = None,
+    input_sides: Annotated[
+        tuple[int, int] | None,
+        typer.Option(
+            "--input",
+            metavar="SHORT LONG",
+            show_default="the architecture's",
+            help="What images are resized to when the model is used: the shorter side, and most for the longer one.",
+        ),
+    ] = None,
+    initial: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            show_default="random weights",
+            help="Go on from a model (a name or a file), whose architecture is taken too. Categories that it knows by "
+            "name keep what they learned.",
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="imagenet|FILE",
+            show_default="random weights",
+            help="Weights of a classifier for the backbone: torchvision's (fetched once), or a file of them.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What the options below default to: small, paper, paper-c4, torchvision or cityscapes; the values "
+            "shown are those of small.",
+        ),
+    ] = "small",
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="`cpu`, `cuda`, `cuda:1` …")] = "cpu",
+    steps: Annotated[
+        int | None, typer.Option(min=1, show_default="5000", help="Steps of the optimiser.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, show_default="8", help="Images a step.")] = None,
+    optimizer: Annotated[str | None, typer.Option(metavar="adamw|sgd", show_default="adamw")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, show_default="0.0007")] = None,
+    weight_decay: Annotated[float | None, typer.Option(min=0, show_default="0.05")] = None,
+    warmup: Annotated[
+        int | None, typer.Option(min=0, show_default="250", help="Steps until the full learning rate.")
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="linear|step|cosine",
+            show_default="linear",
+            help="How the learning rate falls: from 40 % of the run on to 0, by ×0.1 at 40 % and 90 %, or as a cosine.",
+        ),
+    ] = None,
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[STEP:]A,B,…",
+            show_default="around the architecture's",
+            help="Shorter image sides to draw from. With STEP, from that step on; may be given several times: small "
+            "images first teach as much in less time.",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|float32|bfloat16|float64",
+            show_default="auto",
+            help="`auto`: bfloat16 where the hardware computes in it. float64 is slow, and for comparing runs.",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, show_default="0")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, show_default="1", help="Processes that prepare images.")
+    ] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(min=1, show_default="500", help="Steps.")] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            show_default="0.999",
+            help="Decay of the averaged weights that are written; 0 writes the last ones.",
+        ),
+    ] = None,
+    clip: Annotated[
+        float | None,
+        typer.Option(show_default="10", help="Most that the gradient's norm may be; above 0."),
+    ] = None,
+    flip: Annotated[
+        float | None, typer.Option(min=0, max=1, show_default="0.5", help="How often images are mirrored.")
+    ] = None,
+    jitter: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LEAST MOST",
+            show_default="none",
+            help="Large-scale jitter: random scales on a square canvas, like 0.1 2.0.",
+        ),
+    ] = None,
+    jitter_side: Annotated[
+        int | None, typer.Option(min=32, show_default="1024", help="Of that canvas, pixels.")
+    ] = None,
+    copy_paste: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            show_default="0",
+            help="How often objects of another image are pasted on; with --jitter.",
+        ),
+    ] = None,
+    frozen_stages: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=4,
+            show_default="0, or 1 with --backbone",
+            help="Stages of the backbone, from the first, that are not trained.",
+        ),
+    ] = None,
+    rois: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="160", help="Boxes of an image that the heads learn from."),
+    ] = None,
+    box_weight: Annotated[
+        float | None, typer.Option(min=0, show_default="2", help="Of L_box in the sum of the losses.")
+    ] = None,
+    validate_every: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            show_default="only in the end",
+            help="Steps between measurements; best.safetensors is then the best model so far.",
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            show_default="no end",
+            help="End after so many measurements without a better model.",
+        ),
+    ] = None,
+) -> None:
+    """Train a Mask R-CNN on a labelled folder and write it as one file that `maskserve serve` takes.
+
+    An interrupted run goes on where its last checkpoint was when the same command is typed again. With several
+    GPUs: `torchrun --nproc-per-node 8 -m app.cli train --device cuda …`; the batch size is that of all together.
+    """
+    # Batches come in a hundred shapes, each with some 150 oneDNN primitives; its cache of 1,024 would build them anew
+    # for nearly every step. Seen in one run on 2 cores: about 1.05 s a step before, 0.8 s after a restart with it;
+    # other work shared the machine, so the gain was not measured by itself. Read at first use.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32768")
+    from app.commands.train import Start, run_training  # noqa: PLC0415 - imports torch
+
+    overrides = {
+        "sizes": sizes,
+        "steps": steps,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "schedule": schedule,
+        "precision": precision,
+        "seed": seed,
+        "workers": workers,
+        "checkpoint_every": checkpoint_every,
+        "ema": ema,
+        "clip": clip,
+        "flip": flip,
+        "jitter": jitter,
+        "jitter_side": jitter_side,
+        "copy_paste": copy_paste,
+        "frozen_stages": frozen_stages,
+        "rois": rois,
+        "box_weight": box_weight,
+        "validate_every": validate_every,
+        "patience": patience,
+    }
+    source = Source(data, images, validation, split, backgrounds, skip_damaged)
+    start = Start(architecture, pooling, masks, initial, backbone, channels, input_sides)
+    raise typer.Exit(run_training(source, out, start, device, overrides, recipe=recipe))

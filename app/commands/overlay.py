@@ -1,0 +1,32 @@
+"""The picture of an answer that came from a service, drawn as the service draws it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from model.images.decode import decode, encode_png
+from model.images.overlay import overlay
+from model.instances import Instances
+from model.masks.paste import Crop
+
+if TYPE_CHECKING:
+    from maskserve import Result
+
+
+def drawn(content: bytes, result: Result) -> bytes:
+    """A PNG file. content: the image's file. Boxes are drawn where there are no masks. Raises ImageError."""
+    instances = Instances(
+        size=(result.height, result.width),
+        boxes=torch.from_numpy(result.boxes.astype(np.float32)),
+        scores=torch.from_numpy(result.scores.astype(np.float32)),
+        labels=torch.from_numpy(result.category_ids),
+        probabilities=None,
+    )
+    masked = all({"segmentation", "mask"} & instance.record.keys() for instance in result.instances)
+    # `overlay` takes the masks in any order, so all are there at once, but each cut to its pixels.
+    crops = [Crop(*instance.crop) for instance in result.instances] if masked else None
+    names = {instance.category_id: instance.category for instance in result.instances}
+    return encode_png(overlay(decode(content), instances, names, crops))

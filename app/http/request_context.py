@@ -1,0 +1,251 @@
+"""What every HTTP exchange has, whichever route answers it: an id, a clock, a line in the log, and an end.
+
+Pure ASGI middleware around the whole application. It is the last resort for errors that nobody expected, and
+it ends connections so that a client which still sends its body gets to read the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+
+from app.observability.logs import FIELDS
+from app.observability.tracing import trace_id
+from app.problems import Draining, Problem, respond
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from app.observability.metrics import Metrics
+    from app.observability.tracing import Tracing
+
+log = logging.getLogger(__name__)
+
+SANE_ID = re.compile(r"[!-~]{1,128}")
+# Asked every few seconds; logged only where something is wrong.
+QUIET_PATHS = {"/healthz", "/livez", "/readyz", "/metrics"}
+CLIENT_GONE = 499  # what nginx logs for it; never sent
+# How long a refused client that still sends its body is heard out, so that it gets to read the refusal:
+# closing a socket with unread bytes resets the connection, upon which the client's kernel drops the answer.
+LINGER_SECONDS = 5.0
+# A body of so few bytes is here already or on its way. It may take so long before a refusal is written, because
+# then the connection can stay: the next attempt would otherwise have to open one.
+SMALL_BODY = 1 << 20
+SMALL_BODY_SECONDS = 0.01
+
+
+class Timings:
+    """Seconds that each stage of one exchange took, for the `Server-Timing` header (W3C Server Timing)."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
+        self.begun = clock()
+        self.stages: dict[str, float] = {}
+        self.begins: dict[str, float] = {}  # when each stage began, seconds after the exchange did
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure the body of a `with` statement."""
+        begun = self.clock()
+        try:
+            yield
+        finally:
+            self.passed(name, self.clock() - begun)
+
+    def passed(self, name: str, seconds: float, ago: float = 0.0) -> None:
+        """A stage that others measured ended so many seconds ago."""
+        self.stages[name] = seconds
+        self.begins[name] = self.total() - ago - seconds
+
+    def total(self) -> float:
+        """Seconds since the exchange began."""
+        return self.clock() - self.begun
+
+    def header(self) -> str:
+        """`decode;dur=3.1, forward;dur=45.2, total;dur=50.0`, in milliseconds."""
+        stages = {**self.stages, "total": self.total()}
+        return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in stages.items())
+
+
+def refuse(request: Request, problem: Problem) -> Response:
+    """The problem as the answer, and as the reason in the log and the metrics."""
+    request.state.record["reason"] = problem.slug
+    return respond(problem, request.state.id)
+
+
+class Exchanges:
+    """The middleware. Its gifts to the routes are `request.state.id`, `request.state.timings`, and
+    `request.state.record`: what the exchange's line in the log says besides.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.tracing = tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run one HTTP exchange; other scopes, which are the life-cycle's, pass through."""
+        if scope["type"] == "http":
+            await Exchange(scope, receive, send, self.metrics, self.tracing).run(self.app)
+        else:
+            await self.app(scope, receive, send)
+
+
+class Exchange:
+    """One request and its response."""
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, metrics: Metrics, tracing: Tracing | None
+    ) -> None:
+        headers = Headers(scope=scope)
+        self.metrics = metrics
+        self.tracing = tracing
+        self.traceparent = headers.get("traceparent", "")
+        given = headers.get("x-request-id", "")
+        self.id = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        self.timings = Timings()
+        self.method: str = scope["method"]
+        # As sent, because a decoded path may hold line breaks.
+        self.path = scope.get("raw_path", scope["path"].encode()).decode("ascii", "backslashreplace")[:200]
+        # HEAD is GET without the body, on every path.
+        self.scope = {**scope, "method": "GET" if self.method == "HEAD" else self.method}
+        self.record: dict[str, Any] = {}
+        self.scope["state"] = {
+            **scope.get("state", {}),
+            "id": self.id,
+            "timings": self.timings,
+            "record": self.record,
+        }
+        self.status = 0  # not yet answered
+        length = headers.get("content-length", "")
+        self.unread = length not in ("", "0") or "transfer-encoding" in headers
+        self.small = length.isdecimal() and int(length) <= SMALL_BODY
+        # The client waits for a word from us before it sends the body.
+        self.holds_back = headers.get("expect", "").lower() == "100-continue"
+        self.seconds = 0.0  # until the answer was sent
+        self.bytes = 0  # of its body
+        self._receive = receive
+        self._send = send
+
+    async def run(self, app: ASGIApp) -> None:
+        """Let the application answer; whatever happens, there is one answer and one line in the log."""
+        try:
+            await app(self.scope, self.receive, self.send)
+        except ClientDisconnect:
+            self.status = self.status or CLIENT_GONE
+            self.record["reason"] = "client-gone"
+        except asyncio.CancelledError:  # by the server, which has no more time to give
+            if self.status:
+                raise
+            self.record["reason"] = Draining.slug
+            await respond(Draining(), self.id)(self.scope, self.receive, self.send)
+        except Exception:
+            log.exception("request %s failed", self.id, extra={FIELDS: {"id": self.id}})
+            if self.status:
+                raise  # the server can only cut the answer off
+            self.record["reason"] = Problem.slug
+            await respond(Problem(), self.id)(self.scope, self.receive, self.send)
+        finally:
+            self.report()
+
+    async def receive(self) -> Message:
+        """The application's `receive`, which watches how far the body is read."""
+        self.holds_back = False
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self.unread = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        """The application's `send`, which completes headers and sees to the end of the connection."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self.id
+            headers["Server-Timing"] = self.timings.header()
+            if self.small and self.unread and not self.holds_back:
+                await self.hear_out(SMALL_BODY_SECONDS)
+            if self.unread:
+                headers["Connection"] = "close"
+            await self._send(message)
+            return
+        body = b"" if self.method == "HEAD" else message.get("body", b"")
+        more = message.get("more_body", False)
+        self.seconds = self.timings.total()
+        self.bytes += len(body)
+        if self.unread and not self.holds_back and not more:
+            await self._send({"type": message["type"], "body": body, "more_body": True})
+            body = b""
+            await self.hear_out(LINGER_SECONDS)
+        await self._send({"type": message["type"], "body": body, "more_body": more})
+
+    async def hear_out(self, seconds: float) -> None:
+        """Read the rest of the body into nowhere, for so long at most.
+
+        Some clients only look at the answer when all is sent.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.unread:
+                    await self.receive()
+
+    def report(self) -> None:
+        """One line in the log, one count, and a span where they are collected."""
+        seconds = self.seconds or self.timings.total()
+        stages = {**self.timings.stages, "total": seconds}
+        reason = self.record.setdefault("reason", "ok" if self.status < 400 else "error")
+        self.metrics.exchange(self.method, self.path, self.status, reason, stages)
+        if self.path == "/segment" and self.status == 200:
+            self.metrics.response_bytes.observe(self.bytes)
+        quiet = self.path in QUIET_PATHS and self.status < 400
+        fields = {
+            "id": self.id,
+            "method": self.method,
+            "path": self.path,
+            "status": self.status,
+            "ms": round(seconds * 1000, 1),
+            "bytes": self.bytes,
+            **self.record,
+            "stages_ms": {name: round(took * 1000, 1) for name, took in self.timings.stages.items()},
+        }
+        if (trace := trace_id(self.traceparent)) is not None:
+            fields["trace_id"] = trace
+        log.log(
+            logging.DEBUG if quiet else logging.INFO,
+            "%s %s %d %.1f ms id=%s",
+            self.method,
+            self.path,
+            self.status,
+            fields["ms"],
+            self.id,
+            extra={FIELDS: fields},
+        )
+        if self.tracing is not None and not quiet:
+            begins = self.timings.begins
+            self.tracing.exchange(
+                f"{self.method} {self.path}",
+                self.traceparent,
+                seconds,
+                {name: (begins[name], took) for name, took in self.timings.stages.items()},
+                {
+                    "http.request.method": self.method,
+                    "url.path": self.path,
+                    "http.response.status_code": self.status,
+                    "http.response.body.size": self.bytes,
+                    "maskserve.request_id": self.id,
+                    **{f"maskserve.{name}": value for name, value in self.record.items()},
+                },
+            )

@@ -1,0 +1,1 @@
+"""Bytes in: request bodies and fetched images."""

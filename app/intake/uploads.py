@@ -1,0 +1,178 @@
+"""The request's body → the bytes of its image: raw, as multipart part `image`, or JSON {"image": "<base64>"}.
+
+A form may have several images.
+
+The body is counted while it arrives, and cut off at its limit and its deadline. Nobody opens the image here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import orjson
+from python_multipart.multipart import parse_options_header
+from starlette.requests import ClientDisconnect
+
+from app.intake.multipart import FormLimits, image_parts
+from app.problems import BodyTooLarge, BodyTooSlow, MalformedRequest, UnsupportedFormat
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from starlette.datastructures import Headers
+    from starlette.types import Receive
+
+HOW = (
+    "Send the image as a form (curl -F image=@photo.jpg …), as the body itself "
+    '(curl -H \'Content-Type: image/jpeg\' --data-binary @photo.jpg …) or as JSON {"image": "<base64>"}.'
+)
+# Besides the image: a form's boundaries and part headers; the key and a data: URL's prefix in JSON.
+ENVELOPE_BYTES = 64 << 10
+LINE_BREAK_ADVICE = "Was it sent by curl -d? That strips line breaks from files: use --data-binary or -F."
+FILE_ADVICE = "Did you mean -F image=@FILE? Without the @, curl sends the name instead of the file."
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One uploaded image file."""
+
+    content: bytes
+    advice: str = ""  # what probably went wrong, should the content turn out not to be a sound image
+    url: str = ""  # where the content is to be fetched from instead
+
+
+async def read_uploads(
+    headers: Headers,
+    receive: Receive,
+    *,
+    max_bytes: int,
+    seconds: float,
+    arrived: Callable[[int], None] = lambda _: None,
+    max_images: int = 1,
+    max_form_bytes: int = 0,
+) -> list[Upload]:
+    """The images of a request, at least one, in whichever of the three forms its Content-Type announces.
+
+    max_bytes: limit of each image. seconds: limit of the time that the whole body takes. arrived: told of bytes as
+    they come; may raise. max_images, max_form_bytes: limits of a form's images together; one image alone may always
+    have max_bytes.
+    Raises MalformedRequest, BodyTooLarge, BodyTooSlow, UnsupportedFormat, and ClientDisconnect if nobody is
+    left to answer.
+    """
+    if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise UnsupportedFormat(
+            "A body with a Content-Encoding is not accepted: image files are compressed already."
+        )
+    try:
+        async with asyncio.timeout(seconds):
+            limits = FormLimits(max_bytes, max_images, max(max_bytes, max_form_bytes))
+            uploads = await read_body(headers, receive, limits, arrived)
+    except TimeoutError:
+        raise BodyTooSlow(f"The body did not arrive completely within {seconds:g} seconds.") from None
+    if not any(upload.content or upload.url for upload in uploads):
+        raise MalformedRequest(f"There is no image in the request. {HOW}")
+    return uploads
+
+
+async def read_body(
+    headers: Headers, receive: Receive, limits: FormLimits, arrived: Callable[[int], None]
+) -> list[Upload]:
+    """The images, read as the Content-Type says; what is neither form nor JSON is taken for the image."""
+    max_bytes = limits.image_bytes
+    kind, parameters = parse_options_header(headers.get("content-type"))
+    if kind == b"multipart/form-data":
+        # As many boundaries and part headers as there may be images; `image_parts` counts the images themselves.
+        limit = limits.form_bytes + limits.images * ENVELOPE_BYTES
+        body = chunks(headers, receive, limits.form_too_large(), limit, arrived)
+        parts = await image_parts(body, parameters.get(b"boundary", b""), limits)
+        return [Upload(part.content, "" if part.is_file else FILE_ADVICE) for part in parts]
+    if kind.startswith(b"multipart/"):
+        raise MalformedRequest(f"{kind.decode('latin-1')} is not read here. {HOW}")
+    if kind == b"application/json":
+        # Base64 makes 4 bytes of 3; a 16th more for the escaped slashes that some JSON encoders write.
+        encoded = max_bytes * 4 // 3
+        limit = encoded + encoded // 16 + ENVELOPE_BYTES
+        body = chunks(headers, receive, BodyTooLarge.beyond(max_bytes), limit, arrived)
+        return [from_json(await whole(body), max_bytes)]
+    content = await whole(chunks(headers, receive, BodyTooLarge.beyond(max_bytes), max_bytes, arrived))
+    if kind == b"application/x-www-form-urlencoded":
+        return [from_unnamed(content)]
+    return [Upload(content)]
+
+
+async def chunks(
+    headers: Headers, receive: Receive, too_large: BodyTooLarge, limit: int, arrived: Callable[[int], None]
+) -> AsyncIterator[bytes]:
+    """The body as it arrives, up to `limit` bytes; raises `too_large`, at once if the Content-Length exceeds that."""
+    announced = headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise too_large
+    total = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
+        more = message.get("more_body", False)
+        total += len(chunk)
+        if total > limit:
+            raise too_large
+        arrived(len(chunk))
+        if chunk:
+            yield chunk
+
+
+async def whole(body: AsyncIterator[bytes]) -> bytes:
+    """All chunks as one, in one buffer all along: a list of one-byte chunks takes 40 times their memory."""
+    content = bytearray()
+    async for chunk in body:
+        content += chunk
+    return bytes(content)
+
+
+def from_unnamed(content: bytes) -> Upload:
+    """What `curl --data-binary` sends where no Content-Type is given: it calls the image a form."""
+    # Every accepted image format has bytes outside printable ASCII near its start; an HTML form has none.
+    if content and all(0x20 <= byte < 0x7F for byte in content[:64]):
+        raise MalformedRequest(f"The body is an HTML form (application/x-www-form-urlencoded). {HOW}")
+    return Upload(content, LINE_BREAK_ADVICE)
+
+
+def from_json(body: bytes, max_bytes: int) -> Upload:
+    """The image in {"image": "<base64>"}, with or without a data: URL around the base64 text; or its {"url": …}."""
+    try:
+        document = orjson.loads(body) if body else {}
+    except orjson.JSONDecodeError as error:
+        raise MalformedRequest(f"The body is not valid JSON: {error}.") from None
+    if isinstance(document, dict) and isinstance(url := document.get("url"), str) and len(document) == 1:
+        return Upload(b"", url=url)
+    if not isinstance(document, dict) or (document and "image" not in document):
+        raise MalformedRequest('The JSON must be an object with the key "image": {"image": "<base64>"}.')
+    others = sorted(document.keys() - {"image"})
+    if others:
+        raise MalformedRequest(
+            f'Unknown key "{others[0][:40]}" in the JSON: its only key is "image". '
+            "Options belong in the address, as in /segment?score_threshold=0.7."
+        )
+    text = document.get("image", "")
+    if not isinstance(text, str):
+        raise MalformedRequest('"image" must be a string: the image file in base64.')
+    if text.startswith("data:"):
+        scheme, comma, text = text.partition(",")
+        if not comma or not scheme.endswith(";base64"):
+            raise MalformedRequest('"image" is a data: URL, but not one in base64 (data:image/png;base64,…).')
+    elif text.startswith(("http://", "https://")):
+        raise MalformedRequest('"image" must be the image file in base64; an address goes under "url".')
+    try:
+        # `base64 FILE` and e-mail break it into lines (RFC 2045, section 6.8).
+        content = base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise MalformedRequest(f'"image" is not valid base64 (RFC 4648, section 4): {error}.') from None
+    if len(content) > max_bytes:
+        raise BodyTooLarge.beyond(max_bytes)
+    return Upload(content)

@@ -1,0 +1,1 @@
+"""The process and the machine: loading the engine, memory allocator, CPUs."""

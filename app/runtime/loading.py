@@ -1,0 +1,36 @@
+"""The engine that the settings name, for the service and for the command line alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from app.runtime.allocator import keep_freed_memory
+from app.runtime.cpus import usable_cpus
+from model.errors import EngineError
+from model.inference.engine import Engine
+from model.zoo.download import WeightsError
+from model.zoo.zoo import ModelError
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+LOAD_ERRORS = (
+    EngineError,
+    ModelError,
+    WeightsError,
+)  # those that say in one line what is wrong and what to do
+
+
+def load_engine(settings: Settings) -> Engine:
+    """Load the model. Blocks for seconds, or as long as its weights take to arrive. Raises LOAD_ERRORS."""
+    torch.set_num_threads(settings.threads or usable_cpus())
+    engine = Engine.load(
+        settings.model,
+        device=settings.device,
+        precision=settings.precision,
+        weights_folder=settings.weights_dir,
+    )
+    keep_freed_memory()  # only now: what loading frees, several times the model, is not needed again
+    return engine

@@ -1,0 +1,1 @@
+"""Evaluation protocols, and how their results are shown."""

@@ -1,0 +1,120 @@
+"""The model card: what a model knows, how it was made, how well it does, and what it cannot do, as Markdown."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torchvision
+
+from model.evaluation.coco import FIGURES
+from model.network.architecture import build, parameters
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from model.evaluation.coco import Evaluation, Scores
+    from model.network.architecture import Architecture
+    from model.zoo.zoo import Model
+
+SHOWN = ("AP", "AP50")  # of each category
+
+
+def hardware(device: str = "cpu") -> str:
+    """The processor or GPU that this process computes on, in words."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{torch.get_num_threads()} cores of {names[0] if names else platform.processor() or platform.machine()}"
+
+
+def versions() -> str:
+    """The libraries that decide about figures and pixels."""
+    return f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
+
+
+def card(
+    model: Model,
+    evaluation: Evaluation | None,
+    log: Sequence[dict[str, float]],
+    *,
+    command: str,
+    data: str,
+    measured_on: str,
+    pictures: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The card of a model that was trained here.
+
+    command: what was typed. data, measured_on: what it was trained and evaluated on, each a sentence.
+    pictures: caption and file name, relative to the card.
+    """
+    a = model.architecture
+    recipe = model.training.get("recipe", {})
+    hours = sum(record.get("seconds", 0.0) for record in log) / 3600
+    names = ", ".join(category.name for category in model.categories)
+    size = parameters(build(a)) / 1e6
+    schedule = f"{recipe.get('schedule')} schedule after {recipe.get('warmup')} steps of warm-up"
+    lines = [
+        f"# {model.name}",
+        "",
+        f"{_network(a)} ({size:.1f} million parameters)",
+        f"for {len(model.categories)} categories: {names}.",
+        "",
+        "## How it was made",
+        "",
+        f"- Data: {data}",
+        f"- Command: `{command}`",
+        f"- Recipe: {recipe.get('steps')} steps of {recipe.get('batch_size')} images, {recipe.get('optimizer')},",
+        f"  learning rate {recipe.get('learning_rate')} ({schedule}), averaged weights (decay {recipe.get('ema')}).",
+        f"- Hardware: {model.training.get('hardware', 'not recorded')}; {hours:.1f} hours of training steps.",
+        f"- Software: {model.training.get('versions', 'not recorded')}.",
+        "",
+    ]
+    if evaluation is not None:
+        lines += ["## How well it does", "", f"Measured on {measured_on}, by pycocotools.", ""]
+        lines += [*_figures(evaluation), "", *_categories(evaluation), ""]
+    for caption, name in pictures:
+        lines += [f"![{caption}]({name})", "", f"*{caption}*", ""]
+    return "\n".join(lines)
+
+
+def _network(a: Architecture) -> str:
+    """What it is, in words."""
+    kind = "A Mask R-CNN" if a.mask_convs else "A Faster R-CNN, without masks,"
+    body = f"{a.backbone} with a {a.fpn_channels}-channel FPN" if a.pyramid else f"{a.backbone}-C4"
+    parts = [body] + ["RoIPool"] * (a.pooling == "pool")
+    parts += [f"{a.masks} masks"] * (a.masks != "sigmoid" and a.mask_convs > 0)
+    return f"{kind} on a {', '.join(parts)}"
+
+
+def _kinds(evaluation: Evaluation) -> dict[str, Scores]:
+    return {"box": evaluation.box} | ({"mask": evaluation.mask} if evaluation.mask is not None else {})
+
+
+def _figures(evaluation: Evaluation) -> list[str]:
+    rows = ["| | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 1) + "|"]
+    for kind, scores in _kinds(evaluation).items():
+        rows.append(f"| {kind} | " + " | ".join(_number(scores.figures[name]) for name in FIGURES) + " |")
+    return rows
+
+
+def _categories(evaluation: Evaluation) -> list[str]:
+    kinds = _kinds(evaluation)
+    rows = [
+        "| category | " + " | ".join(f"{kind} {name}" for kind in kinds for name in SHOWN) + " |",
+        "|---" * (1 + len(SHOWN) * len(kinds)) + "|",
+    ]
+    for name in evaluation.box.per_category:
+        cells = [_number(s.per_category[name][figure]) for s in kinds.values() for figure in SHOWN]
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return rows
+
+
+def _number(value: float) -> str:
+    return "–" if value < 0 else f"{value:.3f}"

@@ -1,0 +1,214 @@
+"""Pictures of a training run and of an evaluation: loss curves, precision against recall, confusion, images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from model.evaluation.confusion import LEAST_OVERLAP, LEAST_SCORE
+from model.images.overlay import overlay
+from model.instances import Instances
+from model.masks.paste import Crop
+from model.training.train import TERMS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+    from model.data import Category, Sample
+    from model.evaluation.coco import Evaluation, Scores
+    from model.evaluation.confusion import Confusion, Verdict
+
+WINDOW = 101  # steps that a curve is smoothed over
+
+
+def training_curve(log: Sequence[dict[str, float]], path: Path) -> None:
+    """Each loss term and the learning rate against the step, from a run's log, as a PNG."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - of the extra `train`; the service runs without it
+
+    steps = [record["step"] for record in log]
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes: Axes = figure.subplots()
+    for term in (*TERMS.values(), "L"):
+        values = [record[term] for record in log if term in record]
+        if values:
+            axes.plot(steps, smoothed(values), label=term, linewidth=2.2 if term == "L" else 1.4)
+    axes.set(xlabel="step", ylabel=f"loss (mean of {WINDOW} steps)", yscale="log", title="Training")
+    axes.grid(alpha=0.3)
+    axes.legend(ncols=3, frameon=False)
+    rate = axes.twinx()
+    rate.plot(steps, [record["lr"] for record in log], color="grey", linestyle=":", linewidth=1)
+    rate.set_ylabel("learning rate (dotted)")
+    figure.savefig(path, dpi=110)
+
+
+def smoothed(values: Sequence[float]) -> np.ndarray:
+    """The mean over WINDOW steps around each; fewer at the ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    centre = np.arange(len(values))
+    low, high = np.maximum(centre - WINDOW // 2, 0), np.minimum(centre + WINDOW // 2 + 1, len(values))
+    mean: np.ndarray = (sums[high] - sums[low]) / (high - low)
+    return mean
+
+
+def precision_recall(evaluation: Evaluation, path: Path) -> None:
+    """Precision against recall at five IoU thresholds, boxes and masks, means over the categories, as a PNG."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
+
+    kinds: dict[str, Scores] = {"boxes": evaluation.box}
+    if evaluation.mask is not None:
+        kinds["masks"] = evaluation.mask
+    figure = Figure(figsize=(4.6 * len(kinds), 4.2), layout="constrained")
+    recall = np.linspace(0, 1, 101)
+    for axes, (kind, scores) in zip(
+        np.atleast_1d(figure.subplots(1, len(kinds))), kinds.items(), strict=True
+    ):
+        for row in (0, 5, 7, 8, 9):  # IoU .5, .75, .85, .9, .95
+            counted = np.ma.masked_less(scores.precision[row], 0).mean(1)
+            axes.plot(recall, counted, label=f"IoU {0.5 + 0.05 * row:.2f}")
+        axes.set(
+            xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02),
+            title=f"{kind}: AP {scores.figures['AP']:.3f}, AP50 {scores.figures['AP50']:.3f}",
+        )  # fmt: skip
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower left", frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def precision_recall_by_category(evaluation: Evaluation, path: Path, most: int = 40) -> None:
+    """A small diagram for each category, masks where there are any, at IoU 0.5 and 0.75, as a PNG.
+
+    most: of more categories, those of least AP are drawn.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
+
+    scores = evaluation.mask if evaluation.mask is not None else evaluation.box
+    ranked = sorted(
+        (values["AP"], column, name)
+        for column, (name, values) in enumerate(scores.per_category.items())
+        if values["AP"] >= 0
+    )[:most]
+    columns = max(1, min(5, len(ranked)))
+    rows = max(1, -(-len(ranked) // columns))
+    figure = Figure(figsize=(2.6 * columns, 2.4 * rows), layout="constrained")
+    recall = np.linspace(0, 1, 101)
+    drawn = np.atleast_1d(figure.subplots(rows, columns, sharex=True, sharey=True)).reshape(-1)
+    for axes in drawn[len(ranked) :]:
+        axes.set_axis_off()
+    for axes, (value, column, name) in zip(drawn, ranked, strict=False):
+        for row, label in ((0, "IoU 0.50"), (5, "IoU 0.75")):
+            axes.plot(recall, np.ma.masked_less(scores.precision[row, :, column], 0), label=label)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        axes.set_title(f"{name}: AP {value:.3f}", fontsize=9)
+        axes.grid(alpha=0.3)
+    if ranked:
+        drawn[0].legend(loc="lower left", frameon=False, fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def confusion_matrix(confusion: Confusion, path: Path) -> None:
+    """How often objects of a category (rows) were found as which (columns), as a PNG; shares of each row."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
+
+    names = [*confusion.names, "nothing"]
+    totals = confusion.matrix.sum(1, keepdims=True)
+    shares = confusion.matrix / np.maximum(totals, 1)
+    side = max(4.5, 0.42 * len(names) + 2)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes: Axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="found", ylabel="there", title=f"Score ≥ {LEAST_SCORE}, IoU ≥ {LEAST_OVERLAP}: counts")
+    if len(names) <= 30:  # beyond that they are too small to read
+        for row, column in np.argwhere(confusion.matrix).tolist():
+            ink = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(
+                column,
+                row,
+                str(confusion.matrix[row, column]),
+                ha="center",
+                va="center",
+                color=ink,
+                fontsize=8,
+            )
+    figure.savefig(path, dpi=110)
+
+
+def worst_images(
+    judged: Sequence[tuple[Verdict, Sample, Instances]], categories: Sequence[Category], path: Path
+) -> None:
+    """The annotated objects of each image on the left, the detections on the right, and a line on what is wrong."""
+    names = {category.id: category.name for category in categories}
+    side, gap, line = 520, 8, 22
+    sheet = Image.new("RGB", (2 * side + gap, len(judged) * (side + gap + line) or 1), "white")
+    top = 0
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(14)
+    for verdict, sample, instances in judged:
+        wrong = [
+            f"{count} {word}"
+            for count, word in (
+                (verdict.missed, "missed"),
+                (verdict.mistaken, "mistaken"),
+                (verdict.invented, "invented"),
+            )
+            if count
+        ]
+        text = f"image {sample.image_id}: quality {verdict.quality:.2f}, {verdict.found} found, {', '.join(wrong)}"
+        draw.text((2, top + 3), text, fill="black", font=font)
+        true = Instances(
+            (int(sample.pixels.shape[0]), int(sample.pixels.shape[1])),
+            torch.from_numpy(sample.boxes),
+            torch.ones(len(sample.labels)),
+            torch.from_numpy(sample.labels),
+            None,
+        )
+        pictures = (
+            overlay(sample.pixels, true, names, list(true_crops(sample))),
+            overlay(sample.pixels, instances, names),
+        )
+        height = 0
+        for column, pixels in enumerate(pictures):
+            tile = Image.fromarray(pixels)
+            tile.thumbnail((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(tile, (column * (side + gap), top + line))
+            height = max(height, tile.height)
+        top += line + height + gap
+    sheet.crop((0, 0, sheet.width, max(top, 1))).save(path, quality=88)
+
+
+def true_crops(sample: Sample) -> Iterator[Crop]:
+    """The annotated masks of a sample as crops, to be drawn."""
+    for mask, (x0, y0, x1, y1) in zip(sample.masks, sample.boxes.astype(int).tolist(), strict=True):
+        yield Crop(x0, y0, mask[y0:y1, x0:x1].astype(bool))
+
+
+def sample_sheet(
+    found: Sequence[tuple[Sample, Instances]], categories: Sequence[Category], path: Path, *, columns: int = 3
+) -> None:
+    """Predictions drawn on their images, side by side on one sheet."""
+    names = {category.id: category.name for category in categories}
+    side, gap = 420, 8
+    tiles = []
+    for sample, instances in found:
+        tile = Image.fromarray(overlay(sample.pixels, instances, names))
+        tile.thumbnail((side, side), Image.Resampling.LANCZOS)
+        tiles.append(tile)
+    rows = -(-len(tiles) // columns)
+    sheet = Image.new("RGB", (columns * (side + gap) - gap, rows * (side + gap) - gap), "white")
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, columns)
+        sheet.paste(
+            tile,
+            (
+                column * (side + gap) + (side - tile.width) // 2,
+                row * (side + gap) + (side - tile.height) // 2,
+            ),
+        )
+    sheet.save(path, quality=88)

@@ -1,0 +1,1 @@
+"""Images: bytes to pixels, and pictures of results."""

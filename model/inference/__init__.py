@@ -1,0 +1,1 @@
+"""The prepared engine: images in, instances out."""

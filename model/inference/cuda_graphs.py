@@ -1,0 +1,111 @@
+"""The dense part as CUDA graphs: its two hundred kernels launched at once, for each shape of input."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from model.inference.features import Maps
+
+MOST = 32  # shapes that are recorded; each keeps its input and its maps, all share the memory of what lies between
+IDLE = 256  # batches after which a recording that none of them used makes room for another shape
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Recording:
+    graph: Any
+    inputs: Tensor
+    maps: Maps
+    used: int  # which batch used it last
+
+
+class Captured:
+    """A dense part whose launches are recorded the first time that a shape is seen, and replayed from then on.
+
+    What a call returns is overwritten by the next call. Calls come with the device as the current one.
+    """
+
+    def __init__(self, dense: Callable[[Tensor], Maps]) -> None:
+        self._dense = dense
+        self._recordings: dict[tuple[int, ...], _Recording] = {}
+        self._refused: set[tuple[int, ...]] = set()  # shapes that could not be recorded
+        self._batches = 0
+        # What is recorded runs on one stream, because the recordings share one pool of memory.
+        self._stream: Any = None
+        self._pool: Any = None
+
+    def __call__(self, images: Tensor) -> Maps:
+        """images: [B, 3, H, W], channels last. Runs as it is where there is no recording and no room for one."""
+        shape = tuple(images.shape)
+        self._batches += 1
+        recording = self._recordings.get(shape)
+        if recording is None:
+            if shape in self._refused or not self._room():
+                return self._dense(images)
+            recording = self._recorded(images)
+            if recording is None:
+                self._refused.add(shape)
+                return self._dense(images)
+            self._recordings[shape] = recording
+        recording.used = self._batches
+        recording.inputs.copy_(images)
+        recording.graph.replay()
+        return recording.maps
+
+    def _room(self) -> bool:
+        """Whether one more may be recorded. Drops the one that was idle longest if it was idle long enough: shapes that
+        take turns must not drive one another out, since to record takes longer than to run.
+        """
+        if len(self._recordings) < MOST:
+            return True
+        shape, oldest = min(self._recordings.items(), key=lambda item: item[1].used)
+        if self._batches - oldest.used <= IDLE:
+            return False
+        del self._recordings[shape]
+        return True
+
+    def _recorded(self, images: Tensor) -> _Recording | None:
+        """None where this cannot be recorded. Raises what the dense part raises when it merely runs."""
+        inputs = images.clone()
+        before = torch.cuda.current_stream()
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch gives it no types
+        # Libraries choose their kernels and allocate workspaces in runs before the recording.
+        self._stream.wait_stream(before)
+        with torch.cuda.stream(self._stream):
+            for _ in range(2):
+                self._dense(inputs)
+        before.wait_stream(self._stream)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # "thread_local": what other threads ask of the device meanwhile is none of the recording's.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                maps = self._dense(inputs)
+        except RuntimeError as error:
+            torch.cuda.set_stream(before)  # torch does not go back where the recording's end fails
+            torch.cuda.synchronize()  # raises if it is the device that failed
+            log.warning("runs without a CUDA graph: %s: %s", list(images.shape), error)
+            if not self._recordings:
+                self._pool = None
+            return None
+        return _Recording(graph, inputs, maps, self._batches)
+
+    def forget(self) -> None:
+        """Give the recordings' memory back, as when a batch has run out of it."""
+        self._recordings.clear()
+        self._refused.clear()
+        self._pool = None

@@ -1,0 +1,308 @@
+"""The forward pass: images → Instances (Mask R-CNN, section 3: the RPN proposes, RoIAlign and the heads decide).
+
+Gives torchvision's answers from parts that were prepared for speed (dense.py, proposals.py, heads.py), and leaves out
+what nobody asked for: instances below the caller's score threshold or outside his categories never reach the mask
+head, and masks are never pasted (masks.py encodes them from the 28×28 grid). docs/engine.md is the tour.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from torchvision.models.detection.transform import resize_boxes
+
+from model.errors import EngineError, OutOfDeviceMemory, device_error
+from model.inference.cuda_graphs import Captured
+from model.inference.devices import current, device_named, multiplies_bfloat16, resolved
+from model.inference.fallback import Plain
+from model.inference.features import Dense
+from model.inference.fixed_size import Wanted, found_at_once
+from model.inference.preprocess import Normaliser
+from model.inference.proposals import Proposer
+from model.inference.roi_heads import BoxHead, MaskHead
+from model.instances import Instances, Options
+from model.kernels import int8
+from model.kernels.convolution import Format
+from model.network.architecture import has_masks
+from model.zoo import catalogue as weights
+from model.zoo import zoo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from model.inference.features import Maps
+    from model.inference.roi_heads import Detections
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """A loaded model on one device. Belongs to one thread at a time.
+
+    Instances that score 0.05 or less are never found: that is the threshold at which torchvision stops looking.
+    batches: whether the images of a batch run together, as on a GPU, or one after the other, as on a CPU.
+    """
+
+    def __init__(
+        self, network: nn.Module, model: zoo.Model, device: torch.device, precision: str = "float32"
+    ) -> None:
+        """network: a trained torchvision detector on the CPU, in float32; what is prepared from it is a copy.
+
+        precision: one of model.inference.devices.PRECISIONS. Raises EngineError where the device cannot compute in it.
+        """
+        self.model, self.device = model, device
+        self.batches = device.type == "cuda"
+        self.precision = resolved(precision, device)
+        parts: Any = network
+        if self.precision == "int8":
+            form, first, dense = _in_int8(parts, model)
+        else:
+            form = Format(device, getattr(torch, self.precision))
+            first, dense = form, None
+        self._normalise = Normaliser(parts.transform, first)
+        self._label_ids = model.label_ids()
+        # torchvision's COCO models have outputs that are no category, such as 12, which COCO skips.
+        self._named = torch.zeros(model.architecture.classes, dtype=torch.bool)
+        self._named[list(model.labels)] = True
+        self._plain = Plain(network, form) if Plain.needed(model.architecture) else None
+        self._masks: MaskHead | None = None
+        if self._plain is not None:
+            return
+        dense = dense or Dense(parts, form)
+        self._dense: Callable[[Tensor], Maps] = Captured(dense) if self.batches else dense
+        self._propose = Proposer(parts.rpn, device)
+        self._boxes = BoxHead(parts.roi_heads, form)
+        if has_masks(network):
+            self._masks = MaskHead(parts.roi_heads, form)
+
+    @classmethod
+    def load(
+        cls,
+        name: str = zoo.AUTO,
+        *,
+        device: str = "auto",
+        precision: str = "float32",
+        weights_folder: Path | None = None,
+    ) -> Engine:
+        """An engine for a model by its name in the zoo or the path of its file.
+
+        device: "cpu", "cuda", "cuda:1" …, or "auto": a GPU if there is one. weights_folder: where downloaded
+        weights lie; model.zoo.catalogue.default_folder() if None.
+        Raises EngineError, model.zoo.zoo.ModelError, model.zoo.download.WeightsError.
+        """
+        chosen = device_named(device)
+        resolved(precision, chosen)  # complains before minutes go into fetching weights
+        folder = weights_folder if weights_folder is not None else weights.default_folder()
+        network, model = zoo.load(name, folder)
+        return cls(network, model, chosen, precision)
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that an image is resized to."""
+        return self.model.architecture.input_size(height, width)
+
+    def padded_shape(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the network's input for an image: only images that agree in it share a batch."""
+        return self.model.architecture.padded_shape(height, width)
+
+    def warm_up(self) -> None:
+        """Run once what is slow the first time; fails if the device does.
+
+        On a GPU: landscapes and portraits of 4:3, alone and in batches of 2, 4 and 8, as far as its memory goes.
+        """
+        shorter = self.model.architecture.min_size
+        blank = np.zeros((shorter, shorter * 4 // 3, 3), np.uint8)
+        self._warmed([blank])
+        if not self.batches:
+            return
+        try:
+            for count in (1, 2, 4, 8):
+                for image in (blank, blank.swapaxes(0, 1)):
+                    self._warmed([image] * count)
+        except OutOfDeviceMemory as error:
+            log.info("not warmed up for larger batches: %s", error)
+            self._warmed([blank])
+
+    @torch.inference_mode()
+    def _warmed(self, images: Sequence[np.ndarray]) -> None:
+        """Run a batch of blank images of one shape."""
+        self.segment(images, [Options(score_threshold=0.0)] * len(images))
+        if self._masks is None:
+            return
+        # Nothing is found in them, so the mask head has one box to itself.
+        shape = images[0].shape[:2]
+        (height, width), size = self.padded_shape(*shape), self.input_size(*shape)
+        with current(self.device, self.precision):
+            maps = self._dense(self._normalise(images[:1], [size], (height, width)))
+            box = torch.tensor([[0.0, 0.0, width, height]], device=self.device)
+            self._masks(maps, [box], torch.ones(1, dtype=torch.int64, device=self.device)).cpu()
+
+    def device_memory(self) -> dict[str, int]:
+        """Bytes of the GPU's memory by kind: "allocated" to tensors, "reserved" by torch; nothing for a CPU."""
+        if self.device.type != "cuda":
+            return {}
+        return {
+            "allocated": torch.cuda.memory_allocated(self.device),
+            "reserved": torch.cuda.memory_reserved(self.device),
+        }
+
+    def segment(self, images: Sequence[np.ndarray], options: Sequence[Options]) -> list[Instances]:
+        """The instances in each of a batch of images.
+
+        images: each [H, W, 3] uint8, RGB, all of one padded shape. options: one for each image.
+        Raises EngineError for images that do not fit together, OutOfDeviceMemory, DeviceFailed.
+        """
+        if len(options) != len(images):
+            raise EngineError(f"{len(images)} images came with {len(options)} options")
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
+                raise EngineError(f"an image is [H, W, 3] uint8, not {list(image.shape)} {image.dtype}")
+        if len({self.padded_shape(*image.shape[:2]) for image in images}) > 1:
+            raise EngineError("the images of a batch must have the same padded shape")
+        if not images:
+            return []
+        with current(self.device, self.precision):
+            return self._attempted(images, options)
+
+    def _attempted(self, images: Sequence[np.ndarray], options: Sequence[Options]) -> list[Instances]:
+        try:
+            if self.batches:
+                return self._forward(images, options)
+            # Two cores are as busy with one image as with eight. One at a time takes an eighth of the memory, and
+            # nobody's answer can depend on his neighbours, not even in the last bit.
+            return [
+                found
+                for image, wanted in zip(images, options, strict=True)
+                for found in self._forward([image], [wanted])
+            ]
+        except Exception as error:
+            failure = device_error(error, self.device)
+            if failure is None:
+                raise
+            # The traceback holds the frames of the failed attempt, and they its tensors.
+            traceback.clear_frames(error.__traceback__)
+            if isinstance(failure, OutOfDeviceMemory):
+                if self._plain is None and isinstance(self._dense, Captured):
+                    self._dense.forget()
+                torch.cuda.empty_cache()
+            raise failure from error
+
+    @torch.inference_mode()
+    def _forward(self, images: Sequence[np.ndarray], options: Sequence[Options]) -> list[Instances]:
+        shapes = [(int(image.shape[0]), int(image.shape[1])) for image in images]
+        sizes = [self.input_size(*shape) for shape in shapes]
+        padded = self.padded_shape(*shapes[0])
+        allowed = torch.stack([self._allowed(o) for o in options])
+        if self._plain is not None:
+            pixels = self._normalise(images, sizes, padded)
+            plain, grids = self._plain(pixels, sizes, allowed.to(self.device), options)
+            return [
+                self._instances(_on_cpu(detections), grid, shape, size)
+                for detections, grid, shape, size in zip(plain, grids, shapes, sizes, strict=True)
+            ]
+        wanted = Wanted(sizes, options, allowed, self.device) if self.batches else None
+        maps = self._dense(self._normalise(images, sizes, padded))
+        found = None
+        if wanted is not None:
+            found = found_at_once(self._propose, self._boxes, maps, padded, wanted)
+        on_device, on_host = found or self._found(maps, padded, sizes, options, allowed)
+        grids = self._grids(maps, on_device, options)
+        return [
+            self._instances(detections, grid, shape, size)
+            for detections, grid, shape, size in zip(on_host, grids, shapes, sizes, strict=True)
+        ]
+
+    def _found(
+        self,
+        maps: Maps,
+        padded: tuple[int, int],
+        sizes: Sequence[tuple[int, int]],
+        options: Sequence[Options],
+        allowed: Tensor,
+    ) -> tuple[list[Detections], list[Detections]]:
+        """Each image's detections on the device, and the same on the CPU."""
+        proposals = self._propose(maps, padded, sizes)
+        features = torch.split(self._boxes.features(maps, proposals), [len(boxes) for boxes in proposals])
+        found = [
+            self._boxes.detections(
+                rois,
+                boxes,
+                size,
+                threshold=wanted.score_threshold,
+                allowed=named,
+                most=wanted.max_instances,
+            )
+            for rois, boxes, size, wanted, named in zip(
+                features, proposals, sizes, options, allowed.to(self.device), strict=True
+            )
+        ]
+        return found, [_on_cpu(detections) for detections in found]
+
+    def _allowed(self, wanted: Options) -> Tensor:
+        """[classes] bool: the network's outputs that the caller wants to hear of."""
+        allowed = self._named
+        if wanted.categories is not None:
+            chosen = torch.tensor(sorted(wanted.categories), dtype=torch.int64)
+            allowed = allowed & torch.isin(self._label_ids, chosen)
+        return allowed
+
+    def _grids(
+        self, maps: Maps, found: Sequence[Detections], options: Sequence[Options]
+    ) -> list[Tensor | None]:
+        """For each image [N, 28, 28] float32 probabilities of the instances' own classes, where they are wanted."""
+        if self._masks is None:
+            return [None] * len(found)
+        boxes = [b if o.masks else b[:0] for (b, _, _), o in zip(found, options, strict=True)]
+        counts = [len(b) for b in boxes]
+        labels = torch.cat([n[:count] for (_, _, n), count in zip(found, counts, strict=True)])
+        grids = torch.zeros((0, 28, 28))
+        if count := sum(counts):
+            if self.batches:  # some sizes and no more, for each of which libraries choose their kernels anew
+                spare = _rounded(count) - count
+                boxes[-1] = functional.pad(boxes[-1], (0, 0, 0, spare))
+                labels = functional.pad(labels, (0, spare))
+            grids = self._masks(maps, boxes, labels)[:count].cpu()
+        parts = torch.split(grids, counts)
+        return [grid if o.masks else None for grid, o in zip(parts, options, strict=True)]
+
+    def _instances(
+        self, detections: Detections, grid: Tensor | None, shape: tuple[int, int], size: tuple[int, int]
+    ) -> Instances:
+        boxes, scores, labels = detections
+        upright = resize_boxes(boxes, list(size), list(shape))  # input pixels → pixels of the image
+        return Instances(shape, upright, scores, self._label_ids[labels], grid)
+
+
+def _rounded(count: int) -> int:
+    """The next power of two up to 64, then the next multiple of 64."""
+    return int(2 ** (count - 1).bit_length()) if count <= 64 else -(-count // 64) * 64
+
+
+def _on_cpu(detections: Detections) -> Detections:
+    boxes, scores, labels = detections
+    return boxes.cpu(), scores.cpu(), labels.cpu()
+
+
+def _in_int8(network: Any, model: zoo.Model) -> tuple[Format, Format, Dense]:
+    """What the heads compute in, what the image is normalised in, and the dense part. Raises EngineError."""
+    if not int8.quantisable(model.architecture):
+        raise EngineError(f"{model.architecture.backbone} cannot run in int8; {int8.NOT_THESE}")
+    if int8.uncalibrated(network, model.ranges):
+        raise EngineError(
+            f"{model.name} has not been calibrated for int8; `maskserve calibrate MODEL IMAGE…` does it once, with "
+            "some images of the kind that it will see, and writes the result into the model's file"
+        )
+    cpu = torch.device("cpu")
+    form = Format(cpu, torch.bfloat16 if multiplies_bfloat16() else torch.float32)
+    return (
+        form,
+        Format(cpu, torch.float32),
+        Dense(network, int8.Int8Format.of(network, model.ranges, form.dtype)),
+    )

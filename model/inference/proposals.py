@@ -1,0 +1,129 @@
+"""Proposals: the best anchors of every level, moved by their deltas and thinned out (Faster R-CNN, section 3).
+
+The best of each level are picked before any box is computed, so that of 200,000 anchors at most a few thousand are.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torchvision.ops import nms
+
+from model.kernels.nms import best, overlapping, survivors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from model.inference.features import Maps
+
+LONGEST = math.log(
+    1000 / 16
+)  # a delta makes a box at most e to this times as long, as in the Fast R-CNN code
+
+
+def decode(deltas: Tensor, boxes: Tensor, weights: Sequence[float]) -> Tensor:
+    """Boxes moved by deltas (Fast R-CNN, "bounding-box regression"): [..., 4] xyxy float32.
+
+    deltas, boxes: [..., 4], the boxes xyxy. weights: what dx, dy, dw and dh were multiplied with in training.
+    """
+    wx, wy, ww, wh = weights
+    dx, dy, dw, dh = deltas.float().unbind(-1)
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    width, height = x1 - x0, y1 - y0
+    x = dx / wx * width + (x0 + 0.5 * width)
+    y = dy / wy * height + (y0 + 0.5 * height)
+    half_width = 0.5 * ((dw / ww).clamp(max=LONGEST).exp() * width)
+    half_height = 0.5 * ((dh / wh).clamp(max=LONGEST).exp() * height)
+    return torch.stack([x - half_width, y - half_height, x + half_width, y + half_height], -1)
+
+
+def clipped(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes [N, 4] cut to an image of (height, width) pixels."""
+    limit = boxes.new_tensor([size[1], size[0], size[1], size[0]])
+    return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def large(boxes: Tensor, least: float) -> Tensor:
+    """[...] bool: which boxes [..., 4] are at least `least` pixels long both ways."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    return (sides >= least).all(-1)
+
+
+class Proposer:
+    """What a torchvision RegionProposalNetwork proposes, from the maps of model/inference/features.py."""
+
+    def __init__(self, rpn: Any, device: torch.device) -> None:
+        """rpn: in evaluation mode."""
+        self._cells = [cell.float().to(device) for cell in rpn.anchor_generator.cell_anchors]  # each [A, 4]
+        self._before, self._after = rpn.pre_nms_top_n(), rpn.post_nms_top_n()
+        self._overlap, self._least = float(rpn.nms_thresh), float(rpn.min_size)
+        self._weights = rpn.box_coder.weights
+        if rpn.score_thresh > 0:
+            raise TypeError("no way to prepare an RPN with a score threshold")
+
+    def __call__(self, maps: Maps, padded: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """For each image [R, 4] float32 xyxy in input pixels, by falling objectness.
+
+        padded: (height, width) of the input. sizes: of each image in it.
+        """
+        levels = [self._best(maps, level, padded) for level in range(len(maps.shapes))]
+        return [self._thinned([(s[n], b[n]) for s, b in levels], size) for n, size in enumerate(sizes)]
+
+    def fixed(self, maps: Maps, padded: tuple[int, int], limits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same in tensors of a fixed size: boxes [B, R, 4], which of them are proposals [B, R], whether this is
+        sure [] (see suppression.py).
+
+        limits: [B, 1, 4], where each image ends: its width, height, width, height in input pixels.
+        """
+        levels = [self._best(maps, level, padded) for level in range(len(maps.shapes))]
+        batch, longest = len(limits), max(int(scores.shape[1]) for scores, _ in levels)
+        usable = limits.new_zeros((batch, len(levels), longest), dtype=torch.bool)
+        over = limits.new_zeros((batch, len(levels), longest, longest), dtype=torch.bool)
+        clipped_boxes = []
+        for n, (level_scores, level_boxes) in enumerate(levels):
+            count = int(level_scores.shape[1])
+            boxes = torch.minimum(level_boxes.clamp(min=0), limits)
+            clipped_boxes.append(boxes)
+            usable[:, n, :count] = large(boxes, self._least)
+            over[:, n, :count, :count] = overlapping(
+                boxes, self._overlap
+            )  # a level at a time, to save memory
+        keep, sure = survivors(over, usable)
+        keep &= keep.cumsum(-1) <= self._after
+        kept = torch.cat([keep[:, n, : scores.shape[1]] for n, (scores, _) in enumerate(levels)], 1)
+        scores = torch.cat([scores for scores, _ in levels], 1).masked_fill(~kept, -torch.inf)
+        order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self._after]
+        boxes = torch.cat(clipped_boxes, 1).gather(1, order[..., None].expand(-1, -1, 4))
+        real = kept.gather(1, order)
+        # The others may be NaN, of which RoIAlign would make rows that there are not.
+        return torch.where(real[..., None], boxes, 0.0), real, sure
+
+    def _best(self, maps: Maps, level: int, padded: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Objectness [B, K] and boxes [B, K, 4] of a level's best anchors, best first."""
+        logits, cell = maps.objectness[level], self._cells[level]
+        height, width = maps.shapes[level]
+        scores, best = logits.topk(min(self._before, int(logits.shape[1])), dim=1)
+        place = best // len(cell)
+        # torchvision's strides are whole numbers even where a level's size is not a whole part of the input's.
+        x, y = (place % width) * (padded[1] // width), (place // width) * (padded[0] // height)
+        anchors = cell[best % len(cell)] + torch.stack([x, y, x, y], -1)
+        deltas = maps.deltas[level].gather(1, best[..., None].expand(-1, -1, 4))
+        return scores, decode(deltas, anchors, self._weights)
+
+    def _thinned(self, levels: list[tuple[Tensor, Tensor]], size: tuple[int, int]) -> Tensor:
+        boxes = clipped(torch.cat([boxes for _, boxes in levels]), size)
+        scores = torch.cat([scores for scores, _ in levels])
+        level = torch.cat([scores.new_full((len(scores),), n) for n, (scores, _) in enumerate(levels)])
+        usable = large(boxes, self._least)
+        boxes, scores, level = boxes[usable], scores[usable], level[usable]
+
+        def survive(rows: Tensor) -> Tensor:
+            # One call for each level: together they would compare every box with those of other levels too.
+            among = [(level[rows] == n).nonzero()[:, 0] for n in range(len(levels))]
+            return torch.cat([own[nms(boxes[rows[own]], scores[rows[own]], self._overlap)] for own in among])
+
+        return boxes[best(scores, self._after, survive)]

@@ -1,0 +1,200 @@
+"""The second stage: RoIAlign, then class and box of every proposal, then masks of what is kept (Mask R-CNN, section 3).
+
+Less is computed than torchvision computes: boxes only where a class scores high enough, masks only of instances that
+the caller gets, and of those only their own class's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.ops import batched_nms
+
+from model.inference.features import LEVELS, steps
+from model.inference.proposals import clipped, decode, large
+from model.kernels.convolution import Linear
+from model.kernels.nms import best, overlapping, survivors
+from model.kernels.roi_align import SAMPLES, pooled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from model.inference.features import Maps
+    from model.inference.fixed_size import Wanted
+    from model.kernels.convolution import Format, Step
+
+BOX_BINS, MASK_BINS = 7, 14  # of RoIAlign's output, per side
+# Classes of proposals that score enough, in one image, in `fixed`; trained models have some hundreds.
+CANDIDATES = 1024
+LEAST_SIDE = 1e-2  # input pixels; torchvision drops smaller boxes
+
+Detections = tuple["Tensor", "Tensor", "Tensor"]  # boxes [N, 4], scores [N], labels [N] (network classes)
+
+
+def _rois(maps: Maps, boxes: Sequence[Tensor], bins: int) -> Tensor:
+    """[ΣR, bins, bins, C] of the boxes [R, 4] of each image of the batch."""
+    # Not from a list of numbers, for whose upload a GPU's host would wait.
+    image = torch.cat(
+        [torch.full((len(b),), n, dtype=torch.int64, device=b.device) for n, b in enumerate(boxes)]
+    )
+    return pooled(maps.table, maps.shapes[:LEVELS], torch.cat(list(boxes)), image, bins)
+
+
+def _check(pool: Any, bins: int) -> None:
+    """Raises TypeError for a RoIAlign that samples otherwise than roi_align.py does."""
+    sampled = tuple(pool.output_size), getattr(pool, "sampling_ratio", SAMPLES)
+    if sampled != ((bins, bins), SAMPLES):
+        raise TypeError(
+            f"no way to prepare a RoIAlign of {sampled[0]} bins, sampled {sampled[1]} times a side"
+        )
+
+
+class BoxHead:
+    """Classes and boxes of proposals, as a torchvision RoIHeads computes them."""
+
+    def __init__(self, heads: Any, form: Format) -> None:
+        _check(heads.box_roi_pool, BOX_BINS)
+        head, predictor = heads.box_head, heads.box_predictor
+        self._convs: list[Step] = []
+        if isinstance(head, TwoMLPHead):
+            layers = [head.fc6, head.fc7]
+        else:  # FastRCNNConvFCHead: convolutions, then Flatten, then fully connected layers with ReLU
+            convs = [(name, m) for name, m in head.named_children() if isinstance(m, nn.Sequential)]
+            self._convs = [step for _, step in steps(convs, form)]
+            layers = [m for m in head.children() if isinstance(m, nn.Linear)]
+        # Pooled features lie channels last, so the first layer's columns are put in that order.
+        first = layers[0].weight.detach()
+        first = first.view(len(first), -1, BOX_BINS**2).transpose(1, 2).flatten(1)
+        weights = [first, *(layer.weight.detach() for layer in layers[1:])]
+        self._layers = [
+            Linear(weight, layer.bias.detach(), form) for weight, layer in zip(weights, layers, strict=True)
+        ]
+        # Scores and boxes are computed in float32 whatever the features are.
+        self._class, self._box = (
+            (layer.weight.detach().float().to(form.device), layer.bias.detach().float().to(form.device))
+            for layer in (predictor.cls_score, predictor.bbox_pred)
+        )
+        self._weights = heads.box_coder.weights
+        self._least_score, self._overlap = float(heads.score_thresh), float(heads.nms_thresh)
+        self._most = int(heads.detections_per_img)
+
+    def features(self, maps: Maps, proposals: Sequence[Tensor]) -> Tensor:
+        """[ΣR, D] float32 from the proposals of each image, [R, 4] xyxy in input pixels."""
+        x = _rois(maps, proposals, BOX_BINS)
+        if self._convs:
+            x = x.permute(0, 3, 1, 2)
+            for conv in self._convs:
+                x = conv(x)
+            x = x.permute(0, 2, 3, 1)
+        x = x.flatten(1)
+        for layer in self._layers:
+            x = layer(x)
+        return x.float()
+
+    def detections(
+        self,
+        features: Tensor,
+        proposals: Tensor,
+        size: tuple[int, int],
+        *,
+        threshold: float,
+        allowed: Tensor,
+        most: int,
+    ) -> Detections:
+        """One image's instances by falling score, boxes in input pixels.
+
+        features: [R, D]. proposals: [R, 4]. size: (height, width) of the image in the input. threshold: the least
+        score. allowed: [classes] bool, the network's outputs that may be found. most: as many at most.
+        """
+        scores = functional.linear(features, *self._class).softmax(-1)
+        enough = (scores > self._least_score) & (scores >= threshold) & allowed
+        # Boxes that score less cannot suppress those that score more: to leave them out changes nothing.
+        row, label = enough.nonzero(as_tuple=True)
+        some = enough.any(1)
+        deltas = functional.linear(features[some], *self._box).view(-1, scores.shape[1], 4)
+        deltas = deltas[some.cumsum(0)[row] - 1, label]
+        boxes = clipped(decode(deltas, proposals[row], self._weights), size)
+        usable = large(boxes, LEAST_SIDE)
+        boxes, label, score = boxes[usable], label[usable], scores[row, label][usable]
+
+        def survive(rows: Tensor) -> Tensor:
+            # In float64, because batched_nms tells classes apart by moving their boxes by multiples of the largest
+            # coordinate.
+            kept: Tensor = batched_nms(boxes[rows].double(), score[rows].double(), label[rows], self._overlap)
+            return kept
+
+        keep = best(score, min(self._most, most), survive)
+        return boxes[keep], score[keep], label[keep]
+
+    def fixed(
+        self, features: Tensor, proposals: Tensor, real: Tensor, wanted: Wanted
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The same of all images in tensors of a fixed size: boxes [B, D, 4], scores [B, D], labels [B, D], how many of
+        them were found [B], whether this is sure [].
+
+        features: [B * R, D]. proposals: [B, R, 4], of which `real` [B, R] says which there are.
+        """
+        batch = len(proposals)
+        scores = functional.linear(features, *self._class).softmax(-1).view(*real.shape, -1)
+        enough = (
+            (scores > self._least_score) & (scores >= wanted.threshold) & wanted.allowed & real[..., None]
+        )
+        candidates = min(CANDIDATES, scores[0].numel())
+        ranked = scores.masked_fill(~enough, -1.0).flatten(1).topk(candidates, 1)
+        row, label = ranked.indices // scores.shape[2], ranked.indices % scores.shape[2]
+        deltas = functional.linear(features, *self._box).view(batch, -1, 4)
+        deltas = deltas.gather(1, ranked.indices[..., None].expand(-1, -1, 4))
+        anchors = proposals.gather(1, row[..., None].expand(-1, -1, 4))
+        boxes = torch.minimum(decode(deltas, anchors, self._weights).clamp(min=0), wanted.limits)
+        usable = (ranked.values > 0) & large(boxes, LEAST_SIDE)
+        over = overlapping(boxes, self._overlap) & (label[:, :, None] == label[:, None, :])
+        keep, sure = survivors(over, usable)
+        sure = sure & (enough.flatten(1).sum(1) <= candidates).all()
+        # What is kept to the front, in its order, which is that of the scores.
+        first = keep.int().sort(dim=1, descending=True, stable=True).indices[:, : self._most]
+        counts = torch.minimum(keep.sum(1), wanted.most.clamp(max=self._most))
+        return (
+            boxes.gather(1, first[..., None].expand(-1, -1, 4)),
+            ranked.values.gather(1, first),
+            label.gather(1, first),
+            counts,
+            sure,
+        )
+
+
+class MaskHead:
+    """Mask probabilities of instances, each for its own class (Mask R-CNN, section 3, "class-specific masks")."""
+
+    def __init__(self, heads: Any, form: Format) -> None:
+        _check(heads.mask_roi_pool, MASK_BINS)
+        predictor = heads.mask_predictor
+        self._convs = [step for _, step in steps(heads.mask_head.named_children(), form)]
+        up = (
+            predictor.conv5_mask
+        )  # 2×2 with stride 2: a product of its own for each of the four cells it makes of one
+        if (up.kernel_size, up.stride, up.padding) != ((2, 2), (2, 2), (0, 0)):
+            raise TypeError("no way to prepare this upsampling of a mask head")
+        weight = up.weight.detach().permute(2, 3, 1, 0).flatten(0, 2)  # [2 * 2 * D, C]
+        self._up = Linear(weight, up.bias.detach().repeat(4), form)
+        last = predictor.mask_fcn_logits
+        self._class_weight = last.weight.detach()[:, :, 0, 0].to(form.device, form.dtype)  # [classes, D]
+        self._class_bias = last.bias.detach().float().to(form.device)
+
+    def __call__(self, maps: Maps, boxes: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """[N, 28, 28] float32. boxes: of each image, N in all, [n, 4] xyxy in input pixels. labels: [N]."""
+        x = _rois(maps, boxes, MASK_BINS).permute(0, 3, 1, 2)
+        for conv in self._convs:
+            x = conv(x)
+        x = self._up(x.permute(0, 2, 3, 1))  # [N, 14, 14, 4 D]
+        count, depth = len(x), self._class_weight.shape[1]
+        logits = torch.bmm(x.reshape(count, -1, depth), self._class_weight[labels][..., None])
+        logits = logits.view(count, MASK_BINS, MASK_BINS, 2, 2).transpose(2, 3)  # y, y within, x, x within
+        logits = logits.reshape(count, 2 * MASK_BINS, 2 * MASK_BINS).float()
+        grids: Tensor = (logits + self._class_bias[labels][:, None, None]).sigmoid()
+        return grids

@@ -1,0 +1,1 @@
+"""Fast operations that the engine is made of: convolutions, int8, RoIAlign, NMS."""

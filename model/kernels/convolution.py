@@ -1,0 +1,170 @@
+"""One convolution or fully connected layer of a trained network, prepared for inference: BatchNorm folded in, weights
+laid out once, and bias, activation and residual sum inside the same kernel where the device has one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.ops import FrozenBatchNorm2d
+
+from model.kernels import onednn
+from model.kernels.winograd import Winograd, kernel_for, pays
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    # What one part of the network makes of the other's: tensors [B, C, H, W], or in int8 quantised ones (int8.py).
+    Step = Callable[[Any], Any]
+
+ACTIVATIONS = {nn.ReLU: "relu", nn.Hardswish: "hardswish"}
+PACKED_SHAPES = 2  # a landscape and a portrait: each costs the weight's memory once more
+NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """Where the network runs, and in which numbers."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def fuses(self) -> bool:
+        """Whether oneDNN's kernels run it: they take bias, activation and a sum along."""
+        return self.device.type == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+    def conv(self, conv: nn.Conv2d, norm: nn.Module | None = None, activation: str = "none") -> Layer:
+        """A convolution, and the norm and activation behind it, prepared."""
+        return Conv(conv, self, norm=norm, activation=activation)
+
+    def last(self, conv: nn.Conv2d) -> Layer:
+        """A convolution whose result is tensors whatever the others take and give."""
+        return self.conv(conv)
+
+    def moving(self, step: Step) -> Step:
+        """A step that picks or moves values and computes none, for what the convolutions give and take."""
+        return step
+
+    def entering(self, images: Tensor) -> Any:
+        """A batch [B, 3, H, W] of normalised images as the convolutions take it."""
+        return images
+
+
+def folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution that stands for a convolution and the norm behind it, in float64."""
+    weight = conv.weight.detach().double()
+    bias = torch.zeros(len(weight), dtype=torch.float64) if conv.bias is None else conv.bias.detach().double()
+    if norm is None:
+        return weight, bias
+    if not isinstance(norm, NORMS):
+        raise TypeError(f"no way to fold {type(norm).__name__} into a convolution")
+    mean, variance = norm.running_mean, norm.running_var
+    if not isinstance(mean, torch.Tensor) or not isinstance(variance, torch.Tensor):
+        raise TypeError("a norm without running statistics cannot be folded")
+    scale = norm.weight.detach().double() / (variance.double() + norm.eps).sqrt()
+    return weight * scale[:, None, None, None], norm.bias.detach().double() + (bias - mean.double()) * scale
+
+
+class Layer:
+    """What every kind of prepared convolution keeps of its module."""
+
+    def __init__(self, conv: nn.Conv2d, activation: str) -> None:
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise TypeError(f"no way to prepare a convolution with padding {conv.padding_mode!r}")
+        self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
+        self.groups, self.activation = conv.groups, activation
+        self.channels, self.depth = conv.in_channels, conv.out_channels
+        three = conv.kernel_size == (3, 3) and conv.groups == 1
+        ones = (conv.stride, conv.padding, conv.dilation) == ((1, 1), (1, 1), (1, 1))
+        self.may_go_by_winograd = three and ones and activation in ("none", "relu")
+
+    def __call__(self, x: Any, onto: Any = None, out: Tensor | None = None) -> Any:
+        """See Conv."""
+        raise NotImplementedError
+
+
+class Conv(Layer):
+    """activation(convolution(x) + bias), or with `onto`: activation(convolution(x) + bias + onto).
+
+    Takes and gives channels-last tensors. `onto` may be overwritten, and must not be used again; `out` is where the
+    result goes, if given.
+    """
+
+    def __init__(
+        self, conv: nn.Conv2d, form: Format, *, norm: nn.Module | None = None, activation: str = "none"
+    ) -> None:
+        super().__init__(conv, activation)
+        weight, bias = (t.to(form.device, form.dtype) for t in folded(conv, norm))
+        self.bias = bias
+        self.weight = weight.contiguous(memory_format=torch.channels_last)
+        self._packed: dict[torch.Size, Tensor] = {}  # by shape of the input; see `_weight_for`
+        self._fuses = form.fuses()
+        self._winograd: Winograd | None = None  # made when first needed
+
+    def __call__(self, x: Tensor, onto: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """[B, K, H', W'] from x [B, C, H, W]; onto, out: [B, K, H', W']."""
+        winograd = self._winograd_for(x)
+        if winograd is not None:
+            return winograd(x, onto, out)
+        y = self._fused(x, onto) if self._fuses else self._plain(x, onto)
+        return y if out is None else out.copy_(y)
+
+    def _winograd_for(self, x: Tensor) -> Winograd | None:
+        """What computes the convolution of x [B, C, H, W] by Winograd; None if that does not pay."""
+        if not (self._fuses and self.may_go_by_winograd and pays(x, self.depth)):
+            return None
+        if self._winograd is None and (kernel := kernel_for(x.dtype)) is not None:
+            relu = self.activation == "relu"
+            self._winograd = Winograd(self.weight.float(), self.bias.float(), kernel, x.dtype, relu=relu)
+        return self._winograd
+
+    def _plain(self, x: Tensor, onto: Tensor | None) -> Tensor:
+        y = functional.conv2d(
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+        if onto is not None:
+            y += onto
+        if self.activation == "relu":
+            return y.relu_()
+        return functional.hardswish(y, inplace=True) if self.activation == "hardswish" else y
+
+    def _fused(self, x: Tensor, onto: Tensor | None) -> Tensor:
+        return onednn.convolution(
+            x, self._weight_for(x.shape), self.bias, self._geometry(), activation=self.activation, onto=onto
+        )
+
+    def _geometry(self) -> onednn.Geometry:
+        return self.padding, self.stride, self.dilation, self.groups
+
+    def _weight_for(self, shape: torch.Size) -> Tensor:
+        """The weight in the layout that oneDNN's kernel for an input shape reads, which it would else make on each
+        call. Kept for the first few shapes: a layout made for another shape can take a kernel eight times as long.
+        """
+        if shape not in self._packed:
+            if len(self._packed) >= PACKED_SHAPES:
+                return self.weight
+            self._packed[shape] = onednn.convolution_weight(self.weight, self._geometry(), list(shape))
+        return self._packed[shape]
+
+
+class Linear:
+    """relu(x weightᵀ + bias)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, form: Format) -> None:
+        """weight: [K, D], bias: [K]."""
+        self._weight, self._bias = weight.to(form.device, form.dtype), bias.to(form.device, form.dtype)
+        self._fuses = form.fuses() and form.dtype == torch.bfloat16
+        if self._fuses:
+            self._weight = onednn.linear_weight(self._weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., K] from x [..., D]."""
+        if self._fuses:
+            return onednn.linear(x, self._weight, self._bias)
+        return functional.linear(x, self._weight, self._bias).relu_()

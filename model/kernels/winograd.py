@@ -1,0 +1,264 @@
+"""3×3 convolutions with a quarter of the multiplications, on x86 processors: Winograd's F(4×4, 3×3), compiled from
+winograd.c (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import math
+import zlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from model.errors import EngineError
+from model.kernels.quantization import ITSELF, Scale
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("winograd.c")
+SIDE, REACH = 4, 6  # in an axis: so many outputs of a tile, of so many inputs
+# Tiles that a thread works on at once, at most: so few that their sums and products stay in a second cache of 1 MB (in
+# bfloat16, to 256 channels), so many that the matrices, which are read anew for each such block, do not weigh.
+BLOCK = 18
+# What the processor must have for a variant of the kernel, the quickest first.
+VARIANTS: dict[torch.dtype, dict[str, tuple[str, ...]]] = {
+    torch.uint8: {"bytes_avx512": ("avx512_bf16", "avx512_vl", "avx512_bw", "avx512_dq")},
+    torch.bfloat16: {"bfloat16_avx512": ("avx512_bf16", "avx512_vl", "avx512_bw", "avx512_dq")},
+    torch.float32: {
+        "float32_avx512": ("avx512_f", "avx512_vl", "avx512_bw", "avx512_dq"),
+        "float32_avx2": ("avx2", "fma3"),
+    },
+}
+
+
+class Work(ctypes.Structure):
+    """`struct Work` of winograd.c, which describes it."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "weights", "bias", "result", "scratch")),
+        *((f"x_{step}", ctypes.c_int64) for step in ("image", "row", "column")),
+        *((f"result_{step}", ctypes.c_int64) for step in ("image", "row", "column")),
+        *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels", "depth", "panel")),
+        *((name, ctypes.c_int64) for name in ("block", "add")),
+        *((name, ctypes.c_float) for name in ("x_zero", "x_step", "sum_zero", "sum_step", "least")),
+        ("next", ctypes.c_int64),
+        ("thread_number", ctypes.c_void_p),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A compiled variant, and the threads that it runs on."""
+
+    library: Any  # of ctypes
+    openmp: tuple[int, int]
+    lanes: int  # of a vector register: channels, in and out, are multiples of it
+    vectors: int  # such registers for channels of the result that a product is made of at once, at most
+    near: float  # the points at which, with both signs, the polynomials are evaluated besides 0 and infinity
+    far: float
+
+    @classmethod
+    def loaded(cls, path: Path, openmp: tuple[int, int]) -> Kernel:
+        """Raises EngineError if there is no way to load it, or it is of another version."""
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise EngineError(f"{path} cannot be loaded: {error}") from None
+        names = ("source", "work_bytes", "lanes", "vectors")
+        try:
+            *version, lanes, vectors = (ctypes.c_int64.in_dll(library, name).value for name in names)
+        except ValueError:  # it has no such name
+            version = []
+        if version != [zlib.crc32(SOURCE.read_bytes()), ctypes.sizeof(Work)]:
+            raise EngineError(
+                f"{path} was compiled from another version's winograd.c: install the package anew"
+            )
+        near, far = (ctypes.c_float * 2).in_dll(library, "points")
+        library.convolve.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+        library.convolve.restype = None
+        library.scratch_bytes.argtypes = [ctypes.c_void_p]
+        library.scratch_bytes.restype = ctypes.c_int64
+        return cls(library, openmp, lanes, vectors, near, far)
+
+    def run(self, work: Work) -> None:
+        """Do what `work` describes, all but its scratch and thread_number, on torch's threads."""
+        parallel, work.thread_number = self.openmp
+        threads, address = torch.get_num_threads(), ctypes.addressof(work)
+        scratch = torch.empty(threads * self.library.scratch_bytes(address), dtype=torch.uint8)
+        work.scratch = scratch.data_ptr()
+        self.library.convolve(address, parallel, threads)
+
+
+@cache
+def kernel_for(dtype: torch.dtype) -> Kernel | None:
+    """The quickest variant that this processor runs; None if there is none, and convolutions are computed directly.
+
+    That is so where nothing was compiled (hatch_build.py: for Linux on x86), where torch has no OpenMP, and in other
+    numbers than float32 where the processor has AMX, by which a direct convolution is taken to be quicker (unmeasured).
+    """
+    openmp, has = _openmp(), torch.cpu.get_capabilities()
+    if openmp is None or (dtype != torch.float32 and has.get("amx_bf16")):
+        return None
+    for name, needs in VARIANTS.get(dtype, {}).items():
+        if all(has.get(need) for need in needs):
+            path = Path(__file__).with_name(f"winograd_{name}.so")
+            if path.exists():
+                return Kernel.loaded(path, openmp)
+            log.warning("%s is not there: 3×3 convolutions take two or three times as long", path)
+    return None
+
+
+@cache
+def _openmp() -> tuple[int, int] | None:
+    """Addresses of OpenMP's functions that run another on several threads, and number these. They are the ones that
+    torch calls: the threads of two pools would wait for one another.
+    """
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        found = library.GOMP_parallel, library.omp_get_thread_num
+    except (OSError, AttributeError):
+        return None
+    parallel, thread_number = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in found)
+    return parallel, thread_number
+
+
+def pays(x: Tensor, outputs: int) -> bool:
+    """Whether a convolution of x [B, C, H, W] to `outputs` channels goes this way.
+
+    A rule and no timing at start, so that two replicas on like machines give the same answer, and none by the number of
+    images or RoIs, which must not depend on what else was found: docs/engine.md has the measurements behind it.
+    """
+    channels, height, width = (int(n) for n in x.shape[1:])
+    kernel = kernel_for(x.dtype)
+    if kernel is None or channels % kernel.lanes or outputs % kernel.lanes:
+        return False
+    # Half the multiplications are left out or more, and the matrices are not read for hardly anything.
+    return 2 * REACH**2 * tiles(height, width) < 9 * height * width and height * width >= 49
+
+
+class Winograd:
+    """A 3×3 convolution with stride 1 and padding 1: relu(convolution(x) + bias + onto), each part as wanted.
+
+    Of bytes, in the engine's int8, it multiplies in bfloat16, sums in float32 and rounds to bytes once.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        kernel: Kernel,
+        dtype: torch.dtype,
+        *,
+        relu: bool,
+        scale: Scale = ITSELF,
+    ) -> None:
+        """weight: [K, C, 3, 3], bias: [K]; K and C multiples of the kernel's lanes, or ValueError.
+
+        dtype: of the input and the result. scale: of the result, where that is uint8.
+        """
+        if len(bias) % kernel.lanes or int(weight.shape[1]) % kernel.lanes:
+            raise ValueError(f"channels must be multiples of {kernel.lanes}, not {list(weight.shape[:2])}")
+        self._kernel, self._dtype, self._scale = kernel, dtype, scale
+        self._least = float(scale.zero) if relu else -math.inf
+        self._depth, self._channels = len(bias), int(weight.shape[1])
+        registers = self._depth // kernel.lanes
+        panels = -(-registers // kernel.vectors)
+        self._panel = -(-registers // panels) * kernel.lanes
+        taps = torch.from_numpy(from_taps(kernel.near, kernel.far))
+        numbers = torch.bfloat16 if dtype == torch.uint8 else dtype
+        together = 4 // numbers.itemsize  # neighbouring channels that one instruction multiplies and sums
+
+        def matrices(panel: Tensor) -> Tensor:
+            """[36, C / together, k, together] of the weights [k, C, 3, 3] of some channels of the result, flat."""
+            products = torch.einsum("ia,kcab,jb->ijkc", taps, panel.double(), taps)
+            return products.reshape(REACH**2, len(panel), -1, together).to(numbers).transpose(1, 2).flatten()
+
+        self._weights = torch.cat([matrices(panel) for panel in torch.split(weight, self._panel)])
+        self._bias = (bias.double() / scale.step + scale.zero).float().contiguous()
+
+    def __call__(
+        self,
+        x: Tensor,
+        onto: Tensor | None = None,
+        out: Tensor | None = None,
+        *,
+        x_scale: Scale = ITSELF,
+        onto_scale: Scale = ITSELF,
+    ) -> Tensor:
+        """[B, K, H, W], in `out` if given, from x [B, C, H, W], channels last. `onto` [B, K, H, W] is overwritten.
+
+        x_scale, onto_scale: of these two, where they are uint8.
+        """
+        if onto is not None:
+            if out is not None:
+                raise ValueError("the result goes onto `onto` or into `out`, not both")
+            out = onto
+        if x.stride(1) != 1:
+            x = x.contiguous(memory_format=torch.channels_last)
+        batch, channels, height, width = x.shape
+        if channels != self._channels:
+            raise ValueError(f"the convolution is of {self._channels} channels, not {channels}")
+        shape = [batch, self._depth, height, width]
+        if out is None:
+            out = x.new_empty((batch, height, width, self._depth)).permute(0, 3, 1, 2)
+        elif list(out.shape) != shape or out.stride(1) != 1:
+            raise ValueError(f"the result must go into a channels-last tensor {shape}, not {list(out.shape)}")
+        if {x.dtype, out.dtype} != {self._dtype}:
+            raise ValueError(f"the kernel is for tensors of {self._dtype}, not {x.dtype} and {out.dtype}")
+        work = Work(
+            x=x.data_ptr(),
+            weights=self._weights.data_ptr(),
+            bias=self._bias.data_ptr(),
+            result=out.data_ptr(),
+            x_image=x.stride(0),
+            x_row=x.stride(2),
+            x_column=x.stride(3),
+            result_image=out.stride(0),
+            result_row=out.stride(2),
+            result_column=out.stride(3),
+            images=batch,
+            height=height,
+            width=width,
+            channels=channels,
+            depth=self._depth,
+            panel=self._panel,
+            block=block(batch * tiles(height, width), torch.get_num_threads()),
+            add=onto is not None,
+            x_zero=x_scale.zero,
+            x_step=x_scale.step / self._scale.step,
+            sum_zero=onto_scale.zero,
+            sum_step=onto_scale.step / self._scale.step,
+            least=self._least,
+        )
+        self._kernel.run(work)
+        return out
+
+
+def block(tiles: int, threads: int) -> int:
+    """How many tiles a thread works on at once, so that each gets as many such blocks as the others."""
+    blocks = -(-tiles // (BLOCK * threads)) * threads
+    return -(-tiles // max(blocks, 1))
+
+
+def tiles(height: int, width: int) -> int:
+    """Of a map."""
+    return -(-height // SIDE) * -(-width // SIDE)
+
+
+def from_taps(near: float, far: float) -> np.ndarray:
+    """How the 3 weights of an axis become those of its 6 products [6, 3]: Lavin and Gray's G, by Toom and Cook.
+
+    A product belongs to one of the points 0, near, -near, far, -far, infinity.
+    """
+    at = np.array([0, near, -near, far, -far])
+    others = np.array([np.prod(p - np.delete(at, n)) for n, p in enumerate(at)])
+    return np.vstack([np.vander(at, 3, increasing=True) / others[:, None], [0, 0, 1]])

@@ -1,0 +1,1 @@
+"""Mask probabilities to COCO RLE and polygons, without an N×H×W array."""

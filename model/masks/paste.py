@@ -1,0 +1,138 @@
+"""Instance masks from the mask head's small maps: run lengths, bitmaps and polygons, never an N × H × W stack.
+
+A pixel is foreground exactly where torchvision's `paste_masks_in_image` on the CPU exceeds the threshold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from model.masks import bilinear
+from model.masks.edges import Placement, changes
+from model.masks.polygons import Polygons, Turns, trace
+from model.masks.rle import Rle, decode, encode, fill, from_changes, odd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+__all__ = ["Crop", "Polygons", "Rle", "crops", "decode", "encode", "outlines", "paste"]
+
+FARTHEST = 1 << 31  # pixels; no image, and no map that torchvision could allocate, reaches so far
+
+
+class Crop(NamedTuple):
+    """The part of the image that one mask's box covers."""
+
+    left: int  # of the bitmap's first column, pixels of the image
+    top: int  # of its first row
+    bitmap: NDArray[np.bool_]  # [h, w] in Fortran order; both 0 where the box does not touch the image
+
+
+def paste(probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> list[Rle]:
+    """Masks of one image as COCO run lengths (Mask R-CNN, section 3.1, "mask representation").
+
+    probabilities: [N, M, M] float32, one map per box (M is 28 in the paper). boxes: [N, 4] float32 xyxy in
+    pixels of the image. size: (height, width) of the image. threshold: in [0, 1), foreground is above it.
+    Time and memory grow with the outlines' length, not with any area.
+
+    A box that lies off the image, ends before it begins or is not finite gives an empty mask; torchvision
+    raises RuntimeError for most of these. Raises ValueError where shapes or threshold are not as above.
+    """
+    placed = _place(probabilities, boxes, size, threshold)
+    return [rle for masks, found in changes(placed) for rle in from_changes(found, masks, size)]
+
+
+def crops(
+    probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
+) -> Iterator[Crop]:
+    """The same masks as bitmaps, each cut to its box and zero outside. Arguments as for `paste`."""
+    placed = _place(probabilities, boxes, size, threshold)
+    (top, left), (height, width) = placed.start, placed.stop - placed.start
+    first = np.append(0, np.cumsum(height * width + 1))  # numbers of the crops' first pixels
+    placed = replace(placed, origin=first[:-1] - left * height - top, pitch=height)
+    for masks, found in changes(placed):
+        bounds = np.searchsorted(found, first[masks.start : masks.stop + 1])
+        for mask, begin, end in zip(masks, bounds[:-1], bounds[1:], strict=True):
+            bitmap = fill(found[begin:end] - first[mask], (int(height[mask]), int(width[mask])))
+            yield Crop(int(left[mask]), int(top[mask]), bitmap)
+
+
+def outlines(
+    probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
+) -> list[Polygons]:
+    """The same masks as COCO polygons, simplified to about a 400th of an object's side. Arguments as for `paste`."""
+    placed = _place(probabilities, boxes, size, threshold)
+    (top, left), (height, width) = placed.start, placed.stop - placed.start
+    pitch = height + 1  # one row more than there are, so that no column's end is the next one's beginning
+    first = np.append(0, np.cumsum(width * pitch))
+    placed = replace(placed, origin=first[:-1] - left * pitch - top, pitch=pitch)
+    found: list[Polygons] = []
+    for masks, turns in changes(placed):
+        place = odd(turns)
+        mask = np.searchsorted(first, place, side="right") - 1
+        column, row = np.divmod(place - first[mask], pitch[mask])
+        column, row = column + left[mask], row + top[mask]
+        exact = bilinear.crossings(placed.grids, placed.threshold, _above(placed, mask, column, row))
+        border = (row == top[mask]) | (row == top[mask] + height[mask])  # cut off by the image there
+        exact = np.where(border, row, row - 0.5 + exact)
+        found += trace(Turns(mask - masks.start, column, row, exact), len(masks))
+    return found
+
+
+def _above(
+    placed: Placement, mask: NDArray[np.int64], column: NDArray[np.int64], row: NDArray[np.int64]
+) -> bilinear.Pixels:
+    """The pixels over those of the image, in the resized maps."""
+    height, width = placed.sides[:, mask]
+    (y, x) = placed.corner[:, mask]
+    return bilinear.Pixels(mask, height, width, row - 1 - y, column - x)
+
+
+def _place(probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float) -> Placement:
+    """Where torchvision lays the maps: with a border of zeros, in boxes larger by that."""
+    if (
+        probabilities.ndim != 3
+        or probabilities.shape[1] != probabilities.shape[2]
+        or not probabilities.shape[1]
+    ):
+        raise ValueError(f"probabilities must be [N, M, M], not {list(probabilities.shape)}")
+    if boxes.shape != (len(probabilities), 4):
+        raise ValueError(f"boxes must be [{len(probabilities)}, 4], not {list(boxes.shape)}")
+    if min(size) < 0:
+        raise ValueError(f"an image cannot be {size[0]} × {size[1]} pixels")
+    if not 0 <= threshold < 1:
+        raise ValueError(f"the threshold must be in [0, 1), not {threshold}")
+    side = probabilities.shape[1]
+    grids = np.zeros((len(boxes), side + 2, side + 2), dtype=np.float32)
+    grids[:, 1:-1, 1:-1] = probabilities.detach().cpu().numpy()
+    ends = (
+        boxes.detach().to("cpu", torch.float32).numpy().T.reshape(2, 2, -1)[:, ::-1]
+    )  # two of [2, N] y and x
+    with np.errstate(invalid="ignore", over="ignore"):
+        half = (ends[1] - ends[0]) * 0.5 * ((side + 2) / side)
+        centre = (ends[1] + ends[0]) * 0.5
+        ends = np.stack([centre - half, centre + half])
+        usable = (np.abs(ends) < FARTHEST).all(axis=(0, 1))  # false for what is not finite, too
+    corner, last = np.where(usable, ends, -1).astype(np.int64)  # towards zero; both inside the box
+    limit = np.array(size)[:, None]
+    start = np.minimum(np.maximum(corner, 0), limit)
+    stop = np.minimum(np.maximum(last + 1, 0), limit)
+    empty = (start >= stop).any(0)
+    start[:, empty] = stop[:, empty] = 0
+    return Placement(
+        grids=grids,
+        threshold=np.float32(threshold),
+        corner=corner,
+        sides=np.maximum(last - corner + 1, 1),
+        start=start,
+        stop=stop,
+        origin=np.arange(len(grids), dtype=np.int64) * (size[0] * size[1] + 1),
+        pitch=np.full(len(grids), size[0], dtype=np.int64),
+    )

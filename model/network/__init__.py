@@ -1,0 +1,1 @@
+"""The networks as torchvision modules, built from an `Architecture`."""

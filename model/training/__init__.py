@@ -1,0 +1,1 @@
+"""Training: the loop, its recipes and the folder that a run writes."""

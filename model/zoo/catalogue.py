@@ -1,0 +1,192 @@
+"""The weights that can be downloaded: the catalogue, the folder they lie in, and whether they are genuine.
+
+The transfer itself is download.py's. The bundled model `shapes` is no download; the catalogue has only its sha256.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from model.zoo.download import (
+    ATTEMPTS,
+    DamagedWeightsError,
+    FolderError,
+    MissingWeightsError,
+    UnknownWeightsError,
+    abridged,
+    download,
+)
+from model.zoo.partial import Partial, digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import httpx
+
+    from model.zoo.download import Progress, Tell
+
+State = Literal["verified", "partial", "missing", "damaged"]
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """One entry of the catalogue."""
+
+    name: str
+    url: str
+    size: int  # bytes
+    sha256: str  # of the file, hexadecimal; begins with the hash in the official file name
+    parameters: int
+    dataset: str  # what the network was trained on and names its categories by
+    box_ap: float  # published AP@[.5:.95] on the dataset's val2017, percent
+    mask_ap: float
+
+    @property
+    def file(self) -> str:
+        """The official file name."""
+        return self.url.rpartition("/")[2]
+
+    def path(self, folder: Path) -> Path:
+        """Where the file belongs."""
+        return folder / self.file
+
+
+def checkout() -> Path | None:
+    """The root of the source checkout that this code runs from; None when it is installed."""
+    root = PACKAGE.parent
+    return root if (root / "pyproject.toml").is_file() and (root / "weights").is_dir() else None
+
+
+def bundled_folder() -> Path:
+    """Where the files lie that come with maskserve: the catalogue and the model `shapes`."""
+    root = checkout()
+    return PACKAGE / "weights" if root is None else root / "weights"
+
+
+def default_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where downloaded weights belong if nobody says otherwise.
+
+    The `weights/` of a checkout, else `maskserve/weights` in the user's cache folder (XDG Base Directory
+    Specification 0.8: $XDG_CACHE_HOME if it is absolute, else ~/.cache).
+    """
+    root = checkout()
+    if root is not None:
+        return root / "weights"
+    cache = Path(environment.get("XDG_CACHE_HOME", ""))
+    return (cache if cache.is_absolute() else Path.home() / ".cache") / "maskserve" / "weights"
+
+
+def catalogue() -> tuple[Weights, ...]:
+    """All weights that can be fetched, the best first: by published mask AP, then box AP."""
+    document = json.loads((bundled_folder() / "catalogue.json").read_text(encoding="utf-8"))
+    entries = (Weights(**entry) for entry in document["weights"])
+    return tuple(sorted(entries, key=lambda entry: (entry.mask_ap, entry.box_ap), reverse=True))
+
+
+def bundled_sha256() -> str:
+    """Of the model `shapes`, as it was committed."""
+    document = json.loads((bundled_folder() / "catalogue.json").read_text(encoding="utf-8"))
+    return str(document["bundled"]["sha256"])
+
+
+def find(name: str) -> Weights:
+    """The entry of that name. Raises UnknownWeightsError."""
+    entries = {entry.name: entry for entry in catalogue()}
+    if name not in entries:
+        close = difflib.get_close_matches(name, entries, n=1)
+        hint = f"did you mean {close[0]}" if close else f"there are {', '.join(entries)}"
+        raise UnknownWeightsError(f"no weights are called {name!r}: {hint}")
+    return entries[name]
+
+
+def path(name: str, folder: Path) -> Path:
+    """Where the file of those weights belongs, whether it is there or not. Raises UnknownWeightsError."""
+    return find(name).path(folder)
+
+
+def verify(file: Path, sha256: str) -> str:
+    """The sha256 of a file that must begin with those hexadecimal digits; reads all of it, every time.
+
+    No verdict is remembered. 178 MB take 0.16 s to hash on an idle core and 0.45 s on a busy one, where
+    importing torch takes seconds; whoever loads the file reads it anyway, and finds it in the page cache; and
+    a verdict remembered by size and time would miss what it is there to find: a bad copy that kept its time,
+    or a failing disk.
+    Raises MissingWeightsError, FolderError if it cannot be read, DamagedWeightsError.
+    """
+    try:
+        found = digest(file)
+    except FileNotFoundError as error:
+        raise MissingWeightsError(f"{file} is not there") from error
+    except OSError as error:
+        raise FolderError(f"{file} cannot be read ({error.strerror})") from error
+    if not found.startswith(sha256):
+        raise DamagedWeightsError(
+            f"{file} is damaged: its sha256 is {abridged(found)} where {abridged(sha256)} was expected"
+        )
+    return found
+
+
+def state(weights: Weights, folder: Path) -> State:
+    """What the folder has of those weights; "partial" is a download to continue. Raises FolderError."""
+    try:
+        verify(weights.path(folder), weights.sha256)
+    except DamagedWeightsError:
+        return "damaged"
+    except MissingWeightsError:
+        return "partial" if Partial(weights.path(folder)).size else "missing"
+    return "verified"
+
+
+def available(folder: Path) -> tuple[Weights, ...]:
+    """The weights in the folder that are whole and genuine, the best first."""
+    return tuple(entry for entry in catalogue() if state(entry, folder) == "verified")
+
+
+def best(folder: Path, dataset: str = "COCO") -> Weights | None:
+    """The best of the weights for that dataset that are whole and genuine in the folder: what `auto` serves.
+
+    Stops at the first that is, so a folder with both COCO models costs one file's hash.
+    """
+    entries = (entry for entry in catalogue() if entry.dataset == dataset)
+    return next((entry for entry in entries if state(entry, folder) == "verified"), None)
+
+
+def fetch(
+    name: str,
+    folder: Path,
+    *,
+    base_url: str | None = None,
+    progress: Progress = lambda _done, _total: None,
+    tell: Tell = lambda _line: None,
+    client: httpx.Client | None = None,
+    attempts: int = ATTEMPTS,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Path:
+    """Bring those weights into the folder, unless they are there, and return the verified file's path.
+
+    base_url: a mirror that has the file, under its official name, at this address. progress: called with the
+    bytes so far and the bytes in the end (None if unknown). tell: called with a line whenever somebody should
+    know why it takes longer. The rest is download's. Raises a subclass of WeightsError.
+    """
+    weights = find(name)
+    url = weights.url if base_url is None else f"{base_url.rstrip('/')}/{weights.file}"
+    file = weights.path(folder)
+    download(
+        url,
+        file,
+        weights.sha256,
+        progress=progress,
+        tell=tell,
+        client=client,
+        attempts=attempts,
+        sleep=sleep,
+    )
+    return file

@@ -1,0 +1,234 @@
+"""The door alone: no threads, no model, and a clock that the test sets."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+
+import pytest
+
+from app.batching.admission import Admission
+from app.problems import DeadlineExceeded, Draining, ImageTooLarge, NotReady, Problem, QueueFull
+
+
+@pytest.fixture
+def admission():
+    admission = Admission(max_requests=3, max_pixels=1000, max_bytes=500, clock=lambda: 100.0)
+    admission.open()
+    return admission
+
+
+def refuse(admission, pixels, seconds=1e9):
+    """The problem that this admission meets."""
+    with pytest.raises(Problem) as caught, admission.admit(pixels, seconds):
+        pass
+    return caught.value
+
+
+def test_place_is_held_for_the_block_and_released_after_it(admission):
+    with admission.admit(600) as ticket:
+        assert ticket.pixels == 600
+        assert (admission.requests, admission.pixels) == (1, 600)
+    assert (admission.requests, admission.pixels) == (0, 0)
+
+
+@pytest.mark.parametrize("error", [DeadlineExceeded, asyncio.CancelledError, KeyboardInterrupt])
+def test_place_is_released_however_the_block_ends(admission, error):
+    with pytest.raises(error), admission.admit(600):
+        raise error
+    assert (admission.requests, admission.pixels) == (0, 0)
+
+
+def test_request_beyond_the_count_is_refused_at_once(admission):
+    with admission.admit(1), admission.admit(1), admission.admit(1):
+        assert isinstance(refuse(admission, 1), QueueFull)
+    assert admission.refused == {"requests": 1}
+    with admission.admit(1):
+        pass
+
+
+def test_request_beyond_the_pixels_is_refused_while_a_smaller_one_still_fits(admission):
+    with admission.admit(800):
+        assert isinstance(refuse(admission, 201), QueueFull)
+        with admission.admit(200):
+            assert admission.pixels == 1000
+    assert admission.refused == {"pixels": 1}
+
+
+@pytest.mark.parametrize("occupied", [0, 900])
+def test_image_larger_than_the_whole_bound_is_told_so_whatever_the_traffic(admission, occupied):
+    with admission.admit(occupied):
+        problem = refuse(admission, 1001)
+    assert isinstance(problem, ImageTooLarge)
+    assert "1000" in problem.detail
+
+
+def test_image_of_exactly_the_whole_bound_is_admitted(admission):
+    with admission.admit(1000):
+        pass
+
+
+def test_door_is_closed_until_opened():
+    admission = Admission(max_requests=1, max_pixels=10)
+    problem = refuse(admission, 1)
+    assert isinstance(problem, NotReady)
+    assert problem.retry_after
+    admission.open()
+    with admission.admit(1):
+        pass
+
+
+def test_closing_the_door_leaves_those_inside_alone(admission):
+    with admission.admit(600):
+        admission.close(Draining)
+        assert isinstance(refuse(admission, 1), Draining)
+        assert admission.requests == 1
+    assert admission.refused == {"draining": 1}
+
+
+def test_emptied_waits_for_the_last_one_to_leave(admission):
+    async def scene():
+        await admission.emptied()  # nobody inside: at once
+        with admission.admit(1):
+            with admission.admit(1):
+                waiting = asyncio.ensure_future(admission.emptied())
+            await asyncio.wait([waiting], timeout=0)
+            assert not waiting.done()
+        await asyncio.wait_for(waiting, 5)
+
+    asyncio.run(scene())
+
+
+# Retry-After
+
+
+def retry_after(admission, pixels):
+    return refuse(admission, pixels).headers()["Retry-After"]
+
+
+def test_retry_after_is_what_is_ahead_over_the_measured_rate(admission):
+    admission.served(pixels=500, seconds=5)
+    with admission.admit(900):
+        assert retry_after(admission, 200) == "9"
+        assert admission.expected_wait() == pytest.approx(9)
+
+
+def test_retry_after_is_at_least_one_second_before_anything_was_measured(admission):
+    with admission.admit(900):
+        assert admission.expected_wait() is None
+        assert retry_after(admission, 200) == "1"
+
+
+def test_retry_after_is_at_least_one_second_however_fast_the_device(admission):
+    admission.served(pixels=10**9, seconds=0.001)
+    with admission.admit(900):
+        assert retry_after(admission, 200) == "1"
+
+
+def test_retry_after_is_bounded_however_slow_the_device(admission):
+    admission.served(pixels=1, seconds=1000)
+    with admission.admit(900):
+        assert retry_after(admission, 200) == "60"
+
+
+def test_steady_service_is_measured_exactly(admission):
+    for _ in range(50):
+        admission.served(pixels=30, seconds=0.1)
+    assert admission.pixels_per_second == pytest.approx(300)
+
+
+def test_rate_follows_a_lasting_change(admission):
+    admission.served(pixels=1000, seconds=1)
+    for _ in range(600):
+        admission.served(pixels=10, seconds=0.1)
+    assert admission.pixels_per_second == pytest.approx(100, rel=0.01)
+
+
+def test_one_short_batch_hardly_moves_the_rate(admission):
+    for _ in range(100):
+        admission.served(pixels=100, seconds=1)
+    admission.served(pixels=100, seconds=0.01)  # a hundred times as fast as usual
+    assert admission.pixels_per_second == pytest.approx(110, rel=0.02)
+
+
+def test_failed_attempts_lower_the_rate(admission):
+    admission.served(pixels=100, seconds=1)
+    admission.served(pixels=0, seconds=1)
+    assert admission.pixels_per_second < 60
+
+
+# Before the body is read
+
+
+def test_full_house_refuses_whoever_knocks_before_anything_is_read(admission):
+    with ExitStack() as inside:
+        for _ in range(3):
+            admission.knock()
+            inside.enter_context(admission.admit(1))
+        with pytest.raises(QueueFull):
+            admission.knock()
+        assert admission.refused["requests"] == 1
+    admission.knock()
+
+
+def test_closed_door_refuses_whoever_knocks(admission):
+    admission.close(Draining)
+    with pytest.raises(Draining):
+        admission.knock()
+
+
+def test_bytes_of_bodies_are_bounded_together_and_given_back(admission):
+    with admission.body() as first:
+        first.arrived(300)
+        with admission.body() as second:
+            second.arrived(100)
+            with pytest.raises(QueueFull, match="400 bytes of other uploads"):
+                second.arrived(101)
+            second.arrived(100)
+            assert admission.bytes == 500
+        assert admission.bytes == 300
+        first.release()
+        assert admission.bytes == 0
+    assert admission.bytes == 0
+    assert admission.refused["bytes"] == 1
+
+
+@pytest.mark.parametrize("error", [QueueFull, asyncio.CancelledError])
+def test_bytes_are_given_back_however_the_request_ends(admission, error):
+    def ends():
+        with admission.body() as body:
+            body.arrived(500)
+            raise error
+
+    with pytest.raises(error):
+        ends()
+    assert admission.bytes == 0
+
+
+# Deadlines
+
+
+def test_who_cannot_be_answered_in_time_at_the_present_rate_is_refused_at_the_door(admission):
+    admission.served(pixels=100, seconds=1)
+    with admission.admit(400):
+        problem = refuse(admission, 100, seconds=6.2)
+        assert isinstance(problem, QueueFull)
+        assert problem.detail == (
+            "At the present rate the answer would take 5.0 seconds; this request has 6.2, "
+            "and must leave a fifth of that for what cannot be foreseen."
+        )
+        assert problem.retry_after == pytest.approx(4)
+        assert admission.refused["deadline"] == 1
+        with admission.admit(100, seconds=6.3):
+            pass
+
+
+def test_nobody_is_refused_for_a_forecast_before_anything_was_measured(admission):
+    with admission.admit(900), admission.admit(100, seconds=0.001):
+        pass
+
+
+def test_slow_past_locks_nobody_out_of_an_empty_house(admission):
+    admission.served(pixels=1, seconds=1000)
+    with admission.admit(1000, seconds=0.5):
+        pass

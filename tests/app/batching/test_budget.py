@@ -1,0 +1,46 @@
+"""The batch budget: halved when memory runs out, and slowly back to what the settings allow."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.batching.budget import RECOVERY, BatchBudget
+
+
+@pytest.fixture
+def budget():
+    return BatchBudget(max_images=8, max_pixels=1000)
+
+
+def test_budget_begins_with_all_that_is_allowed(budget):
+    assert (budget.images, budget.pixels) == (8, 1000)
+
+
+def test_every_shortage_halves_it_down_to_one_image(budget):
+    sizes = []
+    for _ in range(5):
+        budget.ran_out()
+        sizes.append((budget.images, budget.pixels))
+    assert sizes == [(4, 500), (2, 250), (1, 125), (1, 125), (1, 125)]
+
+
+def test_it_doubles_again_only_after_many_batches(budget):
+    budget.ran_out()
+    budget.ran_out()
+    for _ in range(RECOVERY - 1):
+        budget.passed()
+    assert budget.images == 2
+    budget.passed()
+    assert budget.images == 4
+    for _ in range(3 * RECOVERY):
+        budget.passed()
+    assert (budget.images, budget.pixels) == (8, 1000)
+
+
+def test_a_shortage_starts_the_wait_anew(budget):
+    budget.ran_out()
+    for _ in range(RECOVERY - 1):
+        budget.passed()
+    budget.ran_out()
+    budget.passed()
+    assert budget.images == 2

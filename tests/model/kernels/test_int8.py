@@ -1,0 +1,286 @@
+"""Convolutions in bytes against those in floats, and the models that can run so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from bench.lifelike import lifelike
+from model.data.shapes import Shapes
+from model.errors import EngineError
+from model.images.decode import decode
+from model.inference.calibration import examples, measured
+from model.inference.devices import resolved
+from model.inference.engine import Engine
+from model.inference.features import Dense
+from model.inference.preprocess import Normaliser
+from model.instances import Options
+from model.kernels import int8
+from model.kernels.convolution import Conv, Format
+from model.kernels.int8 import Bytes, Int8Conv, Int8Format
+from model.kernels.quantization import Scale
+from model.kernels.winograd import kernel_for
+from model.network.architecture import BACKBONES, MOBILENETS, SMALL, Architecture
+from model.zoo import zoo
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CPU = torch.device("cpu")
+FLOAT = Format(CPU, torch.float32)
+EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "images").glob("*.jpg"))
+THIN = replace(
+    SMALL, fpn_channels=16, box_channels=16, mask_channels=16, proposals=20, min_size=96, max_size=160
+)
+
+needs_vnni = pytest.mark.skipif(not int8.usable(), reason="the processor has no AVX512-VNNI")
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.5, 2.5), (-3.0, 0.0), (0.5, 2.0), (0.0, 0.0)])
+def test_a_scale_covers_its_range_and_has_an_exact_zero(low: float, high: float) -> None:
+    scale = Scale.covering(low, high)
+    x = torch.tensor([low, 0.0, high, low - 100, high + 100]).view(1, 5, 1, 1)
+    found = (Bytes.nearest(x, scale).values.float() - scale.zero).flatten() * scale.step
+    assert found[1] == 0
+    torch.testing.assert_close(found[[0, 2]], x.flatten()[[0, 2]], atol=scale.step, rtol=0)
+    torch.testing.assert_close(
+        found[3:], torch.tensor([min(low, 0), max(high, 0)]), atol=scale.step + 1e-8, rtol=0
+    )
+
+
+def floats(x: Bytes) -> Tensor:
+    return (x.values.float() - x.scale.zero) * x.scale.step
+
+
+def image(channels: int = 8, height: int = 9, width: int = 13, batch: int = 2) -> Bytes:
+    torch.manual_seed(height)
+    x = torch.randn(batch, channels, height, width).contiguous(memory_format=torch.channels_last)
+    return Bytes.nearest(x, Scale.covering(-2.5, 3.0))
+
+
+def pair(activation: str = "none", **geometry: Any) -> tuple[Conv, Int8Conv, Scale]:
+    """A convolution whose weights are whole numbers of steps, in floats and in bytes."""
+    conv = nn.Conv2d(**{"in_channels": 8, "out_channels": 16, "kernel_size": 3, "padding": 1, **geometry})
+    with torch.no_grad():
+        conv.weight.copy_(torch.randint(-127, 128, conv.weight.shape) / 500)
+        conv.weight.flatten(1)[:, 0] = 127 / 500
+    scale = Scale.covering(0.0 if activation == "relu" else -9.0, 9.0)
+    return Conv(conv, FLOAT, activation=activation), Int8Conv(conv, scale, activation=activation), scale
+
+
+GEOMETRIES = [
+    {},
+    {"kernel_size": 1, "padding": 0},
+    {"stride": 2},
+    {"kernel_size": 7, "stride": 2, "padding": 3, "in_channels": 3},
+    {"groups": 4},
+    {"dilation": 2, "padding": 2},
+]
+
+
+@needs_vnni
+@pytest.mark.parametrize("activation", ["none", "relu"])
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_result_is_the_nearest_byte(geometry: dict[str, Any], activation: str) -> None:
+    exact, rounded, scale = pair(activation, **geometry)
+    x = image(geometry.get("in_channels", 8))
+    expected = Bytes.nearest(exact(floats(x)), scale)
+    found = rounded(x)
+    assert found.scale == scale
+    assert found.values.is_contiguous(memory_format=torch.channels_last)
+    assert (found.values.int() - expected.values.int()).abs().max() <= 1  # in the middle, either
+    assert (found.values != expected.values).float().mean() < 0.01
+
+
+@needs_vnni
+@pytest.mark.parametrize("low", [0.0, -4.0])
+def test_sum_comes_before_activation_and_rounding(low: float) -> None:
+    exact, rounded, scale = pair("relu")
+    x = image()
+    onto = Bytes.nearest(
+        3 * torch.randn(2, 16, 9, 13).contiguous(memory_format=torch.channels_last), Scale.covering(low, 5.0)
+    )
+    expected = Bytes.nearest(exact(floats(x), onto=floats(onto)), scale)
+    found = rounded(x, onto=onto)
+    assert (found.values.int() - expected.values.int()).abs().max() <= 1
+    assert (found.values != expected.values).float().mean() < 0.01
+
+
+@needs_vnni
+@pytest.mark.skipif(kernel_for(torch.uint8) is None, reason="there is no kernel for bytes here")
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_by_winograd_results_and_sums_are_nearly_the_nearest_byte(activation: str) -> None:
+    exact, rounded, scale = pair(activation, in_channels=32, out_channels=48)
+    for x_scale in (Scale.covering(-2.5, 3.0), Scale.covering(0.0, 3.0)):  # the RPN's see one of each level
+        x = Bytes.nearest(floats(image(32, 14, 15)), x_scale)
+        onto = Bytes.nearest(3 * floats(image(48, 14, 15)), Scale.covering(-5.0, 6.0))
+        expected = [exact(floats(x)), exact(floats(x), onto=floats(onto))]
+        for found, nearest in zip([rounded(x), rounded(x, onto=onto)], expected, strict=True):
+            assert found.scale == scale
+            off = found.values.int() - Bytes.nearest(nearest, scale).values.int()
+            assert off.abs().max() <= 6
+            assert off.abs().float().mean() < 0.3
+    assert rounded._winograd is not None
+    assert not rounded._packed
+
+
+@needs_vnni
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_result_is_put_where_it_is_wanted_as_floats_too(dtype: torch.dtype) -> None:
+    _, rounded, _ = pair()
+    table = torch.zeros(2 * 9 * 13 + 5, 16, dtype=dtype)
+    place = table[5:].view(2, 9, 13, 16).permute(0, 3, 1, 2)
+    found = rounded(image(), out=place)
+    torch.testing.assert_close(place, floats(found).to(dtype))
+    assert not table[:5].any()
+
+
+@needs_vnni
+def test_without_a_scale_the_result_is_floats() -> None:
+    exact, rounded, _ = pair()
+    rounded._scale = None
+    torch.testing.assert_close(rounded(image()), exact(floats(image())), atol=1e-4, rtol=1e-4)
+
+
+@needs_vnni
+def test_every_shape_gives_the_same_result_however_many_came_before() -> None:
+    exact, rounded, scale = pair()
+    for height in range(7, 11 + int8.PACKED_SHAPES):
+        x = image(height=height)
+        expected = Bytes.nearest(exact(floats(x)), scale)
+        assert (rounded(x).values.int() - expected.values.int()).abs().max() <= 1
+    assert len(rounded._packed) == int8.PACKED_SHAPES
+
+
+# Whole networks
+
+
+def picture(seed: int) -> np.ndarray:
+    return Shapes(seed=seed, length=1, sides=(96, 160))[0].pixels
+
+
+@needs_vnni
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        *(
+            replace(THIN, backbone=n)
+            for n in BACKBONES
+            if "101" not in n and "152" not in n and n not in MOBILENETS
+        ),
+        replace(THIN, fpn_norm=True, rpn_convs=2),
+    ],
+    ids=lambda a: f"{a.backbone}{' like v2' if a.fpn_norm else ''}",
+)
+def test_maps_are_nearly_those_of_floats(architecture: Architecture) -> None:
+    pixels = picture(0)
+    network: Any = lifelike(architecture, torch.from_numpy(pixels).permute(2, 0, 1) / 255)
+    ranges = measured(network, architecture, [pixels, picture(1)])
+    size, padded = architecture.input_size(*pixels.shape[:2]), architecture.padded_shape(*pixels.shape[:2])
+    images = Normaliser(network.transform, FLOAT)([pixels], [size], padded)
+    with torch.inference_mode():
+        exact = Dense(network, FLOAT)(images)
+        half = Dense(network, Format(CPU, torch.bfloat16))(images.bfloat16())
+        found = Dense(network, Int8Format.of(network, ranges, torch.float32))(images)
+    assert found.shapes == exact.shapes
+    # Random weights make more of rounding, layer by layer, than trained ones: up to 11 % of the maps in bfloat16.
+    assert (found.table - exact.table).std() < 8 * (half.table - exact.table).std()
+    logits = torch.stack([torch.cat([level[0] for level in m.objectness]) for m in (found, exact)])
+    assert torch.corrcoef(logits)[0, 1] > 0.85
+
+
+@pytest.fixture(scope="module")
+def calibrated() -> tuple[nn.Module, zoo.Model]:
+    """The bundled model, whether its file is calibrated or not."""
+    network, model = zoo.read(zoo.bundled())
+    images = [decode(path.read_bytes()) for path in EXAMPLES]
+    return network, replace(model, ranges=measured(network, model.architecture, images))
+
+
+@needs_vnni
+def test_the_bundled_model_finds_in_an_example_what_it_finds_in_floats(
+    calibrated: tuple[nn.Module, zoo.Model],
+) -> None:
+    pixels = decode(next(p for p in EXAMPLES if p.name == "000012.jpg").read_bytes())
+    answers = [
+        Engine(*calibrated, CPU, precision).segment([pixels], [Options(score_threshold=0.5)])[0]
+        for precision in ("float32", "int8")
+    ]
+    for one, other in (answers, answers[::-1]):
+        clear = one.scores > 0.7
+        assert clear.sum() > 3
+        alike = box_iou(one.boxes, other.boxes) > 0.8
+        alike &= one.labels[:, None] == other.labels
+        alike &= (one.scores[:, None] - other.scores).abs() < 0.2
+        assert alike.any(1)[clear].all()
+
+
+@needs_vnni
+def test_heads_compute_in_floats_where_the_processor_has_no_bfloat16(
+    calibrated: tuple[nn.Module, zoo.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    engine = Engine(*calibrated, CPU, "int8")
+    engine.warm_up()
+    assert engine.precision == "int8"
+    assert engine._boxes._layers[0]._weight.dtype == torch.float32
+
+
+# What cannot run so
+
+
+def test_it_is_refused_without_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(EngineError, match="int8 needs an x86 processor with AVX512-VNNI; here there are"):
+        resolved("int8", CPU)
+
+
+def test_it_is_refused_on_a_gpu() -> None:
+    with pytest.raises(EngineError, match="int8 is for CPUs; on a GPU there are"):
+        resolved("int8", torch.device("cuda"))
+
+
+@needs_vnni
+def test_a_model_that_was_never_calibrated_is_refused_with_the_command(
+    calibrated: tuple[nn.Module, zoo.Model],
+) -> None:
+    network, model = calibrated
+    missing = dict(list(model.ranges.items())[:-1])
+    for ranges in ({}, missing):
+        with pytest.raises(
+            EngineError, match=r"shapes has not been calibrated .* `maskserve calibrate MODEL IMAGE…`"
+        ):
+            Engine(network, replace(model, ranges=ranges), CPU, "int8")
+
+
+@needs_vnni
+@pytest.mark.parametrize("backbone", MOBILENETS)
+def test_mobilenets_are_refused_by_name(backbone: str) -> None:
+    architecture = replace(THIN, backbone=backbone)
+    network = lifelike(architecture, torch.rand(3, 96, 128))
+    with pytest.raises(ValueError, match=f"{backbone} cannot run in int8; int8 is for ResNet"):
+        measured(network, architecture, [picture(0)])
+    with pytest.raises(EngineError, match=f"{backbone} cannot run in int8; int8 is for ResNet"):
+        Engine(network, zoo.describe("thin", architecture, ()), CPU, "int8")
+
+
+def test_nothing_is_measured_without_images() -> None:
+    network = lifelike(THIN, torch.rand(3, 96, 128))
+    with pytest.raises(ValueError, match="without images"):
+        measured(network, THIN, [])
+
+
+def test_examples_are_spread_over_a_dataset() -> None:
+    assert len(list(examples(Shapes(seed=1, length=3, sides=(64, 96))))) == 3
+
+
+def test_the_bundled_model_is_calibrated() -> None:
+    network, model = zoo.read(zoo.bundled())
+    assert not int8.uncalibrated(network, model.ranges)
