@@ -13,8 +13,8 @@ from starlette.responses import Response
 
 from app.api import openapi, pages, probes, segment
 from app.api.query import closest
-from app.http.overload import Door
-from app.http.request_context import Exchanges, refuse
+from app.http.overload import OverloadMiddleware
+from app.http.request_context import RequestContextMiddleware, refuse
 from app.observability.logs import FIELDS
 from app.observability.tracing import Tracing
 from app.problems import MethodNotAllowed, Problem, UnknownPath
@@ -66,8 +66,8 @@ def create_app(
         exception_handlers={Problem: on_problem, HTTPException: on_http_exception},
     )
     app.state.service = service
-    app.add_middleware(Door, knock=service.knock)
-    app.add_middleware(Exchanges, metrics=service.metrics, tracing=tracing)
+    app.add_middleware(OverloadMiddleware, raise_if_overloaded=service.raise_if_overloaded)
+    app.add_middleware(RequestContextMiddleware, metrics=service.metrics, tracing=tracing)
     app.include_router(segment.router)
     app.include_router(probes.router)
     pages.mount(app)

@@ -131,11 +131,11 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
             return
         self.leaving = True
-        self.loop.call_soon_threadsafe(lambda: self.spawn(self.leave()))
+        self.loop.call_soon_threadsafe(lambda: self.spawn(self.begin_shutdown()))
 
-    async def leave(self) -> None:
+    async def begin_shutdown(self) -> None:
         """Finish what was accepted, within the time there is for it, and let the main loop end."""
-        await self.service.leave()
+        await self.service.begin_shutdown()
         log.info("shutting down: finishing the requests that were accepted")
         deadline = time.monotonic() + self.settings.drain_timeout
         try:

@@ -132,12 +132,12 @@ class Service:
     async def _watch(self) -> None:
         while self.failure is None:
             await asyncio.sleep(WATCH_SECONDS)
-            self.look_after_device()
+            self.check_heartbeat()
             if self.admission.requests == 0 and self.admission.largest > LARGE_PIXELS:
                 self.admission.largest = 0
                 await asyncio.to_thread(release_freed_memory)
 
-    def look_after_device(self) -> None:
+    def check_heartbeat(self) -> None:
         """Act on a device that gives no sign of life: those who wait are sent elsewhere, at last the process ends.
 
         /healthz is red meanwhile. Whoever supervises the process may end it sooner; a batch that comes to its end
@@ -146,7 +146,7 @@ class Service:
         if self._worker is None or self.failure is not None:
             return
         status, limit = self._worker.status(), self.settings.heartbeat_timeout
-        if status.alive(limit):
+        if status.is_alive(limit):
             if self.hanging:
                 log.warning("the device gives signs of life again")
                 self.hanging = False
@@ -180,13 +180,13 @@ class Service:
             self.failure = reason
             self._on_failure()
 
-    def knock(self) -> None:
+    def raise_if_overloaded(self) -> None:
         """Raise at once what a request for instances would be refused with, whatever its image."""
-        if trouble := self.trouble():
+        if trouble := self.unavailable_reason():
             raise trouble
-        self.admission.knock()
+        self.admission.raise_if_overloaded()
 
-    def trouble(self) -> Problem | None:
+    def unavailable_reason(self) -> Problem | None:
         """Why no request can be taken now, or None: what requests are told before they are read."""
         if self.failure is not None:
             return NotReady(f"{self.failure} The service is being restarted.", retry_after=RETRY_SECONDS)
@@ -194,19 +194,19 @@ class Service:
             return Draining()
         if not self.ready.is_set():
             return NotReady("The model is still loading.", retry_after=RETRY_SECONDS)
-        return None if self.alive() else self._silent()
+        return None if self.is_alive() else self._silent()
 
-    def unready(self) -> Problem | None:
+    def not_ready_reason(self) -> Problem | None:
         """What /readyz says: the same, and that the service is about to leave."""
         if self.leaving and not self.draining:
             return Draining("The service is about to shut down.")
-        return self.trouble()
+        return self.unavailable_reason()
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the process is worth keeping; what `/healthz` says. It does not depend on load."""
         if self.failure is not None:
             return False
-        return self._worker is None or self._worker.status().alive(self.settings.heartbeat_timeout)
+        return self._worker is None or self._worker.status().is_alive(self.settings.heartbeat_timeout)
 
     @property
     def loaded(self) -> Segmenting | None:
@@ -222,17 +222,17 @@ class Service:
     def engine(self) -> Segmenting:
         """The engine. Raises NotReady while it loads."""
         if self._engine is None:
-            raise self.trouble() or NotReady(retry_after=RETRY_SECONDS)
+            raise self.unavailable_reason() or NotReady(retry_after=RETRY_SECONDS)
         return self._engine
 
     @property
     def worker(self) -> Worker:
         """The worker that runs the engine. Raises NotReady while it loads."""
         if self._worker is None:
-            raise self.trouble() or NotReady(retry_after=RETRY_SECONDS)
+            raise self.unavailable_reason() or NotReady(retry_after=RETRY_SECONDS)
         return self._worker
 
-    async def leave(self) -> None:
+    async def begin_shutdown(self) -> None:
         """Tell load balancers by /readyz that this replica goes, and return once they have had time to notice."""
         self.leaving = True
         if self.ready.is_set() and self.failure is None:

@@ -25,7 +25,7 @@ router = APIRouter()
 async def healthz(request: Request) -> Response:
     """Whether the process is worth keeping."""
     service: Service = request.app.state.service
-    if not service.alive():
+    if not service.is_alive():
         raise NotReady(service.failure or "The device gives no sign of life.", retry_after=5)
     return fresh({"status": "ok"})
 
@@ -34,7 +34,7 @@ async def healthz(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """Whether requests are taken."""
     service: Service = request.app.state.service
-    if trouble := service.unready():
+    if trouble := service.not_ready_reason():
         raise trouble
     return fresh({"status": "ready"})
 

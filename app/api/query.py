@@ -29,14 +29,14 @@ WHOLE = re.compile(r"\d{1,9}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted(Options):
+class SegmentParams(Options):
     """What the engine is asked for, and how the answer is to spell it."""
 
     mask_format: str = MASKS[0]
 
 
-def parse(query: str, categories: tuple[Category, ...]) -> Wanted:
-    """The options in a query string; those not given have the defaults of `Wanted`.
+def parse(query: str, categories: tuple[Category, ...]) -> SegmentParams:
+    """The options in a query string; those not given have the defaults of `SegmentParams`.
 
     Raises InvalidParameter, which names the parameter and what it takes, for whatever is unknown, empty,
     given twice, or outside its range.
@@ -55,7 +55,7 @@ def parse(query: str, categories: tuple[Category, ...]) -> Wanted:
                 options["masks"] = value != "none"
             case _:
                 raise InvalidParameter(f'There is no parameter "{name[:40]}". {closest(name, PARAMETERS)}')
-    return Wanted(**options)
+    return SegmentParams(**options)
 
 
 def time_limit(given: str | None) -> float:

@@ -15,8 +15,8 @@ from starlette.responses import Response
 from app.api import openapi, responses
 from app.api import query as options
 from app.api.auth import authorised
-from app.api.streaming import Held, Lines
-from app.http.disconnect import unless_gone
+from app.api.streaming import BufferedUpload, NdjsonResponse
+from app.http.disconnect import cancel_on_disconnect
 from app.http.request_context import Timings
 from app.intake.uploads import Upload, read_uploads
 from app.problems import (
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from app.api.query import Wanted
+    from app.api.query import SegmentParams
     from app.batching.admission import Body
     from app.service import Service
     from model.instances import Instances, Options
@@ -53,7 +53,7 @@ async def segment(request: Request) -> Response:
     model = service.engine.model
     wanted = options.parse(request.url.query, model.categories)
     media_type = responses.preferred(request.headers.get("accept", ""))
-    patience = options.time_limit(request.headers.get(options.TIME_LIMIT))
+    client_timeout = options.time_limit(request.headers.get(options.TIME_LIMIT))
     with service.admission.body() as body:
         with timings.stage("read"):
             uploads = await read_uploads(
@@ -66,7 +66,7 @@ async def segment(request: Request) -> Response:
                 max_form_bytes=service.settings.max_queue_bytes // 2,
             )
         if media_type == responses.NDJSON or (len(uploads) > 1 and media_type == responses.JSON):
-            return several(request, wanted, uploads, body, patience)
+            return several(request, wanted, uploads, body, client_timeout)
         if len(uploads) > 1:
             raise MalformedRequest(
                 f"A picture is the answer for one image; for several it is {responses.NDJSON}, a line of JSON each."
@@ -74,23 +74,25 @@ async def segment(request: Request) -> Response:
         upload = uploads.pop()
         if upload.url:
             with timings.stage("fetch"):
-                upload = await unless_gone(request.receive, fetched(service, upload.url, body))
-        seconds = min(service.settings.request_timeout, patience - timings.total())
+                upload = await cancel_on_disconnect(request.receive, fetched(service, upload.url, body))
+        seconds = min(service.settings.request_timeout, client_timeout - timings.total())
         encode = partial(
             responses.encode, media_type, request.state.id, model, mask_format=wanted.mask_format
         )
-        asked = Asked(service, timings, request.state.record, wanted, encode)
+        asked = SegmentRequest(service, timings, request.state.record, wanted, encode)
         work = answer(asked, upload, body, seconds)
         del upload  # `answer` lets go of the file once it is decoded
-        content = await unless_gone(request.receive, work)
+        content = await cancel_on_disconnect(request.receive, work)
     return Response(content, headers={"Vary": "Accept"}, media_type=media_type)
 
 
-def several(request: Request, wanted: Wanted, uploads: list[Upload], body: Body, patience: float) -> Lines:
+def several(
+    request: Request, wanted: SegmentParams, uploads: list[Upload], body: Body, client_timeout: float
+) -> NdjsonResponse:
     """The answer to a request for several images: a line for each."""
     service: Service = request.app.state.service
     passed = request.state.timings.total
-    held = [Held(body, upload) for upload in uploads]
+    held = [BufferedUpload(body, upload) for upload in uploads]
 
     async def line(index: int) -> bytes:
         upload = held[index].upload
@@ -99,13 +101,13 @@ def several(request: Request, wanted: Wanted, uploads: list[Upload], body: Body,
         encode = partial(
             responses.line, index, request.state.id, service.engine.model, mask_format=wanted.mask_format
         )
-        seconds = min(service.settings.request_timeout, patience - passed())
-        work = answer(Asked(service, Timings(), {}, wanted, encode), upload, held[index], seconds)
+        seconds = min(service.settings.request_timeout, client_timeout - passed())
+        work = answer(SegmentRequest(service, Timings(), {}, wanted, encode), upload, held[index], seconds)
         del upload
         return await work
 
     at_once = 2 * service.settings.max_batch_size  # a batch that runs, and the next one
-    return Lines(line, held, at_once, request.state.id, request.state.record)
+    return NdjsonResponse(line, held, at_once, request.state.id, request.state.record)
 
 
 async def fetched(service: Service, url: str, body: Body) -> Upload:
@@ -116,7 +118,7 @@ async def fetched(service: Service, url: str, body: Body) -> Upload:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SegmentRequest:
     """What an image is wanted for, and where what happens to it is told."""
 
     service: Service
@@ -126,7 +128,7 @@ class Asked:
     encode: Encode
 
 
-async def answer(asked: Asked, upload: Upload, body: Body, seconds: float) -> bytes:
+async def answer(asked: SegmentRequest, upload: Upload, body: Body, seconds: float) -> bytes:
     """The body of the answer, within `seconds` or not at all.
 
     body: is released once the image is decoded.

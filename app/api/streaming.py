@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from app.api.responses import NDJSON
 from app.batching.admission import Body
-from app.http.disconnect import unless_gone
+from app.http.disconnect import cancel_on_disconnect
 from app.intake.uploads import Upload
 from app.observability.logs import FIELDS
 from app.problems import Problem, QueueFull
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Held(Body):
+class BufferedUpload(Body):
     """One image of a form, and the account of its bytes; it is let go when they are released."""
 
     def __init__(self, form: Body, upload: Upload) -> None:
@@ -43,7 +43,7 @@ class Held(Body):
         super().release()
 
 
-class Lines(Response):
+class NdjsonResponse(Response):
     """The answer, `application/x-ndjson`: a result of POST /segment or a problem a line, each with its `index`.
 
     The status is 200 once all images have arrived; what is wrong with one of them is told in its own line.
@@ -54,7 +54,7 @@ class Lines(Response):
     def __init__(
         self,
         line: Callable[[int], Awaitable[bytes]],
-        held: Sequence[Held],
+        held: Sequence[BufferedUpload],
         at_once: int,
         request_id: str,
         record: dict[str, Any],
@@ -80,7 +80,7 @@ class Lines(Response):
             await send(
                 {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
             )
-            await unless_gone(receive, self._send(send))
+            await cancel_on_disconnect(receive, self._send(send))
         finally:
             for held in self._held:
                 held.release()

@@ -111,7 +111,7 @@ class Admission:
         """Refuse every new request with the problem that `refusal` makes. Those already inside stay."""
         self._closed = refusal
 
-    def knock(self) -> None:
+    def raise_if_overloaded(self) -> None:
         """Raise at once what `admit` would raise for any image, so that no body is read in vain."""
         if self._closed is not None:
             problem = self._closed()
@@ -143,7 +143,7 @@ class Admission:
         whenever the house is empty, but then its answer would depend on the traffic of others, and under
         steady load it would be told to retry for ever.
         """
-        self.knock()
+        self.raise_if_overloaded()
         self._refuse_unless_fits(pixels, seconds)
         self.requests += 1
         self.pixels += pixels

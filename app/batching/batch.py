@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from app.batching.queue import Segmented
+from app.batching.queue import SegmentResult
 from app.problems import DeadlineExceeded, ImageTooLarge, Problem
 from model.errors import DeviceFailed, OutOfDeviceMemory
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from app.batching.queue import Clock, Entry, Sifted
+    from app.batching.queue import Clock, Entry, Partition
     from model.instances import Instances, Options
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Segmenter(Protocol):
 class Outcome:
     """What one attempt at a group of entries has brought."""
 
-    answers: Sequence[tuple[Entry, Segmented | Problem]]  # none if the attempt failed and is split
+    answers: Sequence[tuple[Entry, SegmentResult | Problem]]  # none if the attempt failed and is split
     seconds: float  # of device time
     out_of_memory: bool = False  # what the attempt failed of
 
@@ -57,7 +57,7 @@ def forward(
     engine: Segmenter,
     group: Sequence[Entry],
     *,
-    sift: Callable[[Sequence[Entry]], Sifted],
+    drop_dead: Callable[[Sequence[Entry]], Partition],
     clock: Clock,
     counts: Counter[str],
     again: bool = False,
@@ -67,19 +67,19 @@ def forward(
     A failing group is halved until the culprit stands alone: one culprit among n costs 2·log2(n) attempts
     more, and a neighbour has its answer as soon as its half passes. An image for which alone there is not
     enough memory is tried once more (`again`), now that the engine has let go of what it kept for later.
-    `sift` drops what died meanwhile.
+    `drop_dead` drops what died meanwhile.
     counts: "batches" and "images" that passed, "splits", attempts that ran "out-of-memory", and images that
     "failed" or were "too-large" alone.
     Raises DeviceFailed, and whatever is no Exception, with the rest of the group unanswered.
     """
     begun = clock()
     out_of_memory = False
-    answers: list[tuple[Entry, Segmented | Problem]] = []
+    answers: list[tuple[Entry, SegmentResult | Problem]] = []
     try:
         found = engine.segment([entry.image for entry in group], [entry.options for entry in group])
         seconds = clock() - begun
         for entry, instances in zip(group, found, strict=True):
-            segmented = Segmented(instances, begun - entry.enqueued_at, seconds, len(group))
+            segmented = SegmentResult(instances, begun - entry.enqueued_at, seconds, len(group))
             answers.append((entry, segmented))
         counts["batches"] += 1
         counts["images"] += len(group)
@@ -105,11 +105,13 @@ def forward(
     counts["splits"] += not alone
     middle = len(group) // 2
     for part in [group] if alone else [group[:middle], group[middle:]]:
-        sifted = sift(part)
-        if sifted.expired:
-            yield Outcome([(entry, too_late()) for entry in sifted.expired], 0.0)
-        if sifted.live:
-            yield from forward(engine, sifted.live, sift=sift, clock=clock, counts=counts, again=alone)
+        partition = drop_dead(part)
+        if partition.expired:
+            yield Outcome([(entry, too_late()) for entry in partition.expired], 0.0)
+        if partition.live:
+            yield from forward(
+                engine, partition.live, drop_dead=drop_dead, clock=clock, counts=counts, again=alone
+            )
 
 
 def _problem(error: Exception, counts: Counter[str]) -> Problem:

@@ -39,7 +39,7 @@ class Status:
     doing_seconds: float
     heartbeat_age: float  # seconds
 
-    def alive(self, limit: float) -> bool:
+    def is_alive(self, limit: float) -> bool:
         """False after a fatal error, or when there was no sign of life for `limit` seconds.
 
         Such silence is a forward pass that hangs, or a thread that is gone; choose `limit` longer than the

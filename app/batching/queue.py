@@ -3,7 +3,7 @@
 No threads, no tensors, no sleeping, the clock is passed in. What runs the batches is worker.py.
 
 Who touches what: `Queue` does no locking itself; the worker holds its one lock around every call, from the
-event loop (put, discard) and from the device thread (next_batch, sift) alike.
+event loop (put, discard) and from the device thread (next_batch, drop_dead) alike.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Bucket = tuple[int, int]  # (height, width) of the padded network input, pixels
 
 
 @dataclass(frozen=True, slots=True)
-class Segmented:
+class SegmentResult:
     """One request's instances, and what they took."""
 
     instances: Instances
@@ -45,13 +45,13 @@ class Entry:
     pixels: int  # of the image as it was sent
     options: Options
     deadline: float  # on the queue's clock; from then on nobody waits for the answer
-    future: asyncio.Future[Segmented]
+    future: asyncio.Future[SegmentResult]
     bucket: Bucket
     enqueued_at: float
 
 
 @dataclass(frozen=True, slots=True)
-class Sifted:
+class Partition:
     """Entries parted into those to run and those whose deadline passed; cancelled ones have vanished."""
 
     live: list[Entry]
@@ -88,16 +88,16 @@ class Queue:
         """Take out an entry that nobody waits for any more, with its image; one that has left is fine."""
         if entry in self._arrivals:
             self._remove(entry)
-            self.dropped[self._fate(entry) or "cancelled"] += 1
+            self.dropped[self._drop_reason(entry) or "cancelled"] += 1
 
-    def next_batch(self, max_batch_size: int, max_batch_pixels: int) -> Sifted:
+    def next_batch(self, max_batch_size: int, max_batch_pixels: int) -> Partition:
         """Remove and return the next batch: entries of the oldest live entry's bucket, in order of arrival.
 
         At most `max_batch_size` of them, and at most `max_batch_pixels` pixels of padded input, except that
         one entry may always go alone. `live` is empty when nothing is left to run. Dead entries met on the
         way are dropped and counted; the expired ones are handed back so that they can be told.
         """
-        batch = Sifted([], [])
+        batch = Partition([], [])
         while self._arrivals and not batch.live:
             oldest = next(iter(self._arrivals))
             self._remove(oldest)
@@ -112,12 +112,12 @@ class Queue:
                 self._sort_out(entry, batch)
         return batch
 
-    def sift(self, entries: Iterable[Entry]) -> Sifted:
+    def drop_dead(self, entries: Iterable[Entry]) -> Partition:
         """Part entries that were taken earlier, some of which may have died; counts as next_batch does."""
-        sifted = Sifted([], [])
+        partition = Partition([], [])
         for entry in entries:
-            self._sort_out(entry, sifted)
-        return sifted
+            self._sort_out(entry, partition)
+        return partition
 
     def clear(self) -> list[Entry]:
         """Remove and return everything, for the caller to answer."""
@@ -135,16 +135,16 @@ class Queue:
             del self._buckets[entry.bucket]
         self.pixels -= entry.pixels
 
-    def _sort_out(self, entry: Entry, into: Sifted) -> None:
-        fate = self._fate(entry)
-        if fate is None:
+    def _sort_out(self, entry: Entry, into: Partition) -> None:
+        reason = self._drop_reason(entry)
+        if reason is None:
             into.live.append(entry)
             return
-        self.dropped[fate] += 1
-        if fate == "expired":
+        self.dropped[reason] += 1
+        if reason == "expired":
             into.expired.append(entry)
 
-    def _fate(self, entry: Entry) -> str | None:
+    def _drop_reason(self, entry: Entry) -> str | None:
         """Why the entry must not run, or None.
 
         Past its deadline it has expired, also if a time limit around the caller was first to cancel it; and a

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from app.batching.batch import Outcome, Segmenter, forward, too_late
 from app.batching.budget import BatchBudget
 from app.batching.heartbeat import Heartbeat, State, Status
-from app.batching.queue import Entry, Queue, Segmented
+from app.batching.queue import Entry, Queue, SegmentResult
 from app.problems import Draining, NotReady, Problem
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from app.batching.admission import Admission, Ticket
-    from app.batching.queue import Clock, Sifted
+    from app.batching.queue import Clock, Partition
     from model.instances import Options
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class Worker:
 
     async def segment(
         self, ticket: Ticket, image: NDArray[np.uint8], options: Options, deadline: float
-    ) -> Segmented:
+    ) -> SegmentResult:
         """The image's instances, as soon as the device has found them.
 
         image: [H, W, 3] RGB. deadline: finite, on the worker's clock (`time.monotonic`).
@@ -114,7 +114,7 @@ class Worker:
         now = self._clock()
         height, width = image.shape[:2]
         bucket = self._engine.padded_shape(height, width)
-        future: asyncio.Future[Segmented] = self._loop.create_future()
+        future: asyncio.Future[SegmentResult] = self._loop.create_future()
         entry = Entry(image, ticket.pixels, options, deadline, future, bucket, now)
         with self._lock:
             self._refuse_unless_running()
@@ -245,7 +245,7 @@ class Worker:
             self._batch = taken.live
             self._beat("forward")
             for outcome in forward(
-                self._engine, taken.live, sift=self._sift, clock=self._clock, counts=self.counts
+                self._engine, taken.live, drop_dead=self._drop_dead, clock=self._clock, counts=self.counts
             ):
                 self._post(self._deliver, outcome)
                 self._beat("forward")
@@ -256,9 +256,9 @@ class Worker:
             self._batch = ()
         return True
 
-    def _sift(self, entries: Sequence[Entry]) -> Sifted:
+    def _drop_dead(self, entries: Sequence[Entry]) -> Partition:
         with self._lock:
-            return self._queue.sift(entries)
+            return self._queue.drop_dead(entries)
 
     def _beat(self, doing: str) -> None:
         self._heartbeat = self._heartbeat.next(self._clock(), doing)
@@ -270,7 +270,7 @@ class Worker:
             log.warning("The event loop has ended before the device worker did.")
 
 
-def _answer(answers: Iterable[tuple[Entry, Segmented | Problem]]) -> None:
+def _answer(answers: Iterable[tuple[Entry, SegmentResult | Problem]]) -> None:
     for entry, answer in answers:
         if entry.future.done():  # the client left, or the deadline passed, while the device was at it
             continue
@@ -280,7 +280,7 @@ def _answer(answers: Iterable[tuple[Entry, Segmented | Problem]]) -> None:
             entry.future.set_result(answer)
 
 
-def _expire(future: asyncio.Future[Segmented]) -> None:
+def _expire(future: asyncio.Future[SegmentResult]) -> None:
     if not future.done():
         future.set_exception(too_late())
 

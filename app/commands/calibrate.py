@@ -65,7 +65,7 @@ def run(name: str, images: Sequence[Path], out: Path | None, weights_folder: Pat
         if source is None:
             zoo.save(target, network, model)
         else:
-            zoo.describe_anew(target, source, model)
+            zoo.rewrite_metadata(target, source, model)
     except (*LOAD_ERRORS, ImageError) as error:
         return complain(str(error), BAD_FILE)
     except OSError as error:

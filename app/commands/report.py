@@ -92,7 +92,7 @@ def report(
             ("The worst images: what is there, and what was found", "worst.jpg"),
         ]
         show(evaluation)
-    zoo.describe_anew(path, path, model)
+    zoo.rewrite_metadata(path, path, model)
     text = card(
         model,
         evaluation,

@@ -54,9 +54,9 @@ class Connection(HttpToolsProtocol):
         self._header_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self.refused = False  # it was answered for the last time, and is closed when the client has read that
-        self._deaf = False  # what it still sends is thrown away
-        self._owed: Problem | None = None  # a refusal whose turn comes after the answers before it
-        self._broken: RequestResponseCycle | None = None  # the request whose body is no HTTP
+        self._closing = False  # what it still sends is thrown away
+        self._pending_error: Problem | None = None  # a refusal whose turn comes after the answers before it
+        self._malformed: RequestResponseCycle | None = None  # the request whose body is no HTTP
         self._application = self.app
         self.app = self._answer
         self.quiet_since = self.loop.time()
@@ -81,13 +81,13 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Count what arrives of a header."""
-        if self._deaf or self.transport.is_closing():
+        if self._closing or self.transport.is_closing():
             return
         self.quiet_since = self.loop.time()
         if self._in_header:
             self._header_bytes += len(data)
         super().data_received(data)
-        if self._in_header and self._header_bytes > HEADER_BYTES and not self._deaf:
+        if self._in_header and self._header_bytes > HEADER_BYTES and not self._closing:
             self._refuse(too_large())
 
     def on_message_begin(self) -> None:
@@ -120,20 +120,20 @@ class Connection(HttpToolsProtocol):
         """The connection has nothing to do."""
         self.quiet_since = self.loop.time()
         super().on_response_complete()
-        if self._owed is not None and not self.busy and not self.transport.is_closing():
-            self._dismiss(self._owed)
+        if self._pending_error is not None and not self.busy and not self.transport.is_closing():
+            self._send_error_and_close(self._pending_error)
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP: a header here, a body through the application, which waits for it."""
-        if self._deaf:  # by on_headers_complete
+        if self._closing:  # by on_headers_complete
             return
         if self._in_header or not self.busy:
             self._refuse(MalformedRequest(msg))
             return
-        self._deaf = True
-        self._broken = self.cycle
-        self._broken.keep_alive = False
-        self._broken.message_event.set()
+        self._closing = True
+        self._malformed = self.cycle
+        self._malformed.keep_alive = False
+        self._malformed.message_event.set()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application. A body that is no HTTP meets it as an exception, so that one place answers and logs.
@@ -143,7 +143,7 @@ class Connection(HttpToolsProtocol):
 
         async def intact() -> Message:
             message = await receive()
-            broken = self._broken
+            broken = self._malformed
             if broken is not None and broken.scope is scope and not broken.response_started:
                 raise MalformedRequest("The body's chunks are not as HTTP has them (RFC 9112, section 7.1).")
             return message
@@ -180,14 +180,14 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, problem: Problem) -> None:
         """Answer after the requests before it, and read no more."""
         self._stop_timer()
-        self._deaf = True
+        self._closing = True
         log.info("a connection was refused: %s", problem.detail)
         if self.busy:
-            self._owed = problem
+            self._pending_error = problem
         else:
-            self._dismiss(problem)
+            self._send_error_and_close(problem)
 
-    def _dismiss(self, problem: Problem) -> None:
+    def _send_error_and_close(self, problem: Problem) -> None:
         """Answer, and close once the client has read it.
 
         Closing a socket with unread bytes resets the connection, upon which the client's kernel drops the answer.

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-async def unless_gone(receive: Receive, work: Coroutine[None, None, T]) -> T:
+async def cancel_on_disconnect(receive: Receive, work: Coroutine[None, None, T]) -> T:
     """The work's result. If the client leaves first the work is cancelled, which frees its place.
 
     receive: of a request whose body was read, so that all it can still bring is the disconnect.
     Raises ClientDisconnect.
     """
     task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(gone(receive))
+    watch = asyncio.ensure_future(wait_for_disconnect(receive))
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
@@ -34,7 +34,7 @@ async def unless_gone(receive: Receive, work: Coroutine[None, None, T]) -> T:
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def gone(receive: Receive) -> None:
+async def wait_for_disconnect(receive: Receive) -> None:
     """Return when the client has closed the connection."""
     while (await receive())["type"] != "http.disconnect":
         pass

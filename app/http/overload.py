@@ -1,7 +1,7 @@
-"""The door of /segment: who cannot be let in is told so before anything else is done for him.
+"""Refuses requests to /segment that cannot be admitted, before anything else is done for them.
 
-Pure ASGI middleware inside of Exchanges. Under overload most requests end here, and what they cost is taken from those
-that are answered: routing, dependencies and options would double it.
+Pure ASGI middleware inside RequestContextMiddleware. Under overload most requests end here, and their cost is taken
+from the requests that are answered: routing, dependencies and query parameters would double it.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 
-class Door:
-    """Lets a request for instances pass, or answers it with the problem that `knock` raises."""
+class OverloadMiddleware:
+    """Lets a request for instances pass, or answers it with the problem that `raise_if_overloaded` raises."""
 
-    def __init__(self, app: ASGIApp, knock: Callable[[], None]) -> None:
+    def __init__(self, app: ASGIApp, raise_if_overloaded: Callable[[], None]) -> None:
         self.app = app
-        self.knock = knock
+        self.raise_if_overloaded = raise_if_overloaded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one scope."""
         if scope["type"] == "http" and scope["path"] == "/segment" and scope["method"] == "POST":
             try:
-                self.knock()
+                self.raise_if_overloaded()
             except Problem as problem:
                 await refuse(Request(scope), problem)(scope, receive, send)
                 return

@@ -86,7 +86,7 @@ def refuse(request: Request, problem: Problem) -> Response:
     return respond(problem, request.state.id)
 
 
-class Exchanges:
+class RequestContextMiddleware:
     """The middleware. Its gifts to the routes are `request.state.id`, `request.state.timings`, and
     `request.state.record`: what the exchange's line in the log says besides.
     """
@@ -99,12 +99,12 @@ class Exchanges:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run one HTTP exchange; other scopes, which are the life-cycle's, pass through."""
         if scope["type"] == "http":
-            await Exchange(scope, receive, send, self.metrics, self.tracing).run(self.app)
+            await RequestContext(scope, receive, send, self.metrics, self.tracing).run(self.app)
         else:
             await self.app(scope, receive, send)
 
 
-class Exchange:
+class RequestContext:
     """One request and its response."""
 
     def __init__(
@@ -134,7 +134,7 @@ class Exchange:
         self.unread = length not in ("", "0") or "transfer-encoding" in headers
         self.small = length.isdecimal() and int(length) <= SMALL_BODY
         # The client waits for a word from us before it sends the body.
-        self.holds_back = headers.get("expect", "").lower() == "100-continue"
+        self.expects_continue = headers.get("expect", "").lower() == "100-continue"
         self.seconds = 0.0  # until the answer was sent
         self.bytes = 0  # of its body
         self._receive = receive
@@ -163,7 +163,7 @@ class Exchange:
 
     async def receive(self) -> Message:
         """The application's `receive`, which watches how far the body is read."""
-        self.holds_back = False
+        self.expects_continue = False
         message = await self._receive()
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self.unread = False
@@ -176,8 +176,8 @@ class Exchange:
             headers = MutableHeaders(scope=message)
             headers["X-Request-ID"] = self.id
             headers["Server-Timing"] = self.timings.header()
-            if self.small and self.unread and not self.holds_back:
-                await self.hear_out(SMALL_BODY_SECONDS)
+            if self.small and self.unread and not self.expects_continue:
+                await self.drain_body(SMALL_BODY_SECONDS)
             if self.unread:
                 headers["Connection"] = "close"
             await self._send(message)
@@ -186,13 +186,13 @@ class Exchange:
         more = message.get("more_body", False)
         self.seconds = self.timings.total()
         self.bytes += len(body)
-        if self.unread and not self.holds_back and not more:
+        if self.unread and not self.expects_continue and not more:
             await self._send({"type": message["type"], "body": body, "more_body": True})
             body = b""
-            await self.hear_out(LINGER_SECONDS)
+            await self.drain_body(LINGER_SECONDS)
         await self._send({"type": message["type"], "body": body, "more_body": more})
 
-    async def hear_out(self, seconds: float) -> None:
+    async def drain_body(self, seconds: float) -> None:
         """Read the rest of the body into nowhere, for so long at most.
 
         Some clients only look at the answer when all is sent.

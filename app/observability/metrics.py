@@ -20,7 +20,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from app.batching.queue import Segmented
+from app.batching.queue import SegmentResult
 from app.version import version
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Metrics:
     def outcome(self, outcome: Outcome, input_size: Callable[[int, int], tuple[int, int]]) -> None:
         """An attempt at a batch has ended. input_size: of the engine."""
         self.device_seconds.inc(outcome.seconds)
-        passed = [(entry, answer) for entry, answer in outcome.answers if isinstance(answer, Segmented)]
+        passed = [(entry, answer) for entry, answer in outcome.answers if isinstance(answer, SegmentResult)]
         if passed:
             self.batches.observe(len(passed))
         for entry, segmented in passed:
@@ -125,8 +125,8 @@ class Readings(Collector):
     def collect(self) -> Iterable[Metric]:
         """All of them; those of the worker once there is one."""
         service, admission = self._service, self._service.admission
-        yield gauge("ready", "1 while requests are taken, else 0.", service.unready() is None)
-        yield gauge("healthy", "1 while /healthz is green, else 0.", service.alive())
+        yield gauge("ready", "1 while requests are taken, else 0.", service.not_ready_reason() is None)
+        yield gauge("healthy", "1 while /healthz is green, else 0.", service.is_alive())
         yield gauge("queue_requests", "Requests in flight, from admission to answer.", admission.requests)
         yield gauge("queue_requests_limit", "The most that there may be.", admission.max_requests)
         yield gauge("queue_pixels", "Pixels of their images, as sent.", admission.pixels)

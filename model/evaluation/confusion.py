@@ -27,8 +27,8 @@ class Verdict:
     quality: float  # panoptic quality (Kirillov et al., "Panoptic Segmentation", section 4.2), 0 to 1
     found: int  # objects with a detection of their own category
     missed: int
-    mistaken: int  # detections that cover an object of another category
-    invented: int  # detections that cover none
+    misclassified: int  # detections that cover an object of another category
+    false_positive: int  # detections that cover none
 
 
 class Confusion:
@@ -66,7 +66,7 @@ class Confusion:
             overlaps = np.asarray(coco.iou([d[key] for d in sure], theirs, flags))
         nothing = len(self.names)
         taken: set[int] = set()
-        right, quality, mistaken, invented = 0, 0.0, 0, 0
+        right, quality, misclassified, false_positive = 0, 0.0, 0, 0
         for detection, row in zip(sure, overlaps, strict=True):
             column = self._row[detection["category_id"]]
             free = [n for n in np.argsort(-row[: len(true)], kind="stable").tolist() if n not in taken]
@@ -75,22 +75,24 @@ class Confusion:
                 own = self._row[true[free[0]]["category_id"]]
                 self.matrix[own, column] += 1
                 right += own == column
-                mistaken += own != column
+                misclassified += own != column
                 quality += float(row[free[0]]) * (own == column)
             elif not (row[len(true) :] >= LEAST_OVERLAP).any():
                 self.matrix[nothing, column] += 1
-                invented += 1
+                false_positive += 1
         for number, annotation in enumerate(true):
             if number not in taken:
                 self.matrix[self._row[annotation["category_id"]], nothing] += 1
         missed = len(true) - len(taken)
         # A mistaken detection is one found too much and one object missed.
-        weight = right + (invented + mistaken) / 2 + (missed + mistaken) / 2
+        weight = right + (false_positive + misclassified) / 2 + (missed + misclassified) / 2
         self.verdicts.append(
-            Verdict(index, quality / weight if weight else 1.0, right, missed, mistaken, invented)
+            Verdict(index, quality / weight if weight else 1.0, right, missed, misclassified, false_positive)
         )
 
     def worst(self, count: int) -> list[Verdict]:
         """The images of least quality, the worst first; of those alike the one with more errors."""
-        ranked = sorted(self.verdicts, key=lambda v: (v.quality, -(v.missed + v.mistaken + v.invented)))
+        ranked = sorted(
+            self.verdicts, key=lambda v: (v.quality, -(v.missed + v.misclassified + v.false_positive))
+        )
         return [verdict for verdict in ranked if verdict.quality < 1][:count]

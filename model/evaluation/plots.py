@@ -155,8 +155,8 @@ def worst_images(
             f"{count} {word}"
             for count, word in (
                 (verdict.missed, "missed"),
-                (verdict.mistaken, "mistaken"),
-                (verdict.invented, "invented"),
+                (verdict.misclassified, "mistaken"),
+                (verdict.false_positive, "invented"),
             )
             if count
         ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model.inference.features import Dense
+from model.inference.features import FeatureExtractor
 from model.inference.preprocess import Normaliser
 from model.kernels.convolution import Conv, Format, Layer
 from model.kernels.int8 import NOT_THESE, quantisable
@@ -44,7 +44,7 @@ class _Watching(Format):
         """One that notes."""
         return _Watched(conv, self, norm, activation)
 
-    def last(self, conv: nn.Conv2d) -> Layer:
+    def output_conv(self, conv: nn.Conv2d) -> Layer:
         """One that does not: its results stay floats."""
         return Conv(conv, self)
 
@@ -54,8 +54,8 @@ class _Watched(Conv):
         super().__init__(conv, form, norm=norm, activation=activation)
         self._seen = form.seen[form.names[conv]]
 
-    def __call__(self, x: Tensor, onto: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        y = super().__call__(x, onto, out)
+    def __call__(self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        y = super().__call__(x, residual, out)
         self._seen.append(_ends(y))
         return y
 
@@ -85,7 +85,7 @@ def measured(network: Any, architecture: Architecture, images: Iterable[np.ndarr
     if not quantisable(architecture):
         raise ValueError(f"{architecture.backbone} cannot run in int8; {NOT_THESE}")
     form = _Watching(torch.device("cpu"), torch.float32, {m: name for name, m in network.named_modules()})
-    normalise, dense = Normaliser(network.transform, form), Dense(network, form)
+    normalise, dense = Normaliser(network.transform, form), FeatureExtractor(network, form)
     for image in images:
         size, padded = architecture.input_size(*image.shape[:2]), architecture.padded_shape(*image.shape[:2])
         dense(normalise([image], [size], padded))

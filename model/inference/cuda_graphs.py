@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from model.inference.features import Maps
+    from model.inference.features import FeatureMaps
 
 MOST = 32  # shapes that are recorded; each keeps its input and its maps, all share the memory of what lies between
 IDLE = 256  # batches after which a recording that none of them used makes room for another shape
@@ -25,17 +25,17 @@ log = logging.getLogger(__name__)
 class _Recording:
     graph: Any
     inputs: Tensor
-    maps: Maps
+    maps: FeatureMaps
     used: int  # which batch used it last
 
 
-class Captured:
+class CudaGraphCache:
     """A dense part whose launches are recorded the first time that a shape is seen, and replayed from then on.
 
     What a call returns is overwritten by the next call. Calls come with the device as the current one.
     """
 
-    def __init__(self, dense: Callable[[Tensor], Maps]) -> None:
+    def __init__(self, dense: Callable[[Tensor], FeatureMaps]) -> None:
         self._dense = dense
         self._recordings: dict[tuple[int, ...], _Recording] = {}
         self._refused: set[tuple[int, ...]] = set()  # shapes that could not be recorded
@@ -44,7 +44,7 @@ class Captured:
         self._stream: Any = None
         self._pool: Any = None
 
-    def __call__(self, images: Tensor) -> Maps:
+    def __call__(self, images: Tensor) -> FeatureMaps:
         """images: [B, 3, H, W], channels last. Runs as it is where there is no recording and no room for one."""
         shape = tuple(images.shape)
         self._batches += 1

@@ -17,13 +17,13 @@ from torch.nn import functional
 from torchvision.models.detection.transform import resize_boxes
 
 from model.errors import EngineError, OutOfDeviceMemory, device_error
-from model.inference.cuda_graphs import Captured
+from model.inference.cuda_graphs import CudaGraphCache
 from model.inference.devices import current, device_named, multiplies_bfloat16, resolved
-from model.inference.fallback import Plain
-from model.inference.features import Dense
-from model.inference.fixed_size import Wanted, found_at_once
+from model.inference.fallback import TorchvisionFallback
+from model.inference.features import FeatureExtractor
+from model.inference.fixed_size import DetectionLimits, detect_without_sync
 from model.inference.preprocess import Normaliser
-from model.inference.proposals import Proposer
+from model.inference.proposals import ProposalGenerator
 from model.inference.roi_heads import BoxHead, MaskHead
 from model.instances import Instances, Options
 from model.kernels import int8
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from model.inference.features import Maps
+    from model.inference.features import FeatureMaps
     from model.inference.roi_heads import Detections
 
 log = logging.getLogger(__name__)
@@ -72,13 +72,15 @@ class Engine:
         # torchvision's COCO models have outputs that are no category, such as 12, which COCO skips.
         self._named = torch.zeros(model.architecture.classes, dtype=torch.bool)
         self._named[list(model.labels)] = True
-        self._plain = Plain(network, form) if Plain.needed(model.architecture) else None
+        self._plain = (
+            TorchvisionFallback(network, form) if TorchvisionFallback.needed(model.architecture) else None
+        )
         self._masks: MaskHead | None = None
         if self._plain is not None:
             return
-        dense = dense or Dense(parts, form)
-        self._dense: Callable[[Tensor], Maps] = Captured(dense) if self.batches else dense
-        self._propose = Proposer(parts.rpn, device)
+        dense = dense or FeatureExtractor(parts, form)
+        self._dense: Callable[[Tensor], FeatureMaps] = CudaGraphCache(dense) if self.batches else dense
+        self._propose = ProposalGenerator(parts.rpn, device)
         self._boxes = BoxHead(parts.roi_heads, form)
         if has_masks(network):
             self._masks = MaskHead(parts.roi_heads, form)
@@ -169,9 +171,9 @@ class Engine:
         if not images:
             return []
         with current(self.device, self.precision):
-            return self._attempted(images, options)
+            return self._segment_or_raise(images, options)
 
-    def _attempted(self, images: Sequence[np.ndarray], options: Sequence[Options]) -> list[Instances]:
+    def _segment_or_raise(self, images: Sequence[np.ndarray], options: Sequence[Options]) -> list[Instances]:
         try:
             if self.batches:
                 return self._forward(images, options)
@@ -189,7 +191,7 @@ class Engine:
             # The traceback holds the frames of the failed attempt, and they its tensors.
             traceback.clear_frames(error.__traceback__)
             if isinstance(failure, OutOfDeviceMemory):
-                if self._plain is None and isinstance(self._dense, Captured):
+                if self._plain is None and isinstance(self._dense, CudaGraphCache):
                     self._dense.forget()
                 torch.cuda.empty_cache()
             raise failure from error
@@ -207,11 +209,11 @@ class Engine:
                 self._instances(_on_cpu(detections), grid, shape, size)
                 for detections, grid, shape, size in zip(plain, grids, shapes, sizes, strict=True)
             ]
-        wanted = Wanted(sizes, options, allowed, self.device) if self.batches else None
+        wanted = DetectionLimits(sizes, options, allowed, self.device) if self.batches else None
         maps = self._dense(self._normalise(images, sizes, padded))
         found = None
         if wanted is not None:
-            found = found_at_once(self._propose, self._boxes, maps, padded, wanted)
+            found = detect_without_sync(self._propose, self._boxes, maps, padded, wanted)
         on_device, on_host = found or self._found(maps, padded, sizes, options, allowed)
         grids = self._grids(maps, on_device, options)
         return [
@@ -221,7 +223,7 @@ class Engine:
 
     def _found(
         self,
-        maps: Maps,
+        maps: FeatureMaps,
         padded: tuple[int, int],
         sizes: Sequence[tuple[int, int]],
         options: Sequence[Options],
@@ -254,7 +256,7 @@ class Engine:
         return allowed
 
     def _grids(
-        self, maps: Maps, found: Sequence[Detections], options: Sequence[Options]
+        self, maps: FeatureMaps, found: Sequence[Detections], options: Sequence[Options]
     ) -> list[Tensor | None]:
         """For each image [N, 28, 28] float32 probabilities of the instances' own classes, where they are wanted."""
         if self._masks is None:
@@ -290,7 +292,7 @@ def _on_cpu(detections: Detections) -> Detections:
     return boxes.cpu(), scores.cpu(), labels.cpu()
 
 
-def _in_int8(network: Any, model: zoo.Model) -> tuple[Format, Format, Dense]:
+def _in_int8(network: Any, model: zoo.Model) -> tuple[Format, Format, FeatureExtractor]:
     """What the heads compute in, what the image is normalised in, and the dense part. Raises EngineError."""
     if not int8.quantisable(model.architecture):
         raise EngineError(f"{model.architecture.backbone} cannot run in int8; {int8.NOT_THESE}")
@@ -304,5 +306,5 @@ def _in_int8(network: Any, model: zoo.Model) -> tuple[Format, Format, Dense]:
     return (
         form,
         Format(cpu, torch.float32),
-        Dense(network, int8.Int8Format.of(network, model.ranges, form.dtype)),
+        FeatureExtractor(network, int8.Int8Format.of(network, model.ranges, form.dtype)),
     )

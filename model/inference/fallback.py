@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from model.network.architecture import Architecture
 
 
-class Plain:
+class TorchvisionFallback:
     """A torchvision detector on a device, from normalised images to detections and their masks."""
 
     @staticmethod

@@ -31,7 +31,7 @@ _NOTHING = (nn.Identity, nn.Dropout)
 
 
 @dataclass(frozen=True, slots=True)
-class Maps:
+class FeatureMaps:
     """What the dense part makes of a batch of B images; P2 first."""
 
     table: Tensor  # [cells, C]: the features of P2 … P5, a row per cell; levels, in them images, in them rows of cells
@@ -66,7 +66,7 @@ def steps(modules: Iterable[tuple[str, nn.Module]], form: Format) -> list[tuple[
         elif isinstance(module, nn.MaxPool2d):
             size: Any = module.kernel_size
             halves = (size, module.stride, module.padding) in ((2, 2, 0), (3, 2, 1)) and module.dilation == 1
-            step = form.moving(
+            step = form.elementwise(
                 partial(_halved, size=size) if halves and form.device.type == "cpu" else module
             )
         elif isinstance(module, SqueezeExcitation):
@@ -124,7 +124,7 @@ class _Residual:
 
     def __call__(self, x: Any) -> Any:
         y = self._first(x)
-        return self._last(y, onto=x if self._shortcut is None else self._shortcut(x))
+        return self._last(y, residual=x if self._shortcut is None else self._shortcut(x))
 
 
 class _Inverted:
@@ -139,7 +139,7 @@ class _Inverted:
         return y + x if self._sums else y
 
 
-class Dense:
+class FeatureExtractor:
     """Backbone, feature pyramid and the RPN's head of a torchvision detection module."""
 
     def __init__(self, network: Any, form: Format) -> None:
@@ -156,12 +156,15 @@ class Dense:
             step for _, stack in steps(head.conv.named_children(), form) for step in _links(stack)
         ]
         self._anchors = int(head.cls_logits.out_channels)
-        self._scores = form.last(_side_by_side(head.cls_logits, head.bbox_pred))
-        self._doubled, self._halved = form.moving(_doubled), form.moving(lambda x: x[:, :, ::2, ::2])
+        self._scores = form.output_conv(_side_by_side(head.cls_logits, head.bbox_pred))
+        self._doubled, self._halved = (
+            form.elementwise(_doubled),
+            form.elementwise(lambda x: x[:, :, ::2, ::2]),
+        )
 
-    def __call__(self, images: Tensor) -> Maps:
+    def __call__(self, images: Tensor) -> FeatureMaps:
         """images: [B, 3, H, W] normalised, channels last, both sides multiples of 32."""
-        features, x = [], self._form.entering(images)
+        features, x = [], self._form.quantize_input(images)
         for step, wanted in self._body:
             x = step(x)
             if wanted:
@@ -174,7 +177,7 @@ class Dense:
         levels.append(self._halved(levels[-1]))  # P6
         shapes.append((int(levels[-1].shape[2]), int(levels[-1].shape[3])))
         scored = [self._scored(level) for level in levels]
-        return Maps(
+        return FeatureMaps(
             table=table,
             shapes=shapes,
             objectness=[both[..., : self._anchors].flatten(1).float() for both in scored],
@@ -185,7 +188,7 @@ class Dense:
         """P2 … P5, also in `places`, from C2 … C5 (Lin et al., "Feature Pyramid Networks", section 3)."""
         inner, levels = None, []
         for lateral, smooth, place in zip(self._lateral[::-1], self._smooth[::-1], places[::-1], strict=True):
-            inner = lateral(features.pop(), onto=None if inner is None else self._doubled(inner))
+            inner = lateral(features.pop(), residual=None if inner is None else self._doubled(inner))
             levels.append(smooth(inner, out=place))
         return levels[::-1]
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from model.inference.features import Maps
-    from model.inference.proposals import Proposer
+    from model.inference.features import FeatureMaps
+    from model.inference.proposals import ProposalGenerator
     from model.inference.roi_heads import BoxHead, Detections
     from model.instances import Options
 
 
-class Wanted:
+class DetectionLimits:
     """What is asked of each image of a batch, in one tensor on the device."""
 
     def __init__(
@@ -45,8 +45,12 @@ class Wanted:
         self.allowed = table[:, None, 6:] > 0  # [B, 1, classes]
 
 
-def found_at_once(
-    propose: Proposer, head: BoxHead, maps: Maps, padded: tuple[int, int], wanted: Wanted
+def detect_without_sync(
+    propose: ProposalGenerator,
+    head: BoxHead,
+    maps: FeatureMaps,
+    padded: tuple[int, int],
+    wanted: DetectionLimits,
 ) -> tuple[list[Detections], list[Detections]] | None:
     """Each image's detections on the device, and the same on the host; None where this way cannot be sure of them."""
     proposals, real, sure = propose.fixed(maps, padded, wanted.limits)

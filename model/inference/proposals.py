@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torchvision.ops import nms
 
-from model.kernels.nms import best, overlapping, survivors
+from model.kernels.nms import best, keep_mask, overlapping
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from model.inference.features import Maps
+    from model.inference.features import FeatureMaps
 
 LONGEST = math.log(
     1000 / 16
@@ -53,7 +53,7 @@ def large(boxes: Tensor, least: float) -> Tensor:
     return (sides >= least).all(-1)
 
 
-class Proposer:
+class ProposalGenerator:
     """What a torchvision RegionProposalNetwork proposes, from the maps of model/inference/features.py."""
 
     def __init__(self, rpn: Any, device: torch.device) -> None:
@@ -65,15 +65,19 @@ class Proposer:
         if rpn.score_thresh > 0:
             raise TypeError("no way to prepare an RPN with a score threshold")
 
-    def __call__(self, maps: Maps, padded: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    def __call__(
+        self, maps: FeatureMaps, padded: tuple[int, int], sizes: Sequence[tuple[int, int]]
+    ) -> list[Tensor]:
         """For each image [R, 4] float32 xyxy in input pixels, by falling objectness.
 
         padded: (height, width) of the input. sizes: of each image in it.
         """
         levels = [self._best(maps, level, padded) for level in range(len(maps.shapes))]
-        return [self._thinned([(s[n], b[n]) for s, b in levels], size) for n, size in enumerate(sizes)]
+        return [self._nms([(s[n], b[n]) for s, b in levels], size) for n, size in enumerate(sizes)]
 
-    def fixed(self, maps: Maps, padded: tuple[int, int], limits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def fixed(
+        self, maps: FeatureMaps, padded: tuple[int, int], limits: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The same in tensors of a fixed size: boxes [B, R, 4], which of them are proposals [B, R], whether this is
         sure [] (see suppression.py).
 
@@ -92,7 +96,7 @@ class Proposer:
             over[:, n, :count, :count] = overlapping(
                 boxes, self._overlap
             )  # a level at a time, to save memory
-        keep, sure = survivors(over, usable)
+        keep, sure = keep_mask(over, usable)
         keep &= keep.cumsum(-1) <= self._after
         kept = torch.cat([keep[:, n, : scores.shape[1]] for n, (scores, _) in enumerate(levels)], 1)
         scores = torch.cat([scores for scores, _ in levels], 1).masked_fill(~kept, -torch.inf)
@@ -102,7 +106,7 @@ class Proposer:
         # The others may be NaN, of which RoIAlign would make rows that there are not.
         return torch.where(real[..., None], boxes, 0.0), real, sure
 
-    def _best(self, maps: Maps, level: int, padded: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _best(self, maps: FeatureMaps, level: int, padded: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Objectness [B, K] and boxes [B, K, 4] of a level's best anchors, best first."""
         logits, cell = maps.objectness[level], self._cells[level]
         height, width = maps.shapes[level]
@@ -114,7 +118,7 @@ class Proposer:
         deltas = maps.deltas[level].gather(1, best[..., None].expand(-1, -1, 4))
         return scores, decode(deltas, anchors, self._weights)
 
-    def _thinned(self, levels: list[tuple[Tensor, Tensor]], size: tuple[int, int]) -> Tensor:
+    def _nms(self, levels: list[tuple[Tensor, Tensor]], size: tuple[int, int]) -> Tensor:
         boxes = clipped(torch.cat([boxes for _, boxes in levels]), size)
         scores = torch.cat([scores for scores, _ in levels])
         level = torch.cat([scores.new_full((len(scores),), n) for n, (scores, _) in enumerate(levels)])

@@ -17,7 +17,7 @@ from torchvision.ops import batched_nms
 from model.inference.features import LEVELS, steps
 from model.inference.proposals import clipped, decode, large
 from model.kernels.convolution import Linear
-from model.kernels.nms import best, overlapping, survivors
+from model.kernels.nms import best, keep_mask, overlapping
 from model.kernels.roi_align import SAMPLES, pooled
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from model.inference.features import Maps
-    from model.inference.fixed_size import Wanted
+    from model.inference.features import FeatureMaps
+    from model.inference.fixed_size import DetectionLimits
     from model.kernels.convolution import Format, Step
 
 BOX_BINS, MASK_BINS = 7, 14  # of RoIAlign's output, per side
@@ -37,7 +37,7 @@ LEAST_SIDE = 1e-2  # input pixels; torchvision drops smaller boxes
 Detections = tuple["Tensor", "Tensor", "Tensor"]  # boxes [N, 4], scores [N], labels [N] (network classes)
 
 
-def _rois(maps: Maps, boxes: Sequence[Tensor], bins: int) -> Tensor:
+def _rois(maps: FeatureMaps, boxes: Sequence[Tensor], bins: int) -> Tensor:
     """[ΣR, bins, bins, C] of the boxes [R, 4] of each image of the batch."""
     # Not from a list of numbers, for whose upload a GPU's host would wait.
     image = torch.cat(
@@ -84,7 +84,7 @@ class BoxHead:
         self._least_score, self._overlap = float(heads.score_thresh), float(heads.nms_thresh)
         self._most = int(heads.detections_per_img)
 
-    def features(self, maps: Maps, proposals: Sequence[Tensor]) -> Tensor:
+    def features(self, maps: FeatureMaps, proposals: Sequence[Tensor]) -> Tensor:
         """[ΣR, D] float32 from the proposals of each image, [R, 4] xyxy in input pixels."""
         x = _rois(maps, proposals, BOX_BINS)
         if self._convs:
@@ -133,7 +133,7 @@ class BoxHead:
         return boxes[keep], score[keep], label[keep]
 
     def fixed(
-        self, features: Tensor, proposals: Tensor, real: Tensor, wanted: Wanted
+        self, features: Tensor, proposals: Tensor, real: Tensor, wanted: DetectionLimits
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The same of all images in tensors of a fixed size: boxes [B, D, 4], scores [B, D], labels [B, D], how many of
         them were found [B], whether this is sure [].
@@ -154,7 +154,7 @@ class BoxHead:
         boxes = torch.minimum(decode(deltas, anchors, self._weights).clamp(min=0), wanted.limits)
         usable = (ranked.values > 0) & large(boxes, LEAST_SIDE)
         over = overlapping(boxes, self._overlap) & (label[:, :, None] == label[:, None, :])
-        keep, sure = survivors(over, usable)
+        keep, sure = keep_mask(over, usable)
         sure = sure & (enough.flatten(1).sum(1) <= candidates).all()
         # What is kept to the front, in its order, which is that of the scores.
         first = keep.int().sort(dim=1, descending=True, stable=True).indices[:, : self._most]
@@ -186,7 +186,7 @@ class MaskHead:
         self._class_weight = last.weight.detach()[:, :, 0, 0].to(form.device, form.dtype)  # [classes, D]
         self._class_bias = last.bias.detach().float().to(form.device)
 
-    def __call__(self, maps: Maps, boxes: Sequence[Tensor], labels: Tensor) -> Tensor:
+    def __call__(self, maps: FeatureMaps, boxes: Sequence[Tensor], labels: Tensor) -> Tensor:
         """[N, 28, 28] float32. boxes: of each image, N in all, [n, 4] xyxy in input pixels. labels: [N]."""
         x = _rois(maps, boxes, MASK_BINS).permute(0, 3, 1, 2)
         for conv in self._convs:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
 from model.kernels import onednn
-from model.kernels.winograd import Winograd, kernel_for, pays
+from model.kernels.winograd import Winograd, kernel_for, should_use_winograd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,15 +43,15 @@ class Format:
         """A convolution, and the norm and activation behind it, prepared."""
         return Conv(conv, self, norm=norm, activation=activation)
 
-    def last(self, conv: nn.Conv2d) -> Layer:
+    def output_conv(self, conv: nn.Conv2d) -> Layer:
         """A convolution whose result is tensors whatever the others take and give."""
         return self.conv(conv)
 
-    def moving(self, step: Step) -> Step:
+    def elementwise(self, step: Step) -> Step:
         """A step that picks or moves values and computes none, for what the convolutions give and take."""
         return step
 
-    def entering(self, images: Tensor) -> Any:
+    def quantize_input(self, images: Tensor) -> Any:
         """A batch [B, 3, H, W] of normalised images as the convolutions take it."""
         return images
 
@@ -84,15 +84,15 @@ class Layer:
         ones = (conv.stride, conv.padding, conv.dilation) == ((1, 1), (1, 1), (1, 1))
         self.may_go_by_winograd = three and ones and activation in ("none", "relu")
 
-    def __call__(self, x: Any, onto: Any = None, out: Tensor | None = None) -> Any:
+    def __call__(self, x: Any, residual: Any = None, out: Tensor | None = None) -> Any:
         """See Conv."""
         raise NotImplementedError
 
 
 class Conv(Layer):
-    """activation(convolution(x) + bias), or with `onto`: activation(convolution(x) + bias + onto).
+    """activation(convolution(x) + bias), or with `residual`: activation(convolution(x) + bias + onto).
 
-    Takes and gives channels-last tensors. `onto` may be overwritten, and must not be used again; `out` is where the
+    Takes and gives channels-last tensors. `residual` may be overwritten, and must not be used again; `out` is where the
     result goes, if given.
     """
 
@@ -107,36 +107,41 @@ class Conv(Layer):
         self._fuses = form.fuses()
         self._winograd: Winograd | None = None  # made when first needed
 
-    def __call__(self, x: Tensor, onto: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """[B, K, H', W'] from x [B, C, H, W]; onto, out: [B, K, H', W']."""
         winograd = self._winograd_for(x)
         if winograd is not None:
-            return winograd(x, onto, out)
-        y = self._fused(x, onto) if self._fuses else self._plain(x, onto)
+            return winograd(x, residual, out)
+        y = self._fused(x, residual) if self._fuses else self._plain(x, residual)
         return y if out is None else out.copy_(y)
 
     def _winograd_for(self, x: Tensor) -> Winograd | None:
         """What computes the convolution of x [B, C, H, W] by Winograd; None if that does not pay."""
-        if not (self._fuses and self.may_go_by_winograd and pays(x, self.depth)):
+        if not (self._fuses and self.may_go_by_winograd and should_use_winograd(x, self.depth)):
             return None
         if self._winograd is None and (kernel := kernel_for(x.dtype)) is not None:
             relu = self.activation == "relu"
             self._winograd = Winograd(self.weight.float(), self.bias.float(), kernel, x.dtype, relu=relu)
         return self._winograd
 
-    def _plain(self, x: Tensor, onto: Tensor | None) -> Tensor:
+    def _plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
         y = functional.conv2d(
             x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
-        if onto is not None:
-            y += onto
+        if residual is not None:
+            y += residual
         if self.activation == "relu":
             return y.relu_()
         return functional.hardswish(y, inplace=True) if self.activation == "hardswish" else y
 
-    def _fused(self, x: Tensor, onto: Tensor | None) -> Tensor:
+    def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
         return onednn.convolution(
-            x, self._weight_for(x.shape), self.bias, self._geometry(), activation=self.activation, onto=onto
+            x,
+            self._weight_for(x.shape),
+            self.bias,
+            self._geometry(),
+            activation=self.activation,
+            residual=residual,
         )
 
     def _geometry(self) -> onednn.Geometry:

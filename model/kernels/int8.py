@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from model.inference.fallback import Plain
+from model.inference.fallback import TorchvisionFallback
 from model.kernels.convolution import Format, Layer, folded
-from model.kernels.quantization import Scale
-from model.kernels.winograd import Winograd, kernel_for, pays
+from model.kernels.quantization import QuantParams
+from model.kernels.winograd import Winograd, kernel_for, should_use_winograd
 from model.network.architecture import MOBILENETS
 
 if TYPE_CHECKING:
@@ -61,16 +61,16 @@ def uncalibrated(network: Any, ranges: Ranges) -> bool:
 
 
 def quantisable(architecture: Architecture) -> bool:
-    """Whether an architecture can be computed in int8: hard swish and squeezing cannot, nor what the fallback is for."""
-    return architecture.backbone not in MOBILENETS and not Plain.needed(architecture)
+    """Whether an architecture can run in int8: hard swish, squeeze-and-excitation and the fallback cannot."""
+    return architecture.backbone not in MOBILENETS and not TorchvisionFallback.needed(architecture)
 
 
 @dataclass(frozen=True, slots=True)
-class Bytes:
+class QuantizedTensor:
     """A quantised tensor."""
 
     values: Tensor  # [B, C, H, W] uint8, channels last
-    scale: Scale
+    scale: QuantParams
 
     @property
     def shape(self) -> torch.Size:
@@ -78,7 +78,7 @@ class Bytes:
         return self.values.shape
 
     @classmethod
-    def nearest(cls, x: Tensor, scale: Scale) -> Bytes:
+    def nearest(cls, x: Tensor, scale: QuantParams) -> QuantizedTensor:
         """Of x [B, C, H, W] float32, channels last; what lies beyond the scale becomes its end."""
         values = x.mul(1 / scale.step).add_(scale.zero).round_().clamp_(0, 255)
         return cls(values.to(torch.uint8), scale)
@@ -88,42 +88,51 @@ class Bytes:
 class Int8Format(Format):
     """Convolutions on Bytes; `dtype` is what the heads behind them compute in."""
 
-    entrance: Scale  # of the normalised image
-    scales: Mapping[nn.Module, Scale] = field(default_factory=dict)  # of each convolution's result
+    entrance: QuantParams  # of the normalised image
+    scales: Mapping[nn.Module, QuantParams] = field(default_factory=dict)  # of each convolution's result
 
     @classmethod
     def of(cls, network: Any, ranges: Ranges, dtype: torch.dtype) -> Int8Format:
         """network: a torchvision detector. ranges: by the names of its convolutions."""
         mean, deviation = (np.array(v) for v in (network.transform.image_mean, network.transform.image_std))
-        entrance = Scale.covering(float((-mean / deviation).min()), float(((1 - mean) / deviation).max()))
+        entrance = QuantParams.covering(
+            float((-mean / deviation).min()), float(((1 - mean) / deviation).max())
+        )
         modules = dict(network.named_modules())
-        scales = {modules[name]: Scale.covering(*ends) for name, ends in ranges.items() if name in modules}
+        scales = {
+            modules[name]: QuantParams.covering(*ends) for name, ends in ranges.items() if name in modules
+        }
         return cls(torch.device("cpu"), dtype, entrance, scales)
 
     def conv(self, conv: nn.Conv2d, norm: nn.Module | None = None, activation: str = "none") -> Layer:
         """A convolution, and the norm and activation behind it, prepared. KeyError if it was not calibrated."""
         return Int8Conv(conv, self.scales[conv], norm=norm, activation=activation)
 
-    def last(self, conv: nn.Conv2d) -> Layer:
+    def output_conv(self, conv: nn.Conv2d) -> Layer:
         """A convolution of Bytes that gives a float32 tensor."""
         return Int8Conv(conv, None)
 
-    def moving(self, step: Step) -> Step:
+    def elementwise(self, step: Step) -> Step:
         """A step on tensors as one on Bytes, whose scale stays what it is."""
-        return lambda x: Bytes(step(x.values), x.scale)
+        return lambda x: QuantizedTensor(step(x.values), x.scale)
 
-    def entering(self, images: Tensor) -> Bytes:
+    def quantize_input(self, images: Tensor) -> QuantizedTensor:
         """A batch [B, 3, H, W] float32 of normalised images, quantised."""
-        return Bytes.nearest(images, self.entrance)
+        return QuantizedTensor.nearest(images, self.entrance)
 
 
 class Int8Conv(Layer):
     """activation(convolution(x) + bias + onto) in one kernel, rounded once: directly, summed in 32-bit integers,
-    or where `pays` says so by Winograd, in bfloat16 and float32.
+    or where `should_use_winograd` says so by Winograd, in bfloat16 and float32.
     """
 
     def __init__(
-        self, conv: nn.Conv2d, scale: Scale | None, *, norm: nn.Module | None = None, activation: str = "none"
+        self,
+        conv: nn.Conv2d,
+        scale: QuantParams | None,
+        *,
+        norm: nn.Module | None = None,
+        activation: str = "none",
     ) -> None:
         """scale: of the result, which is a float32 tensor without one."""
         if activation not in ("none", "relu"):
@@ -137,23 +146,27 @@ class Int8Conv(Layer):
         self._packed: dict[torch.Size, Tensor] = {}  # by shape of the input; see `_weight_for`
         self._winograd: Winograd | None = None  # made when first needed
 
-    def __call__(self, x: Bytes, onto: Bytes | None = None, out: Tensor | None = None) -> Any:
-        """Bytes [B, K, H', W'] from x [B, C, H, W]. `onto` [B, K, H', W'] is overwritten.
+    def __call__(
+        self, x: QuantizedTensor, residual: QuantizedTensor | None = None, out: Tensor | None = None
+    ) -> Any:
+        """Bytes [B, K, H', W'] from x [B, C, H, W]. `residual` [B, K, H', W'] is overwritten.
 
         out: [B, K, H', W'], where the result is put as floats besides.
         """
         scale = self._scale
-        if scale is not None and self.may_go_by_winograd and pays(x.values, self.depth):
-            values = self._by_winograd(x, onto, scale)
+        if scale is not None and self.may_go_by_winograd and should_use_winograd(x.values, self.depth):
+            values = self._by_winograd(x, residual, scale)
         else:
-            values = self._directly(x, onto)
+            values = self._directly(x, residual)
         if scale is None:
             return values
         if out is not None:  # in two steps, so that the difference, a whole number, is exact in bfloat16 too
             torch.sub(values, torch.tensor(scale.zero, dtype=out.dtype), out=out).mul_(scale.step)
-        return Bytes(values, scale)
+        return QuantizedTensor(values, scale)
 
-    def _by_winograd(self, x: Bytes, onto: Bytes | None, scale: Scale) -> Tensor:
+    def _by_winograd(
+        self, x: QuantizedTensor, residual: QuantizedTensor | None, scale: QuantParams
+    ) -> Tensor:
         if self._winograd is None:
             kernel = kernel_for(torch.uint8)
             if kernel is None:
@@ -161,27 +174,27 @@ class Int8Conv(Layer):
             weight = self._weight * self._steps[:, None, None, None]
             relu = self.activation == "relu"
             self._winograd = Winograd(weight, self._bias, kernel, torch.uint8, relu=relu, scale=scale)
-        if onto is None:
+        if residual is None:
             return self._winograd(x.values, x_scale=x.scale)
-        return self._winograd(x.values, onto.values, x_scale=x.scale, onto_scale=onto.scale)
+        return self._winograd(x.values, residual.values, x_scale=x.scale, residual_scale=residual.scale)
 
-    def _directly(self, x: Bytes, onto: Bytes | None) -> Tensor:
+    def _directly(self, x: QuantizedTensor, residual: QuantizedTensor | None) -> Tensor:
         inputs = (x.values, x.scale.step, x.scale.zero, self._weight_for(x), self._steps, self._zeros)
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         scale = self._scale
         result = (1.0, 0, torch.float32) if scale is None else (scale.step, scale.zero, torch.uint8)
         run = torch.ops.onednn.qconv2d_pointwise
         values: Tensor
-        if onto is None:
+        if residual is None:
             values = run(*inputs, self._bias, *geometry, *result, self.activation, [], "")
         else:
-            sum_of = (onto.scale.step, onto.scale.zero, "sum", 1.0)
+            sum_of = (residual.scale.step, residual.scale.zero, "sum", 1.0)
             values = run.binary(
-                *inputs, onto.values, self._bias, *geometry, *result, *sum_of, self.activation, [], ""
+                *inputs, residual.values, self._bias, *geometry, *result, *sum_of, self.activation, [], ""
             )
         return values
 
-    def _weight_for(self, x: Bytes) -> Tensor:
+    def _weight_for(self, x: QuantizedTensor) -> Tensor:
         """The weight in the layout that oneDNN's kernel for an input shape reads. That of another shape gives the same
         result in more time, and is what shapes beyond the first few get.
         """

@@ -58,7 +58,7 @@ def _pairs(of: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
     return of(x[..., :, None], x[..., None, :])
 
 
-def survivors(over: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
+def keep_mask(over: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
     """Which boxes survive, [..., K] bool, and whether that is final, [] bool: if not, PASSES were too few.
 
     over: as `overlapping` gives it. usable: [..., K] bool, the boxes that take part.

@@ -24,15 +24,15 @@ def convolution(
     geometry: Geometry,
     *,
     activation: str = "none",
-    onto: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """activation(convolution(x) + bias + onto), channels last; the result is in `onto` if that is given."""
-    if onto is None:
+    """activation(convolution(x) + bias + onto), channels last; the result is in `residual` if that is given."""
+    if residual is None:
         made: Tensor = _OPS._convolution_pointwise(x, weight, bias, *geometry, activation, [], "")
         return made
     unary = None if activation == "none" else activation
-    _OPS._convolution_pointwise_.binary(onto, x, weight, bias, *geometry, "add", 1.0, unary, [], "")
-    return onto
+    _OPS._convolution_pointwise_.binary(residual, x, weight, bias, *geometry, "add", 1.0, unary, [], "")
+    return residual
 
 
 def convolution_weight(weight: Tensor, geometry: Geometry, shape: list[int]) -> Tensor:

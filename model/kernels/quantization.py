@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class QuantParams:
     """A byte q stands for step × (q - zero)."""
 
     step: float
     zero: int
 
     @classmethod
-    def covering(cls, low: float, high: float) -> Scale:
+    def covering(cls, low: float, high: float) -> QuantParams:
         """The finest for numbers from low to high, and for 0, which is always exact: convolutions pad with it."""
         low, high = min(low, 0.0), max(high, 0.0)
         step = max(high - low, 1e-9) / 255
         return cls(step, round(-low / step))
 
 
-ITSELF = Scale(1.0, 0)  # of a tensor that is not quantised
+IDENTITY = QuantParams(1.0, 0)  # of a tensor that is not quantised

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from model.errors import EngineError
-from model.kernels.quantization import ITSELF, Scale
+from model.kernels.quantization import IDENTITY, QuantParams
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,7 +131,7 @@ def _openmp() -> tuple[int, int] | None:
     return parallel, thread_number
 
 
-def pays(x: Tensor, outputs: int) -> bool:
+def should_use_winograd(x: Tensor, outputs: int) -> bool:
     """Whether a convolution of x [B, C, H, W] to `outputs` channels goes this way.
 
     A rule and no timing at start, so that two replicas on like machines give the same answer, and none by the number of
@@ -159,7 +159,7 @@ class Winograd:
         dtype: torch.dtype,
         *,
         relu: bool,
-        scale: Scale = ITSELF,
+        scale: QuantParams = IDENTITY,
     ) -> None:
         """weight: [K, C, 3, 3], bias: [K]; K and C multiples of the kernel's lanes, or ValueError.
 
@@ -188,20 +188,20 @@ class Winograd:
     def __call__(
         self,
         x: Tensor,
-        onto: Tensor | None = None,
+        residual: Tensor | None = None,
         out: Tensor | None = None,
         *,
-        x_scale: Scale = ITSELF,
-        onto_scale: Scale = ITSELF,
+        x_scale: QuantParams = IDENTITY,
+        residual_scale: QuantParams = IDENTITY,
     ) -> Tensor:
-        """[B, K, H, W], in `out` if given, from x [B, C, H, W], channels last. `onto` [B, K, H, W] is overwritten.
+        """[B, K, H, W], in `out` if given, from x [B, C, H, W], channels last. `residual` [B, K, H, W] is overwritten.
 
         x_scale, onto_scale: of these two, where they are uint8.
         """
-        if onto is not None:
+        if residual is not None:
             if out is not None:
-                raise ValueError("the result goes onto `onto` or into `out`, not both")
-            out = onto
+                raise ValueError("the result goes onto `residual` or into `out`, not both")
+            out = residual
         if x.stride(1) != 1:
             x = x.contiguous(memory_format=torch.channels_last)
         batch, channels, height, width = x.shape
@@ -232,11 +232,11 @@ class Winograd:
             depth=self._depth,
             panel=self._panel,
             block=block(batch * tiles(height, width), torch.get_num_threads()),
-            add=onto is not None,
+            add=residual is not None,
             x_zero=x_scale.zero,
             x_step=x_scale.step / self._scale.step,
-            sum_zero=onto_scale.zero,
-            sum_step=onto_scale.step / self._scale.step,
+            sum_zero=residual_scale.zero,
+            sum_step=residual_scale.step / self._scale.step,
             least=self._least,
         )
         self._kernel.run(work)

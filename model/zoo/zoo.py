@@ -93,7 +93,7 @@ def save(path: Path, network: nn.Module, model: Model, *, half: bool = False) ->
     _write(path, tensors, model)
 
 
-def describe_anew(path: Path, source: Path, model: Model) -> None:
+def rewrite_metadata(path: Path, source: Path, model: Model) -> None:
     """Write the file `source` with another description to `path`, atomically; its tensors stay as they are.
 
     Raises ModelError as `read` does.

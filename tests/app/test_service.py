@@ -38,7 +38,7 @@ def readings(response: httpx.Response) -> dict[str, float]:
     }
 
 
-class Held:
+class BufferedUpload:
     """A fake engine that answers only when told to."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Ahead:
 
 
 def test_a_client_that_waits_for_less_than_the_setting_is_told_by_then() -> None:
-    held = Held()
+    held = BufferedUpload()
 
     async def run() -> httpx.Response:
         async with serving(held.engine) as (client, app):
@@ -73,7 +73,7 @@ def test_a_client_that_waits_for_less_than_the_setting_is_told_by_then() -> None
 
 
 def test_no_client_can_wait_for_longer_than_the_setting() -> None:
-    held = Held()
+    held = BufferedUpload()
 
     async def run() -> httpx.Response:
         async with serving(held.engine, request_timeout=0.05) as (client, _):
@@ -100,7 +100,7 @@ def test_the_bounds_of_a_time_limit_are_those_that_its_refusal_and_the_document_
 
 
 def test_a_request_that_would_come_too_late_is_refused_at_the_door() -> None:
-    held = Held()
+    held = BufferedUpload()
 
     async def run() -> tuple[httpx.Response, float]:
         async with serving(held.engine) as (client, app):
@@ -225,7 +225,7 @@ def test_other_addresses_are_refused(url: str) -> None:
 def test_a_hanging_device_turns_the_probes_red_sends_the_waiting_elsewhere_and_at_last_ends_the_process() -> (
     None
 ):
-    held, ended = Held(), []
+    held, ended = BufferedUpload(), []
 
     async def run() -> None:
         async with serving(held.engine, on_failure=lambda: ended.append(1), heartbeat_timeout=100) as (
@@ -236,11 +236,11 @@ def test_a_hanging_device_turns_the_probes_red_sends_the_waiting_elsewhere_and_a
             clock = Ahead(service.worker)
             waiting = asyncio.ensure_future(client.post("/segment", content=PHOTO))
             await until(lambda: service.worker.status().doing == "forward")
-            service.look_after_device()
+            service.check_heartbeat()
             assert (await client.get("/healthz")).status_code == 200
 
             clock.seconds = 101.0
-            service.look_after_device()
+            service.check_heartbeat()
             assert (await waiting).status_code == 503
             for path in ("/healthz", "/readyz"):
                 assert (await client.get(path)).status_code == 503
@@ -251,7 +251,7 @@ def test_a_hanging_device_turns_the_probes_red_sends_the_waiting_elsewhere_and_a
             assert ended == []
 
             clock.seconds = 201.0
-            service.look_after_device()
+            service.check_heartbeat()
             assert ended == [1]
             held.release.set()
 
@@ -259,7 +259,7 @@ def test_a_hanging_device_turns_the_probes_red_sends_the_waiting_elsewhere_and_a
 
 
 def test_a_device_that_wakes_up_makes_everything_good_again() -> None:
-    held = Held()
+    held = BufferedUpload()
 
     async def run() -> None:
         # The time limit is on the real clock, beside which the worker's runs ahead.
@@ -269,11 +269,11 @@ def test_a_device_that_wakes_up_makes_everything_good_again() -> None:
             waiting = asyncio.ensure_future(client.post("/segment", content=PHOTO))
             await until(lambda: service.worker.status().doing == "forward")
             clock.seconds = 150.0
-            service.look_after_device()
+            service.check_heartbeat()
             assert (await waiting).status_code == 503
             held.release.set()
             await until(lambda: service.worker.status().doing == "idle")
-            service.look_after_device()
+            service.check_heartbeat()
             assert (await client.get("/readyz")).status_code == 200
             assert (await client.post("/segment", content=PHOTO)).status_code == 200
 
@@ -287,7 +287,7 @@ def test_the_device_is_looked_after_by_itself(monkeypatch: pytest.MonkeyPatch) -
     async def run() -> None:
         async with serving() as (_, app):
             looked: list[int] = []
-            monkeypatch.setattr(app.state.service, "look_after_device", lambda: looked.append(1))
+            monkeypatch.setattr(app.state.service, "check_heartbeat", lambda: looked.append(1))
             await until(lambda: len(looked) >= 2)
 
     asyncio.run(run())
@@ -296,7 +296,7 @@ def test_the_device_is_looked_after_by_itself(monkeypatch: pytest.MonkeyPatch) -
 def test_before_it_drains_the_service_is_unready_but_goes_on() -> None:
     async def run() -> None:
         async with serving(drain_delay=3600) as (client, app):
-            leaving = asyncio.ensure_future(app.state.service.leave())
+            leaving = asyncio.ensure_future(app.state.service.begin_shutdown())
             await until(lambda: app.state.service.leaving)
             unready = await client.get("/readyz")
             assert unready.status_code == 503

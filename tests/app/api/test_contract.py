@@ -549,7 +549,7 @@ class Scripted:
     async def send(self, message: dict[str, Any]) -> None:
         self.sent.append(message)
 
-    def leave(self) -> None:
+    def begin_shutdown(self) -> None:
         self.events.append({"type": "http.disconnect"})
         self.more.set()
 
@@ -577,7 +577,7 @@ def test_a_client_that_leaves_while_waiting_frees_its_place_and_its_image_is_nev
             await until(running.is_set)  # or the second could overtake it
             second = Scripted(app, [request_event(PHOTO)])
             await until(lambda: app.state.service.worker.waiting[0] == 1)
-            second.leave()
+            second.begin_shutdown()
             await second.run
             left = admission.requests
             release.set()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.query import Wanted, parse
+from app.api.query import SegmentParams, parse
 from app.problems import InvalidParameter
 from model.data import Category
 
@@ -16,29 +16,29 @@ CATEGORIES = (Category(1, "person"), Category(10, "traffic light"), Category(18,
 
 
 def test_no_query_gives_the_defaults() -> None:
-    assert parse("", CATEGORIES) == Wanted()
+    assert parse("", CATEGORIES) == SegmentParams()
 
 
 @pytest.mark.parametrize(
     ("query", "options"),
     [
-        ("score_threshold=0", Wanted(score_threshold=0)),
-        ("score_threshold=1", Wanted(score_threshold=1)),
-        ("score_threshold=.25", Wanted(score_threshold=0.25)),
-        ("score_threshold=2.5e-1", Wanted(score_threshold=0.25)),
-        ("max_instances=1", Wanted(max_instances=1)),
-        ("max_instances=100", Wanted(max_instances=100)),
-        ("categories=dog", Wanted(categories=frozenset({18}))),
-        ("categories=18", Wanted(categories=frozenset({18}))),
-        ("categories=Dog,1,dog,%20traffic+light", Wanted(categories=frozenset({1, 10, 18}))),
-        ("masks=rle", Wanted(masks=True)),
-        ("masks=polygon", Wanted(mask_format="polygon")),
-        ("masks=png", Wanted(mask_format="png")),
-        ("masks=none", Wanted(masks=False, mask_format="none")),
-        ("masks=none&max_instances=3", Wanted(masks=False, max_instances=3, mask_format="none")),
+        ("score_threshold=0", SegmentParams(score_threshold=0)),
+        ("score_threshold=1", SegmentParams(score_threshold=1)),
+        ("score_threshold=.25", SegmentParams(score_threshold=0.25)),
+        ("score_threshold=2.5e-1", SegmentParams(score_threshold=0.25)),
+        ("max_instances=1", SegmentParams(max_instances=1)),
+        ("max_instances=100", SegmentParams(max_instances=100)),
+        ("categories=dog", SegmentParams(categories=frozenset({18}))),
+        ("categories=18", SegmentParams(categories=frozenset({18}))),
+        ("categories=Dog,1,dog,%20traffic+light", SegmentParams(categories=frozenset({1, 10, 18}))),
+        ("masks=rle", SegmentParams(masks=True)),
+        ("masks=polygon", SegmentParams(mask_format="polygon")),
+        ("masks=png", SegmentParams(mask_format="png")),
+        ("masks=none", SegmentParams(masks=False, mask_format="none")),
+        ("masks=none&max_instances=3", SegmentParams(masks=False, max_instances=3, mask_format="none")),
     ],
 )
-def test_options_are_read(query: str, options: Wanted) -> None:
+def test_options_are_read(query: str, options: SegmentParams) -> None:
     assert parse(query, CATEGORIES) == options
 
 
@@ -83,4 +83,4 @@ def test_what_is_not_understood_is_refused_with_what_would_be_right(query: str, 
 @given(st.text(max_size=60))
 def test_no_query_whatsoever_is_an_error_of_the_service(query: str) -> None:
     with contextlib.suppress(InvalidParameter):
-        assert isinstance(parse(query, CATEGORIES), Wanted)
+        assert isinstance(parse(query, CATEGORIES), SegmentParams)

@@ -163,18 +163,18 @@ def test_failed_attempts_lower_the_rate(admission):
 def test_full_house_refuses_whoever_knocks_before_anything_is_read(admission):
     with ExitStack() as inside:
         for _ in range(3):
-            admission.knock()
+            admission.raise_if_overloaded()
             inside.enter_context(admission.admit(1))
         with pytest.raises(QueueFull):
-            admission.knock()
+            admission.raise_if_overloaded()
         assert admission.refused["requests"] == 1
-    admission.knock()
+    admission.raise_if_overloaded()
 
 
 def test_closed_door_refuses_whoever_knocks(admission):
     admission.close(Draining)
     with pytest.raises(Draining):
-        admission.knock()
+        admission.raise_if_overloaded()
 
 
 def test_bytes_of_bodies_are_bounded_together_and_given_back(admission):

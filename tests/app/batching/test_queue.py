@@ -168,8 +168,8 @@ def test_sift_drops_what_died_after_it_was_taken(queue, enqueue, clock):
     taken = queue.next_batch(8, 10**9).live
     gone.future.cancel()
     clock.now += 2
-    sifted = queue.sift(taken)
-    assert (sifted.live, sifted.expired) == ([fine], [late])
+    partition = queue.drop_dead(taken)
+    assert (partition.live, partition.expired) == ([fine], [late])
     assert queue.dropped == {"cancelled": 1, "expired": 1}
 
 

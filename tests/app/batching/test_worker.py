@@ -309,7 +309,7 @@ async def test_service_goes_on_after_a_failure():
         with pytest.raises(Problem):
             await house.ask(picture(POISON))
         assert await house.ask(picture(1)) == 1
-        assert house.worker.status().alive(limit=5)
+        assert house.worker.status().is_alive(limit=5)
         assert house.fatal == []
 
 
@@ -602,7 +602,7 @@ async def test_fatal_error_answers_everyone_with_not_ready_and_reports_itself(er
     status = house.worker.status()
     assert status.state is State.FAILED
     assert str(error) in status.reason
-    assert not status.alive(limit=math.inf)
+    assert not status.is_alive(limit=math.inf)
 
     with pytest.raises(NotReady):  # at the door
         await house.ask(picture(4))
@@ -691,7 +691,7 @@ async def test_door_opens_only_after_the_warm_up_which_runs_on_the_device_thread
     with pytest.raises(NotReady):
         await house.ask(picture(1))
     assert house.worker.status().state is State.STARTING
-    assert house.worker.status().alive(limit=0)
+    assert house.worker.status().is_alive(limit=0)
     house.gate.set()
     await started
     assert house.worker.status().state is State.READY
@@ -719,7 +719,7 @@ async def test_drain_finishes_whom_it_admitted_and_refuses_the_next():
             assert int(decoded.instances.labels[0]) == 2
             assert not draining.done()
         await draining
-        assert house.worker.status().alive(limit=5)
+        assert house.worker.status().is_alive(limit=5)
         await house.worker.stop()
         assert house.worker.status().state is State.STOPPED
         assert not house.worker._thread.is_alive()
@@ -781,12 +781,12 @@ async def test_heartbeat_grows_old_while_a_batch_hangs_and_is_young_again_after_
         clock.now += 30
         status = house.worker.status()
         assert (status.doing, status.doing_seconds, status.heartbeat_age) == ("forward", 30, 30)
-        assert not status.alive(limit=30)
-        assert status.alive(limit=31)
+        assert not status.is_alive(limit=30)
+        assert status.is_alive(limit=31)
         house.gate.set()
         await first
         await house.ask(picture(1))
-        assert house.worker.status().alive(limit=1)
+        assert house.worker.status().is_alive(limit=1)
 
 
 @on_a_loop
@@ -850,7 +850,7 @@ def test_heartbeat_knows_since_when(before, doing, since):
 @pytest.mark.parametrize("state", list(State))
 def test_silence_is_death_in_every_state_but_the_start(state):
     silent = Status(state, None, "forward", 99, heartbeat_age=99)
-    assert silent.alive(limit=10) == (state is State.STARTING)
+    assert silent.is_alive(limit=10) == (state is State.STARTING)
 
 
 @on_a_loop

@@ -33,7 +33,7 @@ def test_rows_are_what_is_there_and_columns_what_was_found() -> None:
     )
     assert confusion.matrix.tolist() == [[1, 0, 0], [1, 0, 1], [0, 1, 0]]
     # 1 right of IoU 1, over 1 + (1 invented + 1 mistaken) / 2 + (1 missed + 1 mistaken) / 2.
-    assert confusion.verdicts == [Verdict(0, 1 / 3, found=1, missed=1, mistaken=1, invented=1)]
+    assert confusion.verdicts == [Verdict(0, 1 / 3, found=1, missed=1, misclassified=1, false_positive=1)]
 
 
 def test_only_sure_detections_count() -> None:

@@ -10,9 +10,9 @@ from tests.model.test_engine import ARCHITECTURES, assert_same, described, netwo
 from torchvision.ops import box_iou
 
 from model.errors import OutOfDeviceMemory
-from model.inference.cuda_graphs import Captured
+from model.inference.cuda_graphs import CudaGraphCache
 from model.inference.engine import Engine
-from model.inference.fixed_size import Wanted
+from model.inference.fixed_size import DetectionLimits
 from model.instances import Options
 from model.masks.paste import paste
 
@@ -60,7 +60,7 @@ def test_recordings_give_what_their_kernels_give(precision: str) -> None:
     images = [photo(*shape, seed=seed) for seed in range(2) for shape in shapes]
     replayed = [engine.segment([image], [OPTIONS])[0] for image in images]
     captured: Any = engine._dense
-    assert isinstance(captured, Captured)
+    assert isinstance(captured, CudaGraphCache)
     assert len(captured._recordings) == len(shapes)
     engine._dense = captured._dense
     for image, found in zip(images, replayed, strict=True):
@@ -81,7 +81,7 @@ def test_the_host_waits_for_nothing_until_all_is_found() -> None:
     image = photo(96, 128)
     size, padded = engine.input_size(96, 128), engine.padded_shape(96, 128)
     engine.segment([image], [OPTIONS])  # what is uploaded and recorded once for a shape
-    wanted = Wanted([size], [OPTIONS], engine._allowed(OPTIONS)[None], GPU)
+    wanted = DetectionLimits([size], [OPTIONS], engine._allowed(OPTIONS)[None], GPU)
     torch.cuda.set_sync_debug_mode("error")
     try:
         maps = engine._dense(engine._normalise([image], [size], padded))

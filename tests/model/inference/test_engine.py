@@ -23,7 +23,7 @@ from bench.lifelike import lifelike
 from model.data import Category
 from model.errors import DeviceFailed, EngineError, OutOfDeviceMemory
 from model.images.decode import decode as decode_image
-from model.inference.cuda_graphs import Captured
+from model.inference.cuda_graphs import CudaGraphCache
 from model.inference.devices import current, device_named, resolved, runs_on
 from model.inference.engine import Engine
 from model.inference.roi_heads import BoxHead
@@ -696,10 +696,10 @@ def test_a_pass_makes_the_engines_device_the_current_one(
 def test_recordings_are_dropped_where_memory_ran_out(
     engine: Engine, failing: Fail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    captured = Captured(failing(torch.OutOfMemoryError("CUDA out of memory.")))
+    captured = CudaGraphCache(failing(torch.OutOfMemoryError("CUDA out of memory.")))
     forget = mock.Mock()
     monkeypatch.setattr(captured, "forget", forget)
-    monkeypatch.setattr(Captured, "__call__", lambda made, images: made._dense(images))
+    monkeypatch.setattr(CudaGraphCache, "__call__", lambda made, images: made._dense(images))
     monkeypatch.setattr(engine, "_dense", captured)
     with pytest.raises(OutOfDeviceMemory):
         segment(engine, photo(96, 128))

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from bench.lifelike import lifelike
 from model.inference import cuda_graphs as graphs
-from model.inference.cuda_graphs import Captured
-from model.inference.features import Dense, Maps, _halved, steps
+from model.inference.cuda_graphs import CudaGraphCache
+from model.inference.features import FeatureExtractor, FeatureMaps, _halved, steps
 from model.kernels.convolution import Format
 from model.network.architecture import BACKBONES, SMALL, Architecture
 
@@ -39,7 +39,7 @@ def test_maps_are_torchvisions(architecture: Architecture) -> None:
     with torch.inference_mode():
         features = network.backbone(images())
         objectness, deltas = network.rpn.head(list(features.values()))
-        found = Dense(network, FLOAT)(images())
+        found = FeatureExtractor(network, FLOAT)(images())
     assert found.shapes == [tuple(f.shape[2:]) for f in features.values()]
     rows = torch.cat([features[str(n)].permute(0, 2, 3, 1).flatten(0, 2) for n in range(4)])
     near = {"atol": 2e-4 * float(rows.std()), "rtol": 1e-3}
@@ -106,18 +106,18 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> list[_Graph]:
     return _Graph.made
 
 
-def as_it_is(x: Tensor) -> Maps:
-    return Maps(x, [], [], [])
+def as_it_is(x: Tensor) -> FeatureMaps:
+    return FeatureMaps(x, [], [], [])
 
 
 def test_each_shape_is_recorded_once_and_replayed_on_its_own_input(recorder: list[_Graph]) -> None:
     seen: list[Tensor] = []
 
-    def dense(x: Tensor) -> Maps:
+    def dense(x: Tensor) -> FeatureMaps:
         seen.append(x)
         return as_it_is(x)
 
-    captured = Captured(dense)
+    captured = CudaGraphCache(dense)
     for x in (images(1), images(2), images(1) + 1):
         maps = captured(x)
         assert torch.equal(maps.table, x)
@@ -130,7 +130,7 @@ def test_number_of_recordings_is_bounded_and_they_can_be_forgotten(
     recorder: list[_Graph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs, "MOST", 1)
-    captured = Captured(as_it_is)
+    captured = CudaGraphCache(as_it_is)
     first, second = images(1), images(2)
     captured(first)
     assert captured(second).table is second  # as it is, unrecorded
@@ -145,7 +145,7 @@ def test_what_was_long_idle_makes_room_for_another_shape(
 ) -> None:
     monkeypatch.setattr(graphs, "MOST", 2)
     monkeypatch.setattr(graphs, "IDLE", 3)
-    captured = Captured(as_it_is)
+    captured = CudaGraphCache(as_it_is)
     old, used, new = images(1), images(2), images(3)
     for x in (old, used):
         captured(x)
@@ -181,7 +181,7 @@ def test_what_cannot_be_recorded_runs_as_it_is(
     recorder: list[_Graph], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = failing_record(monkeypatch, device_is_well=True)
-    captured = Captured(as_it_is)
+    captured = CudaGraphCache(as_it_is)
     for x in (images(1), images(1) + 1):
         assert captured(x).table is x
     assert len(recorder) == 1  # it is not tried again
@@ -193,4 +193,4 @@ def test_what_cannot_be_recorded_runs_as_it_is(
 def test_a_device_that_failed_while_recording_is_not_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
     failing_record(monkeypatch, device_is_well=False)
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        Captured(as_it_is)(images(1))
+        CudaGraphCache(as_it_is)(images(1))

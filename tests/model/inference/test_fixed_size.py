@@ -15,7 +15,7 @@ from bench.lifelike import lifelike
 from model.data import Category
 from model.inference import roi_heads as heads
 from model.inference.engine import Engine
-from model.inference.fixed_size import Wanted, found_at_once
+from model.inference.fixed_size import DetectionLimits, detect_without_sync
 from model.instances import Instances, Options
 from model.kernels import nms as suppression
 from model.network.architecture import SMALL, V2, Architecture
@@ -116,9 +116,9 @@ def test_the_mask_head_sees_few_numbers_of_boxes(monkeypatch: pytest.MonkeyPatch
 
 def at_once(made: Engine) -> object:
     sizes, padded = [made.input_size(*i.shape[:2]) for i in IMAGES], made.padded_shape(96, 128)
-    wanted = Wanted(sizes, OPTIONS, torch.stack([made._allowed(o) for o in OPTIONS]), CPU)
+    wanted = DetectionLimits(sizes, OPTIONS, torch.stack([made._allowed(o) for o in OPTIONS]), CPU)
     maps = made._dense(made._normalise(IMAGES, sizes, padded))
-    return found_at_once(made._propose, made._boxes, maps, padded, wanted)
+    return detect_without_sync(made._propose, made._boxes, maps, padded, wanted)
 
 
 @pytest.mark.parametrize(("module", "limit"), [(suppression, "PASSES"), (heads, "CANDIDATES")])
@@ -161,7 +161,7 @@ class _Asking(TorchDispatchMode):
 def test_the_host_waits_for_nothing_until_all_is_found() -> None:
     made = engine()
     sizes, padded = [made.input_size(*i.shape[:2]) for i in IMAGES], made.padded_shape(96, 128)
-    wanted = Wanted(sizes, OPTIONS, torch.stack([made._allowed(o) for o in OPTIONS]), CPU)
+    wanted = DetectionLimits(sizes, OPTIONS, torch.stack([made._allowed(o) for o in OPTIONS]), CPU)
     maps = made._dense(made._normalise(IMAGES, sizes, padded))
     made._boxes.features(maps, [torch.zeros(1, 4)] * 3)  # what is uploaded once for a shape
     with _Asking() as mode:

@@ -14,8 +14,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
-from model.inference.features import Maps
-from model.inference.proposals import Proposer, clipped, decode, large
+from model.inference.features import FeatureMaps
+from model.inference.proposals import ProposalGenerator, clipped, decode, large
 
 ANCHORS = ((8,), (16,), (32,), (64,), (128,))
 
@@ -36,7 +36,7 @@ def network(before: int, after: int) -> Any:
     ).eval()
 
 
-def maps(height: int, width: int, batch: int, seed: int) -> tuple[Maps, Any]:
+def maps(height: int, width: int, batch: int, seed: int) -> tuple[FeatureMaps, Any]:
     """Random objectness and deltas, ours and as torchvision's head lays them out."""
     torch.manual_seed(seed)
     shapes = [(-(-height // s), -(-width // s)) for s in (4, 8, 16, 32, 64)]
@@ -52,7 +52,7 @@ def maps(height: int, width: int, batch: int, seed: int) -> tuple[Maps, Any]:
         [s.view(batch, h, w, 3).permute(0, 3, 1, 2) for s, (h, w) in zip(scores, shapes, strict=True)],
         [d.view(batch, h, w, 12).permute(0, 3, 1, 2) for d, (h, w) in zip(deltas, shapes, strict=True)],
     )
-    return Maps(torch.zeros(0, 4), shapes, scores, deltas), theirs
+    return FeatureMaps(torch.zeros(0, 4), shapes, scores, deltas), theirs
 
 
 @pytest.mark.parametrize(("before", "after"), [(1000, 1000), (60, 60), (100, 40)])
@@ -70,7 +70,7 @@ def test_proposals_are_torchvisions(
     features = {str(n): torch.empty(len(sizes), 4, h, w) for n, (h, w) in enumerate(ours.shapes)}
     with torch.no_grad():
         expected, _ = rpn(images, features)
-    found = Proposer(rpn, torch.device("cpu"))(ours, (height, width), sizes)
+    found = ProposalGenerator(rpn, torch.device("cpu"))(ours, (height, width), sizes)
     assert len(found) == len(expected)
     for mine, other in zip(found, expected, strict=True):
         assert 0 < len(other) <= after
@@ -81,7 +81,7 @@ def test_rpn_with_a_score_threshold_is_refused() -> None:
     rpn = network(10, 10)
     rpn.score_thresh = 0.5
     with pytest.raises(TypeError, match="threshold"):
-        Proposer(rpn, torch.device("cpu"))
+        ProposalGenerator(rpn, torch.device("cpu"))
 
 
 @settings(deadline=None)

@@ -80,9 +80,9 @@ def test_sum_with_another_tensor_comes_before_the_activation(geometry: dict[str,
     conv, after = pair("batch", **geometry)
     x = image(conv.in_channels)
     plain = after(conv(x))
-    onto = torch.randn(plain.shape).contiguous(memory_format=torch.channels_last)
-    expected = (plain + onto).relu()
-    found = Conv(conv, FLOAT, norm=after, activation="relu")(x, onto=onto)
+    residual = torch.randn(plain.shape).contiguous(memory_format=torch.channels_last)
+    expected = (plain + residual).relu()
+    found = Conv(conv, FLOAT, norm=after, activation="relu")(x, residual=residual)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -107,14 +107,17 @@ def test_every_activation_is_torchs() -> None:
 
 def test_without_onednn_the_answers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     conv, after = pair("batch", kernel_size=3, padding=1)
-    onto = torch.randn(2, 12, 17, 22).contiguous(memory_format=torch.channels_last)
+    residual = torch.randn(2, 12, 17, 22).contiguous(memory_format=torch.channels_last)
     results = []
     for available in (True, False):
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda usable=available: usable)
         for activation in ("none", "relu", "hardswish"):
             prepared = Conv(conv, FLOAT, norm=after, activation=activation)
             results.append(
-                (prepared(image()), prepared(image(), onto=onto.clone()) if activation != "hardswish" else 0)
+                (
+                    prepared(image()),
+                    prepared(image(), residual=residual.clone()) if activation != "hardswish" else 0,
+                )
             )
     for fused, plain in zip(results[:3], results[3:], strict=True):
         torch.testing.assert_close(fused, plain, atol=1e-5, rtol=1e-5)

@@ -18,13 +18,13 @@ from model.images.decode import decode
 from model.inference.calibration import examples, measured
 from model.inference.devices import resolved
 from model.inference.engine import Engine
-from model.inference.features import Dense
+from model.inference.features import FeatureExtractor
 from model.inference.preprocess import Normaliser
 from model.instances import Options
 from model.kernels import int8
 from model.kernels.convolution import Conv, Format
-from model.kernels.int8 import Bytes, Int8Conv, Int8Format
-from model.kernels.quantization import Scale
+from model.kernels.int8 import Int8Conv, Int8Format, QuantizedTensor
+from model.kernels.quantization import QuantParams
 from model.kernels.winograd import kernel_for
 from model.network.architecture import BACKBONES, MOBILENETS, SMALL, Architecture
 from model.zoo import zoo
@@ -44,9 +44,9 @@ needs_vnni = pytest.mark.skipif(not int8.usable(), reason="the processor has no 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.5, 2.5), (-3.0, 0.0), (0.5, 2.0), (0.0, 0.0)])
 def test_a_scale_covers_its_range_and_has_an_exact_zero(low: float, high: float) -> None:
-    scale = Scale.covering(low, high)
+    scale = QuantParams.covering(low, high)
     x = torch.tensor([low, 0.0, high, low - 100, high + 100]).view(1, 5, 1, 1)
-    found = (Bytes.nearest(x, scale).values.float() - scale.zero).flatten() * scale.step
+    found = (QuantizedTensor.nearest(x, scale).values.float() - scale.zero).flatten() * scale.step
     assert found[1] == 0
     torch.testing.assert_close(found[[0, 2]], x.flatten()[[0, 2]], atol=scale.step, rtol=0)
     torch.testing.assert_close(
@@ -54,23 +54,23 @@ def test_a_scale_covers_its_range_and_has_an_exact_zero(low: float, high: float)
     )
 
 
-def floats(x: Bytes) -> Tensor:
+def floats(x: QuantizedTensor) -> Tensor:
     return (x.values.float() - x.scale.zero) * x.scale.step
 
 
-def image(channels: int = 8, height: int = 9, width: int = 13, batch: int = 2) -> Bytes:
+def image(channels: int = 8, height: int = 9, width: int = 13, batch: int = 2) -> QuantizedTensor:
     torch.manual_seed(height)
     x = torch.randn(batch, channels, height, width).contiguous(memory_format=torch.channels_last)
-    return Bytes.nearest(x, Scale.covering(-2.5, 3.0))
+    return QuantizedTensor.nearest(x, QuantParams.covering(-2.5, 3.0))
 
 
-def pair(activation: str = "none", **geometry: Any) -> tuple[Conv, Int8Conv, Scale]:
+def pair(activation: str = "none", **geometry: Any) -> tuple[Conv, Int8Conv, QuantParams]:
     """A convolution whose weights are whole numbers of steps, in floats and in bytes."""
     conv = nn.Conv2d(**{"in_channels": 8, "out_channels": 16, "kernel_size": 3, "padding": 1, **geometry})
     with torch.no_grad():
         conv.weight.copy_(torch.randint(-127, 128, conv.weight.shape) / 500)
         conv.weight.flatten(1)[:, 0] = 127 / 500
-    scale = Scale.covering(0.0 if activation == "relu" else -9.0, 9.0)
+    scale = QuantParams.covering(0.0 if activation == "relu" else -9.0, 9.0)
     return Conv(conv, FLOAT, activation=activation), Int8Conv(conv, scale, activation=activation), scale
 
 
@@ -90,7 +90,7 @@ GEOMETRIES = [
 def test_result_is_the_nearest_byte(geometry: dict[str, Any], activation: str) -> None:
     exact, rounded, scale = pair(activation, **geometry)
     x = image(geometry.get("in_channels", 8))
-    expected = Bytes.nearest(exact(floats(x)), scale)
+    expected = QuantizedTensor.nearest(exact(floats(x)), scale)
     found = rounded(x)
     assert found.scale == scale
     assert found.values.is_contiguous(memory_format=torch.channels_last)
@@ -103,11 +103,12 @@ def test_result_is_the_nearest_byte(geometry: dict[str, Any], activation: str) -
 def test_sum_comes_before_activation_and_rounding(low: float) -> None:
     exact, rounded, scale = pair("relu")
     x = image()
-    onto = Bytes.nearest(
-        3 * torch.randn(2, 16, 9, 13).contiguous(memory_format=torch.channels_last), Scale.covering(low, 5.0)
+    residual = QuantizedTensor.nearest(
+        3 * torch.randn(2, 16, 9, 13).contiguous(memory_format=torch.channels_last),
+        QuantParams.covering(low, 5.0),
     )
-    expected = Bytes.nearest(exact(floats(x), onto=floats(onto)), scale)
-    found = rounded(x, onto=onto)
+    expected = QuantizedTensor.nearest(exact(floats(x), residual=floats(residual)), scale)
+    found = rounded(x, residual=residual)
     assert (found.values.int() - expected.values.int()).abs().max() <= 1
     assert (found.values != expected.values).float().mean() < 0.01
 
@@ -117,13 +118,16 @@ def test_sum_comes_before_activation_and_rounding(low: float) -> None:
 @pytest.mark.parametrize("activation", ["none", "relu"])
 def test_by_winograd_results_and_sums_are_nearly_the_nearest_byte(activation: str) -> None:
     exact, rounded, scale = pair(activation, in_channels=32, out_channels=48)
-    for x_scale in (Scale.covering(-2.5, 3.0), Scale.covering(0.0, 3.0)):  # the RPN's see one of each level
-        x = Bytes.nearest(floats(image(32, 14, 15)), x_scale)
-        onto = Bytes.nearest(3 * floats(image(48, 14, 15)), Scale.covering(-5.0, 6.0))
-        expected = [exact(floats(x)), exact(floats(x), onto=floats(onto))]
-        for found, nearest in zip([rounded(x), rounded(x, onto=onto)], expected, strict=True):
+    for x_scale in (
+        QuantParams.covering(-2.5, 3.0),
+        QuantParams.covering(0.0, 3.0),
+    ):  # the RPN's see one of each level
+        x = QuantizedTensor.nearest(floats(image(32, 14, 15)), x_scale)
+        residual = QuantizedTensor.nearest(3 * floats(image(48, 14, 15)), QuantParams.covering(-5.0, 6.0))
+        expected = [exact(floats(x)), exact(floats(x), residual=floats(residual))]
+        for found, nearest in zip([rounded(x), rounded(x, residual=residual)], expected, strict=True):
             assert found.scale == scale
-            off = found.values.int() - Bytes.nearest(nearest, scale).values.int()
+            off = found.values.int() - QuantizedTensor.nearest(nearest, scale).values.int()
             assert off.abs().max() <= 6
             assert off.abs().float().mean() < 0.3
     assert rounded._winograd is not None
@@ -153,7 +157,7 @@ def test_every_shape_gives_the_same_result_however_many_came_before() -> None:
     exact, rounded, scale = pair()
     for height in range(7, 11 + int8.PACKED_SHAPES):
         x = image(height=height)
-        expected = Bytes.nearest(exact(floats(x)), scale)
+        expected = QuantizedTensor.nearest(exact(floats(x)), scale)
         assert (rounded(x).values.int() - expected.values.int()).abs().max() <= 1
     assert len(rounded._packed) == int8.PACKED_SHAPES
 
@@ -185,9 +189,9 @@ def test_maps_are_nearly_those_of_floats(architecture: Architecture) -> None:
     size, padded = architecture.input_size(*pixels.shape[:2]), architecture.padded_shape(*pixels.shape[:2])
     images = Normaliser(network.transform, FLOAT)([pixels], [size], padded)
     with torch.inference_mode():
-        exact = Dense(network, FLOAT)(images)
-        half = Dense(network, Format(CPU, torch.bfloat16))(images.bfloat16())
-        found = Dense(network, Int8Format.of(network, ranges, torch.float32))(images)
+        exact = FeatureExtractor(network, FLOAT)(images)
+        half = FeatureExtractor(network, Format(CPU, torch.bfloat16))(images.bfloat16())
+        found = FeatureExtractor(network, Int8Format.of(network, ranges, torch.float32))(images)
     assert found.shapes == exact.shapes
     # Random weights make more of rounding, layer by layer, than trained ones: up to 11 % of the maps in bfloat16.
     assert (found.table - exact.table).std() < 8 * (half.table - exact.table).std()

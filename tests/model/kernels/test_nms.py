@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from model.kernels.nms import PASSES, best, overlapping, survivors
+from model.kernels.nms import PASSES, best, keep_mask, overlapping
 
 
 def scattered(count: int, room: float, seed: int = 0) -> Tensor:
@@ -25,7 +25,7 @@ def in_a_row(count: int) -> Tensor:
 
 def kept(boxes: Tensor, most: float, usable: Tensor | None = None) -> tuple[list[int], bool]:
     everything = torch.ones(len(boxes), dtype=torch.bool)
-    keep, sure = survivors(overlapping(boxes, most), everything if usable is None else usable)
+    keep, sure = keep_mask(overlapping(boxes, most), everything if usable is None else usable)
     return keep.nonzero()[:, 0].tolist(), bool(sure)
 
 
@@ -71,7 +71,7 @@ def test_unusable_boxes_neither_survive_nor_suppress() -> None:
 
 def test_many_at_once_are_each_by_itself() -> None:
     boxes = torch.stack([scattered(100, 80.0, seed) for seed in range(6)])
-    keep, sure = survivors(overlapping(boxes, 0.5), torch.ones(6, 100, dtype=torch.bool))
+    keep, sure = keep_mask(overlapping(boxes, 0.5), torch.ones(6, 100, dtype=torch.bool))
     assert sure
     for row, one in zip(keep, boxes, strict=True):
         assert row.nonzero()[:, 0].tolist() == theirs(one, 0.5)

@@ -17,9 +17,9 @@ from torch.nn import functional
 
 from model.errors import EngineError
 from model.kernels import winograd
-from model.kernels.int8 import Bytes
-from model.kernels.quantization import ITSELF, Scale
-from model.kernels.winograd import VARIANTS, Kernel, Winograd, kernel_for, pays
+from model.kernels.int8 import QuantizedTensor
+from model.kernels.quantization import IDENTITY, QuantParams
+from model.kernels.winograd import VARIANTS, Kernel, Winograd, kernel_for, should_use_winograd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -64,14 +64,20 @@ class Problem:
         torch.manual_seed(batch + 10 * height + 100 * width)
         self.kernel, self.dtype = loaded(variant), NEEDS[variant][0]
         quantised = self.dtype == torch.uint8
-        self.x_scale, self.scale = (Scale(0.02, 130), Scale(0.08, 90)) if quantised else (ITSELF, ITSELF)
+        self.x_scale, self.scale = (
+            (QuantParams(0.02, 130), QuantParams(0.08, 90)) if quantised else (IDENTITY, IDENTITY)
+        )
         self.x = self.stored(torch.randn(batch, inputs, height, width), self.x_scale)
         self.weight, self.bias = torch.randn(outputs, inputs, 3, 3) / (3 * inputs**0.5), torch.randn(outputs)
 
-    def stored(self, values: Tensor, scale: Scale) -> Tensor:
+    def stored(self, values: Tensor, scale: QuantParams) -> Tensor:
         """Numbers as a tensor of the kernel's, channels last."""
         values = values.contiguous(memory_format=torch.channels_last)
-        return Bytes.nearest(values, scale).values if self.dtype == torch.uint8 else values.to(self.dtype)
+        return (
+            QuantizedTensor.nearest(values, scale).values
+            if self.dtype == torch.uint8
+            else values.to(self.dtype)
+        )
 
     def prepared(self, *, relu: bool = False) -> Callable[..., Tensor]:
         made = Winograd(self.weight, self.bias, self.kernel, self.dtype, relu=relu, scale=self.scale)
@@ -92,7 +98,7 @@ class Problem:
         torch.testing.assert_close(real(found, self.scale), expected, atol=close, rtol=close)
 
 
-def real(x: Tensor, scale: Scale) -> Tensor:
+def real(x: Tensor, scale: QuantParams) -> Tensor:
     return (x.double() - scale.zero) * scale.step
 
 
@@ -192,11 +198,11 @@ def test_maps_that_lie_in_memory_in_other_ways(variant: str, batch: int) -> None
 def test_sum_and_place(variant: str) -> None:
     problem = Problem(variant, 2, 13, 10)
     prepared, exact = problem.prepared(relu=True), problem.exact()
-    onto_scale = ITSELF if problem.scale is ITSELF else Scale(0.03, 128)
-    onto = problem.stored(torch.randn(exact.shape), onto_scale)
-    expected = (exact + real(onto, onto_scale)).relu()
-    found = prepared(problem.x, onto, onto_scale=onto_scale)
-    assert found.data_ptr() == onto.data_ptr()
+    residual_scale = IDENTITY if problem.scale is IDENTITY else QuantParams(0.03, 128)
+    residual = problem.stored(torch.randn(exact.shape), residual_scale)
+    expected = (exact + real(residual, residual_scale)).relu()
+    found = prepared(problem.x, residual, residual_scale=residual_scale)
+    assert found.data_ptr() == residual.data_ptr()
     problem.assert_close(found, expected)
     # Only what it was given is written to, here the middle of something larger.
     around = torch.full((2, 15, 12, 64), 7, dtype=problem.dtype)
@@ -206,7 +212,7 @@ def test_sum_and_place(variant: str) -> None:
     out.fill_(7)
     assert (around == 7).all()
     with pytest.raises(ValueError, match="not both"):
-        prepared(problem.x, onto, out)
+        prepared(problem.x, residual, out)
 
 
 @EACH
@@ -295,7 +301,7 @@ def test_processors(
 def test_without_openmp_there_is_none(fresh: pytest.MonkeyPatch) -> None:
     fresh.setattr(winograd, "_openmp", lambda: None)
     assert kernel_for(torch.float32) is None
-    assert not pays(torch.empty(1, 256, 50, 50, device="meta"), 256)
+    assert not should_use_winograd(torch.empty(1, 256, 50, 50, device="meta"), 256)
 
 
 @pytest.mark.skipif(not usable("float32_avx2"), reason="not for this processor")
@@ -306,7 +312,7 @@ def test_without_the_compiled_file_there_is_none_and_the_log_says_so(
     assert kernel_for(torch.float32) is None
     assert "winograd_float32_avx2.so is not there" in caplog.text
     said = len(caplog.records)
-    assert not pays(torch.empty(1, 256, 50, 50, device="meta"), 256)
+    assert not should_use_winograd(torch.empty(1, 256, 50, 50, device="meta"), 256)
     assert len(caplog.records) == said  # once, not for each convolution
 
 
@@ -364,5 +370,5 @@ def test_rule_that_says_where_it_pays(
 ) -> None:
     kernel: Any = Kernel(None, (0, 0), lanes=16, vectors=4, near=0.5, far=1.5)
     monkeypatch.setattr(winograd, "kernel_for", lambda dtype: kernel if dtype == torch.float32 else None)
-    assert pays(torch.empty(shape, device="meta"), outputs) is expected
-    assert pays(torch.empty(shape, device="meta", dtype=torch.float16), outputs) is False
+    assert should_use_winograd(torch.empty(shape, device="meta"), outputs) is expected
+    assert should_use_winograd(torch.empty(shape, device="meta", dtype=torch.float16), outputs) is False

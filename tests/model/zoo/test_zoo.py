@@ -131,12 +131,12 @@ def test_description_comes_back_with_the_files_hash(whole: Path) -> None:
 def test_description_is_written_anew_around_the_same_tensors(whole: Path, tmp_path: Path) -> None:
     _, model = zoo.read(whole)
     path = tmp_path / "model.safetensors"
-    zoo.describe_anew(path, whole, replace(model, ranges={"rpn.head.conv.0.0": (-0.5, 3.25)}))
+    zoo.rewrite_metadata(path, whole, replace(model, ranges={"rpn.head.conv.0.0": (-0.5, 3.25)}))
     assert zoo.read(path)[1].ranges == {"rpn.head.conv.0.0": (-0.5, 3.25)}
     before, after = load_file(whole), load_file(path)
     assert list(before) == list(after)
     assert all(after[n].dtype == t.dtype and torch.equal(after[n], t) for n, t in before.items())
-    zoo.describe_anew(path, path, model)  # onto itself
+    zoo.rewrite_metadata(path, path, model)  # onto itself
     assert path.read_bytes() == whole.read_bytes()
 
 
