@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.api import openapi, pages, probes, segment
+from app.api.gauges import ServiceCollector
 from app.api.query import closest
 from app.http.overload import OverloadMiddleware
 from app.http.request_context import RequestContextMiddleware, refuse
@@ -45,6 +46,7 @@ def create_app(
     Raises app.keys.KeysError and app.observability.tracing.TracingError for settings that cannot be followed.
     """
     service = Service(settings, load or (lambda: load_engine(settings)), on_failure)
+    service.metrics.registry.register(ServiceCollector(service))
     tracing = Tracing() if settings.tracing else None
 
     @asynccontextmanager

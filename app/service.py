@@ -18,7 +18,7 @@ from app.batching.heartbeat import State
 from app.batching.worker import Worker
 from app.intake.fetch import Fetcher, Hosts
 from app.keys import Keys
-from app.observability.metrics import Metrics, Readings
+from app.observability.metrics import Metrics
 from app.problems import Draining, NotReady
 from app.runtime.allocator import release_freed_memory
 from app.runtime.loading import LOAD_ERRORS
@@ -90,7 +90,6 @@ class Service:
             else None
         )
         self.metrics = Metrics(PATHS, settings.body_timeout + settings.request_timeout)
-        self.metrics.registry.register(Readings(self))
         self.decoders = ThreadPoolExecutor(settings.decode_threads, "maskserve-decode")
         self.encoders = ThreadPoolExecutor(settings.encode_threads, "maskserve-encode")
         self.failure: str | None = None  # why nothing will ever be answered again

@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from app.api import responses
+from app.api import query, responses
 from bench.engine import chosen, encoded, picture, tensor
 from model.images.decode import decode
 from model.inference.engine import Engine
@@ -101,7 +101,7 @@ def main() -> None:
             encoded(found)
 
     def answer(found: Any) -> bytes:
-        return responses.encode(responses.JSON, "id", model, image, found)
+        return responses.encode(query.JSON, "id", model, image, found)
 
     def whole() -> None:
         answer(engine.segment([decode(jpeg)], [options])[0])

@@ -17,7 +17,7 @@ BEARER = HTTPBearer(
 )
 
 
-async def authorised(request: Request, _: Annotated[object, Depends(BEARER)]) -> None:
+async def require_api_key(request: Request, _: Annotated[object, Depends(BEARER)]) -> None:
     """Let the request in if the service asks for no key or this is one; its owner's name goes into the log.
 
     Raises Unauthorized, before anything of the body is read.

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from app import problems
-from app.api.query import MASKS, MOST_INSTANCES, TIME_LIMIT
-from app.api.responses import JPEG, JSON, NDJSON, PNG
+from app.api.query import JPEG, JSON, MASK_FORMATS, MOST_INSTANCES, NDJSON, PNG, TIME_LIMIT
 from app.api.schemas import (
     ANSWER_SCHEMA,
     EXAMPLE,
@@ -87,7 +86,7 @@ def parameter(
     }
 
 
-# app.authorise adds the key; {} says that a service without a file of keys asks for none.
+# app.api.auth adds the key; {} says that a service without a file of keys asks for none.
 SECURITY: dict[str, Any] = {"security": [{}]}
 
 SEGMENT = answers(
@@ -144,7 +143,7 @@ SEGMENT |= {
             ),
             parameter(
                 "masks",
-                {**STRING, "enum": list(MASKS), "default": MASKS[0]},
+                {**STRING, "enum": list(MASK_FORMATS), "default": MASK_FORMATS[0]},
                 "`rle`: masks as COCO run lengths. `polygon`: as COCO polygons, simplified. `png`: as 1-bit PNG files "
                 "of the boxes. `none`: boxes only, which is quicker.",
             ),

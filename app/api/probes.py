@@ -10,7 +10,7 @@ from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annota
 from starlette.responses import Response
 
 from app.api import openapi
-from app.api.auth import authorised
+from app.api.auth import require_api_key
 from app.observability.metrics import CONTENT_TYPE
 from app.problems import NotReady
 
@@ -39,14 +39,14 @@ async def readyz(request: Request) -> Response:
     return fresh({"status": "ready"})
 
 
-@router.get("/metrics", dependencies=[Depends(authorised)], **openapi.METRICS)
+@router.get("/metrics", dependencies=[Depends(require_api_key)], **openapi.METRICS)
 async def metrics(request: Request) -> Response:
     """What is counted and measured, for Prometheus."""
     service: Service = request.app.state.service
     return Response(service.metrics.text(), media_type=CONTENT_TYPE, headers={"Cache-Control": "no-store"})
 
 
-@router.get("/model", dependencies=[Depends(authorised)], **openapi.MODEL)
+@router.get("/model", dependencies=[Depends(require_api_key)], **openapi.MODEL)
 async def model(request: Request) -> Response:
     """What answers here."""
     service: Service = request.app.state.service

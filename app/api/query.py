@@ -18,11 +18,24 @@ if TYPE_CHECKING:
     from model.data import Category
 
 PARAMETERS = ("score_threshold", "max_instances", "categories", "masks")
-MASKS = ("rle", "polygon", "png", "none")
+MASK_FORMATS = ("rle", "polygon", "png", "none")
 MOST_INSTANCES = 100  # COCO evaluates so many, and the networks keep so many per image
 
 TIME_LIMIT = "X-Request-Timeout-Ms"  # header: milliseconds from the request to its answer
 MOST_MILLISECONDS = 999_999_999  # as many as WHOLE has digits for: eleven days
+
+JSON, NDJSON, PNG, JPEG = "application/json", "application/x-ndjson", "image/png", "image/jpeg"
+# What each range of an Accept header is answered with.
+MEDIA_TYPES = {
+    JSON: JSON,
+    "application/*": JSON,
+    "*/*": JSON,
+    NDJSON: NDJSON,
+    PNG: PNG,
+    JPEG: JPEG,
+    "image/*": JPEG,
+}
+QUALITY = re.compile(r"(0(\.\d{0,3})?|1(\.0{0,3})?)", re.ASCII)
 
 DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 WHOLE = re.compile(r"\d{1,9}", re.ASCII)
@@ -32,7 +45,7 @@ WHOLE = re.compile(r"\d{1,9}", re.ASCII)
 class SegmentParams(Options):
     """What the engine is asked for, and how the answer is to spell it."""
 
-    mask_format: str = MASKS[0]
+    mask_format: str = MASK_FORMATS[0]
 
 
 def parse(query: str, categories: tuple[Category, ...]) -> SegmentParams:
@@ -102,10 +115,10 @@ def count(value: str) -> int:
 
 
 def mask_format(value: str) -> str:
-    """How masks are to be spelt: one of MASKS."""
-    if value in MASKS:
+    """How masks are to be spelt: one of MASK_FORMATS."""
+    if value in MASK_FORMATS:
         return value
-    raise InvalidParameter(f'masks must be one of {", ".join(MASKS)}, not "{value[:40]}".')
+    raise InvalidParameter(f'masks must be one of {", ".join(MASK_FORMATS)}, not "{value[:40]}".')
 
 
 def category_ids(value: str, categories: tuple[Category, ...]) -> frozenset[int]:
@@ -135,3 +148,20 @@ def closest(name: str, names: Iterable[str]) -> str:
     if close := difflib.get_close_matches(name, names, n=3):
         return f"Did you mean {' or '.join(close)}?"
     return f"There are: {', '.join(names)}."
+
+
+def choose_media_type(accept: str) -> str:
+    """The media type of the answer: JSON, unless the Accept header prefers a picture or NDJSON."""
+    best, best_quality = JSON, 0.0
+    for item in accept.lower().split(","):
+        name, *parameters = (part.strip() for part in item.split(";"))
+        weights = (parameter[2:] for parameter in parameters if parameter.startswith("q="))
+        quality = parse_quality(next(weights, "1"))
+        if name in MEDIA_TYPES and quality > best_quality:
+            best, best_quality = MEDIA_TYPES[name], quality
+    return best
+
+
+def parse_quality(text: str) -> float:
+    """The weight of an Accept entry (RFC 9110, section 12.4.2); 0 for anything malformed."""
+    return float(text) if QUALITY.fullmatch(text) else 0.0

@@ -7,12 +7,12 @@ bits of float32 sums, which depend on the order in which a device added, out of 
 from __future__ import annotations
 
 import base64
-import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 
+from app.api.query import JSON, PNG
 from model.images.decode import encode_jpeg, encode_png
 from model.images.overlay import overlay
 from model.masks.paste import crops, outlines, paste
@@ -25,18 +25,6 @@ if TYPE_CHECKING:
 
     from model.instances import Instances
     from model.zoo.zoo import Model
-
-JSON, NDJSON, PNG, JPEG = "application/json", "application/x-ndjson", "image/png", "image/jpeg"
-OFFERED = {
-    JSON: JSON,
-    "application/*": JSON,
-    "*/*": JSON,
-    NDJSON: NDJSON,
-    PNG: PNG,
-    JPEG: JPEG,
-    "image/*": JPEG,
-}  # by Accept
-QUALITY = re.compile(r"(0(\.\d{0,3})?|1(\.0{0,3})?)", re.ASCII)
 
 BOX_DECIMALS = 2
 SCORE_DECIMALS = 4
@@ -84,9 +72,13 @@ def document(model: Model, instances: Instances, mask_format: str = "rle") -> di
 def records(model: Model, instances: Instances, mask_format: str = "rle") -> list[dict[str, Any]]:
     """One COCO results record per instance, by descending score; `COCO.loadRes` wants only `image_id` added.
 
-    mask_format: of app.api.query.MASKS. `bbox` is [x, y, width, height]. `area` is the mask's pixel count; without
-    masks it is the box's area, as pycocotools has it for boxes, and there is no `segmentation`. `png` masks are no
-    COCO segmentation and stand in `mask`.
+    `bbox` is [x, y, width, height]. `area` is the mask's pixel count; without masks it is the area of the box, as
+    pycocotools has it, and there is no `segmentation`. A `png` mask is no COCO segmentation; it is under `mask`.
+
+    Args:
+        model: names the categories.
+        instances: of one image.
+        mask_format: one of app.api.query.MASK_FORMATS.
     """
     names = {category.id: category.name for category in model.categories}
     sizes = instances.boxes[:, 2:] - instances.boxes[:, :2]  # [N, 2] width, height
@@ -109,7 +101,7 @@ def records(model: Model, instances: Instances, mask_format: str = "rle") -> lis
         for row in rows:
             row["area"] = round(row["bbox"][2] * row["bbox"][3], BOX_DECIMALS)
         return rows
-    for row, mask in zip(rows, MASKS[mask_format](instances.probabilities, instances), strict=True):
+    for row, mask in zip(rows, MASK_ENCODERS[mask_format](instances.probabilities, instances), strict=True):
         row.update(mask)
     return rows
 
@@ -143,21 +135,4 @@ def png_masks(probabilities: Tensor, instances: Instances) -> Iterator[dict[str,
         }
 
 
-MASKS = {"rle": rle_masks, "polygon": polygon_masks, "png": png_masks}
-
-
-def preferred(accept: str) -> str:
-    """What to answer with: JSON, unless an Accept header prefers a kind of picture or a line for each image."""
-    best, best_quality = JSON, 0.0
-    for item in accept.lower().split(","):
-        name, *parameters = (part.strip() for part in item.split(";"))
-        weights = (parameter[2:] for parameter in parameters if parameter.startswith("q="))
-        quality = quality_of(next(weights, "1"))
-        if name in OFFERED and quality > best_quality:
-            best, best_quality = OFFERED[name], quality
-    return best
-
-
-def quality_of(text: str) -> float:
-    """The weight of an Accept entry (RFC 9110, section 12.4.2); 0 for what is none."""
-    return float(text) if QUALITY.fullmatch(text) else 0.0
+MASK_ENCODERS = {"rle": rle_masks, "polygon": polygon_masks, "png": png_masks}

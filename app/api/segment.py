@@ -1,4 +1,4 @@
-"""POST /segment: images in, their instances out, by the stages of DESIGN.md, section 2. See several.py for many."""
+"""POST /segment: images in, their instances out, by the stages of DESIGN.md, section 2. See streaming.py for many."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from app.api import openapi, responses
 from app.api import query as options
-from app.api.auth import authorised
+from app.api.auth import require_api_key
 from app.api.streaming import BufferedUpload, NdjsonResponse
 from app.http.disconnect import cancel_on_disconnect
 from app.http.request_context import Timings
@@ -45,14 +45,14 @@ if TYPE_CHECKING:
 router = APIRouter()
 
 
-@router.post("/segment", dependencies=[Depends(authorised)], **openapi.SEGMENT)
+@router.post("/segment", dependencies=[Depends(require_api_key)], **openapi.SEGMENT)
 async def segment(request: Request) -> Response:
     """Find the instances in one image, or in each of several."""
     service: Service = request.app.state.service
     timings: Timings = request.state.timings
     model = service.engine.model
     wanted = options.parse(request.url.query, model.categories)
-    media_type = responses.preferred(request.headers.get("accept", ""))
+    media_type = options.choose_media_type(request.headers.get("accept", ""))
     client_timeout = options.time_limit(request.headers.get(options.TIME_LIMIT))
     with service.admission.body() as body:
         with timings.stage("read"):
@@ -65,11 +65,11 @@ async def segment(request: Request) -> Response:
                 max_images=service.settings.max_images,
                 max_form_bytes=service.settings.max_queue_bytes // 2,
             )
-        if media_type == responses.NDJSON or (len(uploads) > 1 and media_type == responses.JSON):
+        if media_type == options.NDJSON or (len(uploads) > 1 and media_type == options.JSON):
             return several(request, wanted, uploads, body, client_timeout)
         if len(uploads) > 1:
             raise MalformedRequest(
-                f"A picture is the answer for one image; for several it is {responses.NDJSON}, a line of JSON each."
+                f"A picture is the answer for one image; for several it is {options.NDJSON}, a line of JSON each."
             )
         upload = uploads.pop()
         if upload.url:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from starlette.responses import Response
 
-from app.api.responses import NDJSON
+from app.api.query import NDJSON
 from app.batching.admission import Body
 from app.http.disconnect import cancel_on_disconnect
 from app.intake.uploads import Upload

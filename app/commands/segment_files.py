@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from app.settings import Settings
 
-PICTURES = {".png": responses.PNG, ".jpg": responses.JPEG, ".jpeg": responses.JPEG}
+PICTURES = {".png": options.PNG, ".jpg": options.JPEG, ".jpeg": options.JPEG}
 
 
 def run(
@@ -68,7 +68,7 @@ def run(
         else:
             if as_json:
                 answer = responses.encode(
-                    responses.JSON, str(path), engine.model, image, instances, mask_format=wanted.mask_format
+                    options.JSON, str(path), engine.model, image, instances, mask_format=wanted.mask_format
                 )
                 typer.echo(answer)
             else:

@@ -1,0 +1,86 @@
+"""The gauges of /metrics: the state of a service, read when Prometheus scrapes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from app.observability.metrics import PREFIX
+from app.version import version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from app.service import Service
+
+
+class ServiceCollector(Collector):
+    """Reads the state of a service each time Prometheus scrapes it."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterable[Metric]:
+        """All gauges; those of the engine and the worker once the model is loaded."""
+        service, admission = self._service, self._service.admission
+        yield gauge("ready", "1 while requests are taken, else 0.", service.not_ready_reason() is None)
+        yield gauge("healthy", "1 while /healthz is green, else 0.", service.is_alive())
+        yield gauge("queue_requests", "Requests in flight, from admission to answer.", admission.requests)
+        yield gauge("queue_requests_limit", "The most that there may be.", admission.max_requests)
+        yield gauge("queue_pixels", "Pixels of their images, as sent.", admission.pixels)
+        yield gauge("queue_pixels_limit", "The most that there may be.", admission.max_pixels)
+        yield gauge("queue_bytes", "Bytes of bodies that arrive or wait to be decoded.", admission.bytes)
+        yield gauge("queue_bytes_limit", "The most that there may be.", admission.max_bytes)
+        yield gauge(
+            "pixels_per_second",
+            "Measured rate of the device; 0 at first.",
+            admission.pixels_per_second or 0.0,
+        )
+        yield by_label("shed", "Requests refused at the door.", "reason", admission.refused)
+        engine, worker = service.loaded, service.running
+        if engine is not None:
+            labels = {
+                "model": engine.model.name,
+                "sha256": engine.model.sha256,
+                "device": str(engine.device),
+                "precision": engine.precision,
+                "version": version(),
+            }
+            info = GaugeMetricFamily(
+                f"{PREFIX}model_info", "1; its labels say what answers.", labels=list(labels)
+            )
+            info.add_metric(list(labels.values()), 1)
+            yield info
+            memory = GaugeMetricFamily(
+                f"{PREFIX}device_memory_bytes", "Memory of the GPU, by kind.", labels=["kind"]
+            )
+            for kind, count in engine.device_memory().items():
+                memory.add_metric([kind], count)
+            yield memory
+        if worker is not None:
+            waiting, pixels = worker.waiting
+            yield gauge("waiting_requests", "Decoded images that wait for the device.", waiting)
+            yield gauge("waiting_pixels", "Their pixels, as sent.", pixels)
+            yield gauge(
+                "heartbeat_age_seconds",
+                "Since the device's last sign of life.",
+                worker.status().heartbeat_age,
+            )
+            yield gauge("batch_limit_images", "Images that may run together now.", worker.budget.images)
+            yield by_label("dropped", "Waiting images that never ran.", "reason", worker.dropped)
+            yield by_label("worker_events", "What became of attempts at batches.", "event", worker.counts)
+
+
+def gauge(name: str, meaning: str, value: float) -> Metric:
+    """A gauge without labels."""
+    return GaugeMetricFamily(f"{PREFIX}{name}", meaning, value=float(value))
+
+
+def by_label(name: str, meaning: str, label: str, counts: Mapping[str, int]) -> Metric:
+    """A counter with one label, one series for each key of `counts`."""
+    family = CounterMetricFamily(f"{PREFIX}{name}", meaning, labels=[label])
+    for key, count in sorted(counts.items()):
+        family.add_metric([key], count)
+    return family
