@@ -15,8 +15,7 @@ from app.api.query import MOST_MILLISECONDS, TIME_LIMIT, time_limit
 from app.keys import digest
 from app.observability.logs import FIELDS
 from app.service import WATCH_SECONDS
-
-from .test_contract import PATIENCE, PHOTO, FakeEngine, ask, picture, serving, until
+from tests.app.fakes import PATIENCE, PHOTO, FakeEngine, ask, picture, serving, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

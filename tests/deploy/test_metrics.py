@@ -23,7 +23,7 @@ SELECTOR = re.compile(r"\b(maskserve_[a-z_]+)\{([^}]*)\}")
 @pytest.fixture(scope="module")
 def samples() -> dict[str, set[str]]:
     """Every sample that a service exposes → the labels that it has."""
-    from tests.app.test_contract import PHOTO, FakeEngine, serving
+    from tests.app.fakes import PHOTO, FakeEngine, serving
 
     class OnGpu(FakeEngine):
         def device_memory(self) -> dict[str, int]:

@@ -9,7 +9,7 @@ import httpx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .test_contract import PHOTO, serving
+from tests.app.fakes import PHOTO, serving
 
 # Bytes that HTTP lets a header's value have (RFC 9110, section 5.5).
 VALUES = st.binary(max_size=40).map(

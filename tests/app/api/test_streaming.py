@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from .test_contract import PATIENCE, PHOTO, FakeEngine, fail, picture, png_of, serving, until
+from tests.app.fakes import PATIENCE, PHOTO, FakeEngine, fail, picture, png_of, serving, until
 
 if TYPE_CHECKING:
     import httpx
