@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from app.batching.batch import Outcome
     from app.problems import Problem
     from app.settings import Settings
-    from model.zoo.zoo import Model
+    from model.zoo.model_file import Model
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

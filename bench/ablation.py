@@ -32,7 +32,7 @@ from model.inference.engine import Engine
 from model.network.architecture import C4, SMALL, Architecture
 from model.training.recipe import Recipe
 from model.training.train import train
-from model.zoo import zoo
+from model.zoo import model_file
 
 FIGURES = ("AP", "AP50", "AP75")
 VARIANTS = {
@@ -88,14 +88,16 @@ def measured(variant: str, seed: int, options: argparse.Namespace) -> dict[str, 
         min_sizes=(options.side,), max_size=2 * options.side,
     )  # fmt: skip
     sides = (200, 400)
-    model = zoo.describe(variant, made, CATEGORIES, training={"data": f"{options.scenes} scenes of seed 1"})
+    model = model_file.describe(
+        variant, made, CATEGORIES, training={"data": f"{options.scenes} scenes of seed 1"}
+    )
 
     def note(step: int, losses: dict[str, float]) -> None:
         if (step + 1) % 100 == 0:
             print(f"  {variant}, seed {seed}: step {step + 1}, L {losses['L']:.3f}", file=sys.stderr)
 
     path = train(Shapes(1, options.scenes, sides), model, recipe, run, device=options.device, on_step=note)
-    network, known = zoo.read(path)
+    network, known = model_file.read(path)
     engine = Engine(network, known, torch.device(options.device), "float32")
     found = {}
     evaluation = evaluate(engine, Shapes(2, options.measured, sides))

@@ -28,7 +28,7 @@ from deploy.tests.load import clients, saturate
 from deploy.tests.processes import ROOT, Replica
 from model.images.decode import decode
 from model.network.architecture import V1, V2
-from model.zoo import zoo
+from model.zoo import model_file, zoo
 
 ARCHITECTURES = {"v1": ("maskrcnn_resnet50_fpn", V1), "v2": ("maskrcnn_resnet50_fpn_v2", V2)}
 
@@ -60,8 +60,10 @@ def write(path: Path, model: str, photo: bytes) -> None:
     """A model file of that architecture, with random weights and COCO's categories."""
     name, architecture = ARCHITECTURES[model]
     image = torch.from_numpy(decode(photo)).permute(2, 0, 1).float().div(255)
-    known = zoo.Model(name, architecture, zoo.COCO_CATEGORIES, tuple(c.id for c in zoo.COCO_CATEGORIES))
-    zoo.save(path, lifelike(architecture, image), known)
+    known = model_file.Model(
+        name, architecture, zoo.COCO_CATEGORIES, tuple(c.id for c in zoo.COCO_CATEGORIES)
+    )
+    model_file.save(path, lifelike(architecture, image), known)
 
 
 async def measure(replica: Replica, photo: bytes, given: argparse.Namespace) -> None:

@@ -52,7 +52,7 @@ from model.inference.engine import Engine
 from model.instances import Options
 from model.masks.paste import paste
 from model.network.architecture import BACKBONES, V1, V2, Architecture
-from model.zoo import zoo
+from model.zoo import model_file, zoo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,9 +107,9 @@ def picture(photo: Path | None, megapixels: float | None, model: str = "") -> np
     return np.array(image)
 
 
-def chosen(name: str, image: np.ndarray, detections: int) -> tuple[nn.Module, zoo.Model]:
+def chosen(name: str, image: np.ndarray, detections: int) -> tuple[nn.Module, model_file.Model]:
     if name == "shapes":
-        return zoo.read(zoo.bundled())
+        return model_file.read(zoo.bundled())
     if name in BACKBONES:
         architecture = Architecture(backbone=name, norm="batch", norm_eps=1e-5)
     else:
@@ -117,7 +117,7 @@ def chosen(name: str, image: np.ndarray, detections: int) -> tuple[nn.Module, zo
     network: Any = lifelike(architecture, tensor(image))
     network.roi_heads.detections_per_img = detections
     categories = tuple(Category(n, f"kind {n}") for n in range(1, architecture.classes))
-    return network, zoo.describe(name, architecture, categories)
+    return network, model_file.describe(name, architecture, categories)
 
 
 def tensor(image: np.ndarray) -> Tensor:

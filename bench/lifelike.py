@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model.network.architecture import Architecture, build, has_masks
+from model.network.build import build, has_masks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from model.network.architecture import Architecture
 
 
 @torch.inference_mode()

@@ -370,7 +370,7 @@ def model_file(name: str, image: bytes):
     from bench.lifelike import lifelike
     from model.data import Category
     from model.network.architecture import V1, V2
-    from model.zoo import zoo
+    from model.zoo import model_file
 
     architecture = {"v1": V1, "v2": V2}.get(name)
     if architecture is None:
@@ -381,7 +381,7 @@ def model_file(name: str, image: bytes):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.safetensors"
         network = lifelike(architecture, pixels)
-        zoo.save(path, network, zoo.describe(name, architecture, categories), half=True)
+        model_file.save(path, network, model_file.describe(name, architecture, categories), half=True)
         yield str(path)
 
 

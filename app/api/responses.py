@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from model.instances import Instances
-    from model.zoo.zoo import Model
+    from model.zoo.model_file import Model
 
 BOX_DECIMALS = 2
 SCORE_DECIMALS = 4

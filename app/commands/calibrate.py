@@ -17,7 +17,7 @@ from model.data.shapes import CATEGORIES, training
 from model.images.decode import ImageError, decode
 from model.inference.calibration import IMAGES, examples, measured
 from model.kernels.int8 import NOT_THESE, quantisable
-from model.zoo import zoo
+from model.zoo import model_file, zoo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,9 +63,9 @@ def run(name: str, images: Sequence[Path], out: Path | None, weights_folder: Pat
         source = zoo.file_of(name)
         target = out or source or Path(f"{model.name}.safetensors")
         if source is None:
-            zoo.save(target, network, model)
+            model_file.save(target, network, model)
         else:
-            zoo.rewrite_metadata(target, source, model)
+            model_file.rewrite_metadata(target, source, model)
     except (*LOAD_ERRORS, ImageError) as error:
         return complain(str(error), BAD_FILE)
     except OSError as error:

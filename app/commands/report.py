@@ -21,7 +21,7 @@ from model.inference.calibration import measured as calibrated
 from model.inference.engine import Engine
 from model.kernels.int8 import quantisable
 from model.training.train import read_log
-from model.zoo import zoo
+from model.zoo import model_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +43,7 @@ def judged(path: Path, steps: int, out: Path, measured: Dataset, device: str) ->
     """How good a model file is: its mask AP, or its box AP without masks; some predictions are drawn too."""
     from model.evaluation import plots  # noqa: PLC0415 - imports matplotlib, which `maskserve evaluate` can do without
 
-    network, model = zoo.read(path)
+    network, model = model_file.read(path)
     seen: list[tuple[Sample, Instances]] = []
     evaluation = measure(Engine(network, model, torch.device(device), "float32"), measured, seen)
     (out / "samples").mkdir(exist_ok=True)
@@ -65,7 +65,7 @@ def report(
     """
     from model.evaluation import plots  # noqa: PLC0415 - imports matplotlib, which `maskserve evaluate` can do without
 
-    network, model = zoo.read(path)
+    network, model = model_file.read(path)
     if quantisable(model.architecture):
         images = track(examples(dataset), "calibrating", min(IMAGES, len(dataset)), transient=True)
         model = replace(model, ranges=calibrated(network, model.architecture, images))
@@ -92,7 +92,7 @@ def report(
             ("The worst images: what is there, and what was found", "worst.jpg"),
         ]
         show(evaluation)
-    zoo.rewrite_metadata(path, path, model)
+    model_file.rewrite_metadata(path, path, model)
     text = card(
         model,
         evaluation,

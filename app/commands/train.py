@@ -24,14 +24,15 @@ from model.data import DatasetError
 from model.data.opening import open_dataset
 from model.data.shapes import Shapes, training
 from model.evaluation.card import hardware, versions
-from model.network.architecture import BACKBONES, C4, SMALL, V1, Architecture, ArchitectureError, build
+from model.network.architecture import BACKBONES, C4, SMALL, V1, Architecture, ArchitectureError
+from model.network.build import build
 from model.training.initial import load_backbone, transferred, widened
 from model.training.parallel import Group, join, processes_here
 from model.training.recipe import RECIPES, Recipe, TrainingError
 from model.training.run_folder import claimed
 from model.training.train import train
 from model.zoo import catalogue as weights
-from model.zoo import zoo
+from model.zoo import model_file, zoo
 from model.zoo.partial import digest
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ def run_training(
             dataset = opened(source, boxes=True)
         measured = None if on is None else measurable(on, source, boxes=boxes)
         name = SHAPES if source.drawn else out.name
-        model = zoo.describe(name, base, dataset.categories, training=facts | origin)
-        if (wrong := zoo.fault(model)) is not None:  # or its file could not be read when all is done
+        model = model_file.describe(name, base, dataset.categories, training=facts | origin)
+        if (wrong := model_file.fault(model)) is not None:  # or its file could not be read when all is done
             raise TrainingError(f"a model of {source.data} cannot be served: {wrong}")
         texts = given.pop("sizes", [])
         sizes = sizes_by_step(texts, planned.min_sizes) if texts else {}
@@ -238,7 +239,7 @@ def sizes_by_step(texts: Sequence[str], usual: tuple[int, ...]) -> dict[str, Any
 
 def run_with_progress(
     dataset: Dataset,
-    model: zoo.Model,
+    model: model_file.Model,
     recipe: Recipe,
     out: Path,
     device: str,

@@ -11,7 +11,7 @@ from app.runtime.cpus import usable_cpus
 from model.errors import EngineError
 from model.inference.engine import Engine
 from model.zoo.download import WeightsError
-from model.zoo.zoo import ModelError
+from model.zoo.model_file import ModelError
 
 if TYPE_CHECKING:
     from app.settings import Settings

@@ -10,14 +10,14 @@ import torch
 import torchvision
 
 from model.evaluation.coco import FIGURES
-from model.network.architecture import build, parameters
+from model.network.build import build, parameters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from model.evaluation.coco import Evaluation, Scores
     from model.network.architecture import Architecture
-    from model.zoo.zoo import Model
+    from model.zoo.model_file import Model
 
 SHOWN = ("AP", "AP50")  # of each category
 

@@ -21,16 +21,17 @@ from model.inference.cuda_graphs import CudaGraphCache
 from model.inference.devices import current, device_named, multiplies_bfloat16, resolved
 from model.inference.fallback import TorchvisionFallback
 from model.inference.features import FeatureExtractor
-from model.inference.fixed_size import DetectionLimits, detect_without_sync
+from model.inference.fixed_size import detect_without_sync
+from model.inference.limits import DetectionLimits
 from model.inference.preprocess import Normaliser
 from model.inference.proposals import ProposalGenerator
 from model.inference.roi_heads import BoxHead, MaskHead
 from model.instances import Instances, Options
 from model.kernels import int8
 from model.kernels.convolution import Format
-from model.network.architecture import has_masks
+from model.network.build import has_masks
 from model.zoo import catalogue as weights
-from model.zoo import zoo
+from model.zoo import model_file, zoo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ class Engine:
     """
 
     def __init__(
-        self, network: nn.Module, model: zoo.Model, device: torch.device, precision: str = "float32"
+        self, network: nn.Module, model: model_file.Model, device: torch.device, precision: str = "float32"
     ) -> None:
         """network: a trained torchvision detector on the CPU, in float32; what is prepared from it is a copy.
 
@@ -98,7 +99,7 @@ class Engine:
 
         device: "cpu", "cuda", "cuda:1" …, or "auto": a GPU if there is one. weights_folder: where downloaded
         weights lie; model.zoo.catalogue.default_folder() if None.
-        Raises EngineError, model.zoo.zoo.ModelError, model.zoo.download.WeightsError.
+        Raises EngineError, model.zoo.model_file.ModelError, model.zoo.download.WeightsError.
         """
         chosen = device_named(device)
         resolved(precision, chosen)  # complains before minutes go into fetching weights
@@ -292,7 +293,7 @@ def _on_cpu(detections: Detections) -> Detections:
     return boxes.cpu(), scores.cpu(), labels.cpu()
 
 
-def _in_int8(network: Any, model: zoo.Model) -> tuple[Format, Format, FeatureExtractor]:
+def _in_int8(network: Any, model: model_file.Model) -> tuple[Format, Format, FeatureExtractor]:
     """What the heads compute in, what the image is normalised in, and the dense part. Raises EngineError."""
     if not int8.quantisable(model.architecture):
         raise EngineError(f"{model.architecture.backbone} cannot run in int8; {int8.NOT_THESE}")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from model.inference.features import FeatureMaps
-    from model.inference.fixed_size import DetectionLimits
+    from model.inference.limits import DetectionLimits
     from model.kernels.convolution import Format, Step
 
 BOX_BINS, MASK_BINS = 7, 14  # of RoIAlign's output, per side

@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from model.network.architecture import ArchitectureError, build
+from model.network.architecture import ArchitectureError
+from model.network.build import build
 from model.zoo.catalogue import verify
 from model.zoo.download import DamagedWeightsError, download
-from model.zoo.zoo import ModelError
+from model.zoo.model_file import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from model.data import Category
     from model.network.architecture import Architecture
     from model.zoo.download import Tell
-    from model.zoo.zoo import Model
+    from model.zoo.model_file import Model
 
 IMAGENET = "imagenet"
 _HASHED = re.compile(r"-([0-9a-f]{8,64})\.pth$")  # as torchvision names its files: …-0676ba61.pth

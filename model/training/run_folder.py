@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import NoReturn
 
-    from model.zoo import zoo
+    from model.zoo import model_file
 
 CHECKPOINT, LOG, SETTINGS, EVENTS = "checkpoint.pt", "log.jsonl", "settings.json", "events"
 HOLDS = {"step", "network", "average", "optimizer"}  # what a checkpoint has at least
@@ -47,7 +47,7 @@ def claimed(run: Path) -> AbstractContextManager[None]:
     return locked(run / "run", refuse)
 
 
-def keep_settings(run: Path, model: zoo.Model, recipe: Recipe, *, write: bool = True) -> None:
+def keep_settings(run: Path, model: model_file.Model, recipe: Recipe, *, write: bool = True) -> None:
     """Write what the run was started with, and refuse to resume a run of something else.
 
     Raises TrainingError for that, and for a folder whose checkpoint or settings are damaged.

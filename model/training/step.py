@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from model.kernels.roi_align import PyramidRoIAlign
-from model.network.architecture import build, has_masks
+from model.network.build import build, has_masks
 from model.training.parallel import Group, SharedTransform
 from model.training.recipe import TrainingError
 from model.training.sampling import Sampler
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from model.data.loading import Batch
     from model.training.recipe import Recipe
-    from model.zoo import zoo
+    from model.zoo import model_file
 
 # torchvision's names of the loss terms → the paper's.
 TERMS = {
@@ -44,7 +44,9 @@ class State:
     ended: bool = False  # early, because nothing got better
 
 
-def begin(model: zoo.Model, recipe: Recipe, device: str, initial: nn.Module | None, group: Group) -> State:
+def begin(
+    model: model_file.Model, recipe: Recipe, device: str, initial: nn.Module | None, group: Group
+) -> State:
     """The network as it starts, on its device, made ready for training, with its optimiser."""
     torch.manual_seed(recipe.seed)
     network: Any = build(model.architecture, rpn_training=recipe.proposals)

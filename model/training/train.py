@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from model.data.loading import Augmentation, batches
-from model.network.architecture import build
+from model.network.build import build
 from model.training.parallel import Group
 from model.training.recipe import Recipe, TrainingError
 from model.training.run_folder import (
@@ -25,7 +25,7 @@ from model.training.run_folder import (
     save_checkpoint,
 )
 from model.training.step import TERMS, State, begin, computes_in_half, step
-from model.zoo import zoo
+from model.zoo import model_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +44,7 @@ LAST, BEST = "model.safetensors", "best.safetensors"
 
 def train(
     dataset: Dataset,
-    model: zoo.Model,
+    model: model_file.Model,
     recipe: Recipe,
     run: Path,
     *,
@@ -163,10 +163,10 @@ def _resume(state: State, run: Path, device: str) -> None:
 
 
 def save_average(
-    network: nn.Module, average: dict[str, Tensor] | None, model: zoo.Model, recipe: Recipe, run: Path
+    network: nn.Module, average: dict[str, Tensor] | None, model: model_file.Model, recipe: Recipe, run: Path
 ) -> None:
     """Write the averaged weights (or the network's own) as `run`/model.safetensors."""
     saved = build(model.architecture)
     saved.load_state_dict(average if average is not None else network.state_dict())
     training = {**model.training, "recipe": json.loads(json.dumps(asdict(recipe)))}
-    zoo.save(run / LAST, saved, replace(model, training=training), half=True)
+    model_file.save(run / LAST, saved, replace(model, training=training), half=True)

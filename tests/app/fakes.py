@@ -18,7 +18,7 @@ from app.settings import Settings
 from model.data import Category
 from model.instances import Instances, Options
 from model.network.architecture import Architecture
-from model.zoo.zoo import describe
+from model.zoo.model_file import describe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence

@@ -20,7 +20,7 @@ from model.data import Category
 from model.instances import Instances
 from model.masks.paste import decode, paste
 from model.network.architecture import Architecture
-from model.zoo.zoo import describe
+from model.zoo.model_file import describe
 
 CATEGORIES = (Category(1, "person"), Category(18, "dog"))
 MODEL = describe("fake", Architecture(classes=3), CATEGORIES)

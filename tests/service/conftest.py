@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from model.data import Category
-from model.network.architecture import SMALL, build
-from model.zoo.zoo import describe, save
+from model.network.architecture import SMALL
+from model.network.build import build
+from model.zoo.model_file import describe, save
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

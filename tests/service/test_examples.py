@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from model.zoo import zoo
+from model.zoo import model_file, zoo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -145,7 +145,7 @@ def test_the_readme_shows_what_the_service_answers(bundled: httpx.Client) -> Non
 
 
 def test_bundled_models_file_and_card_agree_on_what_it_scored() -> None:
-    model = zoo.read(zoo.bundled())[1]
+    model = model_file.read(zoo.bundled())[1]
     card = zoo.bundled().with_suffix(".md").read_text()
     rows = {row.split("|")[1].strip(): row for row in card.splitlines() if row.startswith("| ")}
     for kind in ("box", "mask"):

@@ -58,7 +58,7 @@ def test_probes_answer_while_the_model_loads_and_requests_are_told_to_come_back(
 def test_a_model_that_cannot_be_loaded_ends_the_service_with_one_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from model.zoo.zoo import ModelError
+    from model.zoo.model_file import ModelError
 
     def load() -> FakeEngine:
         raise ModelError("m.safetensors: there is no such file")

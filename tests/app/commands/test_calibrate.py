@@ -18,8 +18,9 @@ from app.commands import calibrate as cli_calibrate
 from model.data import Category
 from model.data.shapes import CATEGORIES, Shapes
 from model.kernels import int8
-from model.network.architecture import SMALL, build
-from model.zoo import zoo
+from model.network.architecture import SMALL
+from model.network.build import build
+from model.zoo import model_file, zoo
 
 if TYPE_CHECKING:
     from typer.testing import Result
@@ -34,7 +35,9 @@ ANIMALS = tuple(Category(n, f"animal {n}") for n in range(1, 11))
 def folder(tmp_path: Path) -> Path:
     """A model that knows no shapes, and a folder with two photos and a text."""
     torch.manual_seed(0)
-    zoo.save(tmp_path / "model.safetensors", build(THIN), zoo.describe("animals", THIN, ANIMALS), half=True)
+    model_file.save(
+        tmp_path / "model.safetensors", build(THIN), model_file.describe("animals", THIN, ANIMALS), half=True
+    )
     (tmp_path / "photos").mkdir()
     for name in ("a.png", "b.JPG"):
         pixels = np.random.default_rng(len(name)).integers(0, 256, (70, 90, 3), np.uint8)
@@ -48,7 +51,7 @@ def calibrate(*arguments: object) -> Result:
 
 
 def ready(path: Path) -> bool:
-    network, model = zoo.read(path)
+    network, model = model_file.read(path)
     return not int8.uncalibrated(network, model.ranges)
 
 
@@ -87,7 +90,7 @@ def test_what_was_written_answers_in_int8_and_what_was_not_says_the_command(fold
 
 def test_a_model_of_drawn_shapes_needs_no_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = folder / "shapes.safetensors"
-    zoo.save(path, build(THIN), zoo.describe("shapes", THIN, CATEGORIES))
+    model_file.save(path, build(THIN), model_file.describe("shapes", THIN, CATEGORIES))
     monkeypatch.setattr(cli_calibrate, "training", lambda: Shapes(seed=1, length=2, sides=(64, 96)))
     result = calibrate(path)
     assert result.exit_code == 0, result.output
@@ -96,7 +99,7 @@ def test_a_model_of_drawn_shapes_needs_no_images(folder: Path, monkeypatch: pyte
 
 def test_a_coco_model_gets_a_file_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    described = zoo.describe("maskrcnn_resnet50_fpn", THIN, ANIMALS)
+    described = model_file.describe("maskrcnn_resnet50_fpn", THIN, ANIMALS)
     monkeypatch.setattr(zoo, "load", lambda *_: (build(THIN), described))
     result = calibrate("maskrcnn_resnet50_fpn", "photos")
     assert result.exit_code == 0, result.output
@@ -131,7 +134,7 @@ def test_what_cannot_be_done_is_one_line(
 def test_mobilenets_are_refused_by_name(folder: Path) -> None:
     architecture = replace(THIN, backbone="mobilenet_v3_small")
     path = folder / "mobile.safetensors"
-    zoo.save(path, build(architecture), zoo.describe("mobile", architecture, ANIMALS))
+    model_file.save(path, build(architecture), model_file.describe("mobile", architecture, ANIMALS))
     result = calibrate(path, folder / "photos")
     assert result.exit_code == 1
     assert "mobilenet_v3_small cannot run in int8" in result.stderr

@@ -26,7 +26,7 @@ from model.kernels.int8 import uncalibrated
 from model.network.architecture import C4, SMALL, ArchitectureError
 from model.training.recipe import TrainingError
 from model.training.run_folder import claimed
-from model.zoo import zoo
+from model.zoo import model_file
 
 TINY = replace(
     SMALL,
@@ -58,7 +58,7 @@ def test_labelled_folder_becomes_a_model_that_segments(folder, capsys):
     assert trained(folder, validation=str(folder / "data")) == 0
     assert "maskserve serve --model" in capsys.readouterr().out
     path = folder / "run" / "model.safetensors"
-    network, model = zoo.read(path)
+    network, model = model_file.read(path)
     assert network is not None
     assert model.name == "run"
     assert [c.name for c in model.categories] == [c.name for c in Shapes.categories]
@@ -79,7 +79,10 @@ def test_training_goes_on_from_a_model(folder, capsys):
         source, folder / "more", Start("resnet50", initial=str(first)), "cpu", still
     )
     assert code == 0
-    (before, old), (after, new) = zoo.read(first), zoo.read(folder / "more" / "model.safetensors")
+    (before, old), (after, new) = (
+        model_file.read(first),
+        model_file.read(folder / "more" / "model.safetensors"),
+    )
     assert new.architecture == old.architecture  # the model's, not the one named beside it
     assert new.training["initial"]["sha256"] == old.sha256
     weights = after.state_dict()
@@ -101,7 +104,10 @@ def test_training_goes_on_with_other_categories_from_those_known_by_name(folder,
     capsys.readouterr()
     assert cli_train.run_training(source, folder / "more", Start(initial=first), "cpu", still) == 0
     assert "knows 9 of the 10 categories; these start from nothing: wheel" in capsys.readouterr().err
-    (before, _), (after, model) = zoo.read(Path(first)), zoo.read(folder / "more" / "model.safetensors")
+    (before, _), (after, model) = (
+        model_file.read(Path(first)),
+        model_file.read(folder / "more" / "model.safetensors"),
+    )
     assert model.categories[0].name == "wheel"
     old, new = (n.roi_heads.box_predictor.cls_score.weight for n in (before, after))
     assert torch.allclose(new[2:], old[2:], atol=1e-3)
@@ -126,7 +132,7 @@ def test_card_and_pictures_stand_beside_the_model(folder):
 
 def test_training_without_validation_makes_no_claim(folder):
     assert trained(folder) == 0
-    assert zoo.read(folder / "run" / "model.safetensors")[1].ap == {}
+    assert model_file.read(folder / "run" / "model.safetensors")[1].ap == {}
     assert "How well it does" not in (folder / "run" / "model.md").read_text()
 
 
@@ -134,7 +140,7 @@ def test_drawn_scenes_are_measured_on_held_out_ones(folder, monkeypatch):
     monkeypatch.setattr(cli_train, "training", lambda _photos: Shapes(seed=1, length=4, sides=(64, 96)))
     monkeypatch.setattr(cli_evaluate, "held_out", lambda: Shapes(seed=2, length=2, sides=(64, 96)))
     assert trained(folder, data="shapes") == 0
-    model = zoo.read(folder / "run" / "model.safetensors")[1]
+    model = model_file.read(folder / "run" / "model.safetensors")[1]
     assert model.name == "shapes"
     assert model.ap_source == f"measured on {run_report.HELD_OUT}"
 
@@ -148,7 +154,7 @@ def test_scenes_on_photos_are_noted_in_model_and_card(folder, monkeypatch):
     monkeypatch.setattr(cli_evaluate, "held_out", lambda: Shapes(seed=2, length=2, sides=(64, 96)))
     source = Source("shapes", backgrounds=folder / "photos")
     assert cli_train.run_training(source, folder / "run", Start(channels=12), "cpu", QUICK) == 0
-    model = zoo.read(folder / "run" / "model.safetensors")[1]
+    model = model_file.read(folder / "run" / "model.safetensors")[1]
     assert model.training["backgrounds"] == "2 photos"
     assert (model.architecture.fpn_channels, model.architecture.mask_channels) == (12, 12)
     card = (folder / "run" / "model.md").read_text()
@@ -161,8 +167,8 @@ def test_model_to_go_on_from_is_widened(folder):
     start = Start(initial=str(first), channels=24)
     source = Source(str(folder / "data"))
     assert cli_train.run_training(source, folder / "wider", start, "cpu", QUICK) == 0
-    assert zoo.read(folder / "wider" / "model.safetensors")[1].architecture == replace(
-        zoo.read(first)[1].architecture, fpn_channels=24, mask_channels=24
+    assert model_file.read(folder / "wider" / "model.safetensors")[1].architecture == replace(
+        model_file.read(first)[1].architecture, fpn_channels=24, mask_channels=24
     )
 
 
@@ -343,7 +349,7 @@ def test_best_model_of_a_run_has_card_samples_and_figures(folder, capsys):
     assert [line["steps"] for line in lines] == [1, 2]
     assert (run / "best.md").exists()
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["000001.jpg", "000002.jpg"]
-    model = zoo.read(run / "best.safetensors")[1]
+    model = model_file.read(run / "best.safetensors")[1]
     assert model.ap["mask"] == max(line["mask"] for line in lines)
 
 
@@ -356,7 +362,7 @@ def test_network_without_masks_learns_boxes_alone(folder):
     source = Source(str(folder / "data"), validation=str(folder / "data"))
     assert cli_train.run_training(source, folder / "run", Start(masks="none"), "cpu", QUICK) == 0
     run = folder / "run"
-    assert set(zoo.read(run / "model.safetensors")[1].ap) == {"box", "box50"}
+    assert set(model_file.read(run / "model.safetensors")[1].ap) == {"box", "box50"}
     assert "A Faster R-CNN, without masks" in (run / "model.md").read_text()
 
 
@@ -366,7 +372,7 @@ def test_pretrained_backbone_keeps_its_norms_and_its_first_stage(folder):
     save_file(classifier.state_dict(), folder / "resnet18.safetensors")
     start = Start(backbone=str(folder / "resnet18.safetensors"))
     assert cli_train.run_training(Source(str(folder / "data")), folder / "run", start, "cpu", QUICK) == 0
-    network, model = zoo.read(folder / "run" / "model.safetensors")
+    network, model = model_file.read(folder / "run" / "model.safetensors")
     assert model.architecture.norm == "frozen"
     assert model.training["recipe"]["frozen_stages"] == 1
     assert model.training["backbone"]["file"] == "resnet18.safetensors"

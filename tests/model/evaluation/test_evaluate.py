@@ -18,7 +18,7 @@ from model.evaluation.coco import FIGURES, coco_results, evaluate, score
 from model.instances import Instances, Options
 from model.masks.paste import encode
 from model.network.architecture import SMALL
-from model.zoo.zoo import describe
+from model.zoo.model_file import describe
 
 GOLDEN = Path(__file__).parents[4] / "shared" / "data" / "coco_eval_golden"
 

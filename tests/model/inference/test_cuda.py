@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 from model.errors import OutOfDeviceMemory
 from model.inference.cuda_graphs import CudaGraphCache
 from model.inference.engine import Engine
-from model.inference.fixed_size import DetectionLimits
+from model.inference.limits import DetectionLimits
 from model.instances import Options
 from model.masks.paste import paste
 

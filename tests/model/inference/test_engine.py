@@ -31,7 +31,7 @@ from model.instances import Options
 from model.masks.paste import decode, paste
 from model.network.architecture import BACKBONES, DIVISIBLE, SMALL, V1, V2, Architecture
 from model.zoo import catalogue as weights
-from model.zoo import zoo
+from model.zoo import model_file, zoo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,10 +73,10 @@ def network(architecture: Architecture) -> nn.Module:
     return lifelike(architecture, torch.from_numpy(photo(96, 128)).permute(2, 0, 1) / 255, seed=5)
 
 
-def described(architecture: Architecture) -> zoo.Model:
+def described(architecture: Architecture) -> model_file.Model:
     """Category ids that are not the network's outputs: 10, 20, …"""
     categories = tuple(Category(10 * n, f"kind {n}") for n in range(1, architecture.classes))
-    return zoo.describe("random", architecture, categories)
+    return model_file.describe("random", architecture, categories)
 
 
 def engine_of(architecture: Architecture = THIN_SMALL) -> Engine:
@@ -436,7 +436,7 @@ def test_outputs_of_the_network_that_are_no_category_are_left_out() -> None:
     kept = [label for label in set(everything.labels.tolist()) if label % 20]
     labels = tuple(label // 10 for label in sorted(kept))
     categories = tuple(Category(0 if n == 0 else label * 10, str(label)) for n, label in enumerate(labels))
-    model = zoo.Model("gaps", THIN_SMALL, categories, labels)
+    model = model_file.Model("gaps", THIN_SMALL, categories, labels)
     found = segment(Engine(copy.deepcopy(network(THIN_SMALL)), model, CPU, "float32"), photo(96, 128))
     ids = {label * 10: category.id for label, category in zip(labels, categories, strict=True)}
     expected = [ids[label] for label in everything.labels.tolist() if label in ids]
@@ -590,7 +590,7 @@ def test_other_errors_pass_as_they_are(engine: Engine, failing: Fail, error: Exc
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "thin.safetensors"
-    zoo.save(path, network(THIN_SMALL), described(THIN_SMALL))
+    model_file.save(path, network(THIN_SMALL), described(THIN_SMALL))
     return path
 
 
@@ -605,7 +605,7 @@ def test_downloaded_weights_are_looked_for_in_the_folder_given(
 ) -> None:
     asked: list[Path] = []
 
-    def load(name: str, folder: Path) -> tuple[nn.Module, zoo.Model]:
+    def load(name: str, folder: Path) -> tuple[nn.Module, model_file.Model]:
         asked.append(folder)
         return copy.deepcopy(network(THIN_SMALL)), described(THIN_SMALL)
 

@@ -15,11 +15,12 @@ from bench.lifelike import lifelike
 from model.data import Category
 from model.inference import roi_heads as heads
 from model.inference.engine import Engine
-from model.inference.fixed_size import DetectionLimits, detect_without_sync
+from model.inference.fixed_size import detect_without_sync
+from model.inference.limits import DetectionLimits
 from model.instances import Instances, Options
 from model.kernels import nms as suppression
 from model.network.architecture import SMALL, V2, Architecture
-from model.zoo import zoo
+from model.zoo import model_file
 
 CPU = torch.device("cpu")
 THIN: dict[str, Any] = {
@@ -51,7 +52,7 @@ OPTIONS = [
 def engine(kind: str = "small", *, at_once: bool = True) -> Engine:
     architecture: Architecture = ARCHITECTURES[kind]
     image = torch.from_numpy(IMAGES[0]).permute(2, 0, 1) / 255
-    model = zoo.describe("random", architecture, tuple(Category(n, f"kind {n}") for n in range(1, 11)))
+    model = model_file.describe("random", architecture, tuple(Category(n, f"kind {n}") for n in range(1, 11)))
     made = Engine(lifelike(architecture, image, seed=5), model, CPU)
     made.batches = at_once
     return made

@@ -27,7 +27,7 @@ from model.kernels.int8 import Int8Conv, Int8Format, QuantizedTensor
 from model.kernels.quantization import QuantParams
 from model.kernels.winograd import kernel_for
 from model.network.architecture import BACKBONES, MOBILENETS, SMALL, Architecture
-from model.zoo import zoo
+from model.zoo import model_file, zoo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,16 +200,16 @@ def test_maps_are_nearly_those_of_floats(architecture: Architecture) -> None:
 
 
 @pytest.fixture(scope="module")
-def calibrated() -> tuple[nn.Module, zoo.Model]:
+def calibrated() -> tuple[nn.Module, model_file.Model]:
     """The bundled model, whether its file is calibrated or not."""
-    network, model = zoo.read(zoo.bundled())
+    network, model = model_file.read(zoo.bundled())
     images = [decode(path.read_bytes()) for path in EXAMPLES]
     return network, replace(model, ranges=measured(network, model.architecture, images))
 
 
 @needs_vnni
 def test_the_bundled_model_finds_in_an_example_what_it_finds_in_floats(
-    calibrated: tuple[nn.Module, zoo.Model],
+    calibrated: tuple[nn.Module, model_file.Model],
 ) -> None:
     pixels = decode(next(p for p in EXAMPLES if p.name == "000012.jpg").read_bytes())
     answers = [
@@ -227,7 +227,7 @@ def test_the_bundled_model_finds_in_an_example_what_it_finds_in_floats(
 
 @needs_vnni
 def test_heads_compute_in_floats_where_the_processor_has_no_bfloat16(
-    calibrated: tuple[nn.Module, zoo.Model], monkeypatch: pytest.MonkeyPatch
+    calibrated: tuple[nn.Module, model_file.Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False)
@@ -253,7 +253,7 @@ def test_it_is_refused_on_a_gpu() -> None:
 
 @needs_vnni
 def test_a_model_that_was_never_calibrated_is_refused_with_the_command(
-    calibrated: tuple[nn.Module, zoo.Model],
+    calibrated: tuple[nn.Module, model_file.Model],
 ) -> None:
     network, model = calibrated
     missing = dict(list(model.ranges.items())[:-1])
@@ -272,7 +272,7 @@ def test_mobilenets_are_refused_by_name(backbone: str) -> None:
     with pytest.raises(ValueError, match=f"{backbone} cannot run in int8; int8 is for ResNet"):
         measured(network, architecture, [picture(0)])
     with pytest.raises(EngineError, match=f"{backbone} cannot run in int8; int8 is for ResNet"):
-        Engine(network, zoo.describe("thin", architecture, ()), CPU, "int8")
+        Engine(network, model_file.describe("thin", architecture, ()), CPU, "int8")
 
 
 def test_nothing_is_measured_without_images() -> None:
@@ -286,5 +286,5 @@ def test_examples_are_spread_over_a_dataset() -> None:
 
 
 def test_the_bundled_model_is_calibrated() -> None:
-    network, model = zoo.read(zoo.bundled())
+    network, model = model_file.read(zoo.bundled())
     assert not int8.uncalibrated(network, model.ranges)

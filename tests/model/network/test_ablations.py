@@ -14,10 +14,11 @@ from torchvision.ops import roi_pool
 from model.data import Category
 from model.inference.engine import Engine
 from model.instances import Options
-from model.network.architecture import C4, SMALL, Architecture, ArchitectureError, build
+from model.network.architecture import C4, SMALL, Architecture, ArchitectureError
+from model.network.build import build
 from model.network.mask_variants import AgnosticPredictor, SoftmaxPredictor, multinomial_loss
 from model.network.roi_pool import PyramidRoIPool
-from model.zoo import zoo
+from model.zoo import model_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,12 +52,12 @@ def test_file_of_every_variant_opens_in_the_engine_and_answers_as_torchvision(
 ) -> None:
     torch.manual_seed(0)
     path = tmp_path / "model.safetensors"
-    zoo.save(path, build(architecture), zoo.describe("variant", architecture, CATEGORIES))
+    model_file.save(path, build(architecture), model_file.describe("variant", architecture, CATEGORIES))
     engine = Engine.load(str(path), device="cpu", precision="float32")
     assert engine.model.architecture == architecture
     engine.warm_up()
     (found,) = engine.segment([image()], [Options(score_threshold=0.0)])
-    network, _ = zoo.read(path)
+    network, _ = model_file.read(path)
     with torch.inference_mode():
         (theirs,) = network([torch.from_numpy(image()).permute(2, 0, 1) / 255])
     assert len(found) == len(theirs["boxes"]) > 3
@@ -74,7 +75,10 @@ def test_options_hold_for_variants_too() -> None:
     torch.manual_seed(0)
     architecture = replace(THIN, masks="agnostic")
     engine = Engine(
-        build(architecture), zoo.describe("x", architecture, CATEGORIES), torch.device("cpu"), "bfloat16"
+        build(architecture),
+        model_file.describe("x", architecture, CATEGORIES),
+        torch.device("cpu"),
+        "bfloat16",
     )
     few, dogs, boxes = (
         engine.segment([image()], [options])[0]

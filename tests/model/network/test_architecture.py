@@ -18,17 +18,8 @@ from torchvision.models.detection import (
 )
 from torchvision.ops import FrozenBatchNorm2d
 
-from model.network.architecture import (
-    BACKBONES,
-    SMALL,
-    V1,
-    V2,
-    Architecture,
-    ArchitectureError,
-    build,
-    has_masks,
-    parameters,
-)
+from model.network.architecture import BACKBONES, SMALL, V1, V2, Architecture, ArchitectureError
+from model.network.build import build, has_masks, parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable

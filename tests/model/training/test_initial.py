@@ -12,10 +12,11 @@ import torchvision
 from safetensors.torch import save_file
 
 from model.data import Category
-from model.network.architecture import C4, SMALL, V2, ArchitectureError, build
+from model.network.architecture import C4, SMALL, V2, ArchitectureError
+from model.network.build import build
 from model.training.initial import load_backbone, transferred, widened
-from model.zoo import zoo
-from model.zoo.zoo import ModelError
+from model.zoo import model_file
+from model.zoo.model_file import ModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,7 +109,7 @@ def test_imagenet_is_fetched_by_torchvisions_name_and_hash(
 def test_categories_that_are_known_by_name_keep_what_they_learned(masks: str) -> None:
     architecture = replace(THIN, masks=masks)
     network: Any = build(architecture)
-    model = zoo.describe("old", architecture, CATEGORIES)
+    model = model_file.describe("old", architecture, CATEGORIES)
     wanted = (Category(1, "owl"), Category(2, "horse"), Category(3, "cat"), Category(4, "cow"))
     made: Any
     made, changed, known = transferred(network, model, wanted)
@@ -138,7 +139,7 @@ def test_categories_that_are_known_by_name_keep_what_they_learned(masks: str) ->
 def test_labels_with_gaps_are_followed() -> None:
     architecture = replace(THIN, classes=91)
     network: Any = build(architecture)
-    model = zoo.Model("coco", architecture, (Category(88, "teddy bear"),), (88,))
+    model = model_file.Model("coco", architecture, (Category(88, "teddy bear"),), (88,))
     made: Any
     made, _, known = transferred(network, model, (Category(5, "dragon"), Category(9, "teddy bear")))
     assert known == ["teddy bear"]

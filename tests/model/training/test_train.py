@@ -17,14 +17,15 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from model.data import Category, DatasetError, Sample
 from model.data.shapes import CATEGORIES, Shapes
-from model.network.architecture import C4, SMALL, build
+from model.network.architecture import C4, SMALL
+from model.network.build import build
 from model.training import run_folder
 from model.training import train as module
 from model.training.parallel import Group
 from model.training.recipe import RECIPES, Recipe, TrainingError
 from model.training.step import begin, freeze
 from model.training.train import read_log, train
-from model.zoo import zoo
+from model.zoo import model_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ THIN = replace(
     min_size=64,
     max_size=128,
 )
-MODEL = zoo.describe("thin", THIN, CATEGORIES, training={"data": "two scenes"})
+MODEL = model_file.describe("thin", THIN, CATEGORIES, training={"data": "two scenes"})
 RECIPE = Recipe(
     steps=3,
     batch_size=2,
@@ -83,7 +84,7 @@ def test_run_logs_the_papers_terms_and_leaves_a_model(scenes: Shapes, run: Path,
         assert record["L"] == pytest.approx(losses["L"], abs=1e-6)
         assert record["lr"] == pytest.approx(recipe.rate(step), abs=1e-6)
     assert path == run / "model.safetensors"
-    network, model = zoo.read(path)
+    network, model = model_file.read(path)
     assert (model.name, model.categories, model.architecture) == ("thin", CATEGORIES, THIN)
     assert model.training["data"] == "two scenes"
     assert model.training["recipe"]["precision"] == precision
@@ -346,7 +347,7 @@ def test_dataset_without_images_is_refused(run: Path) -> None:
 
 
 def test_dataset_of_other_categories_is_refused(scenes: Shapes, run: Path) -> None:
-    model = zoo.describe("few", replace(THIN, classes=3), CATEGORIES[:2])
+    model = model_file.describe("few", replace(THIN, classes=3), CATEGORIES[:2])
     with pytest.raises(TrainingError, match=r"does not know the dataset's categories .*'crescent'"):
         train(scenes, model, RECIPE, run)
 
@@ -619,5 +620,5 @@ def test_faster_rcnn_c4_and_the_ablations_train_one_step(scenes: Shapes, run: Pa
     variants = {"c4": c4, "pool": replace(THIN, pooling="pool"), "softmax": replace(THIN, masks="softmax")}
     for name, architecture in variants.items():
         train(scenes, replace(MODEL, architecture=architecture), replace(RECIPE, steps=1), run / name)
-        assert zoo.read(run / name / "model.safetensors")[1].architecture == architecture
+        assert model_file.read(run / name / "model.safetensors")[1].architecture == architecture
         (run / name / "checkpoint.pt").unlink()

@@ -19,11 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from model.data import Category
-from model.network.architecture import SMALL, Architecture, build
+from model.network.architecture import SMALL, Architecture
+from model.network.build import build
 from model.zoo import catalogue as weights
-from model.zoo import zoo
+from model.zoo import model_file, zoo
 from model.zoo.download import DamagedWeightsError
-from model.zoo.zoo import COCO_CATEGORIES, Model, ModelError
+from model.zoo.model_file import Model, ModelError
+from model.zoo.zoo import COCO_CATEGORIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,14 +59,14 @@ def network() -> nn.Module:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A good file; tests that damage it take a copy."""
     path: Path = tmp_path_factory.mktemp("zoo") / "whole.safetensors"
-    zoo.save(path, network(), DESCRIPTION, half=True)
+    model_file.save(path, network(), DESCRIPTION, half=True)
     return path
 
 
 def refusal(path: Path) -> str:
     """What reading the file is refused with: one line that begins with the path."""
     with pytest.raises(ModelError) as caught:
-        zoo.read(path)
+        model_file.read(path)
     text = str(caught.value)
     assert text.startswith(f"{path}: ")
     assert "\n" not in text
@@ -93,8 +95,8 @@ def rewritten(
 
 def test_float32_comes_back_exactly(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    zoo.save(path, network(), DESCRIPTION)
-    back, _ = zoo.read(path)
+    model_file.save(path, network(), DESCRIPTION)
+    back, _ = model_file.read(path)
     for (name, ours), (other, theirs) in zip(
         network().state_dict().items(), back.state_dict().items(), strict=True
     ):
@@ -104,7 +106,7 @@ def test_float32_comes_back_exactly(tmp_path: Path) -> None:
 
 def test_half_rounds_matrices_to_float16_and_leaves_vectors_alone(whole: Path) -> None:
     stored = load_file(whole)
-    back = zoo.read(whole)[0].state_dict()
+    back = model_file.read(whole)[0].state_dict()
     for name, ours in network().state_dict().items():
         if ours.ndim >= 2:
             assert stored[name].dtype == torch.float16
@@ -117,26 +119,26 @@ def test_half_rounds_matrices_to_float16_and_leaves_vectors_alone(whole: Path) -
 
 
 def test_network_is_read_ready_to_answer(whole: Path) -> None:
-    back, _ = zoo.read(whole)
+    back, _ = model_file.read(whole)
     assert not back.training
     assert {p.device.type for p in back.parameters()} == {"cpu"}
 
 
 def test_description_comes_back_with_the_files_hash(whole: Path) -> None:
-    _, model = zoo.read(whole)
+    _, model = model_file.read(whole)
     assert model == replace(DESCRIPTION, sha256=hashlib.sha256(whole.read_bytes()).hexdigest())
     assert model.label_ids().tolist() == [0, 3, 7]
 
 
 def test_description_is_written_anew_around_the_same_tensors(whole: Path, tmp_path: Path) -> None:
-    _, model = zoo.read(whole)
+    _, model = model_file.read(whole)
     path = tmp_path / "model.safetensors"
-    zoo.rewrite_metadata(path, whole, replace(model, ranges={"rpn.head.conv.0.0": (-0.5, 3.25)}))
-    assert zoo.read(path)[1].ranges == {"rpn.head.conv.0.0": (-0.5, 3.25)}
+    model_file.rewrite_metadata(path, whole, replace(model, ranges={"rpn.head.conv.0.0": (-0.5, 3.25)}))
+    assert model_file.read(path)[1].ranges == {"rpn.head.conv.0.0": (-0.5, 3.25)}
     before, after = load_file(whole), load_file(path)
     assert list(before) == list(after)
     assert all(after[n].dtype == t.dtype and torch.equal(after[n], t) for n, t in before.items())
-    zoo.rewrite_metadata(path, path, model)  # onto itself
+    model_file.rewrite_metadata(path, path, model)  # onto itself
     assert path.read_bytes() == whole.read_bytes()
 
 
@@ -149,15 +151,15 @@ def test_names_that_are_files_of_ours_are_known(bundled: Path, coco: tuple[Path,
 def test_network_in_another_memory_format_is_saved_alike(tmp_path: Path) -> None:
 
     path = tmp_path / "model.safetensors"
-    zoo.save(path, copy.deepcopy(network()).to(memory_format=torch.channels_last), DESCRIPTION)
+    model_file.save(path, copy.deepcopy(network()).to(memory_format=torch.channels_last), DESCRIPTION)
     assert torch.equal(
-        zoo.read(path)[0].state_dict()["backbone.body.conv1.weight"],
+        model_file.read(path)[0].state_dict()["backbone.body.conv1.weight"],
         network().state_dict()["backbone.body.conv1.weight"],
     )
 
 
 def test_description_numbers_categories_in_their_order() -> None:
-    model = zoo.describe("parts", THIN, CATEGORIES, ap={"box": 0.5})
+    model = model_file.describe("parts", THIN, CATEGORIES, ap={"box": 0.5})
     assert (model.labels, model.ap) == ((1, 2), {"box": 0.5})
     assert model.label_ids().tolist() == [0, 7, 3]
 
@@ -175,7 +177,7 @@ def test_failing_write_leaves_the_old_file_and_nothing_else(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
-        zoo.save(path, network(), DESCRIPTION)
+        model_file.save(path, network(), DESCRIPTION)
     assert path.read_bytes() == whole.read_bytes()
     assert list(tmp_path.iterdir()) == [path]
 
@@ -189,8 +191,8 @@ def test_whoever_may_read_a_new_file_may_read_a_model(whole: Path, tmp_path: Pat
 def test_a_write_takes_the_old_files_place(whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(whole.read_bytes())
-    zoo.save(path, network(), replace(DESCRIPTION, name="newer"), half=True)
-    assert zoo.read(path)[1].name == "newer"
+    model_file.save(path, network(), replace(DESCRIPTION, name="newer"), half=True)
+    assert model_file.read(path)[1].name == "newer"
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
 
 
@@ -404,7 +406,7 @@ def test_variance_below_zero_is_refused(whole: Path, tmp_path: Path) -> None:
 
 def test_ap_where_there_was_nothing_to_count_is_kept(whole: Path, tmp_path: Path) -> None:
     path = rewritten(whole, tmp_path / "bare.safetensors", document=lambda d: d.update(ap={"box": -1.0}))
-    assert zoo.read(path)[1].ap == {"box": -1.0}
+    assert model_file.read(path)[1].ap == {"box": -1.0}
 
 
 def test_batch_counters_may_be_missing(whole: Path, tmp_path: Path) -> None:
@@ -412,7 +414,7 @@ def test_batch_counters_may_be_missing(whole: Path, tmp_path: Path) -> None:
         for name in [name for name in held if name.endswith("num_batches_tracked")]:
             del held[name]
 
-    back, _ = zoo.read(rewritten(whole, tmp_path / "frozen.safetensors", tensors=drop))
+    back, _ = model_file.read(rewritten(whole, tmp_path / "frozen.safetensors", tensors=drop))
     weight = "backbone.body.conv1.weight"
     assert torch.equal(back.state_dict()[weight], network().state_dict()[weight].half().float())
 

@@ -1,0 +1,38 @@
+"""What is asked of each image of a batch, as tensors on the device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from model.instances import Options
+
+
+class DetectionLimits:
+    """What is asked of each image of a batch, in one tensor on the device."""
+
+    def __init__(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        options: Sequence[Options],
+        allowed: Tensor,
+        device: torch.device,
+    ) -> None:
+        """sizes: (height, width) of each image in the input. allowed: [B, classes] bool.
+
+        The upload waits for what the device has been told before, so this comes before everything else of a batch.
+        """
+        rows = [
+            [w, h, w, h, o.score_threshold, o.max_instances] for (h, w), o in zip(sizes, options, strict=True)
+        ]
+        table = torch.cat([torch.tensor(rows, dtype=torch.float32), allowed.float()], 1).to(device)
+        self.limits = table[:, None, :4]  # [B, 1, 4]
+        self.threshold = table[:, 4, None, None]  # [B, 1, 1]
+        self.most = table[:, 5].long()  # [B]
+        self.allowed = table[:, None, 6:] > 0  # [B, 1, classes]

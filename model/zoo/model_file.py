@@ -1,0 +1,228 @@
+"""One safetensors file is one model: its weights, and what is known of them.
+
+The file's metadata entry "maskserve" is a JSON document: {"format": 1, "name", "architecture", "categories",
+"ap", "training", "ranges"}. Tensors are the torchvision module's state dict; matrices may be stored in half precision.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialized
+
+from model.data import Category
+from model.images.header import MAX_SIDE
+from model.network.architecture import Architecture, ArchitectureError
+from model.network.build import build
+from model.zoo.partial import digest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from model.kernels.int8 import Ranges
+
+FORMAT = 1
+MOST_CONVS = 64  # layers in a row: each is made before its weights are looked for, and no head has ten
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class ModelError(Exception):
+    """The model cannot be had; the message says which, why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What is known of a model besides its weights."""
+
+    name: str
+    architecture: Architecture
+    categories: tuple[Category, ...]
+    labels: tuple[int, ...]  # the network's output class of each category: 1 … classes - 1
+    ap: dict[str, float] = field(default_factory=dict)  # "box", "mask" …, 0 to 1
+    ap_source: str = ""  # on what it was measured, or who published it
+    training: dict[str, Any] = field(default_factory=dict)
+    ranges: Ranges = field(default_factory=dict)  # of its activations, for int8; empty if never calibrated
+    sha256: str = ""  # of the weights file
+    notice: str | None = None  # something that whoever uses it should be told
+
+    def label_ids(self) -> Tensor:
+        """[classes] int64: the category id of each of the network's outputs; 0 where there is none (see `labels`)."""
+        ids = torch.zeros(self.architecture.classes, dtype=torch.int64)
+        for category, label in zip(self.categories, self.labels, strict=True):
+            ids[label] = category.id
+        return ids
+
+
+def describe(name: str, architecture: Architecture, categories: tuple[Category, ...], **known: Any) -> Model:
+    """A model whose network numbers the categories 1, 2, … in their order."""
+    return Model(name, architecture, categories, tuple(range(1, len(categories) + 1)), **known)
+
+
+def save(path: Path, network: nn.Module, model: Model, *, half: bool = False) -> None:
+    """Write one model as one safetensors file, atomically.
+
+    half: store matrices and convolutions as float16. Vectors stay float32, because BatchNorm's variances can lie
+    outside float16's range.
+    """
+    tensors = {}
+    for name, tensor in network.state_dict().items():
+        narrow = half and tensor.ndim >= 2 and tensor.dtype == torch.float32
+        tensors[name] = tensor.detach().to("cpu", torch.float16 if narrow else tensor.dtype).contiguous()
+    _write(path, tensors, model)
+
+
+def rewrite_metadata(path: Path, source: Path, model: Model) -> None:
+    """Write the file `source` with another description to `path`, atomically; its tensors stay as they are.
+
+    Raises ModelError as `read` does.
+    """
+    _, tensors = _open(source)
+    _write(path, tensors, model)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], model: Model) -> None:
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "name": model.name,
+        "architecture": model.architecture.to_dict(),
+        "categories": [
+            {"id": c.id, "name": c.name, "label": label}
+            for c, label in zip(model.categories, model.labels, strict=True)
+        ],
+        "ap": model.ap,
+        "ap_source": model.ap_source,
+        "training": model.training,
+    }
+    if model.ranges:
+        document["ranges"] = model.ranges
+    part = path.with_name(path.name + ".part")
+    try:
+        # Not save_file, whose files only their owner may read: another user's container could not serve them.
+        part.write_bytes(serialized(tensors, {"maskserve": json.dumps(document)}))
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path) -> tuple[nn.Module, Model]:
+    """The network (CPU, float32, evaluation mode) and description in a file that `save` wrote.
+
+    Raises ModelError for a file that is missing, damaged, not from maskserve, or made for another architecture.
+    """
+    model, tensors = _open(path)
+    try:
+        with torch.device("meta"):  # takes no memory: a description may ask for more than there is
+            own = build(model.architecture).state_dict()
+        _check(tensors, own, str(path))
+        network = build(model.architecture)
+    except (ArchitectureError, MemoryError, RuntimeError) as error:  # torch's own, where memory is short
+        raise ModelError(f"{path}: its architecture cannot be built ({first_line(error)})") from error
+    network.load_state_dict(tensors, strict=False)
+    return network, model
+
+
+def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            # Tensors only where the description is ours: a foreign file may be of any size.
+            tensors = {k: file.get_tensor(k) for k in file.keys()} if "maskserve" in metadata else {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ModelError(f"{path}: there is no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: not a readable safetensors file ({first_line(error)})") from error
+    if "maskserve" not in metadata:
+        raise ModelError(
+            f"{path}: a safetensors file, but none that `maskserve train` wrote (no 'maskserve' entry in its metadata)"
+        )
+    try:
+        document = json.loads(metadata["maskserve"])
+        if document["format"] != FORMAT:
+            raise ModelError(
+                f"{path}: written in format {document['format']!r:.30}; this version of maskserve reads format "
+                f"{FORMAT}"
+            )
+        architecture = Architecture.from_dict(document["architecture"])
+        entries = document["categories"]
+        model = Model(
+            name=str(document["name"]),
+            architecture=architecture,
+            categories=tuple(Category(_integer(c["id"]), str(c["name"])) for c in entries),
+            labels=tuple(_integer(c["label"]) for c in entries),
+            ap={str(k): float(v) for k, v in document["ap"].items()},
+            ap_source=str(document.get("ap_source", "")),
+            training=dict(document.get("training", {})),
+            ranges={
+                str(name): (float(low), float(high))
+                for name, (low, high) in document.get("ranges", {}).items()
+            },
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ModelError(f"{path}: its description of the model is damaged ({error!r:.300})") from error
+    if (wrong := fault(model)) is not None:
+        raise ModelError(f"{path}: {wrong}")
+    return replace(model, sha256=digest(path)), tensors
+
+
+def fault(model: Model) -> str | None:
+    """What `read` would refuse a description of the right types for, as the end of a line; None if nothing."""
+    for name, value in asdict(model.architecture).items():
+        most = MOST_CONVS if name.endswith("_convs") else MAX_SIDE
+        if any(isinstance(n, int) and n > most for n in (value if isinstance(value, tuple) else (value,))):
+            return f"its architecture cannot be built ({name} is above {most})"
+    ids, names = {c.id for c in model.categories}, {c.name for c in model.categories}
+    unlike = len(ids) == len(set(model.labels)) == len(model.labels)
+    if not ids or not unlike or not all(0 < label < model.architecture.classes for label in model.labels):
+        return f"its categories do not fit its {model.architecture.classes} classes"
+    if min(ids) < 0 or max(ids) >= 2**63:
+        return "its category ids are not all from 0 to 2^63 - 1"
+    if len(names) < len(ids) or not all(name.strip() for name in names):
+        return "its categories have names that are empty or the same"
+    if not all(0 <= ap <= 1 or ap == -1 for ap in model.ap.values()):  # -1: there was nothing to count
+        return "its AP is not from 0 to 1"
+    if not all(math.isfinite(high - low) and low <= high for low, high in model.ranges.values()):
+        return "its ranges of activations are damaged"
+    return None
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no integer")
+    return value
+
+
+def _check(tensors: dict[str, Tensor], own: dict[str, Tensor], origin: str) -> None:
+    """Refuse tensors that are not those of a network. own: what that has, on whatever device."""
+    missing, foreign = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    # torchvision's V1 file, made when BatchNorm was frozen, has no batch counters.
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    wrong = [n for n in own if n in tensors and own[n].shape != tensors[n].shape]
+    if missing or foreign or wrong:
+        first = (missing or foreign or wrong)[0]
+        raise ModelError(
+            f"{origin}: the weights were made for another architecture ({len(missing)} tensors missing, "
+            f"{len(foreign)} unknown, {len(wrong)} of another shape; the first is {first})"
+        )
+    for name, tensor in tensors.items():
+        kept = own[name].dtype
+        if tensor.dtype not in (FLOATS if kept.is_floating_point else (kept,)):
+            raise ModelError(
+                f"{origin}: the weights are damaged: {name} holds {tensor.dtype} instead of {kept}"
+            )
+        if not tensor.to(kept).isfinite().all():  # a float64 may be more than float32 holds
+            raise ModelError(f"{origin}: the weights are damaged: {name} holds values that are not finite")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise ModelError(f"{origin}: the weights are damaged: {name} holds variances below 0")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, fit for the one line that a ModelError is."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
