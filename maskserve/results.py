@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from model.masks.polygons import fill
-from model.masks.rle import Rle, decode, encode
+from maskserve.masks import decode_rle, encode_rle, fill_polygons
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,9 +49,9 @@ class Instance:
         """The mask [H, W] of the whole image, made anew each time. Raises ValueError after masks="none"."""
         match self.record:
             case {"segmentation": {"size": _, "counts": _} as rle}:
-                return decode(Rle.from_coco(rle)).view(np.bool_)
+                return decode_rle(rle, self.size)
             case {"segmentation": [*polygons]}:
-                return fill(polygons, self.size)
+                return fill_polygons(polygons, self.size)
             case {"mask": {"left": left, "top": top, "png": text}}:
                 with Image.open(io.BytesIO(base64.b64decode(text))) as image:
                     bitmap = np.asarray(image, dtype=np.bool_)
@@ -76,7 +75,7 @@ class Instance:
         """The COCO results record; a mask that came as PNG becomes run lengths."""
         record = {"image_id": image_id, **self.record}
         if record.pop("mask", None) is not None:
-            record["segmentation"] = encode(self.mask).to_coco()
+            record["segmentation"] = encode_rle(self.mask)
         return record
 
 

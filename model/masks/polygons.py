@@ -1,4 +1,4 @@
-"""Outlines as COCO polygons: traced from the places where columns turn, simplified, and filled again.
+"""Outlines as COCO polygons: traced from the places where columns turn, then simplified.
 
 A polygon goes through the middle of every pixel column that it crosses, between the last pixel outside and the
 first inside, so that filling it by pixel centres gives the mask back; only then is it simplified.
@@ -11,11 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from model.masks.rle import fill as fill_changes
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
@@ -242,28 +238,3 @@ def _distance(points: Points, start: Points, end: Points) -> Floats:
     along = (line.real * to_point.real + line.imag * to_point.imag) / np.where(squared > 0, squared, 1)
     distance: Floats = np.abs(to_point - line * np.clip(along, 0, 1))
     return distance
-
-
-def fill(parts: Sequence[Sequence[float]], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The mask [H, W] whose pixels have their centres inside the polygons, in Fortran order.
-
-    parts: as in `Polygons`; seams are followed twice and leave no trace. Parts that overlap are united.
-    """
-    height, width = size
-    union = np.zeros(size, dtype=np.bool_, order="F")
-    for part in parts:
-        x, y = np.array(part, dtype=np.float64).reshape(-1, 2).T
-        next_x, next_y = np.roll(x, -1), np.roll(y, -1)
-        low, high = np.minimum(x, next_x), np.maximum(x, next_x)
-        begin = np.clip(np.ceil(low - 0.5), 0, width).astype(
-            np.int64
-        )  # columns whose middle the edge crosses
-        stop = np.clip(np.ceil(high - 0.5), 0, width).astype(np.int64)
-        crossed = stop - begin
-        edge = np.repeat(np.arange(len(x)), crossed)
-        column = np.arange(len(edge)) - np.repeat(np.cumsum(crossed) - crossed, crossed) + begin[edge]
-        slope = (next_y - y)[edge] / np.where(crossed, next_x - x, 1)[edge]
-        crossing = y[edge] + (column + 0.5 - x[edge]) * slope
-        row = np.clip(np.ceil(crossing - 0.5), 0, height).astype(np.int64)
-        union |= fill_changes(np.sort(column * (height + 1) + row), (height + 1, width))[:height]
-    return union

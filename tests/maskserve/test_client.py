@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import subprocess
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -15,7 +18,6 @@ from PIL import Image
 
 from maskserve import AsyncClient, Client, DeadlineError, Result, ServiceError, UnreachableError
 from maskserve.retry import CONNECTION_TRIES, TIME_LIMIT, Call, retry_after
-from model.images.decode import decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -188,7 +190,7 @@ def test_images_come_as_paths_bytes_pixels_and_pil_images(tmp_path: Path) -> Non
             asked.segment(pixels / 255.0)
     assert len(seen) == 5
     for content in seen:
-        np.testing.assert_array_equal(decode(content), pixels)
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), pixels)
 
 
 def test_the_result_is_typed() -> None:
@@ -286,9 +288,14 @@ def test_the_asynchronous_client_does_the_same() -> None:
     asyncio.run(run())
 
 
-def test_the_client_does_without_torch() -> None:
-    import subprocess
-    import sys
+def test_the_client_does_without_torch_and_the_service() -> None:
+    check = """
+import sys, maskserve.client, maskserve.export, maskserve.results
+sys.exit(" ".join({"torch", "fastapi", "app", "model"} & set(sys.modules)) or None)
+"""
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
-    check = "import sys, maskserve.handover; sys.exit('torch' in sys.modules or 'fastapi' in sys.modules)"
+
+def test_the_package_alone_imports_no_library() -> None:
+    check = "import sys, maskserve; sys.exit(' '.join({'httpx', 'numpy', 'PIL'} & set(sys.modules)) or None)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

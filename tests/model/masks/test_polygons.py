@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 from torch.nn import functional
 
+from maskserve.masks import fill_polygons as fill
 from model.masks import polygons
 from model.masks.paste import decode, outlines, paste
-from model.masks.polygons import Polygons, fill
+from model.masks.polygons import Polygons
 
 LARGE = 1000  # pixels, from which on the IoU is promised
 
@@ -123,13 +124,6 @@ def test_no_mask_is_no_polygon(box: list[float]) -> None:
 
 def test_no_instances_have_no_polygons() -> None:
     assert outlines(torch.zeros(0, 28, 28), torch.zeros(0, 4), (10, 10)) == []
-
-
-def test_parts_that_overlap_are_united() -> None:
-    squares = [[0, 0, 6, 0, 6, 6, 0, 6], [3, 3, 9, 3, 9, 9, 3, 9]]
-    filled = fill(squares, (10, 10))
-    assert filled.sum() == 36 + 36 - 9
-    assert filled[4, 4]
 
 
 def test_it_never_makes_a_stack_of_masks() -> None:
