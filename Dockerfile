@@ -33,7 +33,7 @@ RUN --mount=type=secret,id=uv.toml,target=/etc/uv/uv.toml \
     echo "triton ; sys_platform == 'none'" > overrides.txt; \
     python3 -m venv --without-pip /opt/maskserve; \
     uv/bin/uv pip install --quiet --python /opt/maskserve "$@" \
-        --requirements pyproject.toml --extra tracing --constraints constraints.txt --overrides overrides.txt; \
+        --requirements pyproject.toml --extra serve --extra tracing --constraints constraints.txt --overrides overrides.txt; \
     # What only compilers read.
     packages="$(echo /opt/maskserve/lib/python3.*/site-packages)"; \
     rm -rf "${packages}"/torch/include "${packages}"/torch/share "${packages}"/torch/bin/protoc* "${packages}"/nvidia/*/include; \

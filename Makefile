@@ -57,7 +57,7 @@ bench-capacity: $(READY)  ## what one replica answers a second, and its memory: 
 	$(BIN)/python bench/capacity.py --model v2
 
 lock: $(READY)  ## write requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra train --extra tracing --group dev --universal --generate-hashes \
+	$(BIN)/uv pip compile pyproject.toml --extra serve --extra train --extra tracing --group dev --universal --generate-hashes \
 	    --no-emit-index-url --no-header --python-version 3.11 -q -o requirements.lock
 
 # uv is fetched by pip because it installs torch's wheels in seconds where pip takes minutes. Bytecode is made once: without,

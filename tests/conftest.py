@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pytest
 
-LONGEST = ("test_cycle.py", "test_training_runs.py", "test_faults.py", "test_examples.py", "test_client.py")
+LONGEST = (
+    "test_cycle.py",
+    "test_training_runs.py",
+    "test_faults.py",
+    "test_examples.py",
+    "test_client.py",
+    "test_wheel.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

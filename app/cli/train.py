@@ -205,7 +205,7 @@ def train(
     """Train a Mask R-CNN on a labelled folder and write it as one file that `maskserve serve` takes.
 
     An interrupted run goes on where its last checkpoint was when the same command is typed again. With several
-    GPUs: `torchrun --nproc-per-node 8 -m app.cli train --device cuda …`; the batch size is that of all together.
+    GPUs: `torchrun --nproc-per-node 8 -m maskserve train --device cuda …`; the batch size is that of all together.
     """
     # Batches come in a hundred shapes, each with some 150 oneDNN primitives; its cache of 1,024 would build them anew
     # for nearly every step. Seen in one run on 2 cores: about 1.05 s a step before, 0.8 s after a restart with it;

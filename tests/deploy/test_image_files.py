@@ -40,7 +40,7 @@ def test_everything_that_is_copied_passes_dockerignore_and_is_committed() -> Non
 
 def test_what_the_package_is_built_from_is_copied() -> None:
     wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
-    needed = {*wheel["packages"], *wheel["force-include"], PROJECT["project"]["readme"], "LICENSE"}
+    needed = {*wheel["only-include"], *wheel["force-include"], PROJECT["project"]["readme"], "LICENSE"}
     needed |= {"hatch_build.py"} if "custom" in wheel["hooks"] else set()
     copied = set(
         re.findall(r"[\w./-]+", " ".join(re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE)))

@@ -61,12 +61,17 @@ class Server:
     """A running `maskserve serve`, and what it says on stderr."""
 
     def __init__(
-        self, model: Path, program: Sequence[str] = ("-m", "app.cli", "serve"), **settings: object
+        self,
+        model: Path,
+        program: Sequence[str] = ("-m", "app.cli", "serve"),
+        python: str | Path = sys.executable,
+        cwd: Path = ROOT,
+        **settings: object,
     ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, *program],
-            cwd=ROOT,
-            env={"PYTHONPATH": str(ROOT), **environment(**{"port": 0, "model": model, **settings})},
+            [python, *program],
+            cwd=cwd,
+            env={"PYTHONPATH": str(cwd), **environment(**{"port": 0, "model": model, **settings})},
             stderr=subprocess.PIPE,
             text=True,
         )
