@@ -1,45 +1,64 @@
-"""Every setting of the service: its environment variable, default, bounds and meaning, in one class.
+"""Every setting of the service in one class: environment variable, default, bounds and meaning.
 
-A name that starts with MASKSERVE_ but is no setting stops the start, so that a misspelt one is never ignored.
+A variable that starts with MASKSERVE_ and is not a setting stops the start, so a misspelt one is never ignored.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-import re
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
+from app.service_links import is_service_link
 from model.images.header import MAX_PIXELS
 from model.zoo.catalogue import default_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pydantic.fields import FieldInfo
+
 PREFIX = "MASKSERVE_"
 
 MEBIBYTE = 1 << 20
 
-# Kubernetes (and `docker --link`) announce a Service named maskserve, or maskserve-gateway, to the pods
-# beside it with variables that look like ours: MASKSERVE_SERVICE_HOST=10.0.0.7, MASKSERVE_PORT=tcp://10.0.0.7:8000,
-# MASKSERVE_PORT_8000_TCP_ADDR=… They are no settings and no misspellings of one.
-SERVICE_LINK_NAME = re.compile(
-    r"MASKSERVE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?|ENV_\w+|NAME)"
-)
-SERVICE_LINK_ADDRESS = re.compile(r"(tcp|udp|sctp)://\S+")
-
 
 class SettingsError(Exception):
-    """The settings cannot be used; the message has one line for each that is wrong, and how to mend it."""
+    """The settings cannot be used; the message has one line for each one that is wrong, and how to fix it."""
 
 
-class Settings(BaseModel):
-    """The settings in effect. `load` reads them from the environment and refuses unknown names."""
+class Environment(EnvSettingsSource):
+    """The environment variables of the settings, without those that Kubernetes sets under the same names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """The value of a setting's variable, or None if it is not set; see EnvSettingsSource."""
+        value, key, is_complex = super().get_field_value(field, field_name)
+        if value is not None and is_service_link(variable(field_name), value, os.environ):
+            value = None
+        return value, key, is_complex
+
+
+class Settings(BaseSettings):
+    """The settings in effect: what is passed here, then the environment. `load` also refuses unknown variables."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        # Compose files turn `MASKSERVE_PORT: ${PORT:-}` into an empty value, which means "not set".
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        validate_default=True,
+    )
 
     # Where to listen
     host: str = Field(
@@ -222,51 +241,56 @@ class Settings(BaseModel):
             )
         return self
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic's signature, as the next two
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments first, then the environment; neither a .env file nor a folder of secrets is read."""
+        return init_settings, Environment(settings_cls)
+
 
 def variable(field: str) -> str:
     """The environment variable of a setting: `max_upload_bytes` → `MASKSERVE_MAX_UPLOAD_BYTES`."""
     return PREFIX + field.upper()
 
 
-def load(
-    overrides: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
-) -> Settings:
+def default(field: str) -> Any:
+    """The default of a setting, whatever the environment says."""
+    return Settings.model_fields[field].get_default(call_default_factory=True)
+
+
+def load(overrides: Mapping[str, Any] | None = None) -> Settings:
     """The settings from the environment, with `overrides` (from the command line) taking precedence.
 
-    overrides: setting name → value; None means "not given". environment: defaults to the process's; an empty
-    value means "not given" too, because that is what compose files make of `MASKSERVE_PORT: ${PORT:-}`.
-    Raises SettingsError for a value outside its bounds and for a MASKSERVE_ name that is no setting.
+    overrides: setting → value; None means "not given", as an empty variable does.
+    Raises SettingsError for a value outside its bounds and for a MASKSERVE_ variable that is not a setting.
     """
-    environment = os.environ if environment is None else environment
-    values: dict[str, Any] = {}
-    wrong: list[str] = []
-    for name, value in sorted(environment.items()):
-        if not name.upper().startswith(PREFIX) or is_service_link(name, value):
-            continue
-        field = name[len(PREFIX) :].lower()
-        if field not in Settings.model_fields:
-            wrong.append(unknown_name(name))
-        elif value:
-            values[field] = value
-    values |= {field: value for field, value in (overrides or {}).items() if value is not None}
-    if wrong:
-        raise SettingsError("\n".join(wrong))
+    unknown = [unknown_name(name) for name, value in sorted(os.environ.items()) if is_unknown(name, value)]
+    if unknown:
+        raise SettingsError("\n".join(unknown))
     try:
-        return Settings.model_validate(values)
+        return Settings(**{field: value for field, value in (overrides or {}).items() if value is not None})
     except ValidationError as error:
         raise SettingsError("\n".join(explain(error))) from None
 
 
-def is_service_link(name: str, value: str) -> bool:
-    """Whether an environment variable is Kubernetes' announcement of a Service rather than a setting."""
+def is_unknown(name: str, value: str) -> bool:
+    """Whether an environment variable claims to be a setting and is not one."""
     name = name.upper()
-    return SERVICE_LINK_NAME.fullmatch(name) is not None or (
-        name.endswith("PORT") and SERVICE_LINK_ADDRESS.fullmatch(value) is not None
+    return (
+        name.startswith(PREFIX)
+        and name[len(PREFIX) :].lower() not in Settings.model_fields
+        and not is_service_link(name, value, os.environ)
     )
 
 
 def unknown_name(name: str) -> str:
-    """One line that says an environment variable is no setting, and which name was probably meant."""
+    """One line that says a variable is not a setting, and which name was probably meant."""
     close = difflib.get_close_matches(name[len(PREFIX) :].lower(), Settings.model_fields, n=1)
     hint = f"did you mean {variable(close[0])}?" if close else "`maskserve serve --help` lists the settings."
     return f"{name} is not a setting; {hint}"
@@ -274,12 +298,13 @@ def unknown_name(name: str) -> str:
 
 def explain(error: ValidationError) -> list[str]:
     """One line for each value that pydantic refused."""
-    return [
-        f"{variable(str(item['loc'][0]))}={item['input']!s}: {item['msg'][:1].lower()}{item['msg'][1:]}"
-        if item["loc"]
-        else item["msg"].removeprefix("Value error, ")
-        for item in error.errors()
-    ]
+    lines = []
+    for item in error.errors():
+        message = item["msg"].removeprefix("Value error, ")
+        if item["loc"]:
+            message = f"{variable(str(item['loc'][0]))}={item['input']!s}: {message[:1].lower()}{message[1:]}"
+        lines.append(message)
+    return lines
 
 
 def effective(settings: Settings) -> str:

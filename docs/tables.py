@@ -9,18 +9,17 @@ import re
 from pathlib import Path
 
 from app.problems import Problem
-from app.settings import Settings, variable
+from app.settings import Settings, default, variable
 
 PAGE = Path(__file__).with_name("operations.md")
 
 
 def settings() -> str:
     """Variable, default and meaning of each setting."""
-    defaults = Settings()
     lines = ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = getattr(defaults, name)
-        shown = "see there" if name == "weights_dir" else "" if default in (None, "") else f"`{default}`"
+        value = default(name)
+        shown = "see there" if name == "weights_dir" else "" if value in (None, "") else f"`{value}`"
         lines.append(f"| `{variable(name)}` | {shown} | {field.description} |")
     return "\n".join(lines)
 

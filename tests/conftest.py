@@ -1,12 +1,18 @@
-"""Which files begin: those that take longest, so that no worker of pytest-xdist ends long after the other."""
+"""For every test: no settings from outside, and the files that take longest run first."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pytest
 
+# Settings of whoever runs the tests would change what they test.
+for name in [name for name in os.environ if name.upper().startswith("MASKSERVE_")]:
+    del os.environ[name]
+
+# They run first, so that no worker of pytest-xdist ends long after the other.
 LONGEST = (
     "test_cycle.py",
     "test_training_runs.py",

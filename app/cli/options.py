@@ -16,9 +16,8 @@ def setting_help(field: str) -> str:
 
 def all_settings() -> str:
     """Every setting with its default, for the end of a help text."""
-    defaults = settings.Settings()
     lines = [
-        f"- `{settings.variable(field)}` ({getattr(defaults, field)}): {known.description}"
+        f"- `{settings.variable(field)}` ({settings.default(field)}): {known.description}"
         for field, known in settings.Settings.model_fields.items()
         if field != "weights_dir"
     ]
