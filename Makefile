@@ -21,6 +21,7 @@ test: lint types tests  ## everything that a contributor needs before a commit
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(READY)
 	$(BIN)/mypy

@@ -15,8 +15,7 @@ from app.runtime.cpus import usable_cpus
 from app.runtime.loading import LOAD_ERRORS
 from model.data.shapes import CATEGORIES, training
 from model.images.decode import ImageError, decode
-from model.inference.calibration import IMAGES, examples, measured
-from model.kernels.int8 import NOT_THESE, quantisable
+from model.inference.calibration import IMAGES, INT8_BACKBONES, examples, measured, supports_int8
 from model.zoo import model_file, zoo
 
 if TYPE_CHECKING:
@@ -47,8 +46,8 @@ def run(name: str, images: Sequence[Path], out: Path | None, weights_folder: Pat
     torch.set_num_threads(usable_cpus())
     try:
         network, model = zoo.load(name, weights_folder)
-        if not quantisable(model.architecture):
-            return complain(f"{model.architecture.backbone} cannot run in int8; {NOT_THESE}", BAD_FILE)
+        if not supports_int8(model.architecture):
+            return complain(f"{model.architecture.backbone} cannot run in int8; {INT8_BACKBONES}", BAD_FILE)
         if not images and model.categories != CATEGORIES:
             return complain(
                 f"give some images of the kind that {model.name} will see: maskserve calibrate {name} IMAGE…",

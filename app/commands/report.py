@@ -16,10 +16,9 @@ from app.commands.evaluate import draw, measure, show
 from app.commands.source import SHAPES
 from model.data.shapes import PHOTO_PART, Shapes
 from model.evaluation.card import card
-from model.inference.calibration import IMAGES, examples
+from model.inference.calibration import IMAGES, examples, supports_int8
 from model.inference.calibration import measured as calibrated
 from model.inference.engine import Engine
-from model.kernels.int8 import quantisable
 from model.training.train import read_log
 from model.zoo import model_file
 
@@ -66,7 +65,7 @@ def report(
     from model.evaluation import plots  # noqa: PLC0415 - imports matplotlib, which `maskserve evaluate` can do without
 
     network, model = model_file.read(path)
-    if quantisable(model.architecture):
+    if supports_int8(model.architecture):
         images = track(examples(dataset), "calibrating", min(IMAGES, len(dataset)), transient=True)
         model = replace(model, ranges=calibrated(network, model.architecture, images))
     log = read_log(out / "log.jsonl")

@@ -7,17 +7,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
+from model.inference.fallback import TorchvisionFallback
 from model.inference.features import FeatureExtractor
 from model.inference.preprocess import Normaliser
 from model.kernels.convolution import Conv, Format, Layer
-from model.kernels.int8 import NOT_THESE, quantisable
+from model.network.architecture import MOBILENETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     import numpy as np
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from model.data import Dataset
     from model.kernels.int8 import Ranges
@@ -31,6 +33,26 @@ IMAGES = 64
 # scenes with it, 0.55 with the whole range.
 BEYOND = 1e-4
 SEEN = 1 << 18  # results of a convolution that are looked at in an image, evenly spread
+
+INT8_BACKBONES = "int8 is for ResNet, ResNeXt and VGG-16 backbones"
+
+
+def supports_int8(architecture: Architecture) -> bool:
+    """Whether an architecture can run in int8: hard swish, squeeze-and-excitation and the fallback cannot."""
+    return architecture.backbone not in MOBILENETS and not TorchvisionFallback.needed(architecture)
+
+
+def is_calibrated(network: Any, ranges: Ranges) -> bool:
+    """Whether every convolution of a network that needs a range has one."""
+    fpn = network.backbone.fpn
+    parts = {"backbone.body": network.backbone.body, "rpn.head.conv": network.rpn.head.conv}
+    parts |= {"backbone.fpn.inner_blocks": fpn.inner_blocks, "backbone.fpn.layer_blocks": fpn.layer_blocks}
+    return all(
+        f"{part}.{name}" in ranges
+        for part, parent in parts.items()
+        for name, module in parent.named_modules()
+        if isinstance(module, nn.Conv2d)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +104,8 @@ def measured(network: Any, architecture: Architecture, images: Iterable[np.ndarr
     network: as model.network.architecture.build gives it. images: [H, W, 3] uint8, RGB, each.
     Raises ValueError where there are no images or an architecture is not for int8.
     """
-    if not quantisable(architecture):
-        raise ValueError(f"{architecture.backbone} cannot run in int8; {NOT_THESE}")
+    if not supports_int8(architecture):
+        raise ValueError(f"{architecture.backbone} cannot run in int8; {INT8_BACKBONES}")
     form = _Watching(torch.device("cpu"), torch.float32, {m: name for name, m in network.named_modules()})
     normalise, dense = Normaliser(network.transform, form), FeatureExtractor(network, form)
     for image in images:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from torchvision.models.detection.transform import resize_boxes
 
 from model.errors import EngineError, OutOfDeviceMemory, device_error
+from model.inference.calibration import INT8_BACKBONES, is_calibrated, supports_int8
 from model.inference.cuda_graphs import CudaGraphCache
 from model.inference.devices import current, device_named, multiplies_bfloat16, resolved
 from model.inference.fallback import TorchvisionFallback
@@ -295,9 +296,9 @@ def _on_cpu(detections: Detections) -> Detections:
 
 def _in_int8(network: Any, model: model_file.Model) -> tuple[Format, Format, FeatureExtractor]:
     """What the heads compute in, what the image is normalised in, and the dense part. Raises EngineError."""
-    if not int8.quantisable(model.architecture):
-        raise EngineError(f"{model.architecture.backbone} cannot run in int8; {int8.NOT_THESE}")
-    if int8.uncalibrated(network, model.ranges):
+    if not supports_int8(model.architecture):
+        raise EngineError(f"{model.architecture.backbone} cannot run in int8; {INT8_BACKBONES}")
+    if not is_calibrated(network, model.ranges):
         raise EngineError(
             f"{model.name} has not been calibrated for int8; `maskserve calibrate MODEL IMAGE…` does it once, with "
             "some images of the kind that it will see, and writes the result into the model's file"

@@ -15,11 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from model.inference.fallback import TorchvisionFallback
 from model.kernels.convolution import Format, Layer, folded
 from model.kernels.quantization import QuantParams
 from model.kernels.winograd import Winograd, kernel_for, should_use_winograd
-from model.network.architecture import MOBILENETS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from model.kernels.convolution import Step
-    from model.network.architecture import Architecture
 
 Ranges = dict[
     str, tuple[float, float]
@@ -38,31 +35,11 @@ PACKED_SHAPES = (
 )
 
 
-NOT_THESE = "int8 is for ResNet, ResNeXt and VGG-16 backbones"
-
-
 def usable() -> bool:
     """Whether the processor has the instructions for it, and torch the kernels."""
     ops = torch.ops.onednn
     names = ("qconv_prepack", "qconv2d_pointwise")
     return bool(torch.cpu._is_vnni_supported()) and all(hasattr(ops, name) for name in names)  # noqa: SLF001
-
-
-def uncalibrated(network: Any, ranges: Ranges) -> bool:
-    """Whether a convolution that needs a range has none."""
-    fpn = network.backbone.fpn
-    parts = {"backbone.body": network.backbone.body, "rpn.head.conv": network.rpn.head.conv}
-    parts |= {"backbone.fpn.inner_blocks": fpn.inner_blocks, "backbone.fpn.layer_blocks": fpn.layer_blocks}
-    return any(
-        isinstance(module, nn.Conv2d) and f"{part}.{name}" not in ranges
-        for part, parent in parts.items()
-        for name, module in parent.named_modules()
-    )
-
-
-def quantisable(architecture: Architecture) -> bool:
-    """Whether an architecture can run in int8: hard swish, squeeze-and-excitation and the fallback cannot."""
-    return architecture.backbone not in MOBILENETS and not TorchvisionFallback.needed(architecture)
 
 
 @dataclass(frozen=True, slots=True)

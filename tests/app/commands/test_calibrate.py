@@ -17,6 +17,7 @@ from app.cli.main import cli
 from app.commands import calibrate as cli_calibrate
 from model.data import Category
 from model.data.shapes import CATEGORIES, Shapes
+from model.inference.calibration import is_calibrated
 from model.kernels import int8
 from model.network.architecture import SMALL
 from model.network.build import build
@@ -52,7 +53,7 @@ def calibrate(*arguments: object) -> Result:
 
 def ready(path: Path) -> bool:
     network, model = model_file.read(path)
-    return not int8.uncalibrated(network, model.ranges)
+    return is_calibrated(network, model.ranges)
 
 
 def test_a_model_file_is_calibrated_in_place_and_keeps_its_weights(folder: Path) -> None:

@@ -20,9 +20,9 @@ from app.commands.source import Source
 from app.commands.train import Start
 from model.data.shapes import Shapes, photos_in
 from model.evaluation.coco import CATEGORY_FIGURES
+from model.inference.calibration import is_calibrated
 from model.inference.engine import Engine
 from model.instances import Options
-from model.kernels.int8 import uncalibrated
 from model.network.architecture import C4, SMALL, ArchitectureError
 from model.training.recipe import TrainingError
 from model.training.run_folder import claimed
@@ -64,7 +64,7 @@ def test_labelled_folder_becomes_a_model_that_segments(folder, capsys):
     assert [c.name for c in model.categories] == [c.name for c in Shapes.categories]
     assert set(model.ap) == {"box", "box50", "mask", "mask50"}
     assert model.ap_source == f"measured on {folder / 'data'}"
-    assert not uncalibrated(network, model.ranges)  # so that it can be served in int8 at once
+    assert is_calibrated(network, model.ranges)  # so that it can be served in int8 at once
     engine = Engine.load(str(path), device="cpu")
     (found,) = engine.segment([np.zeros((80, 64, 3), np.uint8)], [Options()])
     assert found.size == (80, 64)

@@ -15,7 +15,7 @@ from bench.lifelike import lifelike
 from model.data.shapes import Shapes
 from model.errors import EngineError
 from model.images.decode import decode
-from model.inference.calibration import examples, measured
+from model.inference.calibration import examples, is_calibrated, measured
 from model.inference.devices import resolved
 from model.inference.engine import Engine
 from model.inference.features import FeatureExtractor
@@ -287,4 +287,4 @@ def test_examples_are_spread_over_a_dataset() -> None:
 
 def test_the_bundled_model_is_calibrated() -> None:
     network, model = model_file.read(zoo.bundled())
-    assert not int8.uncalibrated(network, model.ranges)
+    assert is_calibrated(network, model.ranges)
