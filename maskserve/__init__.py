@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maskserve.client import AsyncClient, Client
+    from maskserve.errors import AnswerError, DeadlineError, MaskserveError, ServiceError, UnreachableError
     from maskserve.results import Instance, Result
-    from maskserve.retry import DeadlineError, MaskserveError, ServiceError, UnreachableError
 
 __all__ = [
+    "AnswerError",
     "AsyncClient",
     "Client",
     "DeadlineError",
@@ -33,8 +34,14 @@ __all__ = [
 # Imported when they are used (PEP 562): the command `maskserve` begins with this package, and starts without httpx.
 _MODULES = {
     "maskserve.client": ("AsyncClient", "Client"),
+    "maskserve.errors": (
+        "AnswerError",
+        "DeadlineError",
+        "MaskserveError",
+        "ServiceError",
+        "UnreachableError",
+    ),
     "maskserve.results": ("Instance", "Result"),
-    "maskserve.retry": ("DeadlineError", "MaskserveError", "ServiceError", "UnreachableError"),
 }
 
 

@@ -1,154 +1,93 @@
-"""A maskserve service from Python, with and without asyncio: `Client` and `AsyncClient`.
+"""A maskserve service from Python, with and without asyncio: `AsyncClient` and `Client`.
 
 Both retry what the service sheds (429, 503) as soon as its `Retry-After` says, have a deadline over all tries, and
-keep a bound on how many requests they have open.
+limit how many requests they have open and how large an answer they read.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
+import contextlib
 import threading
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, Unpack
 
 import httpx
-import numpy as np
-from PIL import Image
+from anyio.from_thread import start_blocking_portal
 
-from maskserve.results import Result
-from maskserve.retry import Call, MaskserveError
+from maskserve.errors import AnswerError, DeadlineError, MaskserveError, ServiceError, UnreachableError
+from maskserve.requests import SegmentOptions, parse_json, parse_result, segment_request
+from maskserve.retry import retry_after, retrying
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
     from types import TracebackType
 
-    from numpy.typing import NDArray
+    from anyio.from_thread import BlockingPortal
 
-    Source = str | Path | bytes | NDArray[np.uint8] | Image.Image
+    from maskserve.requests import Source
+    from maskserve.results import Result
 
-DEADLINE = 120.0  # seconds over all tries
-CONCURRENCY = 8  # requests open at once: about what one device takes as a batch
+DEFAULT_URL = "http://127.0.0.1:8000"
+# Seconds over all tries.
+DEADLINE = 120.0
+# Requests open at once: about what one device takes as a batch.
+CONCURRENCY = 8
+# Bytes. Masks of a hundred instances take less than a tenth; a picture of 50 megapixels up to half of it.
+MAX_ANSWER_BYTES = 256 << 20
+# Of an answer that is no success; it is only quoted.
+MAX_PROBLEM_BYTES = 1 << 20
+CONNECT_SECONDS = 10.0
+TIME_LIMIT = "X-Request-Timeout-Ms"
+
+T = TypeVar("T")
 
 
-class Options(TypedDict, total=False):
-    """The parameters of POST /segment."""
+class Answer(NamedTuple):
+    """A response that has been read."""
 
-    score_threshold: float  # 0 to 1
-    max_instances: int  # 1 to 100
-    categories: Iterable[str | int]  # names or ids
-    masks: str  # "rle", "polygon", "png", "none"
-
-
-class Client:
-    """A service, asked from any number of threads; a context manager.
-
-    segment raises ServiceError for what the service refuses, UnreachableError and DeadlineError where none answers, and
-    OSError for a file that cannot be read.
-    """
-
-    def __init__(
-        self,
-        url: str = "http://127.0.0.1:8000",
-        *,
-        api_key: str | None = None,
-        deadline: float | None = DEADLINE,
-        concurrency: int = CONCURRENCY,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        """deadline: seconds for each call, over all tries. concurrency: requests open at once."""
-        self.concurrency = concurrency
-        self.deadline = deadline
-        self._places = threading.BoundedSemaphore(concurrency)
-        self._closed = threading.Event()
-        self._http = httpx.Client(
-            base_url=url, headers=authorization(api_key), limits=limits(concurrency), transport=transport
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections; calls of other threads end with an error, those that wait for their next try too."""
-        self._closed.set()
-        self._http.close()
-
-    def segment(self, image: Source, **options: Unpack[Options]) -> Result:
-        """The instances in an image: a path, a file's bytes, pixels [H, W, 3] uint8 RGB, or a PIL image."""
-        return result(self._send(segmentation(image, options)))
-
-    def draw(self, image: Source, *, media_type: str = "image/png", **options: Unpack[Options]) -> bytes:
-        """The image with its instances drawn on it, as a PNG or JPEG (`image/jpeg`) file."""
-        return self._send(segmentation(image, options, media_type)).content
-
-    def segment_many(
-        self, images: Iterable[Source], **options: Unpack[Options]
-    ) -> Iterator[Result | MaskserveError | OSError]:
-        """The results of any number of images, in their order; for one that has none, the error that says why.
-
-        Images are taken from `images` only a little ahead of what has been yielded.
-        """
-        with ThreadPoolExecutor(self.concurrency, "maskserve-client") as pool:
-            pending: deque[Future[Result]] = deque()
-            try:
-                for image in images:
-                    pending.append(pool.submit(self.segment, image, **options))
-                    if len(pending) >= 2 * self.concurrency:
-                        yield outcome(pending.popleft())
-                while pending:
-                    yield outcome(pending.popleft())
-            except KeyboardInterrupt:
-                self.close()  # or the pool would wait for what is on its way
-                raise
-            finally:
-                for future in pending:
-                    future.cancel()
-
-    def model(self) -> dict[str, Any]:
-        """Which model answers: its name, categories, precision, AP."""
-        found: dict[str, Any] = self._send({"method": "GET", "url": "/model"}).json()
-        return found
-
-    def _send(self, request: dict[str, Any]) -> httpx.Response:
-        call = Call(request, self.deadline)
-        while True:
-            try:
-                with self._places:
-                    response = self._http.request(**call.request())
-            except httpx.TransportError as error:
-                pause = call.pause(error)
-            else:
-                if response.is_success:
-                    return response
-                pause = call.pause(response)
-            self._closed.wait(pause)
+    content: bytes
+    headers: httpx.Headers
 
 
 class AsyncClient:
-    """The same on an event loop; an asynchronous context manager."""
+    """A service, asked from one event loop; an asynchronous context manager."""
 
     def __init__(
         self,
-        url: str = "http://127.0.0.1:8000",
+        url: str = DEFAULT_URL,
         *,
         api_key: str | None = None,
         deadline: float | None = DEADLINE,
         concurrency: int = CONCURRENCY,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """deadline: seconds for each call, over all tries. concurrency: requests open at once."""
+        """Nothing is sent yet.
+
+        Args:
+            url: address of the service, or of a gateway before it.
+            api_key: sent as a bearer token.
+            deadline: seconds for each call, over all tries; None for no limit.
+            concurrency: requests open at once.
+            max_answer_bytes: a larger answer is an AnswerError.
+            transport: httpx's; for tests, Unix sockets and proxies.
+        """
         self.concurrency = concurrency
         self.deadline = deadline
-        self._places = asyncio.Semaphore(concurrency)
+        self.max_answer_bytes = max_answer_bytes
+        self._slots = asyncio.Semaphore(concurrency)
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._http = httpx.AsyncClient(
-            base_url=url, headers=authorization(api_key), limits=limits(concurrency), transport=transport
+            base_url=url,
+            # Compressed answers could become a thousand times as large; the service sends none.
+            headers={"Accept-Encoding": "identity", **headers},
+            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+            # The deadline bounds everything else.
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
+            transport=transport,
         )
 
     async def __aenter__(self) -> Self:
@@ -163,116 +102,213 @@ class AsyncClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def segment(self, image: Source, **options: Unpack[Options]) -> Result:
-        """As `Client.segment`; files are read on a thread."""
-        return result(await self._send(await asyncio.to_thread(segmentation, image, options)))
+    async def segment(self, image: Source, **options: Unpack[SegmentOptions]) -> Result:
+        """The instances in an image: a path, a file's bytes, pixels [H, W, 3] uint8 RGB, or a PIL image.
+
+        Raises a MaskserveError where the service has no result, and OSError for a file that cannot be read.
+        """
+        answer = await self._call(await asyncio.to_thread(segment_request, image, options))
+        return parse_result(answer.content, answer.headers)
 
     async def draw(
-        self, image: Source, *, media_type: str = "image/png", **options: Unpack[Options]
+        self, image: Source, *, media_type: str = "image/png", **options: Unpack[SegmentOptions]
     ) -> bytes:
-        """As `Client.draw`."""
-        request = await asyncio.to_thread(segmentation, image, options, media_type)
-        return (await self._send(request)).content
+        """The image with its instances drawn on it, as a PNG or JPEG (`image/jpeg`) file. Raises as `segment`."""
+        answer = await self._call(await asyncio.to_thread(segment_request, image, options, media_type))
+        if not answer.headers.get("content-type", "").startswith("image/"):
+            raise AnswerError(f"the answer is no picture; it begins {answer.content[:60]!r}")
+        return answer.content
 
     async def segment_many(
-        self, images: Iterable[Source], **options: Unpack[Options]
+        self, images: Iterable[Source], **options: Unpack[SegmentOptions]
     ) -> AsyncIterator[Result | MaskserveError | OSError]:
-        """As `Client.segment_many`."""
+        """The results of any number of images, in their order; for one that has none, the error that says why.
+
+        Images are taken from `images` only a little ahead of what has been yielded.
+        """
         pending: deque[asyncio.Task[Result]] = deque()
         try:
             for image in images:
                 pending.append(asyncio.create_task(self.segment(image, **options)))
                 if len(pending) >= 2 * self.concurrency:
                     await asyncio.wait({pending[0]})
-                    yield outcome(pending.popleft())
+                    yield outcome(pending.popleft().result)
             while pending:
                 await asyncio.wait({pending[0]})
-                yield outcome(pending.popleft())
+                yield outcome(pending.popleft().result)
         finally:
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
 
     async def model(self) -> dict[str, Any]:
-        """As `Client.model`."""
-        found: dict[str, Any] = (await self._send({"method": "GET", "url": "/model"})).json()
-        return found
+        """Which model answers: its name, categories, precision, AP. Raises a MaskserveError."""
+        document = parse_json((await self._call({"method": "GET", "url": "/model"})).content)
+        if not isinstance(document.get("categories"), list):
+            raise AnswerError("the answer to GET /model has no list of categories")
+        return document
 
-    async def _send(self, request: dict[str, Any]) -> httpx.Response:
-        call = Call(request, self.deadline)
-        while True:
+    async def _call(self, request: dict[str, Any]) -> Answer:
+        """Send a request until it succeeds, cannot succeed, or the deadline passes."""
+        until = None if self.deadline is None else asyncio.get_running_loop().time() + self.deadline
+        loop = retrying(self.deadline)
+        try:
+            async with asyncio.timeout_at(until):
+                return await loop(self._try, request, until)
+        except TimeoutError:
+            tries = loop.statistics["attempt_number"]
+            raise DeadlineError(f"no answer within {self.deadline:g} seconds, tried {tries} times") from None
+
+    async def _try(self, request: dict[str, Any], until: float | None) -> Answer:
+        async with self._slots:
+            headers = dict(request.get("headers", {}))
+            if until is not None:
+                left = until - asyncio.get_running_loop().time()
+                headers[TIME_LIMIT] = str(max(1, int(left * 1000)))
             try:
-                async with self._places:
-                    response = await self._http.request(**call.request())
+                async with self._http.stream(**{**request, "headers": headers}) as response:
+                    return await self._read(response)
             except httpx.TransportError as error:
-                pause = call.pause(error)
-            else:
-                if response.is_success:
-                    return response
-                pause = call.pause(response)
-            await asyncio.sleep(pause)
+                raise UnreachableError(f"{error.__class__.__name__}: {error}".rstrip(": ")) from error
+
+    async def _read(self, response: httpx.Response) -> Answer:
+        """The whole answer. Raises ServiceError for a problem, AnswerError for what is too large or compressed."""
+        compressed = response.headers.get("content-encoding", "identity") != "identity"
+        if not response.is_success:
+            raise ServiceError.from_answer(
+                response.status_code,
+                response.reason_phrase,
+                response.headers,
+                b"" if compressed else await first_bytes(response, MAX_PROBLEM_BYTES),
+                retry_after(response.headers.get("retry-after", "")),
+            )
+        if compressed:
+            raise AnswerError("the answer is compressed, which was not asked for")
+        content = await first_bytes(response, self.max_answer_bytes + 1)
+        if len(content) > self.max_answer_bytes:
+            raise AnswerError(f"the answer has more than {self.max_answer_bytes:,} bytes")
+        return Answer(content, response.headers)
 
 
-def authorization(api_key: str | None) -> dict[str, str]:
-    """The header that carries a key."""
-    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+class Client:
+    """A service, asked from any number of threads; a context manager.
+
+    It is an AsyncClient on an event loop in a thread of its own: a blocking socket has a time limit for each read but
+    none for the whole answer, so a server that sends a byte a second would hold it for hours.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        deadline: float | None = DEADLINE,
+        concurrency: int = CONCURRENCY,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """As AsyncClient."""
+        self.concurrency = concurrency
+        self._asynchronous = AsyncClient(
+            url,
+            api_key=api_key,
+            deadline=deadline,
+            concurrency=concurrency,
+            max_answer_bytes=max_answer_bytes,
+            transport=transport,
+        )
+        self._lock = threading.Lock()
+        self._thread = contextlib.ExitStack()
+        self._portal: BlockingPortal | None = None
+        self._running: set[Future[Any]] = set()
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; calls of other threads end with an UnreachableError."""
+        with self._lock:
+            self._closed = True
+            running = list(self._running)
+        for future in running:
+            future.cancel()
+        self._thread.close()
+
+    def segment(self, image: Source, **options: Unpack[SegmentOptions]) -> Result:
+        """As `AsyncClient.segment`."""
+        return self._wait(self._start(self._asynchronous.segment, image, **options))
+
+    def draw(
+        self, image: Source, *, media_type: str = "image/png", **options: Unpack[SegmentOptions]
+    ) -> bytes:
+        """As `AsyncClient.draw`."""
+        return self._wait(self._start(self._asynchronous.draw, image, media_type=media_type, **options))
+
+    def segment_many(
+        self, images: Iterable[Source], **options: Unpack[SegmentOptions]
+    ) -> Iterator[Result | MaskserveError | OSError]:
+        """As `AsyncClient.segment_many`."""
+        pending: deque[Future[Result]] = deque()
+        try:
+            for image in images:
+                pending.append(self._start(self._asynchronous.segment, image, **options))
+                if len(pending) >= 2 * self.concurrency:
+                    yield outcome(partial(self._wait, pending.popleft()))
+            while pending:
+                yield outcome(partial(self._wait, pending.popleft()))
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def model(self) -> dict[str, Any]:
+        """As `AsyncClient.model`."""
+        return self._wait(self._start(self._asynchronous.model))
+
+    def _start(
+        self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any, **options: Any
+    ) -> Future[T]:
+        """Begin a call on the loop, which is started by the first one. Raises UnreachableError once closed."""
+        with self._lock:
+            if self._closed:
+                raise UnreachableError("the client is closed")
+            if self._portal is None:
+                self._portal = self._thread.enter_context(start_blocking_portal(name="maskserve-client"))
+                self._thread.enter_context(self._portal.wrap_async_context_manager(self._asynchronous))
+            future = self._portal.start_task_soon(partial(function, *args, **options))
+            self._running.add(future)
+        future.add_done_callback(self._running.discard)
+        return future
+
+    def _wait(self, future: Future[T]) -> T:
+        try:
+            return future.result()
+        except CancelledError:
+            raise UnreachableError("the client was closed") from None
+        finally:
+            # After Ctrl-C nobody waits for it.
+            future.cancel()
 
 
-def limits(concurrency: int) -> httpx.Limits:
-    """As many connections as there may be requests."""
-    return httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+async def first_bytes(response: httpx.Response, most: int) -> bytes:
+    """A body, or its beginning where it has more bytes."""
+    chunks, size = [], 0
+    async for chunk in response.aiter_bytes():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size >= most:
+            break
+    return b"".join(chunks)[:most]
 
 
-def segmentation(image: Source, options: Options, accept: str = "application/json") -> dict[str, Any]:
-    """The request for an image, as httpx takes it. Raises OSError for a file that cannot be read."""
-    parameters = {name: value for name, value in options.items() if value is not None}
-    if "categories" in parameters:
-        parameters["categories"] = ",".join(map(str, options["categories"]))
-    return {
-        "method": "POST",
-        "url": "/segment",
-        "params": parameters,
-        "content": content_of(image),
-        "headers": {"Accept": accept, "Content-Type": "application/octet-stream"},
-    }
-
-
-def content_of(image: Source) -> bytes:
-    """An image's file; pixels become a PNG. Raises OSError for a file that cannot be read, TypeError, ValueError."""
-    match image:
-        case bytes():
-            return image
-        case str() | Path():
-            return Path(image).read_bytes()
-        case Image.Image():
-            return encode_png(image.convert("RGB"))
-    if image.dtype != np.uint8:
-        raise TypeError(f"pixels are uint8 from 0 to 255, not {image.dtype}")
-    if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or not image.size:
-        raise ValueError(f"pixels are an array [H, W, 3] or [H, W], not {list(image.shape)}")
-    return encode_png(Image.fromarray(image))
-
-
-def encode_png(image: Image.Image) -> bytes:
-    """A PNG file. On the fastest level: the service is waiting for it, and for most photos the size is the same."""
-    content = io.BytesIO()
-    image.save(content, "PNG", compress_level=1)
-    return content.getvalue()
-
-
-def result(response: httpx.Response) -> Result:
-    """The answer, with the stages of its Server-Timing header."""
-    timings = {}
-    for entry in response.headers.get("server-timing", "").split(","):
-        name, _, duration = entry.strip().partition(";dur=")
-        if duration:
-            timings[name] = float(duration)
-    return Result.from_document(response.json(), timings)
-
-
-def outcome(done: Future[Result] | asyncio.Task[Result]) -> Result | MaskserveError | OSError:
-    """What became of an image."""
+def outcome(result: Callable[[], Result]) -> Result | MaskserveError | OSError:
+    """What became of an image: what `result` returns or raises."""
     try:
-        return done.result()
+        return result()
     except (MaskserveError, OSError) as error:
         return error

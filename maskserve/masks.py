@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Polygons that reach further out than this are an error: they would overflow the arithmetic.
 FARTHEST = 1e6
+# Columns that the edges of one polygon cross, together: each takes 50 bytes while it is filled.
+MOST_CROSSINGS = 10_000_000
 # A count in COCO run lengths has 32 bits, its difference to another one more: seven groups of five bits.
 MOST_GROUPS = 7
 
@@ -101,6 +103,8 @@ def fill_polygons(parts: Sequence[Sequence[float]], size: tuple[int, int]) -> ND
         begin = np.clip(np.ceil(np.minimum(x, next_x) - 0.5), 0, width).astype(np.int64)
         stop = np.clip(np.ceil(np.maximum(x, next_x) - 0.5), 0, width).astype(np.int64)
         crossed = stop - begin
+        if crossed.sum() > MOST_CROSSINGS:
+            raise ValueError("a polygon whose edges cross too many columns")
         edge = np.repeat(np.arange(len(x)), crossed)
         column = np.arange(len(edge)) - np.repeat(np.cumsum(crossed) - crossed, crossed) + begin[edge]
         slope = (next_y - y)[edge] / np.where(crossed, next_x - x, 1)[edge]

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import base64
 import io
+import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from maskserve.errors import AnswerError
 from maskserve.masks import decode_rle, encode_rle, fill_polygons
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
+
+
+# Of an image; a mask has a byte for each. Five times what a service takes if nothing else is set.
+MOST_PIXELS = 250_000_000
 
 
 class Crop(NamedTuple):
@@ -38,6 +44,20 @@ class Instance:
     size: tuple[int, int]  # (height, width) of the image
     record: Mapping[str, Any] = field(repr=False)  # as the service sent it
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], size: tuple[int, int]) -> Instance:
+        """From the service's JSON; size: (height, width) of the image. Raises KeyError, TypeError or ValueError."""
+        x, y, width, height = map(float, record["bbox"])
+        return cls(
+            category_id=operator.index(record["category_id"]),
+            category=str(record["category"]),
+            score=float(record["score"]),
+            bbox=(x, y, width, height),
+            area=float(record["area"]),
+            size=size,
+            record=record,
+        )
+
     @property
     def box(self) -> tuple[float, float, float, float]:
         """The corners [x1, y1, x2, y2]."""
@@ -46,19 +66,20 @@ class Instance:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """The mask [H, W] of the whole image, made anew each time. Raises ValueError after masks="none"."""
-        match self.record:
-            case {"segmentation": {"size": _, "counts": _} as rle}:
-                return decode_rle(rle, self.size)
-            case {"segmentation": [*polygons]}:
-                return fill_polygons(polygons, self.size)
-            case {"mask": {"left": left, "top": top, "png": text}}:
-                with Image.open(io.BytesIO(base64.b64decode(text))) as image:
-                    bitmap = np.asarray(image, dtype=np.bool_)
-                mask = np.zeros(self.size, dtype=np.bool_)
-                height, width = bitmap.shape
-                mask[top : top + height, left : left + width] = bitmap
-                return mask
+        """The mask [H, W] of the whole image, made anew each time.
+
+        Raises ValueError after masks="none", and AnswerError for what is no mask of this image.
+        """
+        try:
+            match self.record:
+                case {"segmentation": {"size": _, "counts": _} as rle}:
+                    return decode_rle(rle, self.size)
+                case {"segmentation": [*polygons]}:
+                    return fill_polygons(polygons, self.size)
+                case {"mask": {"left": int(left), "top": int(top), "png": str(text)}}:
+                    return paste_png(base64.b64decode(text), (left, top), self.size)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise AnswerError(f"the mask of a {self.category} cannot be read: {error}") from error
         raise ValueError('there is no mask: it was asked with masks="none"')
 
     @property
@@ -92,21 +113,24 @@ class Result:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any], timings: Mapping[str, float] | None = None) -> Result:
-        """From the service's JSON. Raises KeyError or TypeError where it is no such document."""
-        width, height = document["image"]["width"], document["image"]["height"]
-        instances = tuple(
-            Instance(
-                category_id=record["category_id"],
-                category=record["category"],
-                score=record["score"],
-                bbox=tuple(record["bbox"]),
-                area=record["area"],
-                size=(height, width),
-                record=record,
+        """From the service's JSON. Raises AnswerError where it is no such document."""
+        try:
+            width, height = (
+                operator.index(document["image"]["width"]),
+                operator.index(document["image"]["height"]),
             )
-            for record in document["instances"]
-        )
-        return cls(document["id"], document["model"], width, height, instances, timings or {})
+            if width < 1 or height < 1 or width * height > MOST_PIXELS:
+                raise AnswerError(f"an image of {width} × {height} pixels")
+            instances = tuple(
+                Instance.from_record(record, (height, width)) for record in document["instances"]
+            )
+            return cls(str(document["id"]), str(document["model"]), width, height, instances, timings or {})
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, AnswerError):
+                raise
+            raise AnswerError(
+                f"the answer is no result of maskserve: {error.__class__.__name__}: {error}"
+            ) from error
 
     @property
     def document(self) -> dict[str, Any]:
@@ -144,3 +168,27 @@ class Result:
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """COCO results records, for `pycocotools.coco.COCO.loadRes`."""
         return [instance.to_coco(image_id) for instance in self.instances]
+
+
+def paste_png(content: bytes, corner: tuple[int, int], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """A mask [H, W] from the PNG file of its box.
+
+    Args:
+        content: the file.
+        corner: (left, top) of the box in the image, pixels.
+        size: (height, width) of the image.
+
+    Raises ValueError for what is no PNG file or reaches out of the image.
+    """
+    left, top = corner
+    height, width = size
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            if left < 0 or top < 0 or left + image.width > width or top + image.height > height:
+                raise ValueError(f"a box of {image.width} × {image.height} pixels at {left}, {top}")
+            bitmap = np.asarray(image.convert("L")) > 0
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"no PNG file: {error}") from error
+    mask = np.zeros(size, dtype=np.bool_)
+    mask[top : top + bitmap.shape[0], left : left + bitmap.shape[1]] = bitmap
+    return mask

@@ -1,125 +1,91 @@
-"""One call's life: what is sent, when it is tried again, and when it is given up. No input or output happens here."""
+"""When a call is tried again, after how long, and when it is given up; tenacity runs the loop."""
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import httpx
+import tenacity
+
+from maskserve.errors import ServiceError, UnreachableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-RETRIED = frozenset((429, 503))  # the service is full, or is starting or ending
-CONNECTION_TRIES = 4  # to reach a service that does not answer at all; a replacement takes seconds
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds; doubled from try to try where the service names no time
-SPREAD = 0.25  # of a pause, at random on top: those who were refused together should not come back together
-CONNECT_SECONDS = 10.0
-TIME_LIMIT = "X-Request-Timeout-Ms"
-
-
-class MaskserveError(Exception):
-    """No result came. Its subclasses say why."""
-
-
-class ServiceError(MaskserveError):
-    """The service answered with a problem (RFC 9457): its fields are the attributes."""
-
-    def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
-        self.status = status
-        self.type = str(problem.get("type", "about:blank"))
-        self.title = str(problem.get("title", ""))
-        self.detail = str(problem.get("detail", ""))
-        self.request_id = str(problem.get("request_id", ""))
-        super().__init__(f"{status} {self.title}: {self.detail}".rstrip(": "))
-
-    @classmethod
-    def of(cls, response: httpx.Response) -> ServiceError:
-        """From any answer that is no success, also a gateway's."""
-        try:
-            problem = response.json()
-        except ValueError:
-            problem = None
-        if not isinstance(problem, dict):
-            problem = {"title": response.reason_phrase, "detail": response.text[:200]}
-        return cls(response.status_code, {"request_id": response.headers.get("x-request-id", ""), **problem})
+# The service is full, is starting or is shutting down.
+RETRIED_STATUS = frozenset((429, 503))
+# Tries to reach a service that does not answer at all; a replacement takes seconds.
+CONNECTION_TRIES = 4
+# Seconds; doubled from try to try where the service names no time.
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
+# Seconds; doubled from try to try where it names a shorter one, so that `Retry-After: 0` is no busy loop.
+SHORTEST_PAUSE, LONGEST_SHORT_PAUSE = 0.1, 1.0
+# Part of a pause, at random on top: clients that were refused together should not come back together.
+SPREAD = 0.25
 
 
-class UnreachableError(MaskserveError):
-    """No connection, or it broke, again and again."""
+def retrying(deadline: float | None) -> tenacity.AsyncRetrying:
+    """The loop for one call: what it ends with is raised.
+
+    deadline: seconds over all tries; None for ever. It ends at once where the next try would begin after it.
+    """
+    too_late = tenacity.stop_never if deadline is None else tenacity.stop_before_delay(deadline)
+    return tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception(is_temporary),
+        wait=lambda state: pause(error_of(state), state.attempt_number),
+        stop=too_late | StopWhenUnreachable(),
+        reraise=True,
+    )
 
 
-class DeadlineError(MaskserveError):
-    """The deadline passed before there was an answer."""
+def error_of(state: tenacity.RetryCallState) -> BaseException | None:
+    """How the last try ended."""
+    return None if state.outcome is None else state.outcome.exception()
 
 
-class Call:
-    """One request, tried until it succeeds, cannot succeed, or its deadline passes."""
+def is_temporary(error: BaseException) -> bool:
+    """Whether trying again may help."""
+    if isinstance(error, ServiceError):
+        return error.status in RETRIED_STATUS
+    return isinstance(error, UnreachableError)
 
-    def __init__(
-        self,
-        request: Mapping[str, Any],
-        deadline: float | None,
-        clock: Callable[[], float] = time.monotonic,
-        chance: Callable[[], float] = random.random,
-    ) -> None:
-        """request: what httpx's `request` takes. deadline: seconds from now, over all tries; None for ever."""
-        self._request = request
-        self._seconds = math.inf if deadline is None else deadline
-        self._clock = clock
-        self._chance = chance
-        self._until = clock() + self._seconds
-        self._tries = 0
-        self._failures = 0  # of the connection
 
-    def request(self) -> dict[str, Any]:
-        """The next try, for httpx. Raises DeadlineError if it would come too late."""
-        left = self._until - self._clock()
-        if left <= 0:
-            raise self._timed_out()
-        self._tries += 1
-        headers = dict(self._request.get("headers", {}))
-        if math.isinf(left):
-            return {**self._request, "timeout": httpx.Timeout(None, connect=CONNECT_SECONDS)}
-        headers[TIME_LIMIT] = str(max(1, int(left * 1000)))
-        timeout = httpx.Timeout(left, connect=min(left, CONNECT_SECONDS))
-        return {**self._request, "headers": headers, "timeout": timeout}
+def pause(error: BaseException | None, tries: int, chance: Callable[[], float] = random.random) -> float:
+    """Seconds until the next try: what the service says, else twice as long from try to try.
 
-    def pause(self, outcome: httpx.Response | httpx.TransportError) -> float:
-        """Seconds until the next try. Raises what the call ends with if there is none to be made."""
-        if isinstance(outcome, httpx.Response):
-            if outcome.status_code not in RETRIED:
-                raise ServiceError.of(outcome)
-            pause = retry_after(outcome.headers.get("retry-after", ""))
-            error: MaskserveError = ServiceError.of(outcome)
-        else:
-            self._failures += 1
-            if self._until <= self._clock():
-                raise self._timed_out() from outcome
-            pause = None
-            error = UnreachableError(f"{outcome.__class__.__name__}: {outcome}".rstrip(": "))
-            error.__cause__ = outcome
-            if self._failures >= CONNECTION_TRIES:
-                raise error
-        if pause is None:
-            pause = min(FIRST_PAUSE * 2 ** (self._tries - 1), LONGEST_PAUSE)
-        pause *= 1 + SPREAD * self._chance()
-        if self._clock() + pause >= self._until:
-            raise error
-        return pause
+    Args:
+        error: how the last try ended.
+        tries: how many there have been, from 1.
+        chance: a number from 0 to 1, for the random part.
+    """
+    named = error.retry_after if isinstance(error, ServiceError) else None
+    if named is None:
+        seconds = min(FIRST_PAUSE * 2.0 ** min(tries - 1, 10), LONGEST_PAUSE)
+    else:
+        seconds = max(named, min(SHORTEST_PAUSE * 2.0 ** min(tries - 1, 10), LONGEST_SHORT_PAUSE))
+    return seconds * (1 + SPREAD * chance())
 
-    def _timed_out(self) -> DeadlineError:
-        return DeadlineError(f"no answer within {self._seconds:g} seconds, tried {self._tries} times")
+
+class StopWhenUnreachable(tenacity.stop.stop_base):
+    """Give up after CONNECTION_TRIES connections of a call that failed, whatever happened between them."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+
+    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
+        """Whether the call has ended."""
+        self._failures += isinstance(error_of(retry_state), UnreachableError)
+        return self._failures >= CONNECTION_TRIES
 
 
 def retry_after(value: str) -> float | None:
     """Seconds in a Retry-After header (RFC 9110, section 10.2.3), a number or a date; None if it is neither."""
-    if value.strip().isdecimal():
+    value = value.strip()
+    if value.isascii() and value.isdecimal():
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

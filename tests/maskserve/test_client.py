@@ -1,4 +1,4 @@
-"""The client's patience, limits and answers, against transports that do as they are told."""
+"""The client's requests, limits and answers, against transports that do as they are told."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import io
 import subprocess
 import sys
 import threading
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -16,8 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskserve import AsyncClient, Client, DeadlineError, Result, ServiceError, UnreachableError
-from maskserve.retry import CONNECTION_TRIES, TIME_LIMIT, Call, retry_after
+from maskserve import AsyncClient, Client, Result, ServiceError, UnreachableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,20 +38,6 @@ ANSWER = {
 IMAGE = b"an image"
 
 
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def call(clock: Clock, deadline: float | None = 60.0, chance: float = 0.0) -> Call:
-    return Call({"method": "POST", "url": "/segment"}, deadline, clock, lambda: chance)
-
-
 def answer(status: int, **headers: str) -> httpx.Response:
     problem = {
         "type": "urn:x",
@@ -68,85 +51,8 @@ def answer(status: int, **headers: str) -> httpx.Response:
     )
 
 
-def client(handle: Callable[[httpx.Request], httpx.Response], **settings: Any) -> Client:
+def client(handle: Callable[[httpx.Request], Any], **settings: Any) -> Client:
     return Client("http://maskserve", transport=httpx.MockTransport(handle), **settings)
-
-
-# Patience
-
-
-@pytest.mark.parametrize("status", [429, 503])
-def test_it_waits_for_as_long_as_the_service_says(status: int) -> None:
-    assert call(Clock()).pause(answer(status, retry_after="7")) == 7
-    assert (
-        call(Clock(), chance=1.0).pause(answer(status, retry_after="8")) == 10
-    )  # spread, not to come all at once
-
-
-def test_where_the_service_names_no_time_pauses_double_up_to_a_bound() -> None:
-    made = call(Clock())
-    pauses = []
-    for _ in range(6):
-        made.request()
-        pauses.append(made.pause(answer(503)))
-    assert pauses == [0.5, 1, 2, 4, 8, 8]
-
-
-def test_it_gives_up_at_once_where_the_next_try_would_come_too_late() -> None:
-    with pytest.raises(ServiceError) as error:
-        call(Clock(), 5).pause(answer(429, retry_after="6"))
-    assert (error.value.status, error.value.detail, error.value.request_id) == (429, "Too many.", "7")
-
-
-def test_the_service_is_told_how_much_time_is_left() -> None:
-    clock = Clock()
-    made = call(clock, 60)
-    assert made.request()["headers"][TIME_LIMIT] == "60000"
-    clock.now += 15.5
-    request = made.request()
-    assert request["headers"][TIME_LIMIT] == "44500"
-    assert request["timeout"].read == 44.5
-    clock.now += 45
-    with pytest.raises(DeadlineError, match="within 60 seconds, tried 2 times"):
-        made.request()
-
-
-def test_without_a_deadline_nothing_is_said_of_time() -> None:
-    request = call(Clock(), None).request()
-    assert TIME_LIMIT not in request.get("headers", {})
-    assert request["timeout"].read is None
-
-
-@pytest.mark.parametrize("status", [400, 401, 413, 415, 422, 500, 502, 504])
-def test_what_trying_again_does_not_mend_is_raised(status: int) -> None:
-    with pytest.raises(ServiceError, match=f"{status} Queue full: Too many."):
-        call(Clock()).pause(answer(status))
-
-
-def test_a_gateways_page_is_an_error_too() -> None:
-    with pytest.raises(ServiceError, match="502 Bad Gateway: <html>"):
-        call(Clock()).pause(httpx.Response(502, text="<html>"))
-
-
-def test_a_service_that_cannot_be_reached_is_tried_a_few_times() -> None:
-    made = call(Clock())
-    for _ in range(CONNECTION_TRIES - 1):
-        made.request()
-        made.pause(httpx.ConnectError("refused"))
-    made.request()
-    with pytest.raises(UnreachableError, match="ConnectError: refused"):
-        made.pause(httpx.ConnectError("refused"))
-
-
-@pytest.mark.parametrize(("value", "seconds"), [("3", 3.0), ("", None), ("soon", None), ("-1", None)])
-def test_retry_after_is_a_number_or_nothing(value: str, seconds: float | None) -> None:
-    assert retry_after(value) == seconds
-
-
-def test_retry_after_may_be_a_date() -> None:
-    when = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
-    assert retry_after(when) == pytest.approx(29.5, abs=1.5)
-    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
 
 
 # Requests and answers
@@ -188,6 +94,8 @@ def test_images_come_as_paths_bytes_pixels_and_pil_images(tmp_path: Path) -> Non
             asked.segment(image)
         with pytest.raises(TypeError, match="float64"):
             asked.segment(pixels / 255.0)
+        with pytest.raises(ValueError, match=r"not \[20, 30, 2\]"):
+            asked.segment(pixels[:, :, :2])
     assert len(seen) == 5
     for content in seen:
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), pixels)
@@ -216,18 +124,44 @@ def test_it_retries_until_the_service_has_room() -> None:
     assert not answers
 
 
+def test_closing_ends_the_calls_of_other_threads() -> None:
+    reached = threading.Event()
+
+    async def handle(_: httpx.Request) -> httpx.Response:
+        reached.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    ended: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            asked.segment(IMAGE)
+        except UnreachableError as error:
+            ended.append(error)
+
+    asked = client(handle)
+    thread = threading.Thread(target=call)
+    thread.start()
+    assert reached.wait(20)
+    asked.close()
+    thread.join(20)
+    assert len(ended) == 1
+    with pytest.raises(UnreachableError, match="the client is closed"):
+        asked.segment(IMAGE)
+    asked.close()
+
+
 def test_it_never_has_more_requests_open_than_it_may() -> None:
-    lock, together = threading.Lock(), threading.Barrier(3)
+    together = asyncio.Barrier(3)
     open_now, most = 0, 0
 
-    def handle(_: httpx.Request) -> httpx.Response:
+    async def handle(_: httpx.Request) -> httpx.Response:
         nonlocal open_now, most
-        with lock:
-            open_now += 1
-            most = max(most, open_now)
-        together.wait(20)
-        with lock:
-            open_now -= 1
+        open_now += 1
+        most = max(most, open_now)
+        await together.wait()
+        open_now -= 1
         return httpx.Response(200, json=ANSWER)
 
     with client(handle, concurrency=3) as asked:
@@ -269,9 +203,11 @@ def test_the_asynchronous_client_does_the_same() -> None:
 
     def handle(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/model":
-            return httpx.Response(200, json={"name": "fake"})
+            return httpx.Response(200, json={"name": "fake", "categories": []})
         if request.content == b"bad":
             return answer(415)
+        if request.headers["accept"] == "image/png":
+            return httpx.Response(200, content=b"picture", headers={"content-type": "image/png"})
         return answers.pop() if answers else httpx.Response(200, json=ANSWER)
 
     async def run() -> None:
@@ -279,7 +215,7 @@ def test_the_asynchronous_client_does_the_same() -> None:
         async with AsyncClient("http://maskserve", transport=transport, concurrency=2) as asked:
             assert len((await asked.segment(IMAGE)).instances) == 1
             assert (await asked.model())["name"] == "fake"
-            assert await asked.draw(IMAGE)
+            assert await asked.draw(IMAGE) == b"picture"
             images = [IMAGE, b"bad", *[IMAGE] * 8]
             outcomes = [outcome async for outcome in asked.segment_many(images)]
         assert isinstance(outcomes[1], ServiceError)

@@ -1,0 +1,115 @@
+"""What is sent for an image, and what an answer must be: checked before it costs memory."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+from PIL import Image
+
+from maskserve.errors import AnswerError
+from maskserve.results import Result
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+    Source = str | Path | bytes | NDArray[np.uint8] | Image.Image
+
+# Of a JSON answer. A hundred instances with many polygons each have a tenth of it; a document of nothing but brackets
+# would take fifty times its size in memory.
+MOST_CONTAINERS, MOST_VALUES = 1_000_000, 10_000_000
+
+
+class SegmentOptions(TypedDict, total=False):
+    """The parameters of POST /segment."""
+
+    # 0 to 1
+    score_threshold: float
+    # 1 to 100
+    max_instances: int
+    # names or ids
+    categories: Iterable[str | int]
+    # "rle", "polygon", "png", "none"
+    masks: str
+
+
+def segment_request(
+    image: Source, options: SegmentOptions, accept: str = "application/json"
+) -> dict[str, Any]:
+    """The request for an image, as httpx's `build_request` takes it.
+
+    Args:
+        image: a path, a file's bytes, pixels [H, W, 3] uint8 RGB or [H, W] grey, or a PIL image.
+        options: parameters; those that are None are left out.
+        accept: media type of the answer.
+
+    Raises OSError for a file that cannot be read, TypeError or ValueError for pixels that are none.
+    """
+    parameters = {name: value for name, value in options.items() if value is not None}
+    if "categories" in parameters:
+        parameters["categories"] = ",".join(map(str, options["categories"]))
+    return {
+        "method": "POST",
+        "url": "/segment",
+        "params": parameters,
+        "content": image_file(image),
+        "headers": {"Accept": accept, "Content-Type": "application/octet-stream"},
+    }
+
+
+def image_file(image: Source) -> bytes:
+    """An image's file; pixels become a PNG. Raises as `segment_request`."""
+    match image:
+        case bytes():
+            return image
+        case str() | Path():
+            return Path(image).read_bytes()
+        case Image.Image():
+            return encode_png(image.convert("RGB"))
+    if image.dtype != np.uint8:
+        raise TypeError(f"pixels are uint8 from 0 to 255, not {image.dtype}")
+    if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or not image.size:
+        raise ValueError(f"pixels are an array [H, W, 3] or [H, W], not {list(image.shape)}")
+    return encode_png(Image.fromarray(image))
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """A PNG file. On the fastest level: the service is waiting for it, and for most photos the size is the same."""
+    content = io.BytesIO()
+    image.save(content, "PNG", compress_level=1)
+    return content.getvalue()
+
+
+def parse_result(content: bytes, headers: Mapping[str, str]) -> Result:
+    """The result in an answer, with the stages of its Server-Timing header. Raises AnswerError."""
+    return Result.from_document(parse_json(content), parse_timings(headers.get("server-timing", "")))
+
+
+def parse_json(content: bytes) -> dict[str, Any]:
+    """The JSON object in an answer. Raises AnswerError."""
+    if content.count(b"[") + content.count(b"{") > MOST_CONTAINERS or content.count(b",") > MOST_VALUES:
+        raise AnswerError(f"a JSON answer of more than {MOST_VALUES:,} values")
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        raise AnswerError(f"the answer is no JSON; it begins {content[:60]!r}") from None
+    if not isinstance(document, dict):
+        raise AnswerError(f"the answer is no JSON object; it begins {content[:60]!r}")
+    return document
+
+
+def parse_timings(header: str) -> dict[str, float]:
+    """Stage → milliseconds of a Server-Timing header; what is no number is left out."""
+    timings = {}
+    for entry in header.split(","):
+        name, _, duration = entry.strip().partition(";dur=")
+        try:
+            timings[name] = float(duration)
+        except ValueError:
+            continue
+    return timings
