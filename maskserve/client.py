@@ -144,9 +144,10 @@ class AsyncClient:
     async def model(self) -> dict[str, Any]:
         """Which model answers: its name, categories, precision, AP. Raises a MaskserveError."""
         document = parse_json((await self._call({"method": "GET", "url": "/model"})).content)
-        if not isinstance(document.get("categories"), list):
-            raise AnswerError("the answer to GET /model has no list of categories")
-        return document
+        match document.get("categories"):
+            case [*categories] if all(isinstance(c, dict) and {"id", "name"} <= c.keys() for c in categories):
+                return document
+        raise AnswerError("the answer to GET /model has no list of categories")
 
     async def _call(self, request: dict[str, Any]) -> Answer:
         """Send a request until it succeeds, cannot succeed, or the deadline passes."""

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 from app.commands.terminal import BAD_FILE, BAD_USAGE, checked, complain, table
-from maskserve import Client, MaskserveError, Result
+from maskserve import AnswerError, Client, MaskserveError, Result
 from maskserve.export import coco_dataset, coco_results, cvat, image_ids, label_studio
 
 if TYPE_CHECKING:
@@ -97,14 +97,14 @@ def ask(images: Sequence[Path], query: Mapping[str, str | None], service: Servic
             outcomes = client.segment_many(pending, **options)
             for path, outcome in zip(pending, outcomes, strict=True):
                 bar.advance(task)
+                if pictures is not None and isinstance(outcome, Result):
+                    outcome = draw(path, outcome, pictures[path])  # noqa: PLW2901 - a picture may fail too
                 if isinstance(outcome, Exception):
                     failed += 1
                     bar.console.print(
                         f"maskserve: {path}: {reason(outcome)}", markup=False, highlight=False, soft_wrap=True
                     )
                     continue
-                if pictures is not None:
-                    draw(path, outcome, pictures[path])
                 if journal is not None:
                     journal.note(path, outcome)
                 else:
@@ -235,12 +235,20 @@ def write(
     temporary.replace(out)
 
 
-def draw(path: Path, result: Result, picture: Path) -> None:
-    """The picture of an image, drawn here from the answer, which costs the service nothing."""
+def draw(path: Path, result: Result, picture: Path) -> Result | AnswerError:
+    """Write the picture of an image; the result again, or what is wrong with its masks.
+
+    It is drawn here, from the answer, which costs the service nothing.
+    """
     from app.commands.overlay import drawn  # noqa: PLC0415 - imports torch
 
+    try:
+        content = drawn(path.read_bytes(), result)
+    except AnswerError as error:
+        return error
     picture.parent.mkdir(parents=True, exist_ok=True)
-    picture.write_bytes(drawn(path.read_bytes(), result))
+    picture.write_bytes(content)
+    return result
 
 
 def show(path: Path, result: Result, *, as_json: bool) -> None:

@@ -148,7 +148,7 @@ def test_a_success_that_is_no_result_is_an_error_of_that_image_only(content: Any
     assert len(str(outcomes[1])) < 300
 
 
-@pytest.mark.parametrize("content", [b"<html>", None, {}, [], {"categories": 3}])
+@pytest.mark.parametrize("content", [b"<html>", None, {}, [], {"categories": 3}, {"categories": [{}]}])
 def test_a_model_document_that_is_none_is_an_error(content: Any) -> None:
     with answering(content) as client, pytest.raises(AnswerError):
         client.model()

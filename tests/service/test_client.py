@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -17,7 +20,7 @@ from app.cli.main import cli
 from maskserve import AsyncClient, Client, Result, ServiceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 LOW = 0.06  # the random model's scores lie around 0.1
@@ -134,6 +137,66 @@ def test_no_picture_takes_an_images_place(server: Any, folder: Path) -> None:
     result = segment(server, folder, "--overlay-dir", folder)
     assert (result.exit_code, "is one of the images, and would be drawn over" in result.stderr) == (2, True)
     assert (folder / "a.png").read_bytes() == before
+
+
+@contextlib.contextmanager
+def bad_service(server: Any, bad: bytes, answer: bytes) -> Iterator[str]:
+    """The address of a proxy that gives this answer for one image, and the service's own for all others."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            content = answer if body == bad else httpx.post(server.url + self.path, content=body).content
+            self.send_response(200)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing on stderr."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as proxy:
+        threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{proxy.server_port}"
+        finally:
+            proxy.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b"<html>", "the answer is no JSON"),
+        (b"null", "the answer is no JSON object"),
+        (b"{}", "the answer is no result of maskserve"),
+        (
+            (
+                b'{"id":"x","model":"m","image":{"width":96,"height":72},"instances":[{"category_id":1,"category":"c",'
+                b'"score":0.5,"bbox":[0,0,9,9],"area":9,"segmentation":{"size":[40000,40000],"counts":"0"}}]}'
+            ),
+            "the mask of a c cannot be read",
+        ),
+    ],
+)
+def test_an_answer_that_is_none_costs_one_image_and_no_traceback(
+    server: Any, folder: Path, tmp_path: Path, answer: bytes, says: str
+) -> None:
+    with bad_service(server, (folder / "b.jpg").read_bytes(), answer) as url:
+        words = [
+            "segment",
+            "--url",
+            url,
+            folder,
+            "--out",
+            tmp_path / "out",
+            "--overlay-dir",
+            tmp_path / "drawn",
+        ]
+        result = CliRunner().invoke(cli, list(map(str, words)), env={"COLUMNS": "200"})
+    assert result.exit_code == 1
+    assert f"b.jpg: {says}" in result.stderr
+    assert "1 of 5 images have no result" in result.stderr
+    assert len(list((tmp_path / "drawn").rglob("*.png"))) == 4
 
 
 def test_a_run_that_stopped_goes_on_and_tries_again_what_failed(
