@@ -8,17 +8,18 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.api import openapi, pages, probes, segment
 from app.api.gauges import ServiceCollector
-from app.api.query import closest
+from app.api.query import explain
 from app.http.overload import OverloadMiddleware
 from app.http.request_context import RequestContextMiddleware, refuse
 from app.observability.logs import FIELDS
 from app.observability.tracing import Tracing
-from app.problems import MethodNotAllowed, Problem, UnknownPath
+from app.problems import MethodNotAllowed, Problem, UnknownPath, suggest
 from app.runtime.loading import load_engine
 from app.service import PATHS, Service
 from app.version import version
@@ -64,8 +65,13 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # pages.py has them, without scripts from other hosts
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,  # some clients drop the body of a redirected POST
-        exception_handlers={Problem: on_problem, HTTPException: on_http_exception},
+        exception_handlers={
+            Problem: on_problem,
+            RequestValidationError: on_validation_error,
+            HTTPException: on_http_exception,
+        },
     )
     app.state.service = service
     app.add_middleware(OverloadMiddleware, raise_if_overloaded=service.raise_if_overloaded)
@@ -92,13 +98,20 @@ async def on_problem(request: Request, problem: Exception) -> Response:
     return refuse(request, problem)
 
 
+async def on_validation_error(request: Request, error: Exception) -> Response:
+    """Parameters that FastAPI refused."""
+    if not isinstance(error, RequestValidationError):
+        raise error
+    return refuse(request, explain(error.errors()))
+
+
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """What the router raises: 404, or 405, which for OPTIONS is the answer that it asked for."""
     if not isinstance(error, HTTPException):
         raise error
     path, method = request.url.path, request.method
     if error.status_code == 404:
-        return refuse(request, UnknownPath(f"There is nothing at {path[:80]}. {closest(path, PATHS)}"))
+        return refuse(request, UnknownPath(f"There is nothing at {path[:80]}. {suggest(path, PATHS)}"))
     if error.status_code == 405:
         methods = {*(error.headers or {}).get("Allow", "").split(", "), "OPTIONS"} - {""}
         allow = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))

@@ -24,15 +24,20 @@ Errors travel as RFC 9457 `application/problem+json`.
 
 from __future__ import annotations
 
+import difflib
 import math
 import uuid
 from http import HTTPStatus
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import orjson
 from starlette.responses import Response
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 MEDIA_TYPE = "application/problem+json"
+MAX_LISTED = 100  # names in a message; LVIS has 1,203 categories
 
 
 class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so, and so do the subclasses
@@ -223,6 +228,15 @@ class DeadlineExceeded(Problem):
     status = 504
     slug = "deadline-exceeded"
     title = "Deadline exceeded"
+
+
+def suggest(name: str, names: Iterable[str]) -> str:
+    """A sentence for someone who misspelt a name: the names most like it, or else the names that there are."""
+    names = list(names)
+    if close := difflib.get_close_matches(name, names, n=3):
+        return f"Did you mean {' or '.join(close)}?"
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return f"There are: {', '.join(names[:MAX_LISTED])}{more}."
 
 
 def respond(problem: Problem, request_id: str) -> Response:

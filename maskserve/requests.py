@@ -52,7 +52,8 @@ def segment_request(
     """
     parameters = {name: value for name, value in options.items() if value is not None}
     if "categories" in parameters:
-        parameters["categories"] = ",".join(map(str, options["categories"]))
+        # One parameter each, because names may have commas.
+        parameters["categories"] = [str(category) for category in options["categories"]]
     return {
         "method": "POST",
         "url": "/segment",

@@ -1,16 +1,17 @@
-"""/healthz, /livez, /readyz, /metrics and /model: how the service is and what it serves. Nothing waits here."""
+"""/healthz, /livez, /readyz, /metrics and /model: the state of the service and its model. No handler here waits."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 from fastapi import APIRouter, Depends
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotations
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from app.api import openapi
 from app.api.auth import require_api_key
+from app.api.schemas import ModelDocument, StatusDocument
 from app.observability.metrics import CONTENT_TYPE
 from app.problems import NotReady
 
@@ -20,40 +21,52 @@ if TYPE_CHECKING:
 router = APIRouter()
 
 
-@router.get("/healthz", **openapi.HEALTHZ)
-@router.get("/livez", **openapi.LIVEZ)
+@router.get("/livez", name="livez", response_model=StatusDocument, responses=openapi.HEALTHZ)
+@router.get("/healthz", response_model=StatusDocument, responses=openapi.HEALTHZ)
 async def healthz(request: Request) -> Response:
-    """Whether the process is worth keeping."""
+    """Liveness: green while the model loads and while the device gives signs of life, under any load."""
     service: Service = request.app.state.service
     if not service.is_alive():
         raise NotReady(service.failure or "The device gives no sign of life.", retry_after=5)
-    return fresh({"status": "ok"})
+    return uncached({"status": "ok"})
 
 
-@router.get("/readyz", **openapi.READYZ)
+@router.get("/readyz", response_model=StatusDocument, responses=openapi.READYZ)
 async def readyz(request: Request) -> Response:
-    """Whether requests are taken."""
+    """Readiness: red while the model loads, while the service shuts down, and when the device has failed."""
     service: Service = request.app.state.service
     if trouble := service.not_ready_reason():
         raise trouble
-    return fresh({"status": "ready"})
+    return uncached({"status": "ready"})
 
 
-@router.get("/metrics", dependencies=[Depends(require_api_key)], **openapi.METRICS)
+@router.get(
+    "/metrics",
+    dependencies=[Depends(require_api_key)],
+    response_class=PlainTextResponse,
+    responses=openapi.METRICS,
+    openapi_extra=openapi.SECURITY,
+)
 async def metrics(request: Request) -> Response:
-    """What is counted and measured, for Prometheus."""
+    """The metrics of this process, in Prometheus' text format."""
     service: Service = request.app.state.service
     return Response(service.metrics.text(), media_type=CONTENT_TYPE, headers={"Cache-Control": "no-store"})
 
 
-@router.get("/model", dependencies=[Depends(require_api_key)], **openapi.MODEL)
+@router.get(
+    "/model",
+    dependencies=[Depends(require_api_key)],
+    response_model=ModelDocument,
+    responses=openapi.MODEL,
+    openapi_extra=openapi.SECURITY,
+)
 async def model(request: Request) -> Response:
-    """What answers here."""
+    """The model's name, categories, checksum and accuracy, and the device and precision that it runs with."""
     service: Service = request.app.state.service
-    return fresh(describe(service.engine))
+    return uncached(describe(service.engine))
 
 
-def describe(engine: Segmenting) -> dict[str, Any]:
+def describe(engine: Segmenting) -> ModelDocument:
     """The model, and how it runs here, for people and for programs that check what they talk to."""
     model = engine.model
     return {
@@ -73,8 +86,8 @@ def describe(engine: Segmenting) -> dict[str, Any]:
     }
 
 
-def fresh(document: dict[str, Any]) -> Response:
-    """A JSON answer that no cache keeps."""
+def uncached(document: StatusDocument | ModelDocument) -> Response:
+    """A JSON response that no cache keeps."""
     return Response(
         orjson.dumps(document), headers={"Cache-Control": "no-store"}, media_type="application/json"
     )

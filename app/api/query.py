@@ -1,28 +1,30 @@
-"""The query of POST /segment → what is wanted of the image. What is not understood is refused."""
+"""The query and the headers of POST /segment → what the engine is asked for, and the media type of the answer."""
 
 from __future__ import annotations
 
-import difflib
-import math
 import re
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from app.problems import InvalidParameter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from app.api.categories import CategoryNames
+from app.problems import InvalidParameter, suggest
 from model.instances import Options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping, Sequence
+
+    from starlette.datastructures import QueryParams
 
     from model.data import Category
 
-PARAMETERS = ("score_threshold", "max_instances", "categories", "masks")
-MASK_FORMATS = ("rle", "polygon", "png", "none")
-MOST_INSTANCES = 100  # COCO evaluates so many, and the networks keep so many per image
+MaskFormat = Literal["rle", "polygon", "png", "none"]
+MAX_INSTANCES = 100  # COCO evaluation counts so many, and the networks keep so many per image
 
-TIME_LIMIT = "X-Request-Timeout-Ms"  # header: milliseconds from the request to its answer
-MOST_MILLISECONDS = 999_999_999  # as many as WHOLE has digits for: eleven days
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"  # milliseconds from the request to its answer
+MAX_TIMEOUT_MS = 999_999_999  # eleven days: no limit
 
 JSON, NDJSON, PNG, JPEG = "application/json", "application/x-ndjson", "image/png", "image/jpeg"
 # What each range of an Accept header is answered with.
@@ -37,117 +39,98 @@ MEDIA_TYPES = {
 }
 QUALITY = re.compile(r"(0(\.\d{0,3})?|1(\.0{0,3})?)", re.ASCII)
 
-DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
-WHOLE = re.compile(r"\d{1,9}", re.ASCII)
+DIGITS = re.compile(r"\s*\d+\s*", re.ASCII)
+MAX_ERRORS = 3  # in a message
+
+# The end of the sentence "… must be …" in a refusal.
+ACCEPTED = {
+    "score_threshold": "a number from 0 to 1",
+    "max_instances": f"a whole number from 1 to {MAX_INSTANCES}",
+    "masks": f"one of {', '.join(get_args(MaskFormat))}",
+    TIMEOUT_HEADER: f"a whole number of milliseconds from 1 to {MAX_TIMEOUT_MS}",
+}
+
+
+def require_digits(value: object) -> object:
+    """Refuse what pydantic would read as an integer although no digits say so: 5.0, 1_0."""
+    if isinstance(value, str) and not DIGITS.fullmatch(value):
+        raise ValueError("not a whole number")
+    return value
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentParams(Options):
-    """What the engine is asked for, and how the answer is to spell it."""
+    """What the engine is asked for, and the format of the masks in the answer."""
 
-    mask_format: str = MASK_FORMATS[0]
-
-
-def parse(query: str, categories: tuple[Category, ...]) -> SegmentParams:
-    """The options in a query string; those not given have the defaults of `SegmentParams`.
-
-    Raises InvalidParameter, which names the parameter and what it takes, for whatever is unknown, empty,
-    given twice, or outside its range.
-    """
-    options: dict[str, Any] = {}
-    for name, value in single(query):
-        match name:
-            case "score_threshold":
-                options["score_threshold"] = score(value)
-            case "max_instances":
-                options["max_instances"] = count(value)
-            case "categories":
-                options["categories"] = category_ids(value, categories)
-            case "masks":
-                options["mask_format"] = mask_format(value)
-                options["masks"] = value != "none"
-            case _:
-                raise InvalidParameter(f'There is no parameter "{name[:40]}". {closest(name, PARAMETERS)}')
-    return SegmentParams(**options)
+    mask_format: MaskFormat = "rle"
 
 
-def time_limit(given: str | None) -> float:
-    """Seconds that the client will wait, by the TIME_LIMIT header; infinite without it. Raises InvalidParameter."""
-    if given is None:
-        return math.inf
-    digits = given.strip().lstrip("0")  # of 0 nothing is left
-    if not WHOLE.fullmatch(digits):
-        raise InvalidParameter(
-            f'{TIME_LIMIT} must be a whole number of milliseconds from 1 to {MOST_MILLISECONDS}, not "{given[:40]}".'
-        )
-    return int(digits) / 1000
+class SegmentQuery(BaseModel):
+    """The query parameters of POST /segment."""
 
+    model_config = ConfigDict(extra="forbid")
 
-def single(query: str) -> Iterable[tuple[str, str]]:
-    """Names and values of a query string, each name once and each value with something in it."""
-    seen: set[str] = set()
-    for name, text in parse_qsl(query, keep_blank_values=True):
-        if name in seen:
-            raise InvalidParameter(
-                f'"{name[:40]}" is given more than once; separate several values by commas.'
-            )
-        seen.add(name)
-        value = text.strip()
-        if name in PARAMETERS and not value:
-            raise InvalidParameter(f"{name} is empty; leave it out for its default.")
-        yield name, value
-
-
-def score(value: str) -> float:
-    """The threshold: a decimal number from 0 to 1. `nan`, `inf` and the like are no numbers here."""
-    if DECIMAL.fullmatch(value) and 0 <= float(value) <= 1:
-        return float(value)
-    raise InvalidParameter(f'score_threshold must be a number from 0 to 1, not "{value[:40]}".')
-
-
-def count(value: str) -> int:
-    """The most instances: a whole number from 1 to 100."""
-    if WHOLE.fullmatch(value) and 1 <= int(value) <= MOST_INSTANCES:
-        return int(value)
-    raise InvalidParameter(
-        f'max_instances must be a whole number from 1 to {MOST_INSTANCES}, not "{value[:40]}".'
+    score_threshold: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Only instances with at least this score. The model looks for none below 0.05.",
+    )
+    max_instances: Annotated[int, BeforeValidator(require_digits)] = Field(
+        MAX_INSTANCES, ge=1, le=MAX_INSTANCES, description="At most this many, those with the highest scores."
+    )
+    categories: list[str] = Field(
+        default=[],
+        description="Only these categories: names or ids as `/model` lists them. Separate several by commas or repeat "
+        "the parameter. A name that has a comma needs a parameter of its own. An exact name comes before an id, and an "
+        "id before a name in other letter case.",
+    )
+    masks: MaskFormat = Field(
+        "rle",
+        description="`rle`: masks as COCO RLE. `polygon`: as COCO polygons, simplified. `png`: as 1-bit PNG files of "
+        "the boxes. `none`: boxes only, which is faster.",
     )
 
-
-def mask_format(value: str) -> str:
-    """How masks are to be spelt: one of MASK_FORMATS."""
-    if value in MASK_FORMATS:
-        return value
-    raise InvalidParameter(f'masks must be one of {", ".join(MASK_FORMATS)}, not "{value[:40]}".')
-
-
-def category_ids(value: str, categories: tuple[Category, ...]) -> frozenset[int]:
-    """The ids of comma-separated category names (in any letter case) or ids."""
-    by_name = {category.name.casefold(): category.id for category in categories}
-    ids = {category.id for category in categories}
-    chosen = set()
-    for item in value.split(","):
-        wanted = item.strip()
-        if wanted.casefold() in by_name:
-            chosen.add(by_name[wanted.casefold()])
-        elif WHOLE.fullmatch(wanted) and int(wanted) in ids:
-            chosen.add(int(wanted))
-        elif not wanted:
-            raise InvalidParameter("categories has an empty entry between its commas.")
-        else:
-            raise InvalidParameter(
-                f'The model has no category "{wanted[:40]}". '
-                f"{closest(wanted.casefold(), [category.name for category in categories])}"
-            )
-    return frozenset(chosen)
+    def params(self, categories: Sequence[Category]) -> SegmentParams:
+        """What these parameters ask of a model with `categories`. Raises InvalidParameter for an unknown category."""
+        return SegmentParams(
+            score_threshold=self.score_threshold,
+            max_instances=self.max_instances,
+            categories=CategoryNames(categories).ids(self.categories) if self.categories else None,
+            masks=self.masks != "none",
+            mask_format=self.masks,
+        )
 
 
-def closest(name: str, names: Iterable[str]) -> str:
-    """A sentence that helps whoever misspelt a name: the ones like it, or else all that there are."""
-    names = list(names)
-    if close := difflib.get_close_matches(name, names, n=3):
-        return f"Did you mean {' or '.join(close)}?"
-    return f"There are: {', '.join(names)}."
+def parse(parameters: Mapping[str, Any], categories: Sequence[Category]) -> SegmentParams:
+    """The same for parameters that did not come by HTTP. Raises InvalidParameter."""
+    try:
+        return SegmentQuery.model_validate(parameters).params(categories)
+    except ValidationError as error:
+        raise explain(error.errors()) from None
+
+
+def refuse_repeated(query: QueryParams) -> None:
+    """Raise InvalidParameter for a parameter that is given more than once and takes one value."""
+    for name, count in Counter(name for name, _ in query.multi_items()).items():
+        if count > 1 and name != "categories":
+            raise InvalidParameter(f'"{name[:40]}" is given more than once; only categories may be repeated.')
+
+
+def explain(errors: Sequence[Any]) -> InvalidParameter:
+    """The problem for parameters that pydantic refused: which one, what it takes, and what it was instead."""
+    return InvalidParameter(" ".join(dict.fromkeys(map(explain_one, errors[:MAX_ERRORS]))))
+
+
+def explain_one(error: Mapping[str, Any]) -> str:
+    """One sentence about one parameter. error: as pydantic's ValidationError lists them."""
+    name, value = next(part for part in error["loc"] if part not in ("query", "header")), error["input"]
+    if error["type"] == "extra_forbidden":
+        return f'There is no parameter "{name[:40]}". {suggest(name, SegmentQuery.model_fields)}'
+    if name != TIMEOUT_HEADER and not value.strip():
+        return f"{name} is empty; leave it out for its default."
+    return f'{name} must be {ACCEPTED[name]}, not "{value[:40]}".'
 
 
 def choose_media_type(accept: str) -> str:

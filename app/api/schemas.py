@@ -1,129 +1,151 @@
-"""The shapes of what /openapi.json describes: the answer, a problem, a line of several, the model's description."""
+"""The documents of the API as types, from which /openapi.json takes its schemas.
+
+The types describe the answers; they never run: responses.py builds plain dictionaries in a worker thread and orjson
+writes them, which is much faster than a validating serializer.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, NotRequired
+
+from pydantic import Field, TypeAdapter
+
+# Before Python 3.12 pydantic needs this TypedDict, which knows NotRequired.
+from typing_extensions import TypedDict
 
 EXAMPLE_ID = "0f6c1d0e5a7b4c3f9a2e8d7c6b5a4f3e"
-# One white pixel as a PNG file, so that "Try it out" sends something valid at once.
+# One white pixel as a PNG file, so that "Try it out" sends a valid request at once.
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4AAAAAElFTkSuQmCC"
 
-CATEGORY = {"category_id": 18, "category": "dog"}
-RLE = {"size": [6, 9], "counts": "=3300000a0"}  # a block of 4 × 3 pixels
-INSTANCE = {**CATEGORY, "score": 0.9981, "bbox": [2.04, 0.97, 4.01, 3.05], "area": 12, "segmentation": RLE}
-EXAMPLE = {
+
+class Rle(TypedDict):
+    """Compressed COCO RLE (masks=rle)."""
+
+    size: Annotated[tuple[int, int], Field(description="[height, width]")]
+    counts: str
+
+
+Polygons = Annotated[
+    list[list[float]],
+    Field(
+        description="COCO polygons, [x1, y1, x2, y2, …] each (masks=polygon). Together they are the mask; a seam that "
+        "is walked in both directions leads to each hole."
+    ),
+]
+
+
+class PngMask(TypedDict):
+    """The mask as a bitmap of its box, and the place of the box in the image (masks=png)."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    png: Annotated[str, Field(description="A 1-bit PNG file in base64; white is the instance.")]
+
+
+class Instance(TypedDict):
+    """One object, as a COCO results record. It has no `segmentation` with masks=png and masks=none."""
+
+    category_id: int
+    category: str
+    score: Annotated[float, Field(ge=0, le=1, description="Rounded to 4 decimals.")]
+    bbox: Annotated[
+        tuple[float, float, float, float],
+        Field(description="[x, y, width, height] in pixels of the upright image, rounded to 2 decimals."),
+    ]
+    area: Annotated[float, Field(description="Pixels of the mask; with masks=none, the area of the box.")]
+    segmentation: NotRequired[Rle | Polygons]
+    mask: NotRequired[PngMask]
+
+
+class ImageSize(TypedDict):
+    """The size of the upright image in pixels."""
+
+    width: int
+    height: int
+
+
+class Answer(TypedDict):
+    """The instances of one image."""
+
+    id: Annotated[str, Field(description="The request's id, as in X-Request-ID.")]
+    model: str
+    image: ImageSize
+    instances: Annotated[list[Instance], Field(description="In descending score.")]
+
+
+class ProblemDocument(TypedDict):
+    """An error (RFC 9457). `retry_after`: seconds, as in Retry-After; only with 429 and 503."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    retry_after: NotRequired[int]
+
+
+class CategoryDocument(TypedDict):
+    """A category that the model knows."""
+
+    id: int
+    name: str
+
+
+class InputSize(TypedDict):
+    """The size in pixels to which the model scales an image."""
+
+    shorter_side: int
+    longer_side_at_most: int
+
+
+class ModelDocument(TypedDict):
+    """The model, and how it runs."""
+
+    name: str
+    notice: Annotated[str | None, Field(description="What users of the model should know.")]
+    architecture: dict[str, Any]
+    categories: list[CategoryDocument]
+    sha256: Annotated[str, Field(description="Checksum of the weights file.")]
+    ap: Annotated[dict[str, Any], Field(description="Average precision, 0 to 1, on validation data.")]
+    ap_source: Annotated[str, Field(description="Which data it was measured on, and by whom.")]
+    device: str
+    precision: str
+    input_size: InputSize
+
+
+class StatusDocument(TypedDict):
+    """The answer of a probe."""
+
+    status: str
+
+
+PROBLEM_SCHEMA = TypeAdapter(ProblemDocument).json_schema()
+
+INSTANCE: Instance = {
+    "category_id": 18,
+    "category": "dog",
+    "score": 0.9981,
+    "bbox": (2.04, 0.97, 4.01, 3.05),
+    "area": 12,
+    "segmentation": {"size": (6, 9), "counts": "=3300000a0"},  # a block of 4 × 3 pixels
+}
+EXAMPLE: Answer = {
     "id": EXAMPLE_ID,
     "model": "maskrcnn_resnet50_fpn",
     "image": {"width": 9, "height": 6},
     "instances": [INSTANCE],
 }
-
-NUMBER = {"type": "number"}
-INTEGER = {"type": "integer"}
-STRING = {"type": "string"}
-
-
-def array(items: dict[str, Any], length: int | None = None) -> dict[str, Any]:
-    """The schema of a list, of a fixed length where one is given."""
-    fixed = {} if length is None else {"minItems": length, "maxItems": length}
-    return {"type": "array", "items": items, **fixed}
-
-
-def record(properties: dict[str, Any], optional: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:
-    """The schema of an object with these properties, required but for the optional ones."""
-    required = [name for name in properties if name not in optional]
-    return {"type": "object", "properties": properties, "required": required, **more}
-
-
-def described(schema: dict[str, Any], description: str) -> dict[str, Any]:
-    """The schema with a description."""
-    return {**schema, "description": description}
-
-
-INSTANCE_SCHEMA = record(
-    {
-        "category_id": INTEGER,
-        "category": STRING,
-        "score": described({**NUMBER, "minimum": 0, "maximum": 1}, "Rounded to 4 decimals."),
-        "bbox": described(
-            array(NUMBER, 4), "[x, y, width, height] in pixels of the upright image, rounded to 2 decimals."
-        ),
-        "area": described(NUMBER, "Pixels of the mask; with masks=none, the box's area."),
-        "segmentation": {
-            "description": "The mask, for pycocotools; absent with masks=png and masks=none.",
-            "oneOf": [
-                described(
-                    record({"size": described(array(INTEGER, 2), "[height, width]"), "counts": STRING}),
-                    "Compressed COCO run lengths (masks=rle).",
-                ),
-                described(
-                    array(array(NUMBER)),
-                    "COCO polygons, [x1, y1, x2, y2, …] each (masks=polygon). All of them together are the mask; a "
-                    "hole is reached by a seam that is walked in both directions.",
-                ),
-            ],
-        },
-        "mask": described(
-            record(
-                {
-                    **dict.fromkeys(("left", "top", "width", "height"), INTEGER),
-                    "png": described(STRING, "A 1-bit PNG file in base64; white is the instance."),
-                }
-            ),
-            "The mask as a bitmap of its box, with its place in the image; only with masks=png.",
-        ),
-    },
-    optional=("segmentation", "mask"),
-)
-ANSWER_SCHEMA = record(
-    {
-        "id": described(STRING, "The request's id, as in X-Request-ID."),
-        "model": STRING,
-        "image": described(
-            record({"width": INTEGER, "height": INTEGER}), "The upright image's size in pixels."
-        ),
-        "instances": described(array(INSTANCE_SCHEMA), "In descending score."),
-    }
-)
-PROBLEM_SCHEMA = record(
-    {
-        "type": STRING,
-        "title": STRING,
-        "status": INTEGER,
-        "detail": STRING,
-        "request_id": STRING,
-        "retry_after": described(INTEGER, "Seconds, as in Retry-After; only with 429 and 503."),
-    },
-    optional=("retry_after",),
-)
-INDEX = described(INTEGER, "Which of the images, in the order sent, from 0.")
-LINE_SCHEMA = {
-    "oneOf": [
-        {
-            **schema,
-            "properties": {"index": INDEX, **schema["properties"]},
-            "required": ["index", *schema["required"]],
-        }
-        for schema in (ANSWER_SCHEMA, PROBLEM_SCHEMA)
-    ]
+MODEL_EXAMPLE: ModelDocument = {
+    "name": "maskrcnn_resnet50_fpn",
+    "notice": None,
+    "architecture": {"backbone": "resnet50"},
+    "categories": [{"id": 18, "name": "dog"}],
+    "sha256": "bf2d0c1e… (64 hexadecimal digits)",
+    "ap": {"box": 0.379, "mask": 0.346},
+    "ap_source": "COCO val2017",
+    "device": "cuda:0",
+    "precision": "float32",
+    "input_size": {"shorter_side": 800, "longer_side_at_most": 1333},
 }
-MODEL_SCHEMA = record(
-    {
-        "name": STRING,
-        "notice": described(
-            {"type": ["string", "null"]}, "Something that whoever uses the model should be told."
-        ),
-        "architecture": {"type": "object"},
-        "categories": array(record({"id": INTEGER, "name": STRING})),
-        "sha256": described(STRING, "Of the weights file."),
-        "ap": described({"type": "object"}, "Average precision, 0 to 1, on validation data."),
-        "ap_source": described(STRING, "Which data, and who measured."),
-        "device": STRING,
-        "precision": STRING,
-        "input_size": described(
-            record({"shorter_side": INTEGER, "longer_side_at_most": INTEGER}),
-            "Pixels to which the model scales an image.",
-        ),
-    }
-)
-STATUS_SCHEMA = record({"status": STRING})

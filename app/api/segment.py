@@ -6,15 +6,26 @@ import asyncio
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Header, Query
+from pydantic import BeforeValidator
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotations
 from starlette.responses import Response
 
 from app.api import openapi, responses
-from app.api import query as options
 from app.api.auth import require_api_key
+from app.api.query import (
+    JSON,
+    MAX_TIMEOUT_MS,
+    NDJSON,
+    TIMEOUT_HEADER,
+    SegmentQuery,
+    choose_media_type,
+    refuse_repeated,
+    require_digits,
+)
+from app.api.schemas import Answer
 from app.api.streaming import BufferedUpload, NdjsonResponse
 from app.http.disconnect import cancel_on_disconnect
 from app.http.request_context import Timings
@@ -38,22 +49,43 @@ if TYPE_CHECKING:
     from app.api.query import SegmentParams
     from app.batching.admission import Body
     from app.service import Service
-    from model.instances import Instances, Options
+    from model.instances import Instances
 
     Encode = Callable[[NDArray[np.uint8], Instances], bytes]
 
 router = APIRouter()
 
 
-@router.post("/segment", dependencies=[Depends(require_api_key)], **openapi.SEGMENT)
-async def segment(request: Request) -> Response:
-    """Find the instances in one image, or in each of several."""
+@router.post(
+    "/segment",
+    dependencies=[Depends(require_api_key)],
+    response_model=Answer,
+    responses=openapi.SEGMENT,
+    openapi_extra={**openapi.SECURITY, "requestBody": openapi.SEGMENT_BODY},
+)
+async def segment(
+    request: Request,
+    query: Annotated[SegmentQuery, Query()],
+    timeout_ms: Annotated[
+        int,
+        Header(
+            alias=TIMEOUT_HEADER,
+            ge=1,
+            le=MAX_TIMEOUT_MS,
+            description="Milliseconds that the client will wait, from the header of its request to the answer. The "
+            "service refuses at once what cannot be ready by then (429), and gives up what is not ready by then (504).",
+        ),
+        BeforeValidator(require_digits),
+    ] = MAX_TIMEOUT_MS,
+) -> Response:
+    """Find the instances in an image, or in each of several. All forms of the body get the same answer."""
     service: Service = request.app.state.service
     timings: Timings = request.state.timings
     model = service.engine.model
-    wanted = options.parse(request.url.query, model.categories)
-    media_type = options.choose_media_type(request.headers.get("accept", ""))
-    client_timeout = options.time_limit(request.headers.get(options.TIME_LIMIT))
+    refuse_repeated(request.query_params)
+    params = query.params(model.categories)
+    media_type = choose_media_type(request.headers.get("accept", ""))
+    client_timeout = timeout_ms / 1000
     with service.admission.body() as body:
         with timings.stage("read"):
             uploads = await read_uploads(
@@ -65,11 +97,11 @@ async def segment(request: Request) -> Response:
                 max_images=service.settings.max_images,
                 max_form_bytes=service.settings.max_queue_bytes // 2,
             )
-        if media_type == options.NDJSON or (len(uploads) > 1 and media_type == options.JSON):
-            return several(request, wanted, uploads, body, client_timeout)
+        if media_type == NDJSON or (len(uploads) > 1 and media_type == JSON):
+            return several(request, params, uploads, body, client_timeout)
         if len(uploads) > 1:
             raise MalformedRequest(
-                f"A picture is the answer for one image; for several it is {options.NDJSON}, a line of JSON each."
+                f"A picture is the answer for one image; for several it is {NDJSON}, a line of JSON each."
             )
         upload = uploads.pop()
         if upload.url:
@@ -77,9 +109,9 @@ async def segment(request: Request) -> Response:
                 upload = await cancel_on_disconnect(request.receive, fetched(service, upload.url, body))
         seconds = min(service.settings.request_timeout, client_timeout - timings.total())
         encode = partial(
-            responses.encode, media_type, request.state.id, model, mask_format=wanted.mask_format
+            responses.encode, media_type, request.state.id, model, mask_format=params.mask_format
         )
-        asked = SegmentRequest(service, timings, request.state.record, wanted, encode)
+        asked = SegmentRequest(service, timings, request.state.record, params, encode)
         work = answer(asked, upload, body, seconds)
         del upload  # `answer` lets go of the file once it is decoded
         content = await cancel_on_disconnect(request.receive, work)
@@ -87,7 +119,7 @@ async def segment(request: Request) -> Response:
 
 
 def several(
-    request: Request, wanted: SegmentParams, uploads: list[Upload], body: Body, client_timeout: float
+    request: Request, params: SegmentParams, uploads: list[Upload], body: Body, client_timeout: float
 ) -> NdjsonResponse:
     """The answer to a request for several images: a line for each."""
     service: Service = request.app.state.service
@@ -99,10 +131,10 @@ def several(
         if upload.url:
             upload = await fetched(service, upload.url, held[index])
         encode = partial(
-            responses.line, index, request.state.id, service.engine.model, mask_format=wanted.mask_format
+            responses.line, index, request.state.id, service.engine.model, mask_format=params.mask_format
         )
         seconds = min(service.settings.request_timeout, client_timeout - passed())
-        work = answer(SegmentRequest(service, Timings(), {}, wanted, encode), upload, held[index], seconds)
+        work = answer(SegmentRequest(service, Timings(), {}, params, encode), upload, held[index], seconds)
         del upload
         return await work
 
@@ -124,7 +156,7 @@ class SegmentRequest:
     service: Service
     timings: Timings
     record: dict[str, Any]  # what the log says of it
-    wanted: Options
+    params: SegmentParams
     encode: Encode
 
 
@@ -152,7 +184,7 @@ async def answer(asked: SegmentRequest, upload: Upload, body: Body, seconds: flo
                     image = await loop.run_in_executor(service.decoders, decode, upload.content)
                 del upload
                 body.release()
-                segmented = await service.worker.segment(ticket, image, asked.wanted, deadline)
+                segmented = await service.worker.segment(ticket, image, asked.params, deadline)
                 timings.passed("queue", segmented.queue_seconds, ago=segmented.forward_seconds)
                 timings.passed("forward", segmented.forward_seconds)
                 asked.record.update({"batch": segmented.batch_size, "instances": len(segmented.instances)})

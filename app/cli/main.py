@@ -160,8 +160,12 @@ def segment(
         str | None, typer.Option(metavar="1–100", show_default="100", help="At most so many, the best ones.")
     ] = None,
     categories: Annotated[
-        str | None,
-        typer.Option(metavar="A,B,…", show_default="all", help="Only these categories, by name or id."),
+        list[str] | None,
+        typer.Option(
+            metavar="A,B,…",
+            show_default="all",
+            help="Only these categories, by name or id. Repeat the option for a name that has a comma.",
+        ),
     ] = None,
     masks: Annotated[
         str | None,
@@ -182,7 +186,7 @@ def segment(
     query = {
         "score_threshold": score_threshold,
         "max_instances": max_instances,
-        "categories": categories,
+        "categories": categories or None,
         "masks": masks,
     }
     if url is not None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
-from urllib.parse import urlencode
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -26,7 +25,7 @@ PICTURES = {".png": options.PNG, ".jpg": options.JPEG, ".jpeg": options.JPEG}
 
 def run(
     images: Sequence[Path],
-    query: Mapping[str, str | None],
+    query: Mapping[str, Any],
     settings: Settings,
     *,
     as_json: bool,
@@ -44,7 +43,7 @@ def run(
     try:
         engine = load_engine(settings)
         given = {name: value for name, value in query.items() if value is not None}
-        wanted = options.parse(urlencode(given), engine.model.categories)
+        wanted = options.parse(given, engine.model.categories)
     except LOAD_ERRORS as error:
         return complain(str(error), BAD_FILE)
     except InvalidParameter as problem:

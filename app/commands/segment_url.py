@@ -68,14 +68,12 @@ class Output:
             raise ValueError(f"--format {self.form} needs masks")
 
 
-def ask(images: Sequence[Path], query: Mapping[str, str | None], service: Service, output: Output) -> int:
+def ask(images: Sequence[Path], query: Mapping[str, Any], service: Service, output: Output) -> int:
     """Segment files, and those in folders, by a service; the exit code of the program.
 
     query: the parameters of POST /segment, None where not given.
     """
     options: dict[str, Any] = {name: value for name, value in query.items() if value is not None}
-    if "categories" in options:
-        options["categories"] = [options["categories"]]
     try:
         output.check(options)
         client = service.client()

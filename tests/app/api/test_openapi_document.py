@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, get_args
 
+import pytest
+from pydantic import TypeAdapter
+
+from app.api import schemas
+from app.api.query import MaskFormat
 from app.problems import Problem
+from model.masks.rle import Rle
 from tests.app.fakes import ask, post, serving
 
 
@@ -51,11 +58,31 @@ def test_openapi_documents_every_parameter_and_body_form_with_examples_that_work
 
 
 def test_openapi_example_answer_is_a_true_one() -> None:
-    from app.api.schemas import EXAMPLE
-    from model.masks.rle import Rle
-
-    (instance,) = EXAMPLE["instances"]
+    (instance,) = schemas.EXAMPLE["instances"]
     assert Rle.from_coco(instance["segmentation"]).area == instance["area"]
-    assert instance["segmentation"]["size"] == [EXAMPLE["image"]["height"], EXAMPLE["image"]["width"]]
-    assert list(EXAMPLE) == list(post().json())
+    assert list(instance["segmentation"]["size"]) == [
+        schemas.EXAMPLE["image"]["height"],
+        schemas.EXAMPLE["image"]["width"],
+    ]
+    assert schemas.EXAMPLE["image"] == {"width": 9, "height": 6}
+    assert list(schemas.EXAMPLE) == list(post().json())
     assert list(instance) == list(post().json()["instances"][0])
+
+
+@pytest.mark.parametrize("masks", get_args(MaskFormat))
+def test_answers_are_what_their_types_say(masks: str) -> None:
+    answer = post(f"?masks={masks}").json()
+    assert TypeAdapter(schemas.Answer).validate_python(answer, extra="forbid")
+    assert len(answer["instances"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "kind"),
+    [
+        ("GET", "/model", schemas.ModelDocument),
+        ("GET", "/readyz", schemas.StatusDocument),
+        ("POST", "/segment", schemas.ProblemDocument),
+    ],
+)
+def test_documents_are_what_their_types_say(method: str, path: str, kind: Any) -> None:
+    assert TypeAdapter(kind).validate_python(ask(method, path).json(), extra="forbid")

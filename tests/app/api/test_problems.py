@@ -94,7 +94,7 @@ def test_an_internal_error_is_logged_under_its_id_and_leaks_nothing(caplog: pyte
 def test_an_error_that_nobody_expected_is_a_problem_too(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.api.query.choose_media_type", lambda _: fail())
+    monkeypatch.setattr("app.api.segment.choose_media_type", lambda _: fail())
     response = ask("POST", "/segment", content=PHOTO, headers={"x-request-id": "the-id"})
     assert response.status_code == 500
     assert response.headers["content-type"] == "application/problem+json"

@@ -1,8 +1,11 @@
-"""The query string is understood completely or refused with what would have been right."""
+"""The query string and headers of POST /segment are understood completely or refused with what is accepted."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -11,17 +14,44 @@ from hypothesis import strategies as st
 from app.api.query import SegmentParams, parse
 from app.problems import InvalidParameter
 from model.data import Category
+from tests.app.fakes import PHOTO, FakeEngine, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import httpx
 
 CATEGORIES = (Category(1, "person"), Category(10, "traffic light"), Category(18, "dog"))
 
 
-def test_no_query_gives_the_defaults() -> None:
-    assert parse("", CATEGORIES) == SegmentParams()
+class RecordingEngine(FakeEngine):
+    """A fake engine that remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = dataclasses.replace(self.model, categories=CATEGORIES)
+        self.asked: list[Any] = []
+
+    def segment(self, images: Sequence[Any], options: Sequence[Any]) -> list[Any]:
+        self.asked += options
+        return super().segment(images, options)
+
+
+def ask(query: str) -> tuple[httpx.Response, list[Any]]:
+    """The answer to a query, and what the engine was asked for."""
+
+    async def run() -> tuple[httpx.Response, list[Any]]:
+        engine = RecordingEngine()
+        async with serving(engine) as (client, _):
+            return await client.post(f"/segment?{query}", content=PHOTO), engine.asked
+
+    return asyncio.run(run())
 
 
 @pytest.mark.parametrize(
     ("query", "options"),
     [
+        ("", SegmentParams()),
         ("score_threshold=0", SegmentParams(score_threshold=0)),
         ("score_threshold=1", SegmentParams(score_threshold=1)),
         ("score_threshold=.25", SegmentParams(score_threshold=0.25)),
@@ -31,6 +61,7 @@ def test_no_query_gives_the_defaults() -> None:
         ("categories=dog", SegmentParams(categories=frozenset({18}))),
         ("categories=18", SegmentParams(categories=frozenset({18}))),
         ("categories=Dog,1,dog,%20traffic+light", SegmentParams(categories=frozenset({1, 10, 18}))),
+        ("categories=dog&categories=1,traffic light", SegmentParams(categories=frozenset({1, 10, 18}))),
         ("masks=rle", SegmentParams(masks=True)),
         ("masks=polygon", SegmentParams(mask_format="polygon")),
         ("masks=png", SegmentParams(mask_format="png")),
@@ -39,7 +70,9 @@ def test_no_query_gives_the_defaults() -> None:
     ],
 )
 def test_options_are_read(query: str, options: SegmentParams) -> None:
-    assert parse(query, CATEGORIES) == options
+    response, asked = ask(query)
+    assert response.status_code == 200
+    assert asked == [options]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +98,7 @@ def test_options_are_read(query: str, options: SegmentParams) -> None:
         ("categories=2", 'no category "2"'),
         ("categories=dog,,person", "empty entry"),
         ("categories=", "categories is empty"),
-        ("categories=dog&categories=person", "separate several values by commas"),
+        ("categories=dog&categories=", "categories is empty"),
         ("masks=polygons", 'masks must be one of rle, polygon, png, none, not "polygons"'),
         ("masks=RLE", "masks must be one of rle, polygon"),
         ("treshold=0.5", 'no parameter "treshold". Did you mean score_threshold?'),
@@ -75,12 +108,25 @@ def test_options_are_read(query: str, options: SegmentParams) -> None:
     ],
 )
 def test_what_is_not_understood_is_refused_with_what_would_be_right(query: str, says: str) -> None:
-    with pytest.raises(InvalidParameter) as error:
-        parse(query, CATEGORIES)
-    assert says in error.value.detail
+    response, asked = ask(query)
+    assert (response.status_code, asked) == (422, [])
+    assert response.json()["type"] == "urn:maskserve:problem:invalid-parameter"
+    assert says in response.json()["detail"]
 
 
-@given(st.text(max_size=60))
-def test_no_query_whatsoever_is_an_error_of_the_service(query: str) -> None:
+def test_three_wrong_parameters_are_named_at_once() -> None:
+    detail = ask("score_threshold=2&max_instances=0&maks=rle")[0].json()["detail"]
+    assert detail.count("must be") == 2
+    assert 'no parameter "maks". Did you mean masks?' in detail
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["score_threshold", "max_instances", "masks", "other"]) | st.text(max_size=5),
+        st.text(max_size=10) | st.sampled_from(["0.5", "7", "png"]),
+    ),
+    st.lists(st.text(max_size=10)),
+)
+def test_no_parameters_are_an_error_of_the_service(given: dict[str, Any], names: list[str]) -> None:
     with contextlib.suppress(InvalidParameter):
-        assert isinstance(parse(query, CATEGORIES), SegmentParams)
+        assert isinstance(parse({**given, "categories": names}, CATEGORIES), SegmentParams)
