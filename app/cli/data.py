@@ -21,13 +21,22 @@ Folder = Annotated[
     typer.Argument(
         metavar="PATH",
         show_default=False,
-        help="A folder in COCO's format (instances.json or annotations/….json, and images/), its JSON file, or the "
-        "folder that has Cityscapes' leftImg8bit/ and gtFine/.",
+        help="A labelled folder as COCO, Roboflow, CVAT, Label Studio … leave it, its JSON file, or the folder "
+        "that has Cityscapes' leftImg8bit/ and gtFine/.",
     ),
 ]
 Images = Annotated[
     Path | None,
     typer.Option("--images", metavar="DIR", show_default=False, help="Where the images of a JSON file lie."),
+]
+
+Split = Annotated[
+    str | None,
+    typer.Option(
+        metavar="train|val|…",
+        show_default="train",
+        help="Which part to take of a folder that has several: Cityscapes', COCO's, Roboflow's, CVAT's.",
+    ),
 ]
 
 
@@ -36,7 +45,7 @@ def check(
     path: Folder,
     *,
     images: Images = None,
-    split: Annotated[str, typer.Option(metavar="train|val", help="Of Cityscapes.")] = "train",
+    split: Split = None,
     pixels: Annotated[
         bool,
         typer.Option(
@@ -71,7 +80,7 @@ def check(
         typer.echo(orjson.dumps(_document(found), option=orjson.OPT_INDENT_2))
     else:
         _show(found)
-    raise typer.Exit(1 if found.errors else 0)
+    raise typer.Exit(1 if found.errors or found.refusal is not None else 0)
 
 
 def _document(found: Findings) -> dict[str, object]:
@@ -83,6 +92,8 @@ def _document(found: Findings) -> dict[str, object]:
         "crowds": found.crowds,
         "per_category": found.per_category,
         "errors": found.errors,
+        "refusal": found.refusal,
+        "notices": found.notices,
         "found": [
             {
                 "kind": kind,
@@ -99,6 +110,8 @@ def _show(found: Findings) -> None:
     from model.data.check import WARNINGS  # noqa: PLC0415 - imports NumPy and Pillow
 
     console = Console(highlight=False)
+    for notice in found.notices:
+        console.print(notice, markup=False, soft_wrap=True)
     console.print(f"{found.images} images, {found.objects} objects, {found.crowds} crowds", style="bold")
     if found.per_category:
         table = Table(box=None, pad_edge=False)
@@ -119,7 +132,11 @@ def _show(found: Findings) -> None:
                 console.print(f"  {example}", markup=False, soft_wrap=True)
             if count > len(found.examples[kind]):
                 console.print(f"  … and {count - len(found.examples[kind])} more")
-    if found.errors:
+    if found.refusal is not None:
+        console.print(
+            f"\nIt cannot be trained on: {found.refusal}.", style="red", markup=False, soft_wrap=True
+        )
+    elif found.errors:
         console.print("\nTraining refuses this folder, unless with --skip-damaged.", style="red")
     else:
         console.print("\nIt can be trained on.", style="green")
@@ -136,13 +153,14 @@ def take(
         typer.Option(metavar="A,B,…", show_default="all that occur", help="Only these categories, by name."),
     ] = None,
     images: Images = None,
+    split: Split = None,
 ) -> None:
     """Copy the first images with objects, and their annotations, into a folder of its own in COCO's format."""
     from model.data import DatasetError  # noqa: PLC0415 - imports NumPy and Pillow
     from model.data.subset import take as copy  # noqa: PLC0415 - likewise
 
     try:
-        taken = copy(path, out, count, categories.split(",") if categories else None, images)
+        taken = copy(path, out, count, categories.split(",") if categories else None, images, split=split)
     except DatasetError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None

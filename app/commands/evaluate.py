@@ -85,7 +85,8 @@ def measurable(name: str, source: Source, *, boxes: bool = False) -> Dataset:
     return open_dataset(
         Path(name),
         source.images if name == source.data else None,
-        split=source.split or "val",
+        split=source.split,
+        otherwise="val",
         skip_damaged=source.skip_damaged,
         boxes=boxes,
     )

@@ -176,7 +176,7 @@ def opened(source: Source, *, boxes: bool = False) -> Dataset:
     return open_dataset(
         Path(source.data),
         source.images,
-        split=source.split or "train",
+        split=source.split,
         skip_damaged=source.skip_damaged,
         boxes=boxes,
     )

@@ -5,33 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from model.data import DatasetError
 from model.data.cityscapes import Cityscapes
-from model.data.coco import (
-    MISSING_FILE,
-    SAME_IMAGE,
-    annotation_fault,
-    box_of,
-    identity,
-    images_of,
-    locate,
-    read_categories,
-    read_document,
-)
-from model.data.segmentation import to_bitmap
-from model.images.decode import ImageError, decode, read_header
+from model.data.fields import to_key
+from model.data.labels import read_labels
+from model.data.layout import locate
+from model.data.photos import UNREADABLE_IMAGE, ImageProblem, read_pixels
+from model.data.segmentation import measure
+from model.data.tally import tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from model.data.labels import Annotation, LabelledImage
+    from model.data.layout import Place
+
 EXAMPLES = 5  # of each kind that are kept
 FAR = 0.5  # overlap of an annotation's box and its mask's, below which they are not about the same thing
 
-UNREADABLE_IMAGE = "unreadable image"
-OTHER_IMAGE_SIZE = "image of another size than annotated"
 NO_AREA = "no area"
 NO_SEGMENTATION = "no segmentation"
 OUTSIDE = "outside the image"
@@ -62,6 +54,8 @@ class Findings:
     per_category: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)  # what was passed over and does no harm
+    refusal: str | None = None  # why there is nothing to train on, if there is not
 
     def add(self, kind: str, where: str) -> None:
         """One more of a kind."""
@@ -80,104 +74,88 @@ def check(
     path: Path,
     images: Path | None = None,
     *,
-    split: str = "train",
+    split: str | None = None,
     pixels: bool = False,
     on_image: Callable[[int, int], None] | None = None,
 ) -> Findings:
     """Look at every image's header and every annotation of a folder in COCO's or Cityscapes' format.
 
-    pixels: decode the images too, which finds files that end too early. on_image gets how many images are done, and
-    how many there are. Raises DatasetError where there is nothing to look at.
+    Args:
+        path: the dataset's folder, or its JSON file.
+        images: where the images of a JSON file lie.
+        split: which part to take of a folder that has several; by default "train".
+        pixels: decode the images too, which finds files that end too early.
+        on_image: gets how many images are done, and how many there are.
+
+    Raises DatasetError where there is nothing to look at.
     """
     if (path / "leftImg8bit").is_dir():
-        return _cityscapes(Cityscapes(path, split), on_image, pixels=pixels)
-    return _coco(*locate(path, images), on_image, pixels=pixels)
+        return _cityscapes(Cityscapes(path, split or "train"), on_image, pixels=pixels)
+    return _coco(locate(path, images, split=split), on_image, pixels=pixels)
 
 
-def _coco(path: Path, folder: Path, on_image: Callable[[int, int], None] | None, *, pixels: bool) -> Findings:
-    document = read_document(path)
-    categories = {c.id: c.name for c in read_categories(document, path)}
-    found = Findings(per_category=dict.fromkeys(categories.values(), 0))
-    by_image: dict[int, list[Any]] = {}
-    listed = images_of(document, path)
-    sizes = {number: (height, width) for number, _, height, width in listed}
+def _coco(place: Place, on_image: Callable[[int, int], None] | None, *, pixels: bool) -> Findings:
+    labels = read_labels(place)
+    names = {category.id: category.name for category in labels.categories}
+    found = Findings(per_category=dict.fromkeys(names.values(), 0), notices=labels.notices)
+    for problem in labels.problems:
+        found.add(problem.kind, str(problem))
     ids: set[Any] = set()
-    for annotation in document["annotations"]:
-        if (problem := annotation_fault(annotation, sizes, set(categories))) is not None:
-            found.add(problem.kind, f"annotation {identity(annotation)}: {problem.detail}")
-            continue
-        by_image.setdefault(int(annotation["image_id"]), []).append(annotation)
-        if (number := annotation.get("id")) is not None:
-            if str(number) in ids:
-                found.add(SAME_ANNOTATION, f"annotation {number}")
-            ids.add(str(number))
-    seen: set[int] = set()
-    for number, (image_id, name, height, width) in enumerate(listed, start=1):
-        if image_id in seen:
-            found.add(SAME_IMAGE, f"image {image_id}: {name}")
-            continue
-        seen.add(image_id)
+    for number, image in enumerate(labels.images, start=1):
         found.images += 1
-        _look_at_image(found, folder / name, (height, width), pixels=pixels)
-        for annotation in by_image.get(image_id, []):
-            _look_at_annotation(found, annotation, (height, width), categories)
-        if not by_image.get(image_id):
-            found.add(NO_OBJECTS, name)
+        if pixels and image.problem is None:
+            _decode(found, image)
+        for annotation in image.annotations:
+            _look_at_annotation(found, annotation, image, names)
+            if (key := to_key(annotation.given.get("id"))) is not None:
+                if key in ids:
+                    found.add(SAME_ANNOTATION, f"{annotation.where}: id is that of another annotation, too")
+                ids.add(key)
+        if not image.annotations and image.problem is None:
+            found.add(NO_OBJECTS, image.name)
         if on_image is not None:
-            on_image(number, len(listed))
+            on_image(number, len(labels.images))
     _look_at_categories(found)
+    found.refusal = tally(labels).refusal()
     return found
 
 
-def _look_at_image(found: Findings, file: Path, size: tuple[int, int], *, pixels: bool) -> None:
+def _decode(found: Findings, image: LabelledImage) -> None:
     try:
-        content = file.read_bytes()
-        header = read_header(content)
-        if pixels:
-            decode(content)
-    except FileNotFoundError:
-        found.add(MISSING_FILE, str(file))
-    except (OSError, ImageError) as error:
-        found.add(UNREADABLE_IMAGE, f"{file}: {error}")
-    else:
-        if (header.height, header.width) != size:
-            is_, said = f"{header.width}×{header.height}", f"{size[1]}×{size[0]}"
-            found.add(OTHER_IMAGE_SIZE, f"{file}: {is_} pixels, annotated as {said}")
+        read_pixels(image.found_file, image.found_size)
+    except ImageProblem as problem:
+        found.add(problem.kind, f"image {image.key}: {problem}")
 
 
 def _look_at_annotation(
-    found: Findings, annotation: dict[str, Any], size: tuple[int, int], categories: dict[int, str]
+    found: Findings, annotation: Annotation, image: LabelledImage, names: dict[int, str]
 ) -> None:
-    where = f"annotation {identity(annotation)} of image {annotation['image_id']}"
-    if annotation.get("iscrowd"):
+    if annotation.crowd:
         found.crowds += 1
         return
     found.objects += 1
-    found.per_category[categories[int(annotation["category_id"])]] += 1
-    box = box_of(annotation)
-    if not annotation.get("segmentation"):
-        found.add(NO_SEGMENTATION, where)
+    found.per_category[names[annotation.category_id]] += 1
+    if annotation.segmentation is None:
+        given = annotation.given.get("segmentation")
+        short = isinstance(given, list) and any(given) if isinstance(given, list) else False
+        told = ": segmentation has only polygons of fewer than three corners" if short else ""
+        found.add(NO_AREA if short else NO_SEGMENTATION, f"{annotation.where}{told}")
         return
-    mask = to_bitmap(annotation, size)
-    if mask is None or not mask.any():
-        outside = mask is not None and _beyond(annotation, size)
-        found.add(OUTSIDE if outside else NO_AREA, where)
-    elif box is not None:
-        ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        own = (float(xs[0]), float(ys[0]), float(xs[-1] + 1 - xs[0]), float(ys[-1] + 1 - ys[0]))
-        if (overlap := _overlap(box, own)) < FAR:
-            found.add(BOX_ELSEWHERE, f"{where}: box {_text(box)}, mask in {_text(own)} (IoU {overlap:.2f})")
+    pixels, own = measure(annotation.segmentation, image.found_size) or (0, (0.0, 0.0, 0.0, 0.0))
+    if not pixels:
+        found.add(OUTSIDE if _beyond(annotation, image.found_size) else NO_AREA, annotation.where)
+    elif annotation.box is not None and (overlap := _overlap(annotation.box, own)) < FAR:
+        where = f"{annotation.where}: box {_text(annotation.box)}, mask in {_text(own)}"
+        found.add(BOX_ELSEWHERE, f"{where} (IoU {overlap:.2f})")
 
 
-def _beyond(annotation: dict[str, Any], size: tuple[int, int]) -> bool:
+def _beyond(annotation: Annotation, size: tuple[int, int]) -> bool:
     """Whether a polygon has corners off the image."""
-    segmentation = annotation["segmentation"]
-    if not isinstance(segmentation, list):
+    if not isinstance(annotation.segmentation, list):
         return False
     return any(
         min(polygon) < 0 or max(polygon[::2]) > size[1] or max(polygon[1::2]) > size[0]
-        for polygon in segmentation
-        if polygon
+        for polygon in annotation.segmentation
     )
 
 

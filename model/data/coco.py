@@ -2,174 +2,151 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model.data import Category, DatasetError, Sample
-from model.data.segmentation import Fault, fault, to_bitmap, to_rle
-from model.images.decode import ImageError, decode
+from model.data.labels import MISSING_FILE, first_of_each, read_labels
+from model.data.layout import Place, locate
+from model.data.photos import read_pixels
+from model.data.segmentation import measure, to_bitmap, to_rle
+from model.data.tally import Tally, tally
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterable, Sequence
 
-MISSING_FILE = "missing image file"
-UNKNOWN_CATEGORY = "unknown category"
-UNKNOWN_IMAGE = "unknown image"
-NO_ANNOTATION = "no annotation"
-SAME_IMAGE = "image id used twice"
+    from model.data.labels import Annotation, Labels
 
 
 class CocoFolder:
     """A labelled folder. Crowds (`iscrowd`) are no objects to train on, but are kept for the evaluation to ignore."""
 
     def __init__(
-        self, annotations: Path, images: Path, *, skip_damaged: bool = False, boxes: bool = False
+        self,
+        annotations: Path,
+        images: Path | Sequence[Path],
+        *,
+        skip_damaged: bool = False,
+        boxes: bool = False,
     ) -> None:
-        """annotations: the JSON file. images: the folder that its file names are relative to.
+        """annotations: the JSON file. images: the folder that its file names are relative to, or several to try.
 
         skip_damaged: leave out images and annotations that cannot be used, instead of refusing the folder. boxes: an
         object without a segmentation has the rectangle of its box for a mask, for networks that learn boxes only.
         Raises DatasetError.
         """
-        self.path, self.images, self._boxes = annotations, images, boxes
-        document = read_document(annotations)
-        self.categories = tuple(sorted(read_categories(document, annotations), key=lambda c: c.id))
-        self._images: list[tuple[int, str, int, int]] = []
-        self._annotations: dict[int, list[dict[str, Any]]] = {}
-        problems = list(self._sort(document))
-        self.left_out = len(problems)  # images and annotations
-        if problems and not skip_damaged:
-            counts = Counter(problem.kind for _, problem in problems)
-            where, first = problems[0]
-            raise DatasetError(
-                f"{annotations}: {'; '.join(f'{kind}: {n}' for kind, n in counts.items())}. "
-                f"The first is {where}: {first.detail}. `maskserve data check` shows more, and --skip-damaged leaves "
-                "such images and annotations out"
-            )
+        roots = [images] if isinstance(images, Path) else list(images)
+        labels = read_labels(Place(annotations, roots))
+        self._labels, self._boxes = labels, boxes
+        self.path, self.categories = labels.path, labels.categories
+        self.notices = labels.notices
+        self.problems = labels.problems  # images and annotations that are left out
+        self._images = labels.usable()
+        if labels.problems and not skip_damaged:
+            raise DatasetError(refusal(labels))
         if not self._images:
-            raise DatasetError(f"{annotations}: none of the images that it names is there")
+            raise DatasetError(_none_usable(labels))
+        self._by_id = {image.id: image for image in self._images}
 
-    def _sort(self, document: dict[str, Any]) -> Iterator[tuple[str, Fault]]:
-        """Fill in images and annotations that can be used, and yield where the others are and why they cannot."""
-        sizes: dict[int, tuple[int, int]] = {}
-        for image_id, name, height, width in images_of(document, self.path):
-            if image_id in sizes:
-                yield f"image {image_id}", Fault(SAME_IMAGE, name)
-                continue
-            sizes[image_id] = height, width
-            if (self.images / name).is_file():
-                self._images.append((image_id, name, height, width))
-            else:
-                yield f"image {image_id}", Fault(MISSING_FILE, f"{name} is not in {self.images}")
-        known = {category.id for category in self.categories}
-        for annotation in document["annotations"]:
-            problem = annotation_fault(annotation, sizes, known)
-            if problem is None:
-                self._annotations.setdefault(int(annotation["image_id"]), []).append(annotation)
-            else:
-                yield f"annotation {identity(annotation)}", problem
+    @property
+    def left_out(self) -> int:
+        """How many images and annotations cannot be used."""
+        return len(self.problems)
 
     def __len__(self) -> int:
         return len(self._images)
 
     def name(self, index: int) -> str:
-        """The image's file, under the images' folder."""
-        return self._images[index][1]
+        """The image's file as the labels name it."""
+        return self._images[index].name
+
+    def file(self, index: int) -> Path:
+        """Where the image lies."""
+        return self._images[index].found_file
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) as the annotations say."""
-        return self._images[index][2], self._images[index][3]
+        """(height, width) as annotated, or as the image is where the labels do not say it."""
+        return self._images[index].found_size
+
+    def tally(self) -> Tally:
+        """What can be learned from it, and what was left out."""
+        return tally(self._labels, boxes=self._boxes)
 
     def __getitem__(self, index: int) -> Sample:
         """Image `index` with its objects; those without any area, and crowds, are left out. Raises DatasetError."""
-        image_id, name, height, width = self._images[index]
-        try:
-            pixels = decode((self.images / name).read_bytes())
-        except (OSError, ImageError) as error:
-            raise DatasetError(f"{self.images / name}: {error}") from error
-        if pixels.shape[:2] != (height, width):
-            raise DatasetError(
-                f"{self.images / name}: {pixels.shape[1]}×{pixels.shape[0]} pixels, but its annotations are for "
-                f"{width}×{height}"
-            )
+        size = self.size(index)
+        pixels = read_pixels(self.file(index), size)
         boxes, labels, masks = [], [], []
-        for annotation in self._annotations.get(image_id, []):
-            if annotation.get("iscrowd"):
+        for annotation in self._images[index].annotations:
+            if annotation.crowd:
                 continue
-            mask = self._mask(annotation, (height, width))
+            mask = self._mask(annotation, size)
             if mask is None or not mask.any():
                 continue
             ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             boxes.append([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])
-            labels.append(int(annotation["category_id"]))
+            labels.append(annotation.category_id)
             masks.append(mask)
         return Sample(
-            image_id,
+            self._images[index].id,
             pixels,
             np.array(boxes, np.float32).reshape(-1, 4),
             np.array(labels, np.int64),
-            np.array(masks, np.uint8).reshape(-1, height, width),
+            np.array(masks, np.uint8).reshape(-1, *size),
         )
 
-    def _mask(self, annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray | None:
-        mask = to_bitmap(annotation, size)
-        if mask is not None or not self._boxes or box_of(annotation) is None:
+    def _mask(self, annotation: Annotation, size: tuple[int, int]) -> np.ndarray | None:
+        mask = to_bitmap(annotation.segmentation, size)
+        if mask is not None or not self._boxes or annotation.box is None:
             return mask
-        x, y, width, height = box_of(annotation) or (0, 0, 0, 0)
+        x, y, width, height = annotation.box
         mask = np.zeros(size, np.uint8)
         left, top = max(0, round(x)), max(0, round(y))
         mask[top : max(0, round(y + height)), left : max(0, round(x + width))] = 1
         return mask
 
     def annotations(self, sample: Sample) -> list[dict[str, Any]]:
-        """What the file says of the image, crowds included, masks as RLE; area and box are filled in where missing."""
+        """What the file says of the image, crowds included, as COCO's evaluation needs it.
+
+        Masks are RLE; box and area are the mask's where the file has none that are one.
+        """
         size = (int(sample.pixels.shape[0]), int(sample.pixels.shape[1]))
-        found = []
-        for annotation in self._annotations.get(sample.image_id, []):
-            filled = {"iscrowd": 0, **annotation}
-            rle = to_rle(annotation, size)
-            filled["segmentation"] = rle if rle is not None else _nothing(size)
-            if box_of(annotation) is None:
-                mask = to_bitmap(annotation, size)
-                filled["bbox"] = [0, 0, 0, 0] if mask is None else _box(mask)
-            if "area" not in filled:
-                mask = to_bitmap(annotation, size)
-                width, height = filled["bbox"][2:]
-                filled["area"] = width * height if mask is None else int(mask.sum())
-            found.append(filled)
-        return found
+        return [_for_evaluation(annotation, size) for annotation in self._by_id[sample.image_id].annotations]
+
+
+def _for_evaluation(annotation: Annotation, size: tuple[int, int]) -> dict[str, Any]:
+    rle = to_rle(annotation.segmentation, size)
+    pixels, around = measure(rle, size) or (0, (0.0, 0.0, 0.0, 0.0))
+    box = annotation.box or around
+    given = {key: value for key, value in annotation.given.items() if key in ("id", "visibility")}
+    return {
+        **given,
+        "image_id": annotation.image_id,
+        "category_id": annotation.category_id,
+        "iscrowd": int(annotation.crowd),
+        "segmentation": rle if rle is not None else _nothing(size),
+        "bbox": list(box),
+        "area": annotation.area or (pixels if rle is not None else box[2] * box[3]),
+    }
 
 
 def open_folder(
-    path: Path, images: Path | None = None, *, skip_damaged: bool = False, boxes: bool = False
+    path: Path,
+    images: Path | None = None,
+    *,
+    split: str | None = None,
+    otherwise: str = "train",
+    skip_damaged: bool = False,
+    boxes: bool = False,
 ) -> CocoFolder:
-    """The dataset in a folder (its instances.json, or the only file in its annotations/), or of a JSON file.
+    """The dataset in a folder as labelling tools leave it, or of a JSON file. Raises DatasetError.
 
-    images: where the images lie; by default `images` beside the file or one folder up, else where the file is.
-    skip_damaged, boxes: as for CocoFolder. Raises DatasetError.
+    path, images, split, otherwise: as for model.data.layout.locate. skip_damaged, boxes: as for CocoFolder.
     """
-    return CocoFolder(*locate(path, images), skip_damaged=skip_damaged, boxes=boxes)
-
-
-def locate(path: Path, images: Path | None = None) -> tuple[Path, Path]:
-    """The JSON file and the images' folder that `open_folder` would read. Raises DatasetError."""
-    if path.is_dir():
-        found = [path / "instances.json"] if (path / "instances.json").is_file() else []
-        found = found or sorted((path / "annotations").glob("*.json"))
-        if len(found) != 1:
-            raise DatasetError(
-                f"{path}: an instances.json, or exactly one JSON file in annotations/, is needed; "
-                f"there are {len(found)}. A JSON file can be named instead of the folder"
-            )
-        path = found[0]
-    if images is None:
-        around = (path.parent / "images", path.parent.parent / "images", path.parent)
-        images = next((folder for folder in around if folder.is_dir()), path.parent)
-    return path, images
+    place = locate(path, images, split=split, otherwise=otherwise)
+    return CocoFolder(*place, skip_damaged=skip_damaged, boxes=boxes)
 
 
 def coco_document(
@@ -183,82 +160,24 @@ def coco_document(
     }
 
 
-def read_document(path: Path) -> dict[str, Any]:
-    """The JSON, with its lists of images, annotations and categories. Raises DatasetError."""
-    try:
-        document = json.loads(path.read_text())
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise DatasetError(f"{path}: no JSON ({error})") from error
-    if not isinstance(document, dict):
-        raise DatasetError(f"{path}: not COCO's instances format (a JSON object is expected)")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(document.get(key), list):
-            raise DatasetError(f"{path}: not COCO's instances format (no list of {key})")
-    if not document["images"]:
-        raise DatasetError(f"{path}: it names no images")
-    return document
+def refusal(labels: Labels) -> str:
+    """Why a folder with problems is not trained on, with the first of them."""
+    counts = "; ".join(f"{kind}: {count}" for kind, count, _ in first_of_each(labels.problems))
+    return (
+        f"{labels.path}: {counts}. The first is {labels.problems[0]}. `maskserve data check` shows more, and "
+        "--skip-damaged leaves such images and annotations out"
+    )
 
 
-def read_categories(document: dict[str, Any], path: Path) -> list[Category]:
-    """The categories as the file lists them. Raises DatasetError."""
-    try:
-        found = [Category(int(c["id"]), str(c["name"])) for c in document["categories"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"{path}: not COCO's instances format ({error!r} in its categories)") from error
-    if len({c.id for c in found}) < len(found) or len({c.name for c in found}) < len(found):
-        raise DatasetError(f"{path}: two of its categories have the same id or name")
-    return found
-
-
-def images_of(document: dict[str, Any], path: Path) -> list[tuple[int, str, int, int]]:
-    """(id, file name, height, width) of each image. Raises DatasetError."""
-    try:
-        return [
-            (int(i["id"]), str(i["file_name"]), int(i["height"]), int(i["width"])) for i in document["images"]
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"{path}: not COCO's instances format ({error!r} in its images)") from error
-
-
-def annotation_fault(
-    annotation: Any, sizes: dict[int, tuple[int, int]], categories: set[int]
-) -> Fault | None:
-    """Why an annotation cannot be used; None if it can. sizes: (height, width) of the images by their id."""
-    try:
-        image_id, category = int(annotation["image_id"]), int(annotation["category_id"])
-    except (KeyError, TypeError, ValueError) as error:
-        return Fault(NO_ANNOTATION, f"image_id and category_id are needed ({error!r})")
-    if category not in categories:
-        return Fault(UNKNOWN_CATEGORY, f"category {category}, which the categories do not list")
-    if image_id not in sizes:
-        return Fault(UNKNOWN_IMAGE, f"image {image_id}, which the images do not list")
-    return fault(annotation, sizes[image_id])
-
-
-def identity(annotation: Any) -> str:
-    """What to call an annotation in a message."""
-    return str(annotation.get("id", "without id")) if isinstance(annotation, dict) else f"{annotation!r:.30}"
-
-
-def box_of(annotation: dict[str, Any]) -> tuple[float, float, float, float] | None:
-    """x, y, width, height in pixels; None where the annotation has no box that is one."""
-    box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4:
-        return None
-    if not all(type(v) in (int, float) and abs(v) < 1e9 for v in box):
-        return None
-    return box[0], box[1], box[2], box[3]
-
-
-def _box(mask: np.ndarray) -> list[int]:
-    """x, y, width, height of what is not zero."""
-    if not mask.any():
-        return [0, 0, 0, 0]
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    x, y = int(xs[0]), int(ys[0])
-    return [x, y, int(xs[-1]) + 1 - x, int(ys[-1]) + 1 - y]
+def _none_usable(labels: Labels) -> str:
+    missing = [problem for problem in labels.problems if problem.kind == MISSING_FILE]
+    what = (
+        "none of the images that it names is there"
+        if missing
+        else "none of the images that it names can be used"
+    )
+    first = (missing or labels.problems)[0]
+    return f"{labels.path}: {what}; the first is {first}"
 
 
 def _nothing(size: tuple[int, int]) -> dict[str, Any]:

@@ -17,15 +17,21 @@ def open_dataset(
     path: Path,
     images: Path | None = None,
     *,
-    split: str = "train",
+    split: str | None = None,
+    otherwise: str = "train",
     skip_damaged: bool = False,
     boxes: bool = False,
 ) -> Dataset:
     """The labelled images in a folder, or of a COCO JSON file. Raises DatasetError.
 
-    split: of Cityscapes, which is known by its folder leftImg8bit. images, skip_damaged and boxes are those of
-    model.data.coco, and mean nothing for Cityscapes.
+    Args:
+        path: a folder with Cityscapes' leftImg8bit/, one that labelling tools leave, or a COCO JSON file.
+        images: where the images of a COCO JSON file lie.
+        split: which part of the folder to take, where it has several; it must be there.
+        otherwise: which part to take of several where `split` says nothing.
+        skip_damaged: as for model.data.coco.CocoFolder.
+        boxes: as for model.data.coco.CocoFolder.
     """
     if (path / "leftImg8bit").is_dir():
-        return Cityscapes(path, split)
-    return open_folder(path, images, skip_damaged=skip_damaged, boxes=boxes)
+        return Cityscapes(path, split if split is not None else otherwise)
+    return open_folder(path, images, split=split, otherwise=otherwise, skip_damaged=skip_damaged, boxes=boxes)

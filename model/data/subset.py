@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from model.data import DatasetError
-from model.data.coco import annotation_fault, images_of, locate, read_categories, read_document
+from model.data.labels import read_labels
+from model.data.layout import locate
+from model.data.photos import ImageProblem, read_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
+
+    from model.data.labels import Annotation, LabelledImage, Labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,46 +29,96 @@ class Taken:
 
 
 def take(
-    path: Path, out: Path, count: int, names: Sequence[str] | None = None, images: Path | None = None
+    path: Path,
+    out: Path,
+    count: int,
+    names: Sequence[str] | None = None,
+    images: Path | None = None,
+    *,
+    split: str | None = None,
 ) -> Taken:
     """Copy the first `count` images that have objects, and their annotations, to `out` as `open_folder` reads it.
 
-    path, images: as for model.data.coco.open_folder. names: the categories to keep; by default those that occur.
-    Annotations that cannot be used are left out. Raises DatasetError.
+    Args:
+        path: the dataset's folder, or its JSON file.
+        out: the folder to make.
+        count: how many images.
+        names: the categories to keep; by default those that occur.
+        images: where the images of a JSON file lie.
+        split: which part to take of a folder that has several; by default "train".
+
+    Annotations that cannot be used are left out. Ids stay as they are. Raises DatasetError.
     """
-    path, folder = locate(path, images)
-    document = read_document(path)
-    categories = {c.id: c.name for c in read_categories(document, path)}
+    labels = read_labels(locate(path, images, split=split), headers=False)
+    categories = {category.id: category.name for category in labels.categories}
     if names is not None and (unknown := sorted(set(names) - set(categories.values()))):
-        raise DatasetError(f"{path}: no category {unknown[0]!r}; there are {', '.join(categories.values())}")
+        raise DatasetError(
+            f"{labels.path}: no category {unknown[0]!r}; there are {', '.join(categories.values())}"
+        )
     kept = {number for number, name in categories.items() if names is None or name in names}
-    listed = images_of(document, path)
-    sizes = {number: (height, width) for number, _, height, width in listed}
-    by_image: dict[int, list[dict[str, object]]] = {}
-    for annotation in document["annotations"]:
-        if annotation_fault(annotation, sizes, kept) is None:
-            by_image.setdefault(int(annotation["image_id"]), []).append(annotation)
-    chosen = [
-        image
-        for image in listed
-        if any(not a.get("iscrowd") for a in by_image.get(image[0], [])) and (folder / image[1]).is_file()
-    ][:count]
-    if not chosen:
-        raise DatasetError(f"{path}: no image has objects of these categories")
-    for _, name, _, _ in chosen:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise DatasetError(f"{path}: {name} lies outside the images' folder")
-    for _, name, _, _ in chosen:
-        target = out / "images" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / name, target)
-    annotations = [annotation for number, *_ in chosen for annotation in by_image[number]]
-    occurring = {int(str(annotation["category_id"])) for annotation in annotations}
-    subset = {
-        "images": [{"id": i, "file_name": n, "height": h, "width": w} for i, n, h, w in chosen],
-        "annotations": annotations,
+    chosen = _choose(labels, kept, count)
+    files = _copy(chosen, labels.root, out)
+    annotations = [a for image in chosen for a in _of(image, kept)]
+    occurring = {annotation.category_id for annotation in annotations}
+    document = {
+        "images": [
+            {"id": image.key, "file_name": name, "height": image.found_size[0], "width": image.found_size[1]}
+            for image, name in zip(chosen, files, strict=True)
+        ],
+        "annotations": [_record(a, image) for image in chosen for a in _of(image, kept)],
         "categories": [{"id": n, "name": name} for n, name in categories.items() if n in occurring],
     }
-    (out / "instances.json").write_text(json.dumps(subset))
-    objects = sum(not a.get("iscrowd") for a in annotations)
+    (out / "instances.json").write_text(json.dumps(document), encoding="utf-8")
+    objects = sum(not annotation.crowd for annotation in annotations)
     return Taken(len(chosen), objects, tuple(categories[n] for n in categories if n in occurring))
+
+
+def _of(image: LabelledImage, kept: set[int]) -> list[Annotation]:
+    return [annotation for annotation in image.annotations if annotation.category_id in kept]
+
+
+def _choose(labels: Labels, kept: set[int], count: int) -> list[LabelledImage]:
+    """The first usable images with objects of the categories. Raises DatasetError where there are none."""
+    chosen: list[LabelledImage] = []
+    damaged: str | None = None
+    for image in labels.usable():
+        if len(chosen) < count and any(not annotation.crowd for annotation in _of(image, kept)):
+            try:
+                read_size(image.found_file, image.found_size)
+            except ImageProblem as problem:
+                damaged = damaged or str(problem)
+            else:
+                chosen.append(image)
+    if not chosen:
+        first = damaged or (str(labels.problems[0]) if labels.problems else None)
+        told = f"; the first that cannot be used: {first}" if first is not None else ""
+        raise DatasetError(f"{labels.path}: no image has objects of these categories{told}")
+    return chosen
+
+
+def _copy(chosen: Sequence[LabelledImage], root: Path, out: Path) -> list[str]:
+    """Copy the images below `out`/images by their path in the images' folder, which is returned."""
+    names = []
+    for image in chosen:
+        name = image.found_file.relative_to(root).as_posix()
+        target = out / "images" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(image.found_file, target)
+        names.append(name)
+    return names
+
+
+def _record(annotation: Annotation, image: LabelledImage) -> dict[str, Any]:
+    """The annotation with everything that it had, in COCO's own spelling."""
+    record = {
+        **annotation.given,
+        "image_id": image.key,
+        "category_id": annotation.category_id,
+        "iscrowd": int(annotation.crowd),
+        "segmentation": annotation.segmentation if annotation.segmentation is not None else [],
+    }
+    for name, value in (("bbox", annotation.box), ("area", annotation.area)):
+        record.pop(name, None)
+        if value is not None:
+            record[name] = value
+    return record

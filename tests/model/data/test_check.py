@@ -45,14 +45,11 @@ def test_sound_folder_has_no_findings(tmp_path: Path) -> None:
 
 
 UNUSABLE = [
-    pytest.param({**GOOD, "category_id": 6}, "unknown category", "category 6", id="category"),
-    pytest.param({**GOOD, "image_id": 9}, "unknown image", "image 9", id="image"),
+    pytest.param({**GOOD, "category_id": 6}, "unknown category", "category_id is 6", id="category"),
+    pytest.param({**GOOD, "image_id": 9}, "unknown image", "image_id is 9", id="image"),
     pytest.param({"image_id": 1}, "no annotation", "category_id", id="no category"),
-    pytest.param(7, "no annotation", "annotation 7", id="a number"),
-    pytest.param({**GOOD, "segmentation": "x"}, "unreadable segmentation", "not str", id="text"),
-    pytest.param(
-        {**GOOD, "segmentation": [1, 2, 3, 4, 5, 6]}, "unreadable segmentation", "not 1", id="flat list"
-    ),
+    pytest.param(7, "no annotation", "not 7", id="a number"),
+    pytest.param({**GOOD, "segmentation": "x"}, "unreadable segmentation", 'is "x"', id="text"),
     pytest.param(
         {**GOOD, "segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "unreadable segmentation", "no pairs", id="odd"
     ),
@@ -77,7 +74,7 @@ UNUSABLE = [
     pytest.param(
         {**GOOD, "segmentation": {"size": [40, 60], "counts": "é"}},
         "unreadable segmentation",
-        "ascii",
+        "ASCII",
         id="not ASCII",
     ),
     pytest.param(
@@ -150,7 +147,7 @@ def test_missing_damaged_and_resized_images_are_told_apart(tmp_path: Path) -> No
         "unreadable image": 2,
         "image of another size than annotated": 1,
         "image id used twice": 1,
-        "image without objects": 4,
+        "image without objects": 1,
     }
     assert (
         "small.png: 30×20 pixels, annotated as 60×40"
@@ -173,7 +170,7 @@ def test_command_prints_counts_with_examples_and_exits_with_1_for_errors(tmp_pat
     assert result.exit_code == 1
     assert "1 images, 2 objects, 0 crowds" in result.stdout
     assert "7 × unknown category (cannot be used)" in result.stdout
-    assert "annotation 2: category 6" in result.stdout
+    assert "annotation 2 of image 1 (a.png): category_id is 6" in result.stdout
     assert "and 2 more" in result.stdout
     assert "1 × no segmentation (left out of training" in " ".join(result.stdout.split())
     document = json.loads(CliRunner().invoke(cli, ["data", "check", str(path), "--json"]).stdout)
@@ -208,7 +205,7 @@ def test_subset_never_writes_outside_its_folder(tmp_path: Path) -> None:
     path = folder(tmp_path, GOOD, images=images)
     result = CliRunner().invoke(cli, ["data", "take", str(path), str(tmp_path / "few")])
     assert result.exit_code == 1
-    assert "outside the images' folder" in result.stderr
+    assert "leads out of the images' folder" in result.stderr
 
 
 def test_drawn_folder_can_be_trained_on(tmp_path: Path) -> None:

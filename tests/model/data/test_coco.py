@@ -87,14 +87,16 @@ def test_missing_area_is_counted_for_the_evaluation(write):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param("{", "no JSON", id="cut off"),
+        pytest.param("{", "not JSON", id="cut off"),
         pytest.param("[]", "JSON object", id="a list"),
         pytest.param({"images": []}, "not COCO's instances format", id="no categories"),
         pytest.param(document(images=[]), "names no images", id="no images"),
-        pytest.param(annotated(segmentation=SQUARE, category_id=6), "category 6", id="unknown category"),
+        pytest.param(
+            annotated(segmentation=SQUARE, category_id=6), "category_id is 6", id="unknown category"
+        ),
         pytest.param(
             document(images=[{"id": 7, "file_name": "b.png", "height": 40, "width": 60}]),
-            r"missing image file: 1.*image 7: b.png is not in",
+            r"missing image file: 1.*image 7: file_name: b.png is not in",
             id="missing image",
         ),
     ],
@@ -111,7 +113,7 @@ def test_unusable_file_is_refused_by_name_when_it_is_opened(write, content, mess
     [
         pytest.param(
             {"segmentation": {"size": [40, 60]}},
-            "unreadable segmentation: 1.*annotation 1: run lengths need",
+            "unreadable segmentation: 1.*annotation 1 of image 7 .a.png.: segmentation has null for counts",
             id="no counts",
         ),
         pytest.param(
@@ -125,7 +127,7 @@ def test_bad_segmentation_names_its_annotation(write, annotation, message):
 
 
 def test_image_of_another_size_than_annotated_is_refused(write):
-    with pytest.raises(DatasetError, match="30×20 pixels, but its annotations are for 60×40"):
+    with pytest.raises(DatasetError, match="30×20 pixels, annotated as 60×40"):
         open_folder(write(document(), size=(30, 20)))[0]
 
 

@@ -1,0 +1,224 @@
+"""The one reader of COCO label files: for training, validation, evaluation, `data check`, `data take` and calibration.
+
+It is tolerant where the meaning is certain, and leaves out, with a reason that names the field, what is not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from model.data.categories import Categories, read_categories
+from model.data.document import read_document
+from model.data.fields import Key, Problem, quote, to_box, to_count, to_flag, to_key, to_number
+from model.data.finder import ImageFinder, NotFound, OutsideFolder
+from model.data.photos import ImageProblem, read_size
+from model.data.segmentation import Fault, Segmentation, read_segmentation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from model.data import Category
+    from model.data.fields import Box
+    from model.data.layout import Place
+
+MISSING_FILE = "missing image file"
+OUTSIDE_FOLDER = "file outside the images' folder"
+UNKNOWN_CATEGORY = "unknown category"
+UNKNOWN_IMAGE = "unknown image"
+NO_ANNOTATION = "no annotation"
+NO_IMAGE = "no image"
+SAME_IMAGE = "image id used twice"
+UNCLEAR_CROWD = "unclear iscrowd"
+
+
+@dataclass(slots=True)
+class LabelledImage:
+    """One image that the file lists."""
+
+    id: int
+    key: Key  # its id in the file; the same as `id` where that is a number
+    name: str  # its file as the label file names it
+    file: Path | None = None  # where that was found
+    size: tuple[int, int] | None = None  # (height, width) upright, as annotated, or as the image is
+    problem: Problem | None = None  # why it cannot be used
+    annotations: list[Annotation] = field(default_factory=list)
+
+    @property
+    def found_file(self) -> Path:
+        """The file of an image that can be used."""
+        if self.file is None:
+            raise ValueError(f"{self.name}: no file was found")
+        return self.file
+
+    @property
+    def found_size(self) -> tuple[int, int]:
+        """(height, width) of an image that can be used, or has annotations."""
+        if self.size is None:
+            raise ValueError(f"{self.name}: its size is unknown")
+        return self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """One object, or a crowd of them, of which nobody can tell them apart."""
+
+    image_id: int
+    category_id: int
+    crowd: bool
+    box: Box | None
+    area: float | None  # as the file has it, pixels
+    segmentation: Segmentation | None
+    where: str  # what to call it in a message
+    given: dict[str, Any]  # as it stands in the file
+
+
+@dataclass(slots=True)
+class Labels:
+    """What a label file says, as far as it can be used, and what of it cannot."""
+
+    path: Path
+    root: Path  # folder that the images' names are relative to
+    categories: tuple[Category, ...]
+    images: list[LabelledImage]  # every one that the file lists, usable or not
+    problems: list[Problem]  # of images and annotations, in the file's order
+    notices: list[str]  # what was passed over and does no harm
+
+    def usable(self) -> list[LabelledImage]:
+        """The images that are there and have the size that they are annotated for."""
+        return [image for image in self.images if image.problem is None]
+
+
+def read_labels(place: Place, *, headers: bool = True) -> Labels:
+    """Everything in a label file. Raises DatasetError where it is no such file.
+
+    place: as model.data.layout.locate finds it. headers: look at every image's header, so that one which is damaged
+    or of another size than annotated is known at once; else only where the file does not say the size.
+    """
+    document = read_document(place.labels)
+    categories = read_categories(document, place.labels)
+    images, problems = _read_images(document["images"])
+    finder = ImageFinder(place.roots, [image.name for image in images])
+    for image in images:
+        _find(image, finder, headers=headers)
+        if image.problem is not None:
+            problems.append(image.problem)
+    by_key, by_id = {image.key: image for image in images}, {image.id: image for image in images}
+    for number, annotation in enumerate(document["annotations"]):
+        read = _read_annotation(annotation, number, by_key, categories)
+        if isinstance(read, Problem):
+            problems.append(read)
+        elif read is not None:
+            by_id[read.image_id].annotations.append(read)
+    notices = [f"{place.labels}: left out {text}" for text in categories.dropped]
+    return Labels(place.labels, finder.root, categories.known, images, problems, notices)
+
+
+def _read_images(listed: Sequence[Any]) -> tuple[list[LabelledImage], list[Problem]]:
+    """The images with ids and names, and what is wrong with the others. Their ids are numbers, or all are counted."""
+    ids = [to_key(image.get("id")) if isinstance(image, dict) else None for image in listed]
+    texts = {str(image["id"]).strip() for image in listed if isinstance(image, dict) and "id" in image}
+    joined = Counter(key for key in ids if key is not None)
+    # "012" and "12" are one number and two names.
+    apart = len(joined) < len(texts) and any(
+        isinstance(i, dict) and isinstance(i.get("id"), str) for i in listed
+    )
+    images: dict[Key, LabelledImage] = {}
+    problems = []
+    for place, (image, key) in enumerate(zip(listed, ids, strict=True)):
+        where = f"images[{place}]"
+        if not isinstance(image, dict):
+            problems.append(Problem(NO_IMAGE, where, f"an object is needed, not {quote(image)}"))
+        elif key is None:
+            problems.append(
+                Problem(NO_IMAGE, where, f"id is {quote(image.get('id'))}, but a number or a name is needed")
+            )
+        elif (name := _file_name(image)) is None:
+            told = f"file_name is {quote(image.get('file_name'))}, but the name of a file is needed"
+            problems.append(Problem(NO_IMAGE, f"image {quote(image['id'])}", told))
+        else:
+            own = str(image["id"]).strip() if apart else key
+            if own in images:
+                told = f"id is that of {images[own].name} and of {name}"
+                problems.append(Problem(SAME_IMAGE, f"image {own}", told))
+                continue
+            sides = to_count(image.get("height")), to_count(image.get("width"))
+            size = (sides[0], sides[1]) if sides[0] is not None and sides[1] is not None else None
+            images[own] = LabelledImage(0, own, name, size=size)
+    taken = {key for key in images if isinstance(key, int)}
+    following = max(taken, default=0) + 1
+    for key, found in images.items():
+        found.id = key if isinstance(key, int) else following
+        following += not isinstance(key, int)
+    return list(images.values()), problems
+
+
+def _file_name(image: dict[str, Any]) -> str | None:
+    """The image's name, or the end of its address, which is all that LVIS has."""
+    for key in ("file_name", "coco_url", "path", "filename", "flickr_url"):
+        value = image.get(key)
+        if isinstance(value, str) and value.strip():
+            return value
+    return None
+
+
+def _find(image: LabelledImage, finder: ImageFinder, *, headers: bool) -> None:
+    """Fill in the image's file and size, or its problem."""
+    where = f"image {image.key}"
+    try:
+        image.file = finder.find(image.name)
+        if headers or image.size is None:
+            image.size = read_size(image.file, image.size)
+    except OutsideFolder as problem:
+        image.problem = Problem(OUTSIDE_FOLDER, where, str(problem))
+    except NotFound as problem:
+        image.problem = Problem(MISSING_FILE, where, str(problem))
+    except ImageProblem as problem:
+        image.problem = Problem(problem.kind, where, str(problem))
+
+
+def _read_annotation(
+    given: Any, place: int, images: dict[Key, LabelledImage], categories: Categories
+) -> Annotation | Problem | None:
+    """One annotation; what is wrong with it; None for those of an image that cannot be used."""
+    if not isinstance(given, dict):
+        return Problem(NO_ANNOTATION, f"annotations[{place}]", f"an object is needed, not {quote(given)}")
+    where = f"annotation {given['id']}" if to_key(given.get("id")) is not None else f"annotations[{place}]"
+    for name in ("image_id", "category_id"):
+        if to_key(given.get(name)) is None:
+            told = f"{name} is {quote(given.get(name))}, but a number or a name is needed"
+            return Problem(NO_ANNOTATION, where, told if name in given else f"{name} is missing")
+    key = to_key(given["image_id"])
+    image = (
+        images.get(key) if key is not None and key in images else images.get(str(given["image_id"]).strip())
+    )
+    if image is None:
+        told = f"image_id is {quote(given['image_id'])}, an id that no image in the file has"
+        return Problem(UNKNOWN_IMAGE, where, told)
+    where += f" of image {image.key} ({image.name})"
+    category = categories.find(given["category_id"])
+    if category is None:
+        known = ", ".join(str(c.id) for c in categories.known[:5]) + ", …" * (len(categories.known) > 5)
+        told = f"category_id is {quote(given['category_id'])}, which the categories ({known}) do not list"
+        return Problem(UNKNOWN_CATEGORY, where, told)
+    crowd = to_flag(given.get("iscrowd"))
+    if crowd is None:
+        told = f"iscrowd is {quote(given['iscrowd'])}, but 0 or 1 is needed"
+        return Problem(UNCLEAR_CROWD, where, told)
+    if image.size is None or image.problem is not None:
+        return None
+    box, area = to_box(given.get("bbox")), to_number(given.get("area"))
+    segmentation = read_segmentation(given.get("segmentation"), image.size, box)
+    if isinstance(segmentation, Fault):
+        return Problem(segmentation.kind, where, segmentation.detail)
+    area = area if area is not None and area > 0 else None
+    return Annotation(image.id, category, crowd, box, area, segmentation, where, given)
+
+
+def first_of_each(problems: Sequence[Problem]) -> Iterator[tuple[str, int, Problem]]:
+    """Each kind of problem with how often it occurs and the first place."""
+    counts = Counter(problem.kind for problem in problems)
+    for kind, count in counts.items():
+        yield kind, count, next(problem for problem in problems if problem.kind == kind)

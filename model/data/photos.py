@@ -1,0 +1,97 @@
+"""A dataset's image files: the size that a header says against the labels', and pixels, by file and reason."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from model.data import DatasetError
+from model.images.decode import ImageError, decode, read_header
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from model.images.decode import Header
+
+UNREADABLE_IMAGE = "unreadable image"
+OTHER_IMAGE_SIZE = "image of another size than annotated"
+BEGINNING = 1 << 16  # bytes, in which nearly all files have their header
+MOST_BYTES = 1 << 31  # of an image file; whatever is larger is none
+
+
+class ImageProblem(DatasetError):  # noqa: N818 - says what the image is, as `except` reads best
+    """An image that cannot be used; `kind` is what to count it by."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def read_size(file: Path, annotated: tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) of an upright image, from its header. Raises ImageProblem.
+
+    annotated: what the labels say it is, if they do; the image must be that.
+    """
+    header = _header(file, BEGINNING)
+    if header is None or (annotated is not None and (header.height, header.width) != annotated):
+        header = _header(file, MOST_BYTES)  # what turns a PNG may stand at its end
+    if header is None:
+        raise ImageProblem(UNREADABLE_IMAGE, f"{file}: {_reason(file)}")
+    if annotated is not None:
+        _compare(file, header, annotated)
+    return header.height, header.width
+
+
+def _header(file: Path, most: int) -> Header | None:
+    try:
+        return read_header(_read(file, most))
+    except ImageError:
+        return None
+
+
+def _reason(file: Path) -> str:
+    try:
+        read_header(_read(file, MOST_BYTES))
+    except ImageError as error:
+        return str(error)
+    return "it changes while it is read"
+
+
+def _read(file: Path, most: int) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(most)
+    except OSError as error:
+        told = (error.strerror or "unknown reason").lower()
+        raise ImageProblem(UNREADABLE_IMAGE, f"{file}: cannot be read ({told})") from error
+
+
+def _compare(file: Path, header: Header, annotated: tuple[int, int]) -> None:
+    size = header.height, header.width
+    if size == annotated:
+        return
+    text = (
+        f"{file}: {size[1]}×{size[0]} pixels, annotated as {annotated[1]}×{annotated[0]} (width and height)"
+    )
+    if header.orientation >= 5 and size == annotated[::-1]:
+        text += (
+            f"; its EXIF orientation ({header.orientation}) turns it by a quarter, so its labels are of the stored or "
+            "of the upright picture, and nobody can tell which: save the images upright (exiftran -ai, mogrify "
+            "-auto-orient), and label or export them again"
+        )
+    elif header.orientation >= 5:
+        text += f"; its EXIF orientation ({header.orientation}) turns it by a quarter"
+    raise ImageProblem(OTHER_IMAGE_SIZE, text)
+
+
+def read_pixels(file: Path, annotated: tuple[int, int] | None = None) -> np.ndarray:
+    """[H, W, 3] uint8, upright. annotated: (height, width) that it must have. Raises ImageProblem."""
+    content = _read(file, MOST_BYTES)
+    try:
+        pixels: np.ndarray = decode(content)
+    except ImageError as error:
+        raise ImageProblem(UNREADABLE_IMAGE, f"{file}: {error}") from error
+    if annotated is not None and pixels.shape[:2] != annotated:
+        _compare(file, read_header(content), annotated)
+    return pixels
