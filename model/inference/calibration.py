@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from model.inference.fallback import TorchvisionFallback
 from model.inference.features import FeatureExtractor
 from model.inference.preprocess import Normaliser
 from model.kernels.convolution import Conv, Format, Layer
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from model.data import Dataset
-    from model.kernels.int8 import Ranges
+    from model.kernels.quantization import Ranges
     from model.network.architecture import Architecture
 
 # Enough: half as many of the bundled model's scenes change no convolution's range by more than 6 %.
@@ -39,7 +38,7 @@ INT8_BACKBONES = "int8 is for ResNet, ResNeXt and VGG-16 backbones"
 
 def supports_int8(architecture: Architecture) -> bool:
     """Whether an architecture can run in int8: hard swish, squeeze-and-excitation and the fallback cannot."""
-    return architecture.backbone not in MOBILENETS and not TorchvisionFallback.needed(architecture)
+    return architecture.is_standard and architecture.backbone not in MOBILENETS
 
 
 def is_calibrated(network: Any, ranges: Ranges) -> bool:

@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch.nn import functional
-from torchvision.models.detection.transform import resize_boxes
 
 from model.errors import EngineError, OutOfDeviceMemory, device_error
 from model.inference.calibration import INT8_BACKBONES, is_calibrated, supports_int8
 from model.inference.cuda_graphs import CudaGraphCache
 from model.inference.devices import current, device_named, multiplies_bfloat16, resolved
-from model.inference.fallback import TorchvisionFallback
 from model.inference.features import FeatureExtractor
 from model.inference.fixed_size import detect_without_sync
 from model.inference.limits import DetectionLimits
@@ -30,7 +28,7 @@ from model.inference.roi_heads import BoxHead, MaskHead
 from model.instances import Instances, Options
 from model.kernels import int8
 from model.kernels.convolution import Format
-from model.network.build import has_masks
+from model.kernels.nms import load_operators
 from model.zoo import catalogue as weights
 from model.zoo import model_file, zoo
 
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from model.inference.fallback import TorchvisionFallback
     from model.inference.features import FeatureMaps
     from model.inference.roi_heads import Detections
 
@@ -74,17 +73,19 @@ class Engine:
         # torchvision's COCO models have outputs that are no category, such as 12, which COCO skips.
         self._named = torch.zeros(model.architecture.classes, dtype=torch.bool)
         self._named[list(model.labels)] = True
-        self._plain = (
-            TorchvisionFallback(network, form) if TorchvisionFallback.needed(model.architecture) else None
-        )
+        self._plain: TorchvisionFallback | None = None
         self._masks: MaskHead | None = None
-        if self._plain is not None:
+        if not model.architecture.is_standard:
+            from model.inference.fallback import TorchvisionFallback  # noqa: PLC0415 - imports torchvision
+
+            self._plain = TorchvisionFallback(network, form)
             return
+        load_operators()  # or the first image would find out that there are none
         dense = dense or FeatureExtractor(parts, form)
         self._dense: Callable[[Tensor], FeatureMaps] = CudaGraphCache(dense) if self.batches else dense
         self._propose = ProposalGenerator(parts.rpn, device)
         self._boxes = BoxHead(parts.roi_heads, form)
-        if has_masks(network):
+        if model.architecture.mask_convs:
             self._masks = MaskHead(parts.roi_heads, form)
 
     @classmethod
@@ -105,7 +106,7 @@ class Engine:
         chosen = device_named(device)
         resolved(precision, chosen)  # complains before minutes go into fetching weights
         folder = weights_folder if weights_folder is not None else weights.default_folder()
-        network, model = zoo.load(name, folder)
+        network, model = zoo.load(name, folder, runnable=False)
         return cls(network, model, chosen, precision)
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
@@ -280,13 +281,20 @@ class Engine:
         self, detections: Detections, grid: Tensor | None, shape: tuple[int, int], size: tuple[int, int]
     ) -> Instances:
         boxes, scores, labels = detections
-        upright = resize_boxes(boxes, list(size), list(shape))  # input pixels → pixels of the image
+        upright = boxes * _scale(size, shape)  # input pixels → pixels of the image
         return Instances(shape, upright, scores, self._label_ids[labels], grid)
 
 
 def _rounded(count: int) -> int:
     """The next power of two up to 64, then the next multiple of 64."""
     return int(2 ** (count - 1).bit_length()) if count <= 64 else -(-count // 64) * 64
+
+
+def _scale(before: tuple[int, int], after: tuple[int, int]) -> Tensor:
+    """[4] float32: what the xyxy of boxes are multiplied with when an image of (height, width) is resized."""
+    height, width = (torch.tensor(n, dtype=torch.float32) for n in after)
+    ratios = width / before[1], height / before[0]
+    return torch.stack([*ratios, *ratios])
 
 
 def _on_cpu(detections: Detections) -> Detections:

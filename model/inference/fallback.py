@@ -20,17 +20,10 @@ if TYPE_CHECKING:
     from model.inference.roi_heads import Detections
     from model.instances import Options
     from model.kernels.convolution import Format
-    from model.network.architecture import Architecture
 
 
 class TorchvisionFallback:
     """A torchvision detector on a device, from normalised images to detections and their masks."""
-
-    @staticmethod
-    def needed(architecture: Architecture) -> bool:
-        """Whether an architecture is one of those that only this module computes."""
-        usual = architecture.pyramid and architecture.pooling == "align" and architecture.masks == "sigmoid"
-        return not usual
 
     def __init__(self, network: nn.Module, form: Format) -> None:
         """network: in evaluation mode, on the CPU; what is kept is a copy."""

@@ -13,11 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torchvision.models.mobilenetv3 import InvertedResidual
-from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.ops.misc import SqueezeExcitation
 
-from model.kernels.convolution import ACTIVATIONS, NORMS, Layer
+from model.kernels.convolution import ACTIVATIONS, Layer, is_norm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -48,18 +45,20 @@ def steps(modules: Iterable[tuple[str, nn.Module]], form: Format) -> list[tuple[
     waiting, found = list(modules), []
     while waiting:
         name, module = waiting.pop(0)
+        # Blocks go by the name of their class, torchvision's or skeleton.py's: importing torchvision takes seconds.
+        kind = type(module).__name__
         step: Step
         if isinstance(module, nn.Conv2d):
             norm, activation = None, "none"
-            if waiting and isinstance(waiting[0][1], NORMS):
+            if waiting and is_norm(waiting[0][1]):
                 name, norm = waiting.pop(0)
             if waiting and type(waiting[0][1]) in ACTIVATIONS:
                 name, after = waiting.pop(0)
                 activation = ACTIVATIONS[type(after)]
             step = form.conv(module, norm, activation)
-        elif isinstance(module, BasicBlock | Bottleneck):
+        elif kind in ("BasicBlock", "Bottleneck"):
             step = _Residual(module, form)
-        elif isinstance(module, InvertedResidual):
+        elif kind == "InvertedResidual":
             step = _Inverted(module, form)
         elif isinstance(module, nn.Sequential):
             step = _Chain([s for _, s in steps(module.named_children(), form)])
@@ -69,7 +68,7 @@ def steps(modules: Iterable[tuple[str, nn.Module]], form: Format) -> list[tuple[
             step = form.elementwise(
                 partial(_halved, size=size) if halves and form.device.type == "cpu" else module
             )
-        elif isinstance(module, SqueezeExcitation):
+        elif kind == "SqueezeExcitation":
             step = copy.deepcopy(module).to(form.device, form.dtype)
         elif isinstance(module, _NOTHING):
             continue
@@ -110,9 +109,9 @@ def _halved(x: Tensor, size: int) -> Tensor:
 class _Residual:
     """A residual block (He et al., "Deep Residual Learning", section 3.3); the sum happens in its last convolution."""
 
-    def __init__(self, block: BasicBlock | Bottleneck, form: Format) -> None:
+    def __init__(self, block: Any, form: Format) -> None:
         layers = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
-        if isinstance(block, Bottleneck):
+        if hasattr(block, "conv3"):
             layers.append((block.conv3, block.bn3))
         convs = [form.conv(conv, norm, "relu") for conv, norm in layers]
         self._first, self._last = _Chain(convs[:-1]), convs[-1]
@@ -130,7 +129,7 @@ class _Residual:
 class _Inverted:
     """MobileNetV3's block (Howard et al., "Searching for MobileNetV3", section 3)."""
 
-    def __init__(self, block: InvertedResidual, form: Format) -> None:
+    def __init__(self, block: Any, form: Format) -> None:
         self._inner = _Chain([s for _, s in steps(block.block.named_children(), form)])
         self._sums = bool(block.use_res_connect)
 

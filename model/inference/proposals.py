@@ -9,9 +9,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torchvision.ops import nms
 
-from model.kernels.nms import best, keep_mask, overlapping
+from model.kernels.nms import best, keep_mask, nms, overlapping
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn import functional
-from torchvision.models.detection.faster_rcnn import TwoMLPHead
-from torchvision.ops import batched_nms
 
 from model.inference.features import LEVELS, steps
 from model.inference.proposals import clipped, decode, large
-from model.kernels.convolution import Linear
-from model.kernels.nms import best, keep_mask, overlapping
+from model.kernels.convolution import Format, Linear
+from model.kernels.nms import best, keep_mask, nms_by_label, overlapping
 from model.kernels.roi_align import SAMPLES, pooled
 
 if TYPE_CHECKING:
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 
     from model.inference.features import FeatureMaps
     from model.inference.limits import DetectionLimits
-    from model.kernels.convolution import Format, Step
+    from model.kernels.convolution import Step
 
 BOX_BINS, MASK_BINS = 7, 14  # of RoIAlign's output, per side
 # Classes of proposals that score enough, in one image, in `fixed`; trained models have some hundreds.
@@ -62,7 +60,7 @@ class BoxHead:
         _check(heads.box_roi_pool, BOX_BINS)
         head, predictor = heads.box_head, heads.box_predictor
         self._convs: list[Step] = []
-        if isinstance(head, TwoMLPHead):
+        if hasattr(head, "fc6"):
             layers = [head.fc6, head.fc7]
         else:  # FastRCNNConvFCHead: convolutions, then Flatten, then fully connected layers with ReLU
             convs = [(name, m) for name, m in head.named_children() if isinstance(m, nn.Sequential)]
@@ -71,13 +69,14 @@ class BoxHead:
         # Pooled features lie channels last, so the first layer's columns are put in that order.
         first = layers[0].weight.detach()
         first = first.view(len(first), -1, BOX_BINS**2).transpose(1, 2).flatten(1)
-        weights = [first, *(layer.weight.detach() for layer in layers[1:])]
+        weights = [first, *(layer.weight for layer in layers[1:])]
         self._layers = [
-            Linear(weight, layer.bias.detach(), form) for weight, layer in zip(weights, layers, strict=True)
+            Linear(weight, layer.bias, form) for weight, layer in zip(weights, layers, strict=True)
         ]
         # Scores and boxes are computed in float32 whatever the features are.
+        exact = Format(form.device, torch.float32)
         self._class, self._box = (
-            (layer.weight.detach().float().to(form.device), layer.bias.detach().float().to(form.device))
+            (exact.copy(layer.weight), exact.copy(layer.bias))
             for layer in (predictor.cls_score, predictor.bbox_pred)
         )
         self._weights = heads.box_coder.weights
@@ -124,10 +123,7 @@ class BoxHead:
         boxes, label, score = boxes[usable], label[usable], scores[row, label][usable]
 
         def survive(rows: Tensor) -> Tensor:
-            # In float64, because batched_nms tells classes apart by moving their boxes by multiples of the largest
-            # coordinate.
-            kept: Tensor = batched_nms(boxes[rows].double(), score[rows].double(), label[rows], self._overlap)
-            return kept
+            return nms_by_label(boxes[rows], score[rows], label[rows], self._overlap)
 
         keep = best(score, min(self._most, most), survive)
         return boxes[keep], score[keep], label[keep]
@@ -183,8 +179,8 @@ class MaskHead:
         weight = up.weight.detach().permute(2, 3, 1, 0).flatten(0, 2)  # [2 * 2 * D, C]
         self._up = Linear(weight, up.bias.detach().repeat(4), form)
         last = predictor.mask_fcn_logits
-        self._class_weight = last.weight.detach()[:, :, 0, 0].to(form.device, form.dtype)  # [classes, D]
-        self._class_bias = last.bias.detach().float().to(form.device)
+        self._class_weight = form.copy(last.weight[:, :, 0, 0])  # [classes, D]
+        self._class_bias = Format(form.device, torch.float32).copy(last.bias)
 
     def __call__(self, maps: FeatureMaps, boxes: Sequence[Tensor], labels: Tensor) -> Tensor:
         """[N, 28, 28] float32. boxes: of each image, N in all, [n, 4] xyxy in input pixels. labels: [N]."""

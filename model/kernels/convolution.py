@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn import functional
-from torchvision.ops import FrozenBatchNorm2d
 
 from model.kernels import onednn
 from model.kernels.winograd import Winograd, kernel_for, should_use_winograd
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 ACTIVATIONS = {nn.ReLU: "relu", nn.Hardswish: "hardswish"}
 PACKED_SHAPES = 2  # a landscape and a portrait: each costs the weight's memory once more
-NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +32,10 @@ class Format:
 
     device: torch.device
     dtype: torch.dtype
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """A tensor's values where and as the network computes, in memory of their own: a model's may be a file's."""
+        return tensor.detach().to(self.device, self.dtype, copy=True)
 
     def fuses(self) -> bool:
         """Whether oneDNN's kernels run it: they take bias, activation and a sum along."""
@@ -56,19 +58,26 @@ class Format:
         return images
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a BatchNorm. Frozen ones, torchvision's or skeleton.py's, go by the name of their class."""
+    return isinstance(module, nn.BatchNorm2d) or type(module).__name__ == "FrozenBatchNorm2d"
+
+
 def folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     """Weight and bias of the one convolution that stands for a convolution and the norm behind it, in float64."""
     weight = conv.weight.detach().double()
     bias = torch.zeros(len(weight), dtype=torch.float64) if conv.bias is None else conv.bias.detach().double()
     if norm is None:
         return weight, bias
-    if not isinstance(norm, NORMS):
+    if not is_norm(norm):
         raise TypeError(f"no way to fold {type(norm).__name__} into a convolution")
-    mean, variance = norm.running_mean, norm.running_var
-    if not isinstance(mean, torch.Tensor) or not isinstance(variance, torch.Tensor):
+    trained: Any = norm
+    mean, variance = trained.running_mean, trained.running_var
+    if mean is None or variance is None:
         raise TypeError("a norm without running statistics cannot be folded")
-    scale = norm.weight.detach().double() / (variance.double() + norm.eps).sqrt()
-    return weight * scale[:, None, None, None], norm.bias.detach().double() + (bias - mean.double()) * scale
+    scale = trained.weight.detach().double() / (variance.double() + trained.eps).sqrt()
+    shift = trained.bias.detach().double() + (bias - mean.double()) * scale
+    return weight * scale[:, None, None, None], shift
 
 
 class Layer:
@@ -163,7 +172,7 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor, form: Format) -> None:
         """weight: [K, D], bias: [K]."""
-        self._weight, self._bias = weight.to(form.device, form.dtype), bias.to(form.device, form.dtype)
+        self._weight, self._bias = form.copy(weight), form.copy(bias)
         self._fuses = form.fuses() and form.dtype == torch.bfloat16
         if self._fuses:
             self._weight = onednn.linear_weight(self._weight)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from model.kernels.convolution import Format, Layer, folded
-from model.kernels.quantization import QuantParams
+from model.kernels.quantization import QuantParams, Ranges
 from model.kernels.winograd import Winograd, kernel_for, should_use_winograd
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from model.kernels.convolution import Step
-
-Ranges = dict[
-    str, tuple[float, float]
-]  # a convolution's name in the network → lowest and highest of its results
 
 PACKED_SHAPES = (
     4  # input shapes that a weight is laid out for, each for half the memory that it takes in bfloat16

@@ -6,15 +6,21 @@ answer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from model.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
+LIBRARY = {".so", ".pyd", ".dylib"}
 # A box survives if no better survivor overlaps it. Each pass settles every box whose better ones are settled; so many
 # passes are needed as boxes stand in the longest row of which each would suppress the next. See docs/engine.md.
 PASSES = 16
@@ -38,6 +44,53 @@ def best(scores: Tensor, most: int, survive: Callable[[Tensor], Tensor]) -> Tens
         if len(kept) >= most:
             return kept[:most]
     return order[survive(order).sort().values][:most]
+
+
+@cache
+def load_operators() -> Any:
+    """The compiled operators of torchvision, loaded without the package, whose import takes 1.3 to 2 s.
+
+    Raises EngineError where they cannot be had.
+    """
+    spec = importlib.util.find_spec("torchvision")
+    folders = (spec.submodule_search_locations or []) if spec is not None else []
+    # _C.so up to torchvision 0.26, then _C_stable.so.
+    libraries = [path for folder in folders for path in Path(folder).glob("_C*") if path.suffix in LIBRARY]
+    try:
+        for path in libraries:
+            torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
+        if not libraries:
+            importlib.import_module("torchvision")  # laid out otherwise, it finds them itself
+    except (ImportError, OSError) as error:
+        raise EngineError(f"torchvision's operators cannot be loaded: {error}") from None
+    if not hasattr(torch.ops.torchvision, "nms"):
+        raise EngineError(
+            "torchvision was built without its operators: install the one that belongs to torch"
+        )
+    return torch.ops.torchvision
+
+
+def nms(boxes: Tensor, scores: Tensor, most: float) -> Tensor:
+    """[N] int64: the boxes that no better survivor overlaps by more than `most`, by falling score.
+
+    boxes: [K, 4] xyxy. scores: [K].
+    """
+    kept: Tensor = load_operators().nms(boxes, scores, most)
+    return kept
+
+
+def nms_by_label(boxes: Tensor, scores: Tensor, labels: Tensor, most: float) -> Tensor:
+    """[N] int64, as `nms`, but only boxes of the same label suppress one another.
+
+    boxes: [K, 4] float32 xyxy. scores: [K] float32. labels: [K] int64.
+    """
+    if not len(boxes):
+        return labels
+    # Labels are told apart by moving their boxes by multiples of the largest coordinate, in float64 so that every
+    # distance stays what it was.
+    apart = boxes.double()
+    apart = apart + (labels * (apart.max() + 1))[:, None]
+    return nms(apart, scores.double(), most)
 
 
 def overlapping(boxes: Tensor, most: float) -> Tensor:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# A convolution's name in the network → lowest and highest of its results.
+Ranges = dict[str, tuple[float, float]]
+
 
 @dataclass(frozen=True, slots=True)
 class QuantParams:

@@ -67,6 +67,11 @@ class Architecture:
         h, w = self.input_size(height, width)
         return -(-h // DIVISIBLE) * DIVISIBLE, -(-w // DIVISIBLE) * DIVISIBLE
 
+    @property
+    def is_standard(self) -> bool:
+        """Whether the prepared engine computes it; a C4, RoIPool, softmax and agnostic masks are torchvision's."""
+        return self.pyramid and self.pooling == "align" and self.masks == "sigmoid"
+
     def validate(self) -> None:
         """Raise ArchitectureError for a description that cannot be built."""
         if self.backbone not in BACKBONES:

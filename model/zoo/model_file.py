@@ -18,7 +18,7 @@ from safetensors.torch import save as serialized
 from model.data import Category
 from model.images.header import MAX_SIDE
 from model.network.architecture import Architecture, ArchitectureError
-from model.network.build import build
+from model.network.skeleton import has_skeleton, skeleton
 from model.zoo.partial import digest
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from model.kernels.int8 import Ranges
+    from model.kernels.quantization import Ranges
 
 FORMAT = 1
 MOST_CONVS = 64  # layers in a row: each is made before its weights are looked for, and no head has ten
@@ -112,21 +112,46 @@ def _write(path: Path, tensors: dict[str, Tensor], model: Model) -> None:
         raise
 
 
-def read(path: Path) -> tuple[nn.Module, Model]:
+def read(path: Path, *, runnable: bool = True) -> tuple[nn.Module, Model]:
     """The network (CPU, float32, evaluation mode) and description in a file that `save` wrote.
 
+    runnable: False if the network is only to hold weights, for an Engine: it may be a skeleton then, whose tensors are
+    the mapped file where it has them in float32.
     Raises ModelError for a file that is missing, damaged, not from maskserve, or made for another architecture.
     """
     model, tensors = _open(path)
     try:
-        with torch.device("meta"):  # takes no memory: a description may ask for more than there is
-            own = build(model.architecture).state_dict()
-        _check(tensors, own, str(path))
-        network = build(model.architecture)
+        own = _empty(model.architecture)
+        _check(tensors, own.state_dict(), str(path))
+        if not runnable and has_skeleton(model.architecture):
+            return fill(own, tensors), model
+        network = _build(model.architecture)
     except (ArchitectureError, MemoryError, RuntimeError) as error:  # torch's own, where memory is short
         raise ModelError(f"{path}: its architecture cannot be built ({first_line(error)})") from error
     network.load_state_dict(tensors, strict=False)
     return network, model
+
+
+def fill(skeleton_: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+    """The skeleton with these tensors, which may share memory with it. They have its names and shapes."""
+    own = skeleton_.state_dict()
+    kept = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
+    skeleton_.load_state_dict(kept, strict=False, assign=True)
+    return skeleton_
+
+
+def _empty(architecture: Architecture) -> nn.Module:
+    """The architecture's modules without memory: a description may ask for more than there is."""
+    if has_skeleton(architecture):
+        return skeleton(architecture)
+    with torch.device("meta"):
+        return _build(architecture)
+
+
+def _build(architecture: Architecture) -> nn.Module:
+    from model.network.build import build  # noqa: PLC0415 - imports torchvision
+
+    return build(architecture)
 
 
 def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:

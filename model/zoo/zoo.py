@@ -8,48 +8,46 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import torch
-from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
-from model.data import Category
 from model.network.architecture import V1, V2
-from model.network.build import build
+from model.network.skeleton import skeleton
 from model.zoo import catalogue as weights
+from model.zoo.coco import COCO_CATEGORIES
 from model.zoo.model_file import Model, ModelError, first_line, read
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from model.network.architecture import Architecture
 
 log = logging.getLogger(__name__)
 
 BUNDLED = "shapes"
 AUTO = "auto"
 COCO = {"maskrcnn_resnet50_fpn": V1, "maskrcnn_resnet50_fpn_v2": V2}
-COCO_CATEGORIES = tuple(
-    Category(number, name)
-    for number, name in enumerate(MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
-    if name not in ("__background__", "N/A")
-)
 
 
-def load(name: str, folder: Path) -> tuple[nn.Module, Model]:
+def load(name: str, folder: Path, *, runnable: bool = True) -> tuple[nn.Module, Model]:
     """The network (CPU, float32, evaluation mode) and description of a model.
 
     name: one of the zoo's names, `auto`, or the path of a model file. folder: where downloaded weights lie. A COCO
-    model that is named and not there is fetched; `auto` never reaches for the network.
+    model that is named and not there is fetched; `auto` never reaches for the network. runnable: as for
+    model.zoo.model_file.read.
     Raises ModelError, or model.zoo.download.WeightsError if a fetch fails.
     """
     if name == AUTO:
         chosen = weights.best(folder)
         if chosen is not None:
-            return _coco(chosen.name, folder)
+            return _coco(chosen.name, folder, runnable=runnable)
         best = weights.catalogue()[0]
-        network, model = read(bundled())
+        network, model = read(bundled(), runnable=runnable)
         notice = (
             f"This is the small bundled model, which knows ten kinds of drawn shapes and nothing else. "
             f"`maskserve weights fetch {best.name}` gets the COCO model ({len(COCO_CATEGORIES)} categories, "
@@ -57,11 +55,11 @@ def load(name: str, folder: Path) -> tuple[nn.Module, Model]:
         )
         return network, replace(model, notice=notice)
     if name == BUNDLED:
-        return read(bundled())
+        return read(bundled(), runnable=runnable)
     if name in COCO:
-        return _coco(name, folder)
+        return _coco(name, folder, runnable=runnable)
     if name.endswith(".safetensors") or "/" in name or Path(name).exists():
-        return read(Path(name).expanduser())
+        return read(Path(name).expanduser(), runnable=runnable)
     known = [AUTO, BUNDLED, *COCO]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}, or the path of a file"
@@ -80,17 +78,15 @@ def file_of(name: str) -> Path | None:
     return bundled() if name == BUNDLED else Path(name).expanduser()
 
 
-def _coco(name: str, folder: Path) -> tuple[nn.Module, Model]:
+def _coco(name: str, folder: Path, *, runnable: bool) -> tuple[nn.Module, Model]:
     entry = weights.find(name)
     path = weights.fetch(name, folder, tell=log.info)
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, UnpicklingError) as error:
         raise ModelError(f"{path}: not readable as torchvision's weights ({first_line(error)})") from error
-    network = build(COCO[name])
     try:
-        # Not _check: the V1 file is older than today's names of its layers, which torchvision translates as it loads.
-        network.load_state_dict(tensors)
+        network = _runnable(COCO[name], tensors) if runnable else _skeleton(COCO[name], tensors)
     except RuntimeError as error:
         raise ModelError(f"{path}: not the weights of {name} ({first_line(error)})") from error
     model = Model(
@@ -103,3 +99,34 @@ def _coco(name: str, folder: Path) -> tuple[nn.Module, Model]:
         sha256=entry.sha256,
     )
     return network, model
+
+
+def _runnable(architecture: Architecture, tensors: dict[str, Tensor]) -> nn.Module:
+    """Torchvision's module with the tensors of its file. Raises RuntimeError if they are another network's."""
+    from model.network.build import build  # noqa: PLC0415 - imports torchvision
+
+    network = build(architecture)
+    network.load_state_dict(tensors)
+    return network
+
+
+def _skeleton(architecture: Architecture, tensors: dict[str, Tensor]) -> nn.Module:
+    """The same as modules that only hold weights."""
+    network = skeleton(architecture)
+    own = network.state_dict()
+    current = {_current_name(name): tensor for name, tensor in tensors.items()}
+    if not any(name.endswith("num_batches_tracked") for name in own):
+        current = {name: t for name, t in current.items() if not name.endswith("num_batches_tracked")}
+    network.load_state_dict(current, strict=True, assign=True)
+    return network
+
+
+def _current_name(name: str) -> str:
+    """A tensor's name today: torchvision's V1 file is older than its names of some layers."""
+    name = re.sub(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2", name)
+    name = re.sub(r"^(rpn\.head\.conv)\.(weight|bias)$", r"\1.0.0.\2", name)
+    return re.sub(
+        r"^(roi_heads\.mask_head)\.mask_fcn(\d+)\.(weight|bias)$",
+        lambda m: f"{m[1]}.{int(m[2]) - 1}.0.{m[3]}",
+        name,
+    )

@@ -605,7 +605,8 @@ def test_downloaded_weights_are_looked_for_in_the_folder_given(
 ) -> None:
     asked: list[Path] = []
 
-    def load(name: str, folder: Path) -> tuple[nn.Module, model_file.Model]:
+    def load(name: str, folder: Path, *, runnable: bool) -> tuple[nn.Module, model_file.Model]:
+        assert not runnable
         asked.append(folder)
         return copy.deepcopy(network(THIN_SMALL)), described(THIN_SMALL)
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
+import sys
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import batched_nms, nms
 
-from model.kernels.nms import PASSES, best, keep_mask, overlapping
+from model.errors import EngineError
+from model.kernels.nms import PASSES, best, keep_mask, load_operators, nms_by_label, overlapping
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def scattered(count: int, room: float, seed: int = 0) -> Tensor:
@@ -99,3 +108,37 @@ def test_the_best_of_the_first_few_are_the_best_of_all(room: float, most: int, l
     expected = order[nms(boxes[order], scores[order], 0.5).sort().values][:most]
     torch.testing.assert_close(best(scores, most, survive), expected, rtol=0, atol=0)
     assert looked_at == looks
+
+
+# torchvision's operators, without the package
+
+
+@pytest.mark.parametrize("count", [0, 1, 50, 999, 1001, 4000])
+def test_suppression_by_label_is_torchvisions(count: int) -> None:
+    torch.manual_seed(count)
+    corners = torch.rand(count, 2) * 1000
+    boxes = torch.cat([corners, corners + torch.rand(count, 2) * 300], 1)
+    scores, labels = torch.rand(count), torch.randint(0, 91, (count,))
+    found = nms_by_label(boxes, scores, labels, 0.5)
+    assert torch.equal(found, batched_nms(boxes.double(), scores.double(), labels, 0.5))
+    if count > 999:
+        assert len(found) < count
+
+
+def test_a_missing_torchvision_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(EngineError, match=r"torchvision's operators cannot be loaded: [^\n]*$"):
+        load_operators.__wrapped__()
+
+
+@pytest.mark.parametrize("name", ["_C.so", "_C_stable.so"])
+def test_operators_that_do_not_fit_torch_are_named_in_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_bytes(b"of another build")
+    spec = importlib.machinery.ModuleSpec("torchvision", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
+    with pytest.raises(EngineError, match=rf"torchvision's operators cannot be loaded: [^\n]*{name}[^\n]*$"):
+        load_operators.__wrapped__()

@@ -1,0 +1,246 @@
+"""The usual networks as modules that hold weights and cannot run: the engine is prepared from these.
+
+Modules and tensors have torchvision's names, so that a weights file fits both. Importing torchvision takes 1.3 to 2 s,
+nearly all of it for `torch._dynamo`, which starting a service does not need. Training, and the networks that are not
+here, use torchvision's own modules (build.py).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from model.network.architecture import RESNETS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from model.network.architecture import Architecture
+
+    Norm = Callable[[int], nn.Module]
+
+# Blocks of each stage, the kind of block, and for bottlenecks the groups of their 3×3 convolution and its width per
+# group in the first stage (He et al., "Deep Residual Learning", Table 1; Xie et al., "Aggregated Residual
+# Transformations", Table 1).
+STAGES = {
+    "resnet18": ((2, 2, 2, 2), "basic", 1, 64),
+    "resnet34": ((3, 4, 6, 3), "basic", 1, 64),
+    "resnet50": ((3, 4, 6, 3), "bottleneck", 1, 64),
+    "resnet101": ((3, 4, 23, 3), "bottleneck", 1, 64),
+    "resnet152": ((3, 8, 36, 3), "bottleneck", 1, 64),
+    "resnext50_32x4d": ((3, 4, 6, 3), "bottleneck", 32, 4),
+    "resnext101_32x8d": ((3, 4, 23, 3), "bottleneck", 32, 8),
+}
+EXPANSION = 4  # a bottleneck's output channels, for each of its stage's width
+
+
+def has_skeleton(architecture: Architecture) -> bool:
+    """Whether `skeleton` can make it."""
+    return architecture.backbone in RESNETS and architecture.is_standard
+
+
+def skeleton(architecture: Architecture) -> nn.Module:
+    """The network's modules on the meta device, without memory: fill them by `load_state_dict(…, assign=True)`.
+
+    They have the attributes of torchvision's MaskRCNN that the engine reads, with its constants.
+    Raises ArchitectureError for a description that cannot be built, ValueError for one that has no skeleton.
+    """
+    architecture.validate()
+    if not has_skeleton(architecture):
+        raise ValueError(f"no skeleton for {architecture}")
+    with torch.device("meta"):
+        network = Group(
+            transform=Group(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]),
+            backbone=_backbone(architecture),
+            rpn=_Rpn(architecture),
+            roi_heads=_roi_heads(architecture),
+        )
+    return network.eval()
+
+
+class Group(nn.Module):
+    """Modules and plain values under names."""
+
+    def __init__(self, **members: Any) -> None:
+        super().__init__()
+        for name, member in members.items():
+            setattr(self, name, member)
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """The tensors of torchvision's class of this name: a BatchNorm whose parameters are constants."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.zeros(channels))
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions, the stride in the first."""
+
+    def __init__(self, inputs: int, width: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn1 = norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = norm(width)
+        self.downsample = _shortcut(inputs, width, stride, norm)
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 and 1×1 convolutions, the stride in the second, as torchvision has it."""
+
+    def __init__(
+        self, inputs: int, inner: int, outputs: int, stride: int, *, groups: int, norm: Norm
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
+        self.bn1 = norm(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=groups, bias=False)
+        self.bn2 = norm(inner)
+        self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
+        self.bn3 = norm(outputs)
+        self.downsample = _shortcut(inputs, outputs, stride, norm)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Sequential | None:
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
+
+
+class _Body(nn.Module):
+    """A ResNet without its classifier; `return_layers` names the children that give C2 … C5."""
+
+    def __init__(self, backbone: str, norm: Norm) -> None:
+        super().__init__()
+        depths, kind, groups, group_width = STAGES[backbone]
+        self.return_layers = {f"layer{n}": str(n - 1) for n in (1, 2, 3, 4)}
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = norm(64)
+        self.relu = nn.ReLU()
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.channels: list[int] = []
+        channels = 64
+        for n, depth in enumerate(depths):
+            width = 64 * 2**n
+            outputs = width if kind == "basic" else EXPANSION * width
+            blocks: list[nn.Module] = []
+            for index in range(depth):
+                stride = 2 if n > 0 and index == 0 else 1
+                if kind == "basic":
+                    blocks.append(BasicBlock(channels, width, stride, norm))
+                else:
+                    inner = group_width * 2**n * groups
+                    blocks.append(Bottleneck(channels, inner, outputs, stride, groups=groups, norm=norm))
+                channels = outputs
+            setattr(self, f"layer{n + 1}", nn.Sequential(*blocks))
+            self.channels.append(channels)
+
+
+def _backbone(a: Architecture) -> Group:
+    norm = partial(FrozenBatchNorm2d if a.norm == "frozen" else nn.BatchNorm2d, eps=a.norm_eps)
+    body = _Body(a.backbone, norm)
+    fpn_norm = nn.BatchNorm2d if a.fpn_norm else None
+    fpn = Group(
+        inner_blocks=nn.ModuleList(_conv(c, a.fpn_channels, 1, norm=fpn_norm) for c in body.channels),
+        layer_blocks=nn.ModuleList(
+            _conv(a.fpn_channels, a.fpn_channels, 3, norm=fpn_norm) for _ in body.channels
+        ),
+    )
+    return Group(body=body, fpn=fpn)
+
+
+def _conv(
+    inputs: int, outputs: int, side: int, *, norm: Norm | None = None, relu: bool = False
+) -> nn.Sequential:
+    """Convolution, norm and ReLU as torchvision's Conv2dNormActivation: only without a norm there is a bias."""
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, side, 1, side // 2, bias=norm is None)]
+    if norm is not None:
+        layers.append(norm(outputs))
+    if relu:
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
+
+
+class _Rpn(nn.Module):
+    """A RegionProposalNetwork's head, anchors and constants."""
+
+    def __init__(self, a: Architecture) -> None:
+        super().__init__()
+        anchors = len(a.anchor_ratios)
+        hidden = [_conv(a.fpn_channels, a.fpn_channels, 3, relu=True) for _ in range(a.rpn_convs)]
+        self.head = Group(
+            conv=nn.Sequential(*hidden),
+            cls_logits=nn.Conv2d(a.fpn_channels, anchors, 1),
+            bbox_pred=nn.Conv2d(a.fpn_channels, 4 * anchors, 1),
+        )
+        self.anchor_generator = Group(
+            cell_anchors=[cell_anchors(size, a.anchor_ratios) for size in a.anchor_sizes]
+        )
+        self.box_coder = Group(weights=(1.0, 1.0, 1.0, 1.0))
+        self.nms_thresh, self.score_thresh, self.min_size = 0.7, 0.0, 1e-3
+        self._proposals = a.proposals
+
+    def pre_nms_top_n(self) -> int:
+        """Anchors that are looked at, on each level."""
+        return self._proposals
+
+    def post_nms_top_n(self) -> int:
+        """Proposals that are kept."""
+        return self._proposals
+
+
+def cell_anchors(size: int, ratios: Sequence[float]) -> Tensor:
+    """[A, 4] float32 xyxy around 0: one anchor of area size² for each ratio of height to width, in whole pixels."""
+    heights = torch.tensor(ratios, dtype=torch.float32, device="cpu").sqrt()
+    h, w = heights * size, (1 / heights) * size
+    return (torch.stack([-w, -h, w, h], dim=1) / 2).round()
+
+
+def _roi_heads(a: Architecture) -> Group:
+    members: dict[str, Any] = {
+        "box_roi_pool": Group(output_size=(7, 7), sampling_ratio=2),
+        "box_head": _box_head(a),
+        "box_predictor": Group(
+            cls_score=nn.Linear(a.box_channels, a.classes),
+            bbox_pred=nn.Linear(a.box_channels, 4 * a.classes),
+        ),
+        "box_coder": Group(weights=(10.0, 10.0, 5.0, 5.0)),
+        "score_thresh": 0.05,
+        "nms_thresh": 0.5,
+        "detections_per_img": 100,
+    }
+    if a.mask_convs:
+        norm = nn.BatchNorm2d if a.mask_norm else None
+        widths = [a.fpn_channels, *[a.mask_channels] * a.mask_convs]
+        convs = [_conv(i, o, 3, norm=norm, relu=True) for i, o in pairwise(widths)]
+        members["mask_roi_pool"] = Group(output_size=(14, 14), sampling_ratio=2)
+        members["mask_head"] = nn.Sequential(*convs)
+        members["mask_predictor"] = Group(
+            conv5_mask=nn.ConvTranspose2d(a.mask_channels, a.mask_channels, 2, 2),
+            mask_fcn_logits=nn.Conv2d(a.mask_channels, a.classes, 1),
+        )
+    return Group(**members)
+
+
+def _box_head(a: Architecture) -> nn.Module:
+    pooled = a.fpn_channels * 7 * 7
+    if not a.box_convs:
+        return Group(fc6=nn.Linear(pooled, a.box_channels), fc7=nn.Linear(a.box_channels, a.box_channels))
+    convs = [
+        _conv(a.fpn_channels, a.fpn_channels, 3, norm=nn.BatchNorm2d, relu=True) for _ in range(a.box_convs)
+    ]
+    layers = [*convs, nn.Flatten(), nn.Linear(pooled, a.box_channels), nn.ReLU()]
+    return nn.Sequential(*layers)
