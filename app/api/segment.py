@@ -1,9 +1,10 @@
-"""POST /segment: images in, their instances out, by the stages of DESIGN.md, section 2. See streaming.py for many."""
+"""POST /segment: reads an image, segments it, and encodes its instances. streaming.py does the same for several."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,7 +42,7 @@ from app.problems import (
 from model.images.decode import ImageError, ImageTooBig, UnsupportedImage, decode, read_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     import numpy as np
     from numpy.typing import NDArray
@@ -85,20 +86,24 @@ async def segment(
     refuse_repeated(request.query_params)
     params = query.params(model.categories)
     media_type = choose_media_type(request.headers.get("accept", ""))
-    client_timeout = timeout_ms / 1000
+
+    def seconds_left() -> float:
+        return timeout_ms / 1000 - timings.total()
+
     with service.admission.body() as body:
         with timings.stage("read"):
-            uploads = await read_uploads(
-                request.headers,
-                request.receive,
-                max_bytes=service.settings.max_upload_bytes,
-                seconds=service.settings.body_timeout,
-                arrived=body.arrived,
-                max_images=service.settings.max_images,
-                max_form_bytes=service.settings.max_queue_bytes // 2,
-            )
+            async with deadline(seconds_left(), "The body did not arrive"):
+                uploads = await read_uploads(
+                    request.headers,
+                    request.receive,
+                    max_bytes=service.settings.max_upload_bytes,
+                    seconds=service.settings.body_timeout,
+                    arrived=body.arrived,
+                    max_images=service.settings.max_images,
+                    max_form_bytes=service.settings.max_queue_bytes // 2,
+                )
         if media_type == NDJSON or (len(uploads) > 1 and media_type == JSON):
-            return several(request, params, uploads, body, client_timeout)
+            return stream(request, params, uploads, body, seconds_left)
         if len(uploads) > 1:
             raise MalformedRequest(
                 f"A picture is the answer for one image; for several it is {NDJSON}, a line of JSON each."
@@ -106,100 +111,143 @@ async def segment(
         upload = uploads.pop()
         if upload.url:
             with timings.stage("fetch"):
-                upload = await cancel_on_disconnect(request.receive, fetched(service, upload.url, body))
-        seconds = min(service.settings.request_timeout, client_timeout - timings.total())
+                fetching = fetch(service, upload.url, body, seconds_left())
+                upload = await cancel_on_disconnect(request.receive, fetching)
         encode = partial(
             responses.encode, media_type, request.state.id, model, mask_format=params.mask_format
         )
-        asked = SegmentRequest(service, timings, request.state.record, params, encode)
-        work = answer(asked, upload, body, seconds)
-        del upload  # `answer` lets go of the file once it is decoded
+        work = answer(
+            SegmentRequest(service, timings, request.state.record, params, encode),
+            upload,
+            body,
+            min(service.settings.request_timeout, seconds_left()),
+        )
+        # `answer` frees the file once it is decoded; this would be a second reference.
+        del upload
         content = await cancel_on_disconnect(request.receive, work)
     return Response(content, headers={"Vary": "Accept"}, media_type=media_type)
 
 
-def several(
-    request: Request, params: SegmentParams, uploads: list[Upload], body: Body, client_timeout: float
+def stream(
+    request: Request,
+    params: SegmentParams,
+    uploads: list[Upload],
+    body: Body,
+    seconds_left: Callable[[], float],
 ) -> NdjsonResponse:
-    """The answer to a request for several images: a line for each."""
+    """The response to a request for several images: one line of JSON for each.
+
+    Args:
+        request: its body has been read.
+        params: what every image is asked for.
+        uploads: the images.
+        body: accounts for the bytes of all of them.
+        seconds_left: until the client gives up.
+    """
     service: Service = request.app.state.service
-    passed = request.state.timings.total
     held = [BufferedUpload(body, upload) for upload in uploads]
 
     async def line(index: int) -> bytes:
         upload = held[index].upload
         if upload.url:
-            upload = await fetched(service, upload.url, held[index])
+            upload = await fetch(service, upload.url, held[index], seconds_left())
         encode = partial(
             responses.line, index, request.state.id, service.engine.model, mask_format=params.mask_format
         )
-        seconds = min(service.settings.request_timeout, client_timeout - passed())
-        work = answer(SegmentRequest(service, Timings(), {}, params, encode), upload, held[index], seconds)
+        work = answer(
+            SegmentRequest(service, Timings(), {}, params, encode),
+            upload,
+            held[index],
+            min(service.settings.request_timeout, seconds_left()),
+        )
         del upload
         return await work
 
-    at_once = 2 * service.settings.max_batch_size  # a batch that runs, and the next one
+    # The batch that runs, and the next one.
+    at_once = 2 * service.settings.max_batch_size
     return NdjsonResponse(line, held, at_once, request.state.id, request.state.record)
 
 
-async def fetched(service: Service, url: str, body: Body) -> Upload:
-    """The image at an address. Raises MalformedRequest where that is not offered, and what Fetcher.get raises."""
+async def fetch(service: Service, url: str, body: Body, seconds: float) -> Upload:
+    """The image at an address.
+
+    Raises MalformedRequest where the service fetches nothing, DeadlineExceeded, and what Fetcher.get raises.
+
+    Args:
+        service: has the fetcher.
+        url: the address, as the client wrote it.
+        body: accounts for the bytes of the file.
+        seconds: until the client gives up.
+    """
     if service.fetcher is None:
         raise MalformedRequest('Addresses are not fetched here; send the image itself, as "image".')
-    return Upload(await service.fetcher.get(url, body.arrived), "Is there an image at that address?")
+    async with deadline(seconds, "The image did not arrive from its address"):
+        return Upload(await service.fetcher.get(url, body.arrived), "Is there an image at that address?")
+
+
+@asynccontextmanager
+async def deadline(seconds: float, what: str) -> AsyncIterator[None]:
+    """Raise DeadlineExceeded if the block takes longer. what: begins the sentence that the client reads."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded(f"{what} within {max(seconds, 0):.3g} seconds.") from None
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentRequest:
-    """What an image is wanted for, and where what happens to it is told."""
+    """What one image is segmented for, and where its timings and its log fields go."""
 
     service: Service
     timings: Timings
-    record: dict[str, Any]  # what the log says of it
+    record: dict[str, Any]  # the log's fields
     params: SegmentParams
     encode: Encode
 
 
-async def answer(asked: SegmentRequest, upload: Upload, body: Body, seconds: float) -> bytes:
-    """The body of the answer, within `seconds` or not at all.
+async def answer(work: SegmentRequest, upload: Upload, body: Body, seconds: float) -> bytes:
+    """The body of the answer.
 
-    body: is released once the image is decoded.
-    Raises UnsupportedFormat, UndecodableImage, ImageTooLarge, DeadlineExceeded, and what admission and worker
-    raise.
+    Raises UnsupportedFormat, UndecodableImage, ImageTooLarge, DeadlineExceeded, and what admission and worker raise.
+
+    Args:
+        work: what the image is segmented for.
+        upload: the image file.
+        body: accounts for the bytes of the file; released once the image is decoded.
+        seconds: that the answer may take.
     """
-    service, timings, advice = asked.service, asked.timings, upload.advice
-    deadline = time.monotonic() + seconds
+    service, timings, advice = work.service, work.timings, upload.advice
+    expires = time.monotonic() + seconds
     loop = asyncio.get_running_loop()
     try:
         header = read_header(upload.content)
-        asked.record.update({"format": header.format, "width": header.width, "height": header.height})
+        work.record.update({"format": header.format, "width": header.width, "height": header.height})
         if header.pixels > service.settings.max_image_pixels:
             raise ImageTooLarge(
                 f"The image has {header.width} × {header.height} = {header.pixels} pixels; "
                 f"at most {service.settings.max_image_pixels} are accepted."
             )
-        async with asyncio.timeout(seconds):
+        async with deadline(seconds, "The answer was not ready"):
             with service.admission.admit(header.pixels, seconds) as ticket:
                 with timings.stage("decode"):
                     image = await loop.run_in_executor(service.decoders, decode, upload.content)
                 del upload
                 body.release()
-                segmented = await service.worker.segment(ticket, image, asked.params, deadline)
+                segmented = await service.worker.segment(ticket, image, work.params, expires)
                 timings.passed("queue", segmented.queue_seconds, ago=segmented.forward_seconds)
                 timings.passed("forward", segmented.forward_seconds)
-                asked.record.update({"batch": segmented.batch_size, "instances": len(segmented.instances)})
+                work.record.update({"batch": segmented.batch_size, "instances": len(segmented.instances)})
                 with timings.stage("encode"):
                     return await loop.run_in_executor(
-                        service.encoders, asked.encode, image, segmented.instances
+                        service.encoders, work.encode, image, segmented.instances
                     )
     except ImageError as error:
-        raise refusal(error, advice) from None
-    except TimeoutError:
-        raise DeadlineExceeded(f"The answer was not ready within {max(seconds, 0):.3g} seconds.") from None
+        raise to_problem(error, advice) from None
 
 
-def refusal(error: ImageError, advice: str) -> Problem:
-    """The problem that an image's error becomes, with the upload's advice on what may be its cause."""
+def to_problem(error: ImageError, advice: str) -> Problem:
+    """The problem for an image that cannot be read. advice: what the client may have done wrong."""
     detail = f"{error} {advice}".rstrip()
     if isinstance(error, UnsupportedImage):
         return UnsupportedFormat(detail)

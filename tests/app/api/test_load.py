@@ -8,14 +8,16 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import pytest
 
+from app.api.query import TIMEOUT_HEADER
+from app.http.request_context import Timings
 from tests.app.fakes import PATIENCE, PHOTO, FakeEngine, Scripted, request_event, serving, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import httpx
-    import pytest
 
 
 def test_a_full_queue_is_429_with_retry_after_at_once() -> None:
@@ -77,6 +79,61 @@ def test_a_slow_body_is_408() -> None:
     response = asyncio.run(run())
     assert response.status_code == 408
     assert response.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+def test_the_clients_time_limit_bounds_the_reading_of_the_body(accept: str) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield PHOTO[:10]
+        await asyncio.Event().wait()
+
+    async def run() -> tuple[httpx.Response, int]:
+        async with serving() as (client, app):
+            headers = {"content-type": "image/png", "accept": accept, TIMEOUT_HEADER: "50"}
+            response = await client.post("/segment", content=body(), headers=headers)
+            return response, app.state.service.admission.bytes
+
+    response, held = asyncio.run(run())
+    assert response.status_code == 504
+    assert response.json()["detail"].startswith("The body did not arrive within 0.0")
+    assert held == 0
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+def test_the_clients_time_limit_bounds_the_fetching_of_an_address(
+    accept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def get(*_: object) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    async def run() -> httpx.Response:
+        async with serving(url_hosts="photos.example.com") as (client, app):
+            monkeypatch.setattr(app.state.service.fetcher, "get", get)
+            return await client.post(
+                "/segment",
+                json={"url": "https://photos.example.com/a.jpg"},
+                headers={"accept": accept, TIMEOUT_HEADER: "50"},
+            )
+
+    problem = asyncio.run(run()).json()
+    assert problem["status"] == 504
+    assert problem["detail"].startswith("The image did not arrive from its address within 0.0")
+
+
+def test_the_answer_has_the_time_that_the_body_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Timings, "total", lambda _: 0.25)
+    release = threading.Event()
+
+    async def run() -> httpx.Response:
+        async with serving(FakeEngine(lambda: release.wait(PATIENCE))) as (client, _):
+            response = await client.post("/segment", content=PHOTO, headers={TIMEOUT_HEADER: "300"})
+            release.set()
+            return response
+
+    response = asyncio.run(run())
+    assert response.status_code == 504
+    assert response.json()["detail"] == "The answer was not ready within 0.05 seconds."
 
 
 def test_a_client_that_leaves_while_waiting_frees_its_place_and_its_image_is_never_run() -> None:
