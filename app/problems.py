@@ -24,7 +24,6 @@ Errors travel as RFC 9457 `application/problem+json`.
 
 from __future__ import annotations
 
-import difflib
 import math
 import uuid
 from http import HTTPStatus
@@ -32,6 +31,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import orjson
 from starlette.responses import Response
+
+from model.messages import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -233,8 +234,8 @@ class DeadlineExceeded(Problem):
 def suggest(name: str, names: Iterable[str]) -> str:
     """A sentence for someone who misspelt a name: the names most like it, or else the names that there are."""
     names = list(names)
-    if close := difflib.get_close_matches(name, names, n=3):
-        return f"Did you mean {' or '.join(close)}?"
+    if hint := did_you_mean(name, names, most=3):
+        return f"{hint[0].upper()}{hint[1:]}"
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return f"There are: {', '.join(names[:MAX_LISTED])}{more}."
 

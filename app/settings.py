@@ -5,7 +5,6 @@ A variable that starts with MASKSERVE_ and is not a setting stops the start, so 
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +19,7 @@ from pydantic_settings import (
 
 from app.service_links import is_service_link
 from model.images.header import MAX_PIXELS
+from model.messages import did_you_mean
 from model.zoo.catalogue import default_folder
 
 if TYPE_CHECKING:
@@ -291,8 +291,8 @@ def is_unknown(name: str, value: str) -> bool:
 
 def unknown_name(name: str) -> str:
     """One line that says a variable is not a setting, and which name was probably meant."""
-    close = difflib.get_close_matches(name[len(PREFIX) :].lower(), Settings.model_fields, n=1)
-    hint = f"did you mean {variable(close[0])}?" if close else "`maskserve serve --help` lists the settings."
+    hint = did_you_mean(name[len(PREFIX) :].lower(), Settings.model_fields, spell=variable)
+    hint = hint or "`maskserve serve --help` lists the settings."
     return f"{name} is not a setting; {hint}"
 
 

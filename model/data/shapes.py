@@ -23,6 +23,7 @@ from model.data.outlines import (
     turned,
 )
 from model.images.decode import ImageError, decode
+from model.images.files import SUFFIXES, images_in
 from model.masks.paste import encode
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ LEAST_PIXELS = 40  # nor to fewer visible pixels
 EMPTY = 0.04  # of the scenes show no shape at all
 PHOTO_PART = 0.4  # of the scenes, if there are photos to draw them on
 EMPTY_PHOTOS = 0.35  # of those show none, so that models learn what photos hold
-PHOTOS = (".jpg", ".jpeg", ".png", ".webp")  # what ends the names of photos to draw on
 
 
 @dataclass(slots=True)
@@ -64,11 +64,11 @@ def training(backgrounds: Path | None = None) -> Shapes:
 def photos_in(folder: Path) -> tuple[Path, ...]:
     """The photos of a folder, by name. Raises DatasetError."""
     try:
-        found = tuple(sorted(file for file in folder.iterdir() if file.suffix.lower() in PHOTOS))
+        found = tuple(images_in(folder))
     except OSError as error:
         raise DatasetError(f"{folder}: cannot be read as a folder of photos: {error.strerror}") from error
     if not found:
-        raise DatasetError(f"{folder}: has no photos, whose names end in {', '.join(PHOTOS)}")
+        raise DatasetError(f"{folder}: has no photos, whose names end in {', '.join(SUFFIXES)}")
     return found
 
 

@@ -30,6 +30,7 @@ from model.images.header import (
     read_header,
 )
 from model.images.png import encode_png
+from model.messages import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -211,8 +212,8 @@ def _three(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _reason(error: Exception) -> str:
     """What Pillow said, as the end of a sentence: one line, printable, without its full stop."""
-    line = next(iter(str(error).splitlines()), "")
-    text = "".join(character for character in line if character.isprintable())[:200].rstrip(". ")
+    line = "".join(character for character in first_line(error) if character.isprintable())
+    text = line[:200].rstrip(". ")
     return text or type(error).__name__
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from model.messages import first_line
 from model.network.architecture import ArchitectureError
 from model.network.build import build
 from model.zoo.catalogue import verify
@@ -106,8 +107,7 @@ def _backbone_tensors(path: Path) -> dict[str, Tensor]:
         else:
             tensors = load_file(path)
     except (SafetensorError, RuntimeError, EOFError, UnpicklingError, OSError, DamagedWeightsError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(f"{path}: not readable as a backbone's weights ({first})") from error
+        raise ModelError(f"{path}: not readable as a backbone's weights ({first_line(error)})") from error
     return {str(n).removeprefix("features."): t for n, t in tensors.items() if hasattr(t, "shape")}
 
 

@@ -5,7 +5,6 @@ The transfer itself is download.py's. The bundled model `shapes` is no download;
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import time
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from model.messages import did_you_mean
 from model.zoo.download import (
     ATTEMPTS,
     DamagedWeightsError,
@@ -101,8 +101,7 @@ def find(name: str) -> Weights:
     """The entry of that name. Raises UnknownWeightsError."""
     entries = {entry.name: entry for entry in catalogue()}
     if name not in entries:
-        close = difflib.get_close_matches(name, entries, n=1)
-        hint = f"did you mean {close[0]}" if close else f"there are {', '.join(entries)}"
+        hint = did_you_mean(name, entries) or f"there are {', '.join(entries)}"
         raise UnknownWeightsError(f"no weights are called {name!r}: {hint}")
     return entries[name]
 

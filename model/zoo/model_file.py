@@ -17,6 +17,7 @@ from safetensors.torch import save as serialized
 
 from model.data import Category
 from model.images.header import MAX_SIDE
+from model.messages import first_line
 from model.network.architecture import Architecture, ArchitectureError
 from model.network.skeleton import has_skeleton, skeleton
 from model.zoo.partial import digest
@@ -246,8 +247,3 @@ def _check(tensors: dict[str, Tensor], own: dict[str, Tensor], origin: str) -> N
             raise ModelError(f"{origin}: the weights are damaged: {name} holds values that are not finite")
         if name.endswith("running_var") and (tensor < 0).any():
             raise ModelError(f"{origin}: the weights are damaged: {name} holds variances below 0")
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, fit for the one line that a ModelError is."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

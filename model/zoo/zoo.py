@@ -6,7 +6,6 @@ restricted to tensors (`weights_only=True`).
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from dataclasses import replace
@@ -16,11 +15,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from model.messages import did_you_mean, first_line
 from model.network.architecture import V1, V2
 from model.network.skeleton import skeleton
 from model.zoo import catalogue as weights
 from model.zoo.coco import COCO_CATEGORIES
-from model.zoo.model_file import Model, ModelError, first_line, read
+from model.zoo.model_file import Model, ModelError, read
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,8 +61,7 @@ def load(name: str, folder: Path, *, runnable: bool = True) -> tuple[nn.Module, 
     if name.endswith(".safetensors") or "/" in name or Path(name).exists():
         return read(Path(name).expanduser(), runnable=runnable)
     known = [AUTO, BUNDLED, *COCO]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}, or the path of a file"
+    hint = did_you_mean(name, known) or f"there are {', '.join(known)}, or the path of a file"
     raise ModelError(f"no model is called {name!r}: {hint}")
 
 
