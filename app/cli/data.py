@@ -1,4 +1,4 @@
-"""`maskserve data check | take | draw`: labelled folders, looked at, cut down and made."""
+"""`maskserve data check | take | draw`: check a labelled folder, copy a part of it, or draw one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import orjson
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from app.commands.terminal import progress_bar
 
 if TYPE_CHECKING:
     from model.data.check import Findings
@@ -59,14 +60,12 @@ def check(
     Exits with 1 if there is something that training would refuse.
     """
     from model.data import DatasetError  # noqa: PLC0415 - imports NumPy and Pillow
-    from model.data.check import check as look  # noqa: PLC0415 - likewise
+    from model.data.check import check as check_dataset  # noqa: PLC0415 - likewise
 
-    console = Console(stderr=True)
-    columns = (TextColumn("looking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task("looking", total=None)
-            found = look(
+        with progress_bar() as bar:
+            task = bar.add_task("checking", total=None)
+            found = check_dataset(
                 path,
                 images,
                 split=split,

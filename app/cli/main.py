@@ -122,7 +122,7 @@ def segment(
             help="With --url: one file of all results. The same command goes on where it was interrupted.",
         ),
     ] = None,
-    form: Annotated[
+    file_format: Annotated[
         str,
         typer.Option(
             "--format", metavar="coco|coco-dataset|cvat|label-studio", help="What that file is to be."
@@ -183,7 +183,7 @@ def segment(
 
     Prints a table for each image, or with --json a line that `jq` and `COCO.loadRes` take.
     """
-    query = {
+    parameters = {
         "score_threshold": score_threshold,
         "max_instances": max_instances,
         "categories": categories or None,
@@ -194,18 +194,19 @@ def segment(
             raise typer.BadParameter(
                 "--model, --device, --precision and --overlay are for work without --url."
             )
-        from app.commands.segment_url import Output, Service, ask  # noqa: PLC0415 - nobody else needs it
+        from app.commands.segment_url import Connection, Output, run  # noqa: PLC0415 - imports httpx
 
-        service = Service(url, api_key_file, deadline, concurrency)
-        raise typer.Exit(ask(images, query, service, Output(out, form, overlay_dir, as_json=as_json)))
+        connection = Connection(url, api_key_file, deadline, concurrency)
+        output = Output(out, file_format, overlay_dir, as_json=as_json)
+        raise typer.Exit(run(images, parameters, connection, output))
     if out or overlay_dir:
         raise typer.BadParameter(
             "--out and --overlay-dir need --url; without it there are --json and --overlay."
         )
     given = read_settings(model=model, device=device, precision=precision)
-    from app.commands.segment_files import run  # noqa: PLC0415 - imports torch
+    from app.commands.segment_files import run as run_here  # noqa: PLC0415 - imports torch
 
-    raise typer.Exit(run(images, query, given, as_json=as_json, overlay=overlay))
+    raise typer.Exit(run_here(images, parameters, given, as_json=as_json, overlay=overlay))
 
 
 for command in (train, evaluate, calibrate):

@@ -13,17 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import DownloadColumn, TransferSpeedColumn
 from rich.table import Table
 from safetensors import SafetensorError, safe_open
 
+from app.commands.terminal import progress_bar
 from model.zoo import catalogue as downloadable
 from model.zoo.download import DamagedWeightsError, MissingWeightsError, WeightsError
 from model.zoo.partial import Partial, digest
@@ -226,14 +220,13 @@ def errors_in_one_line() -> Iterator[None]:
 @contextlib.contextmanager
 def display(name: str) -> Iterator[tuple[Report, Tell]]:
     """Show a transfer on stderr: as a bar on a terminal, else as a line for every tenth of the file."""
-    console = Console(stderr=True, highlight=False)
-    if console.is_terminal:
-        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        with Progress(TextColumn("{task.description}"), *columns, console=console) as bar:
+    bar = progress_bar(DownloadColumn(), TransferSpeedColumn())
+    if bar.console.is_terminal:
+        with bar:
             task = bar.add_task(name, total=None)
             yield (
                 lambda done, total: bar.update(task, completed=done, total=total),
-                lambda line: console.print(line, markup=False),
+                lambda line: bar.console.print(line, markup=False),
             )
         return
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 import typer
-from rich.progress import track
 
-from app.commands.terminal import BAD_FILE, BAD_USAGE, complain
+from app.commands.terminal import BAD_FILE, BAD_USAGE, complain, file_error, progress_bar
 from app.runtime.cpus import usable_cpus
 from app.runtime.loading import LOAD_ERRORS
 from model.data.shapes import CATEGORIES, training
 from model.images.decode import ImageError, decode
+from model.images.files import images_in
 from model.inference.calibration import IMAGES, INT8_BACKBONES, examples, measured, supports_int8
 from model.zoo import model_file, zoo
 
@@ -22,17 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import numpy as np
-
-SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-)  # of what is taken from a folder
 
 
 def run(name: str, images: Sequence[Path], out: Path | None, weights_folder: Path) -> int:
@@ -57,8 +46,9 @@ def run(name: str, images: Sequence[Path], out: Path | None, weights_folder: Pat
         if images and not files:
             return complain(f"no image in {', '.join(map(str, images))}", BAD_USAGE)
         pixels, count = (decoded(files), len(files)) if images else (examples(training()), IMAGES)
-        shown = track(pixels, "calibrating", count, transient=True)
-        model = replace(model, ranges=measured(network, model.architecture, shown))
+        with progress_bar(transient=True) as bar:
+            shown = bar.track(pixels, count, description="calibrating")
+            model = replace(model, ranges=measured(network, model.architecture, shown))
         source = zoo.file_of(name)
         target = out or source or Path(f"{model.name}.safetensors")
         if source is None:
@@ -68,7 +58,7 @@ def run(name: str, images: Sequence[Path], out: Path | None, weights_folder: Pat
     except (*LOAD_ERRORS, ImageError) as error:
         return complain(str(error), BAD_FILE)
     except OSError as error:
-        return complain(f"{error.filename}: {error.strerror or error}", BAD_FILE)
+        return complain(file_error(error), BAD_FILE)
     typer.echo(
         f"wrote {target}, calibrated on {count} images; serve it: maskserve serve --model {target} --precision int8"
     )
@@ -77,9 +67,7 @@ def run(name: str, images: Sequence[Path], out: Path | None, weights_folder: Pat
 
 def files_of(path: Path) -> list[Path]:
     """The image files that a path stands for: itself, or those in a folder."""
-    if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    return images_in(path) if path.is_dir() else [path]
 
 
 def decoded(files: Sequence[Path]) -> Iterator[np.ndarray]:

@@ -11,11 +11,10 @@ import orjson
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from app.commands.source import SHAPES, Source
-from app.commands.terminal import BAD_USAGE, complain
+from app.commands.terminal import BAD_USAGE, complain, progress_bar
 from app.runtime.cpus import usable_cpus
 from app.runtime.loading import LOAD_ERRORS
 from model.data import DatasetError
@@ -96,9 +95,7 @@ def measure(
     engine: Engine, dataset: Dataset, seen: list[tuple[Sample, Instances]] | None = None
 ) -> Evaluation:
     """Evaluate with a progress bar; the first few images and what was found in them are added to `seen`."""
-    console = Console(stderr=True)
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("evaluating", total=len(dataset))
 
         def note(index: int, sample: Sample, _found: Instances) -> None:

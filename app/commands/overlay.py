@@ -1,4 +1,4 @@
-"""The picture of an answer that came from a service, drawn as the service draws it."""
+"""An answer of a service drawn on its image, with the code that the service draws with."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from maskserve import Result
 
 
-def drawn(content: bytes, result: Result) -> bytes:
-    """A PNG file. content: the image's file. Boxes are drawn where there are no masks. Raises ImageError."""
+def draw_overlay(content: bytes, result: Result) -> bytes:
+    """The overlay as a PNG file. content: the image's file. Without masks, boxes alone are drawn. Raises ImageError."""
     instances = Instances(
         size=(result.height, result.width),
         boxes=torch.from_numpy(result.boxes.astype(np.float32)),
@@ -26,7 +26,7 @@ def drawn(content: bytes, result: Result) -> bytes:
         probabilities=None,
     )
     masked = all({"segmentation", "mask"} & instance.record.keys() for instance in result.instances)
-    # `overlay` takes the masks in any order, so all are there at once, but each cut to its pixels.
+    # `overlay` sorts the masks, so it needs all at once; each is cropped to its own pixels.
     crops = [Crop(*instance.crop) for instance in result.instances] if masked else None
     names = {instance.category_id: instance.category for instance in result.instances}
     return encode_png(overlay(decode(content), instances, names, crops))

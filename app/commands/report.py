@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 import typer
-from rich.progress import track
 
 from app.commands.evaluate import draw, measure, show
 from app.commands.source import SHAPES
+from app.commands.terminal import progress_bar
 from model.data.shapes import PHOTO_PART, Shapes
 from model.evaluation.card import card
 from model.inference.calibration import IMAGES, examples, supports_int8
@@ -66,8 +66,9 @@ def report(
 
     network, model = model_file.read(path)
     if supports_int8(model.architecture):
-        images = track(examples(dataset), "calibrating", min(IMAGES, len(dataset)), transient=True)
-        model = replace(model, ranges=calibrated(network, model.architecture, images))
+        with progress_bar(transient=True) as bar:
+            images = bar.track(examples(dataset), min(IMAGES, len(dataset)), description="calibrating")
+            model = replace(model, ranges=calibrated(network, model.architecture, images))
     log = read_log(out / "log.jsonl")
     plots.training_curve(log, out / "training.png")
     pictures = [("Losses while training", "training.png")]

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TextColumn
 
 from app.commands.evaluate import measurable, not_installed
 from app.commands.report import judged, report
 from app.commands.source import SHAPES, Source
-from app.commands.terminal import BAD_USAGE, complain
+from app.commands.terminal import BAD_USAGE, complain, progress_bar
 from app.runtime.cpus import usable_cpus
 from app.runtime.loading import LOAD_ERRORS
 from model.data import DatasetError
@@ -250,13 +249,9 @@ def run_with_progress(
 ) -> Path:
     """Train, showing the loss and the time left: a bar on a terminal, else a line every 100 steps."""
     group = group if group is not None else Group()
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[losses]}"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
     begun_at, first = time.monotonic(), -1
-    with Progress(*columns, console=console, disable=not (console.is_terminal and group.first)) as bar:
+    losses_column = TextColumn("{task.fields[losses]}")
+    with progress_bar(MofNCompleteColumn(), losses_column, hidden=not group.first) as bar:
         task = bar.add_task("training", total=recipe.steps, losses="")
 
         def show(step: int, losses: dict[str, float]) -> None:
@@ -264,7 +259,7 @@ def run_with_progress(
             first = step if first < 0 else first
             text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
             bar.update(task, completed=step + 1, losses=text)
-            if group.first and not console.is_terminal and (step + 1) % 100 == 0:
+            if group.first and not bar.console.is_terminal and (step + 1) % 100 == 0:
                 pace = (time.monotonic() - begun_at) / (step + 1 - first)
                 left = timedelta(seconds=round(pace * (recipe.steps - step - 1)))
                 typer.echo(f"step {step + 1}/{recipe.steps}, {left} left: {text}", err=True)

@@ -100,12 +100,12 @@ def test_no_picture_takes_an_images_place(segment: Callable[..., Any], photo: Pa
     ):
         result = segment(*arguments)
         assert result.exit_code == 2
-        assert f"{photo} is one of the images, and would be drawn over" in result.stderr
+        assert f"{photo} is one of the images, and would be overwritten" in result.stderr
     (tmp_path / "other").mkdir()
     same = tmp_path / "other" / "other.png"
     same.write_bytes(before)
     result = segment(other, same, "--overlay", tmp_path)
-    assert (result.exit_code, "would be drawn into the same file" in result.stderr) == (2, True)
+    assert (result.exit_code, "would be the same file" in result.stderr) == (2, True)
     assert photo.read_bytes() == before
 
 

@@ -135,7 +135,7 @@ def test_a_folder_becomes_one_coco_file_and_a_folder_of_pictures(
 def test_no_picture_takes_an_images_place(server: Any, folder: Path) -> None:
     before = (folder / "a.png").read_bytes()
     result = segment(server, folder, "--overlay-dir", folder)
-    assert (result.exit_code, "is one of the images, and would be drawn over" in result.stderr) == (2, True)
+    assert (result.exit_code, "is one of the images, and would be overwritten" in result.stderr) == (2, True)
     assert (folder / "a.png").read_bytes() == before
 
 
@@ -215,7 +215,7 @@ def test_a_run_that_stopped_goes_on_and_tries_again_what_failed(
     seen = len(server_requests(server))
     result = segment(server, folder, "--out", out)
     assert result.exit_code == 0, result.stderr
-    assert "4 of 6 images were answered before" in result.stderr
+    assert "4 of 6 images have their results already" in result.stderr
     assert len(server_requests(server)) - seen == 2
     records = json.loads(out.read_text())
     assert len({record["image_id"] for record in records}) == 6
@@ -237,7 +237,7 @@ def test_a_file_that_has_changed_is_asked_for_again(server: Any, folder: Path, t
     Image.fromarray(photo(77, 100, 50)).save(folder / "a.png")
     (folder / "e.png").unlink()
     result = segment(server, folder, "--out", out)
-    assert "4 of 5 images were answered before" in result.stderr
+    assert "4 of 5 images have their results already" in result.stderr
     sizes = {
         tuple(r["segmentation"]["size"]) for r in json.loads(out.read_text()) if r["file_name"] == "a.png"
     }
