@@ -14,6 +14,7 @@ from typing import Any
 
 _INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
+_LIMIT = 10**18  # ids beyond do not fit into 64 bits, and are names
 _NO = frozenset(("", "0", "0.0", "false", "no", "n", "f", "none", "null"))
 _YES = frozenset(("1", "1.0", "true", "yes", "y", "t"))
 
@@ -38,9 +39,9 @@ def to_key(value: Any) -> Key | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
-        return value
+        return value if abs(value) < _LIMIT else str(value)
     if isinstance(value, float):
-        return int(value) if math.isfinite(value) and value == int(value) else None
+        return int(value) if abs(value) < _LIMIT and value == int(value) else None
     if isinstance(value, str) and (text := value.strip()):
         return int(text.partition(".")[0]) if _INTEGER.fullmatch(text) else text
     return None
