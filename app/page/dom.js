@@ -68,9 +68,13 @@ export function copies(button, text) {
   });
 }
 
-/** 2 instances, 1 instance. @param {number} count @param {string} noun */
-export function counted(count, noun) {
-  return `${count} ${noun}${count === 1 ? "" : "s"}`;
+/**
+ * 2 instances, 1 instance.
+ * @param {number} count
+ * @param {string} noun
+ */
+export function counted(count, noun, plural = `${noun}s`) {
+  return `${count} ${count === 1 ? noun : plural}`;
 }
 
 /** 12,345. @param {number} value */

@@ -131,8 +131,12 @@ function silent() {
  */
 function event(video, name) {
   return new Promise((resolve, reject) => {
-    video.addEventListener(name, () => resolve(), { once: true });
-    video.addEventListener("error", () => reject(new Error("This browser cannot play the file.")), { once: true });
+    const listeners = new AbortController(); // removes both, whichever event comes first
+    const { signal } = listeners;
+    const on = (/** @type {string} */ type, /** @type {() => void} */ settle) =>
+      video.addEventListener(type, () => (listeners.abort(), settle()), { signal });
+    on(name, resolve);
+    on("error", () => reject(new Error("This browser cannot play the file.")));
   });
 }
 

@@ -9,6 +9,7 @@ import { css, inkOn } from "./palette.js";
  */
 
 const COVERED = 0.4; // chips cover at most this share of the picture; past it only the surest have one
+const LONGEST = 64; // letters of a shortened category
 const FONT = "Inter, system-ui, sans-serif";
 
 /**
@@ -30,9 +31,13 @@ export function drawLabels(context, instances, view, size) {
     if (box.right < 0 || box.bottom < 0 || box.left > width || box.top > height) {
       continue;
     }
-    const chipWidth = Math.ceil(context.measureText(instance.caption).width) + 2 * pad;
+    const text = fit(context, instance, width - 2 * pad);
+    const chipWidth = Math.ceil(context.measureText(text).width) + 2 * pad;
+    if (text === "" || chipHeight > height) {
+      continue;
+    }
     room -= chipWidth * chipHeight;
-    if (room < 0 || chipWidth > width || chipHeight > height) {
+    if (room < 0) {
       return;
     }
     const { x, y } = place(box, chipWidth, chipHeight, placed, width, height);
@@ -42,7 +47,7 @@ export function drawLabels(context, instances, view, size) {
     context.roundRect(x, y, chipWidth, chipHeight, pad);
     context.fill();
     context.fillStyle = inkOn(instance.colour);
-    context.fillText(instance.caption, x + pad, y + chipHeight / 2 + size * 0.05);
+    context.fillText(text, x + pad, y + chipHeight / 2 + size * 0.05);
   }
 }
 
@@ -59,6 +64,27 @@ function boxOn({ record: { bbox } }, { scale, x, y }) {
     right: x + (left + width) * scale,
     bottom: y + (top + height) * scale,
   };
+}
+
+/**
+ * The caption, with its category shortened until it fits, down to the score alone or nothing.
+ * @param {CanvasRenderingContext2D} context
+ * @param {Instance} instance
+ * @param {number} width canvas pixels
+ */
+function fit(context, { caption, category, score }, width) {
+  const fits = (/** @type {string} */ text) => context.measureText(text).width <= width;
+  if (fits(caption)) {
+    return caption;
+  }
+  const letters = [...category].slice(0, LONGEST);
+  while (letters.pop() && letters.length) {
+    const text = `${letters.join("").trimEnd()}… ${score.toFixed(2)}`;
+    if (fits(text)) {
+      return text;
+    }
+  }
+  return fits(score.toFixed(2)) ? score.toFixed(2) : "";
 }
 
 /**

@@ -96,7 +96,15 @@ async function showImage(file) {
  * @param {AbortSignal} signal
  */
 async function showFrame({ file, name }, signal) {
-  const [picture, answer] = await Promise.all([read(file, name), segment(file, signal)]);
+  const reading = read(file, name);
+  let answer;
+  try {
+    answer = await segment(file, signal);
+  } catch (error) {
+    (await reading)?.close();
+    throw error;
+  }
+  const picture = await reading;
   if (signal.aborted) {
     picture?.close();
     return;

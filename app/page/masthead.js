@@ -41,7 +41,7 @@ function describe(found) {
   const ap = Object.entries(found.ap)
     .filter(([kind]) => kind === "box" || kind === "mask")
     .map(([kind, value]) => `${kind} AP ${(100 * value).toFixed(1)}`);
-  const rest = [`${found.device}, ${found.precision}`, counted(found.categories.length, "category").replace("ys", "ies"), ...ap];
+  const rest = [`${found.device}, ${found.precision}`, counted(found.categories.length, "category", "categories"), ...ap];
   get("model").replaceChildren(create("strong", {}, found.name), ` · ${rest.join(" · ")}`);
   get("model").title = `sha256 ${found.sha256}`;
   const demonstration = found.name === DEMONSTRATION;
