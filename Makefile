@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 BROWSER := $(VENV)/.browser
 
-.PHONY: help setup serve test lint format types tests image-test rollout-test bench-engine bench-capacity screenshots \
+.PHONY: help setup serve browser test lint format types tests image-test rollout-test bench-engine bench-capacity screenshots \
     lock clean
 
 help:  ## this list
@@ -73,12 +73,21 @@ $(READY): requirements.lock pyproject.toml hatch_build.py model/kernels/winograd
 	@touch $@
 
 # Chromium, for the tests of the page; they are skipped, and say so, where none can be had.
+browser: $(BROWSER)  ## install Chromium for the tests of the page, with apt-get as root, else from Playwright
+
+CHROMIUM ?= install
 $(BROWSER): | $(READY)
+ifeq ($(CHROMIUM),skip)
+	@echo "Chromium is not looked for: without it the tests of the page are skipped"
+else
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
-	    || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing Chromium …" \
+	    || { echo "the tests of the page need Chromium, which is not installed; 'make test CHROMIUM=skip' does without"; \
+	        test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing the package chromium with apt-get …" \
 	        && apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium >/dev/null 2>&1; } \
-	    || $(BIN)/playwright install chromium || echo "no Chromium: the tests of the page will be skipped"
+	    || { echo "installing Playwright's Chromium in your home folder …" && $(BIN)/playwright install chromium; } \
+	    || echo "no Chromium: the tests of the page will be skipped"
 	@touch $@
+endif
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
