@@ -16,9 +16,9 @@ from app.api import openapi, pages, probes, segment
 from app.api.gauges import ServiceCollector
 from app.api.query import explain
 from app.http.overload import OverloadMiddleware
-from app.http.request_context import RequestContextMiddleware, refuse
+from app.http.request_context import QUIET_PATHS, RequestContextMiddleware, refuse
 from app.observability.logs import FIELDS
-from app.observability.tracing import Tracing
+from app.observability.tracing import start_tracing
 from app.problems import MethodNotAllowed, Problem, UnknownPath, suggest
 from app.runtime.loading import load_engine
 from app.service import PATHS, Service
@@ -48,7 +48,7 @@ def create_app(
     """
     service = Service(settings, load or (lambda: load_engine(settings)), on_failure)
     service.metrics.registry.register(ServiceCollector(service))
-    tracing = Tracing() if settings.tracing else None
+    tracing = start_tracing(PATHS, QUIET_PATHS) if settings.tracing else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -76,6 +76,8 @@ def create_app(
     app.state.service = service
     app.add_middleware(OverloadMiddleware, raise_if_overloaded=service.raise_if_overloaded)
     app.add_middleware(RequestContextMiddleware, metrics=service.metrics, tracing=tracing)
+    if tracing is not None:
+        app.add_middleware(tracing.middleware)
     app.include_router(segment.router)
     app.include_router(probes.router)
     pages.mount(app)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from app.observability.metrics import Metrics
-    from app.observability.tracing import Tracing
+    from app.observability.spans import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -186,11 +186,18 @@ class RequestContext:
         more = message.get("more_body", False)
         self.seconds = self.timings.total()
         self.bytes += len(body)
+        if not more:
+            self.record.setdefault("reason", self.default_reason())
+            self.annotate_span()
         if self.unread and not self.expects_continue and not more:
             await self._send({"type": message["type"], "body": body, "more_body": True})
             body = b""
             await self.drain_body(LINGER_SECONDS)
         await self._send({"type": message["type"], "body": body, "more_body": more})
+
+    def default_reason(self) -> str:
+        """The reason of an answer that nothing else has given one."""
+        return "ok" if self.status < 400 else "error"
 
     async def drain_body(self, seconds: float) -> None:
         """Read the rest of the body into nowhere, for so long at most.
@@ -203,10 +210,10 @@ class RequestContext:
                     await self.receive()
 
     def report(self) -> None:
-        """One line in the log, one count, and a span where they are collected."""
+        """One line in the log, one count, and the rest of a span that had no end of a response."""
         seconds = self.seconds or self.timings.total()
         stages = {**self.timings.stages, "total": seconds}
-        reason = self.record.setdefault("reason", "ok" if self.status < 400 else "error")
+        reason = self.record.setdefault("reason", self.default_reason())
         self.metrics.exchange(self.method, self.path, self.status, reason, stages)
         if self.path == "/segment" and self.status == 200:
             self.metrics.response_bytes.observe(self.bytes)
@@ -233,19 +240,17 @@ class RequestContext:
             self.id,
             extra={FIELDS: fields},
         )
-        if self.tracing is not None and not quiet:
-            begins = self.timings.begins
-            self.tracing.exchange(
-                f"{self.method} {self.path}",
-                self.traceparent,
-                seconds,
-                {name: (begins[name], took) for name, took in self.timings.stages.items()},
-                {
-                    "http.request.method": self.method,
-                    "url.path": self.path,
-                    "http.response.status_code": self.status,
-                    "http.response.body.size": self.bytes,
-                    "maskserve.request_id": self.id,
-                    **{f"maskserve.{name}": value for name, value in self.record.items()},
-                },
-            )
+        self.annotate_span()
+
+    def annotate_span(self) -> None:
+        """Add what is known of the request to its span, where spans are collected; only the first call does."""
+        tracing, self.tracing = self.tracing, None
+        if tracing is None:
+            return
+        stages = {name: (self.timings.begins[name], took) for name, took in self.timings.stages.items()}
+        attributes = {
+            "http.response.body.size": self.bytes,
+            "maskserve.request_id": self.id,
+            **{f"maskserve.{name}": value for name, value in self.record.items()},
+        }
+        tracing.annotate(self.timings.total(), stages, attributes)
