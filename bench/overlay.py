@@ -1,9 +1,8 @@
-"""The drawn picture of a 12-megapixel photo with 100 instances, as PNG: ours against PIL and pycocotools' masks.
+"""Time to draw 100 instances on a 12-megapixel photo and encode it as PNG: maskserve against Pillow and torchvision.
 
-The peer does what people write by hand: the masks as torchvision pastes them, ten at a time, each blended into the
-picture with its box and label, and Pillow's PNG at its quickest level. Both sides on one core, in the same run; times
-are the processor's, the best of several. The photo is drawn and then made noisy, because a smooth one compresses too
-well.
+The peer is what people write by hand: torchvision pastes the masks, ten at a time; Pillow blends each into the picture
+with its box and label, and encodes the PNG at its fastest level. Both sides run on one core in the same run; the times
+are processor times, the best of several. The photo has noise, because a smooth image compresses too well.
 
     python bench/overlay.py
 """
@@ -39,7 +38,7 @@ SHARES = {"boxes of 2 to 40 % of each side": 0.4, "boxes of 5 to 100 % of each s
 
 
 def photo(size: tuple[int, int]) -> np.ndarray:
-    """Soft shades with a photo's noise on them; compresses by half, as sharp photos do."""
+    """Smooth shades with a photo's noise; PNG halves its size, like that of sharp photos."""
     random = np.random.default_rng(0)
     coarse = Image.fromarray(random.integers(0, 255, (24, 32, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize(size[::-1], Image.Resampling.BICUBIC)).astype(np.float32)
@@ -83,10 +82,10 @@ def theirs(pixels: np.ndarray, found: Instances) -> bytes:
     return file.getvalue()
 
 
-def best(
+def fastest(
     side: Callable[[np.ndarray, Instances], bytes], found: Instances, repetitions: int
 ) -> tuple[float, int]:
-    """Processor seconds of the fastest run, and the file's bytes."""
+    """Processor seconds of the fastest run, and the size of its file in bytes."""
     pixels = photo(SIZE)
     seconds = []
     for _ in range(repetitions):
@@ -97,7 +96,7 @@ def best(
 
 
 def peak(found: Instances) -> int:
-    """Bytes that NumPy and Python hold at most while we draw; a stack of the masks alone would have 1.2 GB."""
+    """Peak memory of NumPy and Python while drawing, in bytes; a stack of the masks alone would take 1.2 GB."""
     pixels = photo(SIZE)
     tracemalloc.start()
     ours(pixels, found)
@@ -115,8 +114,8 @@ def main() -> None:
     for name, share in SHARES.items():
         found = instances(SIZE, share)
         areas = (found.boxes[:, 2:] - found.boxes[:, :2]).prod(dim=1).sum() / (SIZE[0] * SIZE[1])
-        quick, size = best(ours, found, 5)
-        slow, their_size = best(theirs, found, 1)
+        quick, size = fastest(ours, found, 5)
+        slow, their_size = fastest(theirs, found, 1)
         print(
             f"\n{INSTANCES} instances on {SIZE[1]} × {SIZE[0]}, {name}: {areas:.1f} × the image's area in boxes"
         )

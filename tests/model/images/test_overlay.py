@@ -1,4 +1,4 @@
-"""The picture with its instances drawn on it: what is painted, what stays untouched, and in which colours."""
+"""Drawing instances on an image: which pixels change, which stay, and in which colours."""
 
 from __future__ import annotations
 
@@ -45,17 +45,18 @@ def test_pixels_away_from_boxes_and_labels_are_untouched(masks: bool) -> None:
     before = photo(400, 600)
     after = overlay(before, instances_of((400, 600), [[300, 200, 380, 290]], masks=masks), {1: "dog"})
     touched = changed(before, after)
-    touched[160:300, 290:390] = False  # the box, and the label above it
+    # The box, and the label above it.
+    touched[160:300, 290:390] = False
     assert not touched.any()
 
 
-def test_the_image_that_came_in_is_not_drawn_on() -> None:
+def test_input_image_is_not_changed() -> None:
     before = photo(60, 60)
     overlay(before, instances_of((60, 60), [[10, 10, 50, 50]]), {})
     assert (before == GREY).all()
 
 
-def test_inside_a_mask_the_image_shines_through_the_category_s_colour() -> None:
+def test_mask_is_tinted_with_the_colour_of_its_category() -> None:
     after = overlay(photo(300, 300), instances_of((300, 300), [[50, 50, 250, 250]], [3]), {3: "car"})
     tinted, colour = after[150, 150].astype(int), np.array(colour_of(3))
     share = (tinted - GREY) / (colour - GREY)
@@ -65,11 +66,12 @@ def test_inside_a_mask_the_image_shines_through_the_category_s_colour() -> None:
 def test_a_mask_is_outlined_in_its_full_colour() -> None:
     after = overlay(photo(300, 300), instances_of((300, 300), [[50, 50, 250, 250]], [3]), {3: "car"})
     row = [tuple(pixel) for pixel in after[200].tolist()]
-    assert row.count(colour_of(3)) == 2  # one pixel a side at this size
+    # One pixel per side at this size.
+    assert row.count(colour_of(3)) == 2
     assert row[40] == row[260] == (GREY,) * 3
 
 
-def test_a_hole_in_a_mask_stays_free() -> None:
+def test_hole_in_a_mask_is_not_tinted() -> None:
     bitmap = np.ones((200, 200), np.bool_)
     bitmap[80:120, 80:120] = False
     before = photo(300, 300)
@@ -86,7 +88,7 @@ def test_without_masks_only_the_frame_of_the_box_is_drawn() -> None:
         assert tuple(after[row, column].tolist()) == colour_of(2)
 
 
-def test_a_small_instance_is_seen_on_top_of_a_large_one_that_scores_lower() -> None:
+def test_small_instance_is_drawn_over_a_large_one_whatever_their_scores() -> None:
     boxes = [[130, 130, 170, 170], [10, 10, 290, 290]]
     for order in ([0, 1], [1, 0]):
         both = instances_of((300, 300), [boxes[i] for i in order], [[5, 6][i] for i in order])
@@ -159,7 +161,8 @@ def test_labels_of_neighbours_do_not_cover_each_other() -> None:
     boxes = [[100.0 + i, 100.0 + i, 140.0 + i, 140.0 + i] for i in labels]
     alone = [label_pixels((300, 300), [b], [i], "dog")[0] for b, i in zip(boxes, labels, strict=True)]
     together = label_pixels((300, 300), boxes, labels, "dog")
-    assert (np.array(together) > 0.93 * np.array(alone)).all()  # other digits take more or less ink
+    # The digits of the score differ in ink.
+    assert (np.array(together) > 0.93 * np.array(alone)).all()
 
 
 def test_long_name_is_shortened_until_it_fits() -> None:
@@ -167,7 +170,7 @@ def test_long_name_is_shortened_until_it_fits() -> None:
     assert short < long < 100 * 20
 
 
-def test_labels_leave_most_of_a_crowded_picture_in_sight() -> None:
+def test_labels_cover_less_than_half_of_a_crowded_picture() -> None:
     boxes = [[x, y, x + 4.0, y + 4.0] for x in range(0, 120, 8) for y in range(0, 90, 8)]
     before = photo(96, 128)
     after = overlay(before, instances_of((96, 128), boxes, masks=False), {1: "person"})
@@ -216,7 +219,8 @@ VISION = {
 def test_first_eight_colours_are_told_apart_with_any_colour_vision(vision: str) -> None:
     seen = lab(np.array(PALETTE[:8]), VISION[vision])
     distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
-    assert min(distances) > 16  # CIE76; 2.3 is where people with normal vision begin to see a difference
+    # CIE76; 2.3 is the just noticeable difference of normal vision.
+    assert min(distances) > 16
 
 
 def test_no_colour_is_given_twice() -> None:

@@ -169,7 +169,7 @@ def test_colours_are_those_of_the_overlay(page: Page) -> None:
     )
     for number, (colour, ink) in enumerate(colours, 1):
         assert np.abs(np.subtract(colour, draw.colour_of(number))).max() <= 1  # Python rounds halves to even
-        assert (ink == "#000") == (draw._ink(draw.colour_of(number)) == (0, 0, 0))
+        assert (ink == "#000") == (draw._text_colour(draw.colour_of(number)) == (0, 0, 0))
 
 
 @pytest.mark.parametrize("line", [1, 3])
@@ -192,7 +192,7 @@ def test_at_full_size_outlines_are_those_of_the_overlay(page: Page, line: int) -
         whole = (slice(cut["top"], cut["top"] + rows), slice(cut["left"], cut["left"] + columns))
         kinds = np.array(cut["kinds"]).reshape(columns + 2 * margin, cut["rows"]).T
         kinds = kinds[margin : margin + rows, margin : margin + columns]
-        inside = draw._eroded(mask.astype(bool), line)
+        inside = draw._erode(mask.astype(bool), line)
         assert np.array_equal(kinds, (mask + inside)[whole])  # 0 outside, 1 at the edge, 2 inside
 
 
