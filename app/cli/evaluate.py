@@ -107,6 +107,6 @@ def calibrate(
 
     Models that `maskserve train` makes are calibrated already, on their training images.
     """
-    from app.commands.calibrate import run  # noqa: PLC0415 - imports torch
+    from app.commands.calibrate import run_calibration  # noqa: PLC0415 - imports torch
 
-    raise typer.Exit(run(model, images or [], out, read_settings().weights_dir))
+    raise typer.Exit(run_calibration(model, images or [], out, read_settings().weights_dir))

@@ -211,7 +211,7 @@ def train(
     # for nearly every step. Seen in one run on 2 cores: about 1.05 s a step before, 0.8 s after a restart with it;
     # other work shared the machine, so the gain was not measured by itself. Read at first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32768")
-    from app.commands.train import Start, run_training  # noqa: PLC0415 - imports torch
+    from app.commands.train import NetworkOptions, run_training  # noqa: PLC0415 - imports torch
 
     overrides = {
         "sizes": sizes,
@@ -239,5 +239,5 @@ def train(
         "patience": patience,
     }
     source = Source(data, images, validation, split, backgrounds, skip_damaged)
-    start = Start(architecture, pooling, masks, initial, backbone, channels, input_sides)
-    raise typer.Exit(run_training(source, out, start, device, overrides, recipe=recipe))
+    network = NetworkOptions(architecture, pooling, masks, initial, backbone, channels, input_sides)
+    raise typer.Exit(run_training(source, out, network, device, overrides, recipe=recipe))

@@ -1,4 +1,4 @@
-"""`maskserve calibrate`: measure on a few images what a model's activations reach, for `--precision int8`."""
+"""`maskserve calibrate`: measure the range of a model's activations on a few images, for `--precision int8`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def run(name: str, images: Sequence[Path], out: Path | None, weights_folder: Path) -> int:
-    """Write the model's file anew with the ranges measured on the images; the program's exit code.
+def run_calibration(name: str, images: Sequence[Path], out: Path | None, weights_folder: Path) -> int:
+    """Measure activation ranges on images and write them into the model's file; return the exit code.
 
-    images: files, and folders of which all images are taken; none for drawn scenes, which a model of drawn shapes was
-    trained on. out: the file to write; by default the model's own, or NAME.safetensors for one that has no such file.
+    Args:
+        name: a model's name or file.
+        images: image files and folders of them. A model of drawn shapes needs none: it is calibrated on drawn scenes.
+        out: the file to write. None overwrites the model's own file, or writes NAME.safetensors if it has none.
+        weights_folder: where downloaded weights are.
     """
     if name == zoo.AUTO:
-        return complain("say which model: a name from `maskserve weights list`, or a file", BAD_USAGE)
+        return complain("name a model: a name from `maskserve weights list`, or a file", BAD_USAGE)
     torch.set_num_threads(usable_cpus())
     try:
         network, model = zoo.load(name, weights_folder)
@@ -39,13 +42,13 @@ def run(name: str, images: Sequence[Path], out: Path | None, weights_folder: Pat
             return complain(f"{model.architecture.backbone} cannot run in int8; {INT8_BACKBONES}", BAD_FILE)
         if not images and model.categories != CATEGORIES:
             return complain(
-                f"give some images of the kind that {model.name} will see: maskserve calibrate {name} IMAGE…",
+                f"give images like those that {model.name} will segment: maskserve calibrate {name} IMAGE…",
                 BAD_USAGE,
             )
-        files = [file for path in images for file in files_of(path)]
+        files = [file for path in images for file in image_files(path)]
         if images and not files:
-            return complain(f"no image in {', '.join(map(str, images))}", BAD_USAGE)
-        pixels, count = (decoded(files), len(files)) if images else (examples(training()), IMAGES)
+            return complain(f"no images in {', '.join(map(str, images))}", BAD_USAGE)
+        pixels, count = (decode_files(files), len(files)) if images else (examples(training()), IMAGES)
         with progress_bar(transient=True) as bar:
             shown = bar.track(pixels, count, description="calibrating")
             model = replace(model, ranges=measured(network, model.architecture, shown))
@@ -60,18 +63,19 @@ def run(name: str, images: Sequence[Path], out: Path | None, weights_folder: Pat
     except OSError as error:
         return complain(file_error(error), BAD_FILE)
     typer.echo(
-        f"wrote {target}, calibrated on {count} images; serve it: maskserve serve --model {target} --precision int8"
+        f"wrote {target}, calibrated on {count} images; "
+        f"serve it with: maskserve serve --model {target} --precision int8"
     )
     return 0
 
 
-def files_of(path: Path) -> list[Path]:
-    """The image files that a path stands for: itself, or those in a folder."""
+def image_files(path: Path) -> list[Path]:
+    """The image files in a folder, or the path itself if it is not a folder."""
     return images_in(path) if path.is_dir() else [path]
 
 
-def decoded(files: Sequence[Path]) -> Iterator[np.ndarray]:
-    """The files' pixels. Raises OSError and ImageError, which names the file."""
+def decode_files(files: Sequence[Path]) -> Iterator[np.ndarray]:
+    """The pixels of each file. Raises OSError, or ImageError naming the file."""
     for file in files:
         try:
             yield decode(file.read_bytes())

@@ -1,4 +1,4 @@
-"""`maskserve evaluate`: how well a model does on drawn scenes or a labelled folder, in figures and pictures."""
+"""`maskserve evaluate`: the figures of a model on drawn scenes or a labelled folder, and plots of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from app.runtime.loading import LOAD_ERRORS
 from model.data import DatasetError
 from model.data.opening import open_dataset
 from model.data.shapes import held_out
-from model.evaluation.coco import FIGURES, Evaluation, evaluate, matching
+from model.evaluation.coco import FIGURES, Evaluation, evaluate, match_categories
+from model.evaluation.confusion import BACKGROUND
 from model.inference.engine import Engine
 from model.instances import Options
 
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
 
     from model.data import Dataset, Sample
     from model.evaluation.coco import Scores
-    from model.evaluation.confusion import Verdict
+    from model.evaluation.confusion import ImageScore
     from model.instances import Instances
 
-SAMPLES = 9  # pictures on the sheet of predictions
-WORST = 8  # images on the sheet of the worst
-SHOWN = ("AP", "AP50", "AP small", "AP medium", "AP large")  # of each category
+# Images on the sheet of predictions, and on that of the worst images.
+SAMPLE_COUNT = 9
+WORST_COUNT = 8
+# Columns of the tables by category.
+CATEGORY_COLUMNS = ("AP", "AP50", "AP small", "AP medium", "AP large")
 
 
 def run_evaluation(
@@ -47,38 +50,57 @@ def run_evaluation(
     as_json: bool,
     plots: Path | None,
 ) -> int:
-    """Evaluate a model and print its figures; the program's exit code."""
-    if (lacking := not_installed("pycocotools", *["matplotlib"] * (plots is not None))) is not None:
-        return complain(lacking, BAD_USAGE)
+    """Evaluate a model and print its figures; return the exit code.
+
+    Args:
+        model: a name from `maskserve weights list`, or a file.
+        source: the data to evaluate on.
+        device: where to run the model: "auto", "cpu", "cuda:0" …
+        precision: number format of the forward pass.
+        weights_folder: where downloaded weights are.
+        as_json: print JSON instead of tables.
+        plots: folder to draw plots into; None draws none.
+    """
+    packages = ("pycocotools",) if plots is None else ("pycocotools", "matplotlib")
+    if (missing := missing_packages(*packages)) is not None:
+        return complain(missing, BAD_USAGE)
     torch.set_num_threads(usable_cpus())
     try:
         engine = Engine.load(model, device=device, precision=precision, weights_folder=weights_folder)
-        dataset = measurable(source.data, source, boxes=engine.model.architecture.mask_convs == 0)
-        seen: list[tuple[Sample, Instances]] = []
-        evaluation = measure(engine, dataset, seen)
+        dataset = open_evaluation_data(source.data, source, boxes=engine.model.architecture.mask_convs == 0)
+        samples: list[tuple[Sample, Instances]] = []
+        evaluation = evaluate_with_progress(engine, dataset, samples)
         if plots is not None:
-            draw(evaluation, engine, dataset, seen, plots)
+            draw_plots(evaluation, engine, dataset, samples, plots)
     except (*LOAD_ERRORS, DatasetError) as error:
         typer.echo(str(error), err=True)
         return 1
     if as_json:
-        typer.echo(orjson.dumps(document(engine, evaluation), option=orjson.OPT_INDENT_2))
+        typer.echo(orjson.dumps(to_document(engine, evaluation), option=orjson.OPT_INDENT_2))
     else:
-        show(evaluation)
+        print_tables(evaluation)
     for reason in evaluation.unreadable:
-        typer.echo(f"left out: {reason}", err=True)
+        typer.echo(f"skipped: {reason}", err=True)
     return 0
 
 
-def not_installed(*packages: str) -> str | None:
-    """Which of these, which come with the extra `train`, are not there, and how to get them; None if all are."""
+def missing_packages(*packages: str) -> str | None:
+    """An error message if packages of the extra `train` are not installed, otherwise None."""
     if missing := [package for package in packages if find_spec(package) is None]:
-        return f"not installed: {', '.join(missing)}; get what this needs with pip install 'maskserve[train]'"
+        return f"not installed: {', '.join(missing)}; install with: pip install 'maskserve[train]'"
     return None
 
 
-def measurable(name: str, source: Source, *, boxes: bool = False) -> Dataset:
-    """The dataset of that name to measure on, read as `source` says. boxes: only those matter. Raises DatasetError."""
+def open_evaluation_data(name: str, source: Source, *, boxes: bool = False) -> Dataset:
+    """Open a dataset to evaluate on.
+
+    Args:
+        name: "shapes", or the path of a folder or a COCO JSON file.
+        source: how to read it.
+        boxes: only boxes are needed, not masks.
+
+    Raises DatasetError.
+    """
     if name == SHAPES:
         return held_out()
     return open_dataset(
@@ -91,104 +113,120 @@ def measurable(name: str, source: Source, *, boxes: bool = False) -> Dataset:
     )
 
 
-def measure(
-    engine: Engine, dataset: Dataset, seen: list[tuple[Sample, Instances]] | None = None
+def evaluate_with_progress(
+    engine: Engine, dataset: Dataset, samples: list[tuple[Sample, Instances]] | None = None
 ) -> Evaluation:
-    """Evaluate with a progress bar; the first few images and what was found in them are added to `seen`."""
+    """Evaluate with a progress bar.
+
+    Args:
+        engine: the model.
+        dataset: what to evaluate on.
+        samples: receives the first SAMPLE_COUNT images and their predictions at the default score threshold.
+
+    Raises DatasetError if no image can be read.
+    """
     with progress_bar() as bar:
         task = bar.add_task("evaluating", total=len(dataset))
 
-        def note(index: int, sample: Sample, _found: Instances) -> None:
+        def on_image(index: int, sample: Sample, _predicted: Instances) -> None:
             bar.update(task, completed=index + 1)
-            if seen is not None and len(seen) < SAMPLES:
-                seen.append((sample, engine.segment([sample.pixels], [Options()])[0]))
+            if samples is not None and len(samples) < SAMPLE_COUNT:
+                samples.append((sample, engine.segment([sample.pixels], [Options()])[0]))
 
-        return evaluate(engine, dataset, on_image=note)
+        return evaluate(engine, dataset, on_image=on_image)
 
 
-def draw(
+def draw_plots(
     evaluation: Evaluation,
     engine: Engine,
     dataset: Dataset,
-    seen: Sequence[tuple[Sample, Instances]],
+    samples: Sequence[tuple[Sample, Instances]],
     folder: Path,
 ) -> None:
-    """Curves, confusion, sample predictions and the worst images, as pictures in a folder."""
+    """Draw curves, the confusion matrix, sample predictions and the worst images into a folder.
+
+    Args:
+        evaluation: the figures.
+        engine: the model, which segments the worst images again.
+        dataset: what it was evaluated on.
+        samples: images and predictions for the sheet of samples.
+        folder: where to write the pictures; created if necessary.
+    """
     from model.evaluation import plots  # noqa: PLC0415 - imports matplotlib
 
     folder.mkdir(parents=True, exist_ok=True)
     plots.precision_recall(evaluation, folder / "precision_recall.png")
     plots.precision_recall_by_category(evaluation, folder / "precision_recall_by_category.png")
     plots.confusion_matrix(evaluation.confusion, folder / "confusion.png")
-    plots.sample_sheet(seen, engine.model.categories, folder / "samples.jpg")
-    ids = matching(engine.model.categories, dataset.categories)
-    wanted = Options(categories=frozenset(ids))
-    judged: list[tuple[Verdict, Sample, Instances]] = []
-    for verdict in evaluation.confusion.worst(WORST):
-        sample = dataset[verdict.index]
-        (found,) = engine.segment([sample.pixels], [wanted])
-        labels = torch.tensor([ids[label] for label in found.labels.tolist()], dtype=torch.int64)
-        judged.append((verdict, sample, replace(found, labels=labels)))
-    plots.worst_images(judged, dataset.categories, folder / "worst.jpg")
+    plots.sample_sheet(samples, engine.model.categories, folder / "samples.jpg")
+    ids = match_categories(engine.model.categories, dataset.categories)
+    options = Options(categories=frozenset(ids))
+    worst: list[tuple[ImageScore, Sample, Instances]] = []
+    for image in evaluation.confusion.worst(WORST_COUNT):
+        sample = dataset[image.index]
+        (predicted,) = engine.segment([sample.pixels], [options])
+        labels = torch.tensor([ids[label] for label in predicted.labels.tolist()], dtype=torch.int64)
+        worst.append((image, sample, replace(predicted, labels=labels)))
+    plots.worst_images(worst, dataset.categories, folder / "worst.jpg")
 
 
-def kinds(evaluation: Evaluation) -> dict[str, Scores]:
-    """The figures of boxes and, where there are any, of masks."""
+def scores_by_kind(evaluation: Evaluation) -> dict[str, Scores]:
+    """The figures of boxes and, if the model has masks, of masks."""
     return {"box": evaluation.box} | ({"mask": evaluation.mask} if evaluation.mask is not None else {})
 
 
-def document(engine: Engine, evaluation: Evaluation) -> dict[str, Any]:
-    """Everything that was measured, for programs."""
+def to_document(engine: Engine, evaluation: Evaluation) -> dict[str, Any]:
+    """The JSON report: all figures."""
     confusion = evaluation.confusion
-    made: dict[str, Any] = {
+    document: dict[str, Any] = {
         "model": engine.model.name,
         "precision": engine.precision,
         "images": evaluation.images,
         "objects": evaluation.objects,
         **{
             kind: {"figures": scores.figures, "per_category": scores.per_category}
-            for kind, scores in kinds(evaluation).items()
+            for kind, scores in scores_by_kind(evaluation).items()
         },
-        "confusion": {"names": [*confusion.names, "nothing"], "matrix": confusion.matrix.tolist()},
-        "worst": [asdict(verdict) for verdict in confusion.worst(WORST)],
-        "left_out": evaluation.unreadable,
+        "confusion": {"names": [*confusion.names, BACKGROUND], "matrix": confusion.matrix.tolist()},
+        "worst": [asdict(image) for image in confusion.worst(WORST_COUNT)],
+        "skipped": evaluation.unreadable,
     }
     if evaluation.cityscapes is not None:
-        made["cityscapes"] = asdict(evaluation.cityscapes)
-    return made
+        document["cityscapes"] = asdict(evaluation.cityscapes)
+    return document
 
 
-def show(evaluation: Evaluation) -> None:
-    """Print the twelve figures and the categories' AP, by size, as tables."""
+def print_tables(evaluation: Evaluation) -> None:
+    """Print COCO's twelve figures, AP by category, and the figures of Cityscapes if there are any."""
     console = Console()
-    scores = kinds(evaluation)
+    scores = scores_by_kind(evaluation)
     figures = Table(title=f"{evaluation.images} images, {evaluation.objects} objects")
     figures.add_column("")
     for name in scores:
         figures.add_column(name, justify="right")
     for figure in FIGURES:
-        figures.add_row(figure, *(number(s.figures[figure]) for s in scores.values()))
+        figures.add_row(figure, *(format_figure(s.figures[figure]) for s in scores.values()))
     console.print(figures)
-    for kind, found in scores.items():
+    for kind, own in scores.items():
         table = Table(title=f"{kind}, by category")
         table.add_column("category")
-        for figure in SHOWN:
+        for figure in CATEGORY_COLUMNS:
             table.add_column(figure, justify="right")
-        for category, values in found.per_category.items():
-            table.add_row(category, *(number(values[figure]) for figure in SHOWN))
+        for category, values in own.per_category.items():
+            table.add_row(category, *(format_figure(values[figure]) for figure in CATEGORY_COLUMNS))
         console.print(table)
     if evaluation.cityscapes is not None:
-        streets = evaluation.cityscapes
-        table = Table(title="masks by Cityscapes' own protocol")
+        cityscapes = evaluation.cityscapes
+        table = Table(title="masks, by the Cityscapes protocol")
         for heading in ("category", "AP", "AP50"):
             table.add_column(heading, justify="left" if heading == "category" else "right")
-        for category, (ap, ap50) in streets.per_category.items():
-            table.add_row(category, number(ap), number(ap50))
+        for category, (ap, ap50) in cityscapes.per_category.items():
+            table.add_row(category, format_figure(ap), format_figure(ap50))
         table.add_section()
-        table.add_row("mean", number(streets.ap), number(streets.ap50))
+        table.add_row("mean", format_figure(cityscapes.ap), format_figure(cityscapes.ap50))
         console.print(table)
 
 
-def number(value: float) -> str:
-    """A figure, or a dash where there was nothing to count."""
+def format_figure(value: float) -> str:
+    """A figure with four digits, or a dash if it is undefined: negative or NaN."""
     return f"{value:.4f}" if value >= 0 else "–"

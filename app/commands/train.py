@@ -1,4 +1,4 @@
-"""`maskserve train`: from a labelled folder, or drawn scenes, to a model to serve with its card."""
+"""`maskserve train`: from a labelled folder, or drawn scenes, to a weights file with a model card."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 import typer
 from rich.progress import MofNCompleteColumn, TextColumn
 
-from app.commands.evaluate import measurable, not_installed
-from app.commands.report import judged, report
+from app.commands.evaluate import missing_packages, open_evaluation_data
+from app.commands.report import report, validate
 from app.commands.source import SHAPES, Source
 from app.commands.terminal import BAD_USAGE, complain, progress_bar
 from app.runtime.cpus import usable_cpus
@@ -25,13 +25,12 @@ from model.data.shapes import Shapes, training
 from model.evaluation.card import hardware, versions
 from model.network.architecture import BACKBONES, C4, SMALL, V1, Architecture, ArchitectureError
 from model.network.build import build
-from model.training.initial import load_backbone, transferred, widened
+from model.training.initial import load_backbone, transfer, widen
 from model.training.parallel import Group, join, processes_here
 from model.training.recipe import RECIPES, Recipe, TrainingError
-from model.training.run_folder import claimed
+from model.training.run_folder import claim
 from model.training.train import train
-from model.zoo import catalogue as weights
-from model.zoo import model_file, zoo
+from model.zoo import catalogue, model_file, zoo
 from model.zoo.partial import digest
 
 if TYPE_CHECKING:
@@ -45,67 +44,84 @@ ERRORS = (*LOAD_ERRORS, DatasetError, TrainingError, ArchitectureError)
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """What is trained, and what it starts from."""
+class NetworkOptions:
+    """Which network is trained, and which weights it starts from."""
 
+    # A name that `choose_architecture` knows; not used with `initial`.
     architecture: str = "small"
+    # "align" or "pool".
     pooling: str = "align"
-    masks: str = "sigmoid"  # or "softmax", "agnostic", "none"
-    initial: str | None = None  # a model to go on from, by its name or file; its architecture is taken too
-    backbone: str | None = None  # "imagenet", or a file of a classifier's weights
-    channels: int | None = None  # of FPN and heads
-    input: tuple[int, int] | None = None  # shorter and longer side of what the model is used on
+    # "sigmoid", "softmax", "agnostic" or "none".
+    masks: str = "sigmoid"
+    # Name or file of a model to start from, with its architecture.
+    initial: str | None = None
+    # "imagenet", or the file of a classifier's weights.
+    backbone: str | None = None
+    # Of FPN and heads; None is the architecture's number.
+    channels: int | None = None
+    # Shorter and longer side that images are resized to in use, pixels; None is the architecture's.
+    input: tuple[int, int] | None = None
 
 
 def run_training(
-    source: Source, out: Path, start: Start, device: str, overrides: dict[str, Any], *, recipe: str = "small"
+    source: Source,
+    out: Path,
+    network: NetworkOptions,
+    device: str,
+    overrides: dict[str, Any],
+    *,
+    recipe: str = "small",
 ) -> int:
-    """Train, evaluate, and leave a model file with its card in the run folder; the program's exit code.
+    """Train, evaluate, and write a weights file with its card into the run folder; return the exit code.
 
-    overrides: what to change about the recipe of that name; None changes nothing.
+    Args:
+        source: the data to train and to evaluate on.
+        out: the run folder.
+        network: the network and its initial weights.
+        device: where to train, such as "cpu" or "cuda:0".
+        overrides: settings to replace in the recipe, by field name, and "sizes" as texts; None keeps the recipe's.
+        recipe: name of the recipe.
     """
-    if (lacking := not_installed("pycocotools", "matplotlib", "tensorboard")) is not None:
-        return complain(lacking, BAD_USAGE)
+    if (missing := missing_packages("pycocotools", "matplotlib", "tensorboard")) is not None:
+        return complain(missing, BAD_USAGE)
     torch.set_num_threads(max(1, usable_cpus() // processes_here()))
     group = Group()
     try:
         given = {name: value for name, value in overrides.items() if value is not None}
-        planned = recipe_named(recipe)
-        dataset = opened(source, boxes=start.masks == "none")
+        base = recipe_named(recipe)
+        dataset = open_training_data(source, boxes=network.masks == "none")
         on = source.measured_on
         facts: dict[str, Any] = {"hardware": hardware(device), "versions": versions(), "data": source.data}
         if on is not None:
             facts["validation"] = on
         if isinstance(dataset, Shapes) and dataset.photos:
             facts["backgrounds"] = f"{len(dataset.photos)} photos"
-        torch.manual_seed(given.get("seed", planned.seed))
-        base, network, origin = begun(start, dataset, recipe)
-        boxes = base.mask_convs == 0
-        if boxes and start.masks != "none":  # the model to go on from has no masks
-            dataset = opened(source, boxes=True)
-        measured = None if on is None else measurable(on, source, boxes=boxes)
+        torch.manual_seed(given.get("seed", base.seed))
+        architecture, initial, origin = initialize(network, dataset, recipe)
+        boxes = architecture.mask_convs == 0
+        if boxes and network.masks != "none":
+            # The model to start from has no masks.
+            dataset = open_training_data(source, boxes=True)
+        validation = None if on is None else open_evaluation_data(on, source, boxes=boxes)
         name = SHAPES if source.drawn else out.name
-        model = model_file.describe(name, base, dataset.categories, training=facts | origin)
-        if (wrong := model_file.fault(model)) is not None:  # or its file could not be read when all is done
-            raise TrainingError(f"a model of {source.data} cannot be served: {wrong}")
-        texts = given.pop("sizes", [])
-        sizes = sizes_by_step(texts, planned.min_sizes) if texts else {}
-        if recipe == "small":
-            sizes = {"max_size": base.max_size, **sizes_by_step(texts, scales(base))}
-        if start.backbone is None and start.initial is None:
-            sizes["frozen_stages"] = 0  # random numbers are not worth keeping
-        elif start.backbone is not None:
-            sizes["frozen_stages"] = 1  # as torchvision trains a pretrained backbone: three of four stages
-        if measured is None and given.get("validate_every"):
-            raise TrainingError("to validate on the way, --validation has to say on what")
+        model = model_file.describe(name, architecture, dataset.categories, training=facts | origin)
+        if (fault := model_file.fault(model)) is not None:
+            # Otherwise the file could not be read when the run is over.
+            raise TrainingError(f"a model of {source.data} cannot be served: {fault}")
+        final = replace(base, **choose_sizes(given.pop("sizes", []), base, architecture, recipe))
+        if network.initial is None:
+            # A pretrained backbone keeps its first stage, as in torchvision; random weights are all trained.
+            final = replace(final, frozen_stages=0 if network.backbone is None else 1)
+        if validation is None and given.get("validate_every"):
+            raise TrainingError("--validate-every needs --validation, the data to validate on")
         group, device = join(device)
-        final = replace(planned, **{**sizes, **given})
-        with claimed(out) if group.first else nullcontext():
+        final = replace(final, **given)
+        with claim(out) if group.first else nullcontext():
             path = run_with_progress(
-                dataset, model, final, out, device, initial=network, measured=measured, group=group
+                dataset, model, final, out, device, initial=initial, validation=validation, group=group
             )
             if group.first:
-                report(path, out, source, device, dataset=dataset, measured=measured)
+                report(path, out, source, device, dataset=dataset, validation=validation)
     except ERRORS as error:
         typer.echo(str(error), err=True)
         return 1
@@ -115,62 +131,74 @@ def run_training(
 
 
 def recipe_named(name: str) -> Recipe:
-    """A recipe of model/training/recipe.py. Raises TrainingError."""
+    """The recipe of that name. Raises TrainingError if there is none."""
     if name not in RECIPES:
-        raise TrainingError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+        raise TrainingError(f"no recipe {name!r}; choose one of {', '.join(RECIPES)}")
     return RECIPES[name]
 
 
-def begun(
-    start: Start, dataset: Dataset, recipe: str
+def initialize(
+    options: NetworkOptions, dataset: Dataset, recipe: str
 ) -> tuple[Architecture, nn.Module | None, dict[str, Any]]:
-    """The architecture, the network to start from if it is not random, and where that came from, for the file.
+    """Choose the architecture and load the initial weights.
 
-    Raises TrainingError, ArchitectureError, ModelError, WeightsError.
+    Returns the architecture; a network with the initial weights, or None for random weights; and the origin of the
+    weights, for the metadata of the file. Raises TrainingError, ArchitectureError, ModelError, WeightsError.
+
+    Args:
+        options: the network and its initial weights.
+        dataset: the data to train on; its categories become the network's.
+        recipe: name of the recipe.
     """
-    if start.initial is not None:
-        if start.backbone is not None:
-            raise TrainingError("a model to go on from has a backbone already: --initial or --backbone")
-        if (start.pooling, start.masks) != ("align", "sigmoid"):
-            raise TrainingError(
-                "a model to go on from has its own pooling and masks, which cannot be changed"
-            )
-        network, before = zoo.load(start.initial, weights.default_folder())
-        origin = {"initial": {"name": before.name, "sha256": before.sha256, "training": before.training}}
-        architecture = before.architecture
-        same = before.categories == tuple(dataset.categories)
-        if not same or before.labels != tuple(range(1, before.architecture.classes)):
-            network, architecture, known = transferred(network, before, dataset.categories)
-            new = [c.name for c in dataset.categories if c.name not in known]
-            typer.echo(
-                f"{before.name} knows {len(known)} of the {len(dataset.categories)} categories"
-                + (f"; these start from nothing: {', '.join(new)}" if new else ""),
-                err=True,
-            )
-        if start.channels is not None:
-            network, architecture = widened(network, architecture, start.channels)
-        return resized(architecture, start), network, origin
-    architecture = described(start, len(dataset.categories) + 1, recipe)
-    if start.backbone is None:
+    if options.initial is not None:
+        return _start_from_model(options.initial, options, dataset)
+    architecture = choose_architecture(options, len(dataset.categories) + 1, recipe)
+    if options.backbone is None:
         return architecture, None, {}
     network = build(architecture)
-    path = load_backbone(
-        network,
-        architecture,
-        start.backbone,
-        weights.default_folder(),
-        tell=lambda line: typer.echo(line, err=True),
+    path = Path(
+        load_backbone(
+            network,
+            architecture,
+            options.backbone,
+            catalogue.default_folder(),
+            tell=lambda line: typer.echo(line, err=True),
+        )
     )
-    return architecture, network, {"backbone": {"file": Path(path).name, "sha256": digest(Path(path))}}
+    return architecture, network, {"backbone": {"file": path.name, "sha256": digest(path)}}
 
 
-def opened(source: Source, *, boxes: bool = False) -> Dataset:
-    """The data to train on. boxes: the network learns only those. Raises DatasetError, TrainingError."""
+def _start_from_model(
+    name: str, options: NetworkOptions, dataset: Dataset
+) -> tuple[Architecture, nn.Module, dict[str, Any]]:
+    if options.backbone is not None:
+        raise TrainingError("--initial and --backbone exclude each other: a model includes its backbone")
+    if (options.pooling, options.masks) != ("align", "sigmoid"):
+        raise TrainingError("--initial excludes --pooling and --masks: a model keeps its own")
+    network, model = zoo.load(name, catalogue.default_folder())
+    origin = {"initial": {"name": model.name, "sha256": model.sha256, "training": model.training}}
+    architecture = model.architecture
+    same = model.categories == tuple(dataset.categories)
+    if not same or model.labels != tuple(range(1, model.architecture.classes)):
+        network, architecture, known = transfer(network, model, dataset.categories)
+        new = [c.name for c in dataset.categories if c.name not in known]
+        typer.echo(
+            f"{model.name} has {len(known)} of the {len(dataset.categories)} categories"
+            + (f"; these start from random weights: {', '.join(new)}" if new else ""),
+            err=True,
+        )
+    if options.channels is not None:
+        network, architecture = widen(network, architecture, options.channels)
+    return resize_input(architecture, options), network, origin
+
+
+def open_training_data(source: Source, *, boxes: bool = False) -> Dataset:
+    """The data to train on. boxes: only boxes are needed. Raises DatasetError, TrainingError."""
     if source.drawn:
         return training(source.backgrounds)
     if source.backgrounds is not None:
         raise TrainingError(
-            "backgrounds are for `shapes`; photos of your own without objects are images without annotations"
+            "--backgrounds is for --data shapes; in a labelled folder, add such photos as images without annotations"
         )
     return open_dataset(
         Path(source.data),
@@ -181,59 +209,82 @@ def opened(source: Source, *, boxes: bool = False) -> Dataset:
     )
 
 
-def resized(architecture: Architecture, start: Start) -> Architecture:
-    """With the sides of the input that were asked for."""
-    if start.input is None:
+def resize_input(architecture: Architecture, options: NetworkOptions) -> Architecture:
+    """The architecture with the input sides of the options, if they have any."""
+    if options.input is None:
         return architecture
-    return replace(architecture, min_size=start.input[0], max_size=start.input[1])
+    return replace(architecture, min_size=options.input[0], max_size=options.input[1])
 
 
-def described(start: Start, classes: int, recipe: str = "small") -> Architecture:
-    """`small`, a backbone with FPN and the paper's widths (resnet50), or the paper's C4 (resnet50-c4).
+def choose_architecture(options: NetworkOptions, classes: int, recipe: str = "small") -> Architecture:
+    """`small`; a backbone with FPN and the paper's widths, such as resnet50; or the paper's C4, such as resnet50-c4.
 
-    Norms are trained, unless the backbone is pretrained: then they are constants, as in the paper. Raises
-    ArchitectureError.
+    Norms are trained, except in a pretrained backbone, where they are constants, as in the paper. Raises
+    ArchitectureError for an unknown name.
+
+    Args:
+        options: the network.
+        classes: number of classes, with background.
+        recipe: name of the recipe; "cityscapes" sets the input sides of the paper's appendix A.
     """
-    name, c4 = start.architecture.removesuffix("-c4"), start.architecture.endswith("-c4")
-    norm = "batch" if start.backbone is None else "frozen"
-    if start.architecture == "small":
-        made = replace(SMALL, classes=classes, norm=norm)
+    name, c4 = options.architecture.removesuffix("-c4"), options.architecture.endswith("-c4")
+    norm = "batch" if options.backbone is None else "frozen"
+    if options.architecture == "small":
+        chosen = replace(SMALL, classes=classes, norm=norm)
     elif name not in BACKBONES:
         raise ArchitectureError(
-            f"no architecture {start.architecture!r}; there are small, {', '.join(BACKBONES)}, and resnet50-c4 or "
-            "another ResNet's"
+            f"no architecture {options.architecture!r}; choose one of small, {', '.join(BACKBONES)}, or a ResNet with "
+            "the suffix -c4, such as resnet50-c4"
         )
     else:
-        made = replace(C4 if c4 else V1, backbone=name, classes=classes, norm=norm, norm_eps=1e-5)
+        chosen = replace(C4 if c4 else V1, backbone=name, classes=classes, norm=norm, norm_eps=1e-5)
     if recipe == "cityscapes":
-        made = replace(made, min_size=1024, max_size=2048)  # the paper's, appendix A
-    made = resized(made, start)
-    if start.channels is not None:
-        made = replace(made, fpn_channels=start.channels, mask_channels=start.channels)
-    if start.masks == "none":
-        return replace(made, pooling=start.pooling, mask_convs=0)
-    return replace(made, pooling=start.pooling, masks=start.masks)
+        chosen = replace(chosen, min_size=1024, max_size=2048)
+    chosen = resize_input(chosen, options)
+    if options.channels is not None:
+        chosen = replace(chosen, fpn_channels=options.channels, mask_channels=options.channels)
+    if options.masks == "none":
+        return replace(chosen, pooling=options.pooling, mask_convs=0)
+    return replace(chosen, pooling=options.pooling, masks=options.masks)
+
+
+def choose_sizes(
+    texts: Sequence[str], base: Recipe, architecture: Architecture, recipe: str
+) -> dict[str, Any]:
+    """The recipe's fields about image sizes. `small` derives them from the architecture's input sides.
+
+    Args:
+        texts: the option --sizes; may be empty.
+        base: the recipe.
+        architecture: what is trained.
+        recipe: name of the recipe.
+    """
+    if recipe == "small":
+        return {"max_size": architecture.max_size, **sizes_by_step(texts, scales(architecture))}
+    return sizes_by_step(texts, base.min_sizes) if texts else {}
 
 
 def scales(architecture: Architecture) -> tuple[int, ...]:
-    """Shorter image sides to train at, around the one that the network is used at: ¾ to 13/12 of it.
-
-    None is above the longer side's limit, which no image exceeds anyway.
-    """
+    """Shorter image sides for training, from 9/12 to 13/12 of the architecture's, capped at the longer side's limit."""
     steps = (round(architecture.min_size * part / 12 / 32) for part in (9, 10, 11, 12, 13))
     return tuple(min(max(1, step) * 32, architecture.max_size) for step in steps)
 
 
-def sizes_by_step(texts: Sequence[str], usual: tuple[int, ...]) -> dict[str, Any]:
-    """The recipe's `min_sizes` and `later_sizes` from texts like "288,320" and "1000:384,416"; `usual` by default."""
-    later: dict[int, tuple[int, ...]] = {0: usual}
+def sizes_by_step(texts: Sequence[str], default: tuple[int, ...]) -> dict[str, Any]:
+    """Parse texts such as "288,320" and "1000:384,416" into the recipe's `min_sizes` and `later_sizes`.
+
+    default: `min_sizes` without a text that sets them. Raises TrainingError.
+    """
+    sizes: dict[int, tuple[int, ...]] = {0: default}
     for text in texts:
         step, _, numbers = text.rpartition(":")
         try:
-            later[int(step or 0)] = tuple(int(number) for number in numbers.split(","))
+            sizes[int(step or 0)] = tuple(int(number) for number in numbers.split(","))
         except ValueError:
-            raise TrainingError(f"sizes are like 288,320,352 or 1000:384,416, not {text!r}") from None
-    return {"min_sizes": later.pop(0), "later_sizes": tuple(sorted(later.items()))}
+            raise TrainingError(
+                f"--sizes takes numbers such as 288,320,352 or 1000:384,416, not {text!r}"
+            ) from None
+    return {"min_sizes": sizes.pop(0), "later_sizes": tuple(sorted(sizes.items()))}
 
 
 def run_with_progress(
@@ -244,12 +295,15 @@ def run_with_progress(
     device: str,
     *,
     initial: nn.Module | None = None,
-    measured: Dataset | None = None,
+    validation: Dataset | None = None,
     group: Group | None = None,
 ) -> Path:
-    """Train, showing the loss and the time left: a bar on a terminal, else a line every 100 steps."""
+    """Train, and show losses and remaining time: as a bar on a terminal, otherwise as a line every 100 steps.
+
+    The arguments are those of model.training.train.train; validation: the dataset to validate on.
+    """
     group = group if group is not None else Group()
-    begun_at, first = time.monotonic(), -1
+    started, first = time.monotonic(), -1
     losses_column = TextColumn("{task.fields[losses]}")
     with progress_bar(MofNCompleteColumn(), losses_column, hidden=not group.first) as bar:
         task = bar.add_task("training", total=recipe.steps, losses="")
@@ -260,12 +314,12 @@ def run_with_progress(
             text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
             bar.update(task, completed=step + 1, losses=text)
             if group.first and not bar.console.is_terminal and (step + 1) % 100 == 0:
-                pace = (time.monotonic() - begun_at) / (step + 1 - first)
+                pace = (time.monotonic() - started) / (step + 1 - first)
                 left = timedelta(seconds=round(pace * (recipe.steps - step - 1)))
                 typer.echo(f"step {step + 1}/{recipe.steps}, {left} left: {text}", err=True)
 
-        def judge(path: Path, steps: int) -> float:
-            return judged(path, steps, out, measured, device) if measured is not None else 0.0
+        def validate_file(path: Path, steps: int) -> float:
+            return validate(path, steps, out, validation, device) if validation is not None else 0.0
 
         return train(
             dataset,
@@ -275,6 +329,6 @@ def run_with_progress(
             device=device,
             initial=initial,
             on_step=show,
-            judge=judge if measured is not None else None,
+            validate=validate_file if validation is not None else None,
             group=group,
         )

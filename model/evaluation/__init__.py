@@ -1,1 +1,1 @@
-"""Evaluation protocols, and how their results are shown."""
+"""Evaluation protocols, and plots and model cards of their results."""

@@ -1,4 +1,4 @@
-"""The model card: what a model knows, how it was made, how well it does, and what it cannot do, as Markdown."""
+"""The model card, as Markdown: architecture, categories, data, training and figures of a model."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ if TYPE_CHECKING:
     from model.network.architecture import Architecture
     from model.zoo.model_file import Model
 
-SHOWN = ("AP", "AP50")  # of each category
+# Columns of the table by category.
+CATEGORY_COLUMNS = ("AP", "AP50")
 
 
 def hardware(device: str = "cpu") -> str:
-    """The processor or GPU that this process computes on, in words."""
+    """The GPU, or the processor and its number of threads, as text."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
+    except OSError:
+        # Not Linux.
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{torch.get_num_threads()} cores of {names[0] if names else platform.processor() or platform.machine()}"
 
 
 def versions() -> str:
-    """The libraries that decide about figures and pixels."""
+    """The versions of the libraries that figures depend on."""
     return f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
 
 
@@ -49,10 +51,16 @@ def card(
     measured_on: str,
     pictures: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """The card of a model that was trained here.
+    """The text of the card of a model that `maskserve train` made.
 
-    command: what was typed. data, measured_on: what it was trained and evaluated on, each a sentence.
-    pictures: caption and file name, relative to the card.
+    Args:
+        model: the description of the model.
+        evaluation: its figures, if it was evaluated.
+        log: the records of the run.
+        command: the command line of the run.
+        data: what the model was trained on.
+        measured_on: what the model was evaluated on.
+        pictures: captions and file names, relative to the card.
     """
     a = model.architecture
     recipe = model.training.get("recipe", {})
@@ -66,7 +74,7 @@ def card(
         f"{_network(a)} ({size:.1f} million parameters)",
         f"for {len(model.categories)} categories: {names}.",
         "",
-        "## How it was made",
+        "## Training",
         "",
         f"- Data: {data}",
         f"- Command: `{command}`",
@@ -77,7 +85,7 @@ def card(
         "",
     ]
     if evaluation is not None:
-        lines += ["## How well it does", "", f"Measured on {measured_on}, by pycocotools.", ""]
+        lines += ["## Figures", "", f"Measured on {measured_on} with pycocotools.", ""]
         lines += [*_figures(evaluation), "", *_categories(evaluation), ""]
     for caption, name in pictures:
         lines += [f"![{caption}]({name})", "", f"*{caption}*", ""]
@@ -85,7 +93,7 @@ def card(
 
 
 def _network(a: Architecture) -> str:
-    """What it is, in words."""
+    """The architecture, as text."""
     kind = "A Mask R-CNN" if a.mask_convs else "A Faster R-CNN, without masks,"
     body = f"{a.backbone} with a {a.fpn_channels}-channel FPN" if a.pyramid else f"{a.backbone}-C4"
     parts = [body] + ["RoIPool"] * (a.pooling == "pool")
@@ -93,25 +101,25 @@ def _network(a: Architecture) -> str:
     return f"{kind} on a {', '.join(parts)}"
 
 
-def _kinds(evaluation: Evaluation) -> dict[str, Scores]:
+def _scores_by_kind(evaluation: Evaluation) -> dict[str, Scores]:
     return {"box": evaluation.box} | ({"mask": evaluation.mask} if evaluation.mask is not None else {})
 
 
 def _figures(evaluation: Evaluation) -> list[str]:
     rows = ["| | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 1) + "|"]
-    for kind, scores in _kinds(evaluation).items():
+    for kind, scores in _scores_by_kind(evaluation).items():
         rows.append(f"| {kind} | " + " | ".join(_number(scores.figures[name]) for name in FIGURES) + " |")
     return rows
 
 
 def _categories(evaluation: Evaluation) -> list[str]:
-    kinds = _kinds(evaluation)
+    kinds = _scores_by_kind(evaluation)
     rows = [
-        "| category | " + " | ".join(f"{kind} {name}" for kind in kinds for name in SHOWN) + " |",
-        "|---" * (1 + len(SHOWN) * len(kinds)) + "|",
+        "| category | " + " | ".join(f"{kind} {name}" for kind in kinds for name in CATEGORY_COLUMNS) + " |",
+        "|---" * (1 + len(CATEGORY_COLUMNS) * len(kinds)) + "|",
     ]
     for name in evaluation.box.per_category:
-        cells = [_number(s.per_category[name][figure]) for s in kinds.values() for figure in SHOWN]
+        cells = [_number(s.per_category[name][figure]) for s in kinds.values() for figure in CATEGORY_COLUMNS]
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return rows
 

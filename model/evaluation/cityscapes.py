@@ -1,7 +1,7 @@
-"""Cityscapes' instance AP, as its own evaluation script counts it (Cordts et al., "The Cityscapes Dataset", 4.2).
+"""Cityscapes' instance AP, equal to its own evaluation script (Cordts et al., "The Cityscapes Dataset", section 4.2).
 
-It differs from COCO's: every detection stands for a mask of its own, regions of objects that nobody could tell apart
-and void pixels are no errors, and precision is integrated step by step instead of at 101 recalls.
+It differs from COCO's AP: a detection may overlap several objects, groups of objects and void pixels excuse a
+detection, and the area under the precision-recall curve is a sum over all scores instead of 101 recalls.
 """
 
 from __future__ import annotations
@@ -21,67 +21,76 @@ if TYPE_CHECKING:
 
     from model.instances import Instances
 
-OVERLAPS = np.arange(0.5, 1.0, 0.05)
-LEAST_REGION = 100  # pixels; smaller objects are neither asked for nor errors where they are found
+IOU_THRESHOLDS = np.arange(0.5, 1.0, 0.05)
+# Pixels. Smaller objects need not be found, and finding them is no error.
+MIN_REGION_SIZE = 100
 
 
 @dataclass(frozen=True, slots=True)
 class CityscapesScores:
-    """AP over ten overlaps and AP at 50 %, 0 to 1; NaN for a category without objects."""
+    """AP over ten IoU thresholds and AP at IoU 0.5, from 0 to 1; NaN for a category without objects."""
 
     ap: float
     ap50: float
-    per_category: dict[str, tuple[float, float]]  # name → (AP, AP50)
+    # Name → AP and AP at IoU 0.5.
+    per_category: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Region:
-    """One object of the ground truth, or a group of them."""
+    """One object of the ground truth, or a group of objects."""
 
-    number: int  # its value in the instance map
+    # Its value in the map of instance ids.
+    number: int
     pixels: int
 
 
 @dataclass(slots=True)
-class _Found:
-    """One detection and the regions of its category that it touches."""
+class _Detection:
+    """One detection, and its intersections with regions of its category."""
 
     score: float
     pixels: int
-    void: int  # of them on void
-    shared: dict[int, int] = field(default_factory=dict)  # region's number → pixels in common
+    # Pixels on void.
+    void: int
+    # Number of a region → pixels in common.
+    intersections: dict[int, int] = field(default_factory=dict)
 
 
 class CityscapesAp:
-    """Takes one image after the other, and has the figures in the end."""
+    """Accumulates images, and computes the figures of all of them."""
 
     def __init__(self) -> None:
-        # category id → for each image its regions and detections
-        self._images: dict[int, list[tuple[list[_Region], list[_Found]]]] = {c.id: [] for c in CATEGORIES}
+        # Category id → regions and detections of each image.
+        self._images: dict[int, list[tuple[list[_Region], list[_Detection]]]] = {c.id: [] for c in CATEGORIES}
 
-    def add(self, instance_ids: NDArray[np.int32], found: Instances, ids: dict[int, int]) -> None:
-        """Count one image.
+    def add(self, instance_ids: NDArray[np.int32], predicted: Instances, ids: dict[int, int]) -> None:
+        """Add one image.
 
-        instance_ids: [H, W] as *_gtFine_instanceIds.png has them. found: with masks. ids: the model's category ids →
-        Cityscapes' label ids; other detections do not count.
+        Args:
+            instance_ids: [H, W], the contents of *_gtFine_instanceIds.png.
+            predicted: the model's instances, with masks.
+            ids: the model's category ids → Cityscapes' label ids. Instances of other categories do not count.
+
+        Raises ValueError for instances without masks.
         """
         numbers, counts = np.unique(instance_ids, return_counts=True)
         regions = [_Region(int(n), int(c)) for n, c in zip(numbers, counts, strict=True)]
-        detections: dict[int, list[_Found]] = {category.id: [] for category in CATEGORIES}
-        for label, detection in _detections(instance_ids, found, ids):
+        detections: dict[int, list[_Detection]] = {category.id: [] for category in CATEGORIES}
+        for label, detection in _detections(instance_ids, predicted, ids):
             detections[label].append(detection)
         for category in CATEGORIES:
             own = [r for r in regions if _label(r.number) == category.id]
             self._images[category.id].append((own, detections[category.id]))
 
     def scores(self) -> CityscapesScores:
-        """The figures of all images so far."""
-        table = np.array(  # [categories, overlaps]
+        """The figures of all images that were added."""
+        table = np.array(
             [
-                [_average_precision(self._images[category.id], overlap) for overlap in OVERLAPS]
+                [_average_precision(self._images[category.id], iou) for iou in IOU_THRESHOLDS]
                 for category in CATEGORIES
             ]
-        )
+        )  # [categories, thresholds]
         per_category = {
             category.name: (_mean(row), float(row[0]))
             for category, row in zip(CATEGORIES, table, strict=True)
@@ -94,73 +103,75 @@ def _label(number: int) -> int:
 
 
 def _mean(values: NDArray[np.float64]) -> float:
-    counted = values[~np.isnan(values)]
-    return float(counted.mean()) if counted.size else float("nan")
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else float("nan")
 
 
 def _detections(
-    instance_ids: NDArray[np.int32], found: Instances, ids: dict[int, int]
-) -> Iterator[tuple[int, _Found]]:
-    """Each detection with any pixels, under its Cityscapes label id."""
-    if found.probabilities is None:
-        raise ValueError("Cityscapes' instance AP is about masks, and these detections have none")
-    pasted = crops(found.probabilities, found.boxes, found.size)
-    for label, score, crop in zip(found.labels.tolist(), found.scores.tolist(), pasted, strict=True):
+    instance_ids: NDArray[np.int32], predicted: Instances, ids: dict[int, int]
+) -> Iterator[tuple[int, _Detection]]:
+    """Cityscapes' label id and the detection, for each instance whose mask is not empty."""
+    if predicted.probabilities is None:
+        raise ValueError("Cityscapes' instance AP needs masks, and these instances have none")
+    masks = crops(predicted.probabilities, predicted.boxes, predicted.size)
+    for label, score, crop in zip(predicted.labels.tolist(), predicted.scores.tolist(), masks, strict=True):
         if label not in ids or not crop.bitmap.any():
             continue
         height, width = crop.bitmap.shape
         under = instance_ids[crop.top : crop.top + height, crop.left : crop.left + width][crop.bitmap]
         numbers, counts = np.unique(under, return_counts=True)
-        detection = _Found(score, len(under), int(counts[np.isin(numbers, VOID)].sum()))
+        detection = _Detection(score, len(under), int(counts[np.isin(numbers, VOID)].sum()))
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
             if _label(number) == ids[label]:
-                detection.shared[number] = count
+                detection.intersections[number] = count
         yield ids[label], detection
 
 
-def _average_precision(images: list[tuple[list[_Region], list[_Found]]], least: float) -> float:
-    """Of one category at one overlap; NaN where there is no object."""
+def _average_precision(images: list[tuple[list[_Region], list[_Detection]]], threshold: float) -> float:
+    """AP of one category at one IoU threshold; NaN without objects."""
     true, scores, missed = [], [], 0
-    objects = detections = False
-    for regions, found in images:
-        wanted = [r for r in regions if r.number >= FIRST_INSTANCE and r.pixels >= LEAST_REGION]
-        objects, detections = objects or bool(wanted), detections or bool(found)
-        for region in wanted:
-            matching = sorted((f.score for f in found if _overlap(f, region) > least), reverse=True)
+    any_objects = any_detections = False
+    for regions, detections in images:
+        objects = [r for r in regions if r.number >= FIRST_INSTANCE and r.pixels >= MIN_REGION_SIZE]
+        any_objects, any_detections = any_objects or bool(objects), any_detections or bool(detections)
+        for region in objects:
+            matching = sorted((d.score for d in detections if _iou(d, region) > threshold), reverse=True)
             missed += not matching
-            # The surest detection counts; the others of the same object are errors.
+            # The detection with the highest score counts; other detections of the same object are errors.
             true += [1.0 if rank == 0 else 0.0 for rank in range(len(matching))]
             scores += matching
-        for detection in found:
-            if any(_overlap(detection, region) > least for region in regions):
+        for detection in detections:
+            if any(_iou(detection, region) > threshold for region in regions):
                 continue
             excused = detection.void
             for region in regions:
-                shared = detection.shared.get(region.number, 0)
-                # A region that is a group and small counts twice, as in the original.
-                excused += shared * (region.number < FIRST_INSTANCE) + shared * (region.pixels < LEAST_REGION)
-            if excused / detection.pixels <= least:
+                shared = detection.intersections.get(region.number, 0)
+                # A region that is both a group and small counts twice, as in the original script.
+                excused += shared * (region.number < FIRST_INSTANCE)
+                excused += shared * (region.pixels < MIN_REGION_SIZE)
+            if excused / detection.pixels <= threshold:
                 true.append(0.0)
                 scores.append(detection.score)
-    if not objects:
+    if not any_objects:
         return float("nan")
-    if not detections:
+    if not any_detections:
         return 0.0
-    return _integrated(np.array(true), np.array(scores), missed)
+    return _integrate(np.array(true), np.array(scores), missed)
 
 
-def _overlap(detection: _Found, region: _Region) -> float:
-    shared = detection.shared.get(region.number, 0)
+def _iou(detection: _Detection, region: _Region) -> float:
+    shared = detection.intersections.get(region.number, 0)
     return shared / (region.pixels + detection.pixels - shared)
 
 
-def _integrated(true: NDArray[np.float64], scores: NDArray[np.float64], missed: int) -> float:
-    """The area under precision and recall, each step weighted by half the recall on both sides of it."""
+def _integrate(true: NDArray[np.float64], scores: NDArray[np.float64], missed: int) -> float:
+    """The area under the precision-recall curve, by the original script's central differences of recall."""
     if not len(scores):
         return 0.0
     order = np.argsort(scores)
     _, first = np.unique(scores[order], return_index=True)
-    before = np.append(0.0, np.cumsum(true[order]))[first]  # [T] objects found only below a threshold
+    # Matched objects whose score is below each distinct score.
+    before = np.append(0.0, np.cumsum(true[order]))[first]  # [T]
     hits = true.sum() - before
     precision = np.append(hits / (len(scores) - first), 1.0)
     recall = np.append(hits / max(true.sum() + missed, 1), 0.0)

@@ -1,7 +1,7 @@
-"""COCO AP and AR of a model on a dataset, through the same engine that serves.
+"""Evaluation of a model on a dataset, through the same engine that serves: COCO's AP and AR.
 
-The protocol is COCO's (cocodataset.org, "Detection Evaluation"), and pycocotools does the counting; it comes with
-the extra `train`. Cityscapes is measured by its own protocol besides, see cityscapes_ap.py.
+The protocol is COCO's (cocodataset.org, "Detection Evaluation"), computed by pycocotools, which comes with the extra
+`train`. On Cityscapes, cityscapes.py adds the figures of its own protocol.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from model.evaluation.cityscapes import CityscapesScores
     from model.inference.engine import Engine
 
-# pycocotools' twelve figures, in its order: IoU, object area, detections per image.
+# pycocotools' twelve figures, in its order.
 FIGURES = (
     "AP",
     "AP50",
@@ -44,39 +44,45 @@ FIGURES = (
     "AR large",
 )
 
-# Those that make sense of a single category.
+# Those that are defined for a single category.
 CATEGORY_FIGURES = (*FIGURES[:6], "AR 100")
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """How well boxes, or masks, agree with the annotations; all from 0 to 1, -1 where there is nothing to count."""
+    """Figures of boxes, or of masks, from 0 to 1; -1 if there are no objects to count."""
 
-    figures: dict[str, float]  # by FIGURES
-    per_category: dict[str, dict[str, float]]  # name → figures by CATEGORY_FIGURES
-    precision: (
-        np.ndarray
-    )  # [10, 101, K] at IoU .5:.05:.95, recall 0:.01:1, each category; all areas, 100 detections
+    # By FIGURES.
+    figures: dict[str, float]
+    # Category name → figures by CATEGORY_FIGURES.
+    per_category: dict[str, dict[str, float]]
+    # At IoU .5:.05:.95, recall 0:.01:1 and each category, for all areas and 100 detections.
+    precision: np.ndarray  # [10, 101, K]
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a model scored on a dataset."""
+    """The figures of a model on a dataset."""
 
     images: int
-    objects: int  # annotated, without crowds
+    # Annotated objects, without crowds.
+    objects: int
     box: Scores
-    mask: Scores | None  # None for a model without masks
-    confusion: Confusion  # at a score of 0.5, and what was wrong in each image
-    cityscapes: CityscapesScores | None = None  # of a model with masks, on Cityscapes
-    unreadable: tuple[str, ...] = ()  # images that were left out, and why
+    # None for a model without masks.
+    mask: Scores | None
+    # At a score of 0.5.
+    confusion: Confusion
+    # Only for a model with masks on Cityscapes.
+    cityscapes: CityscapesScores | None = None
+    # Images that were skipped, and why.
+    unreadable: tuple[str, ...] = ()
 
     def ap(self) -> dict[str, float]:
-        """The figures that a weights file carries."""
-        found = {"box": self.box.figures["AP"], "box50": self.box.figures["AP50"]}
+        """The figures that are stored in a weights file."""
+        figures = {"box": self.box.figures["AP"], "box50": self.box.figures["AP50"]}
         if self.mask is not None:
-            found |= {"mask": self.mask.figures["AP"], "mask50": self.mask.figures["AP50"]}
-        return {name: round(value, 4) for name, value in found.items()}
+            figures |= {"mask": self.mask.figures["AP"], "mask50": self.mask.figures["AP50"]}
+        return {name: round(value, 4) for name, value in figures.items()}
 
 
 def evaluate(
@@ -85,20 +91,26 @@ def evaluate(
     *,
     on_image: Callable[[int, Sample, Instances], None] | None = None,
 ) -> Evaluation:
-    """Segment every image of a dataset, one at a time, and compare.
+    """Segment every image of a dataset, one at a time, and compare the instances with the annotations.
 
-    A detection's category counts by its name in the dataset, so that a model may number its categories otherwise;
-    instances of categories that the dataset does not have are left out. on_image gets each index, sample and result.
-    An image that cannot be read is left out and named in the result. Raises DatasetError if none can be.
+    Categories are matched by name, so that a model may number them differently. Instances of categories that the
+    dataset lacks do not count.
+
+    Args:
+        engine: the model.
+        dataset: the annotated images. Unreadable ones are skipped and listed in the result.
+        on_image: is called with each index, sample and prediction.
+
+    Raises DatasetError if no image can be read.
     """
-    ids = matching(engine.model.categories, dataset.categories)
+    ids = match_categories(engine.model.categories, dataset.categories)
     options = Options(score_threshold=0.0, categories=frozenset(ids))
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     masks = engine.model.architecture.mask_convs > 0
     confusion = Confusion(dataset.categories)
-    streets = CityscapesAp() if isinstance(dataset, Cityscapes) and masks else None
+    cityscapes = CityscapesAp() if isinstance(dataset, Cityscapes) and masks else None
     unreadable: list[str] = []
     for index in range(len(dataset)):
         try:
@@ -108,39 +120,45 @@ def evaluate(
             continue
         height, width = sample.pixels.shape[:2]
         images.append({"id": sample.image_id, "height": height, "width": width})
-        true = dataset.annotations(sample)
-        annotations += true
-        found = engine.segment([sample.pixels], [options])[0]
-        masks = masks and found.probabilities is not None
-        records = coco_results(found, sample.image_id, ids)
+        truth = dataset.annotations(sample)
+        annotations += truth
+        predicted = engine.segment([sample.pixels], [options])[0]
+        masks = masks and predicted.probabilities is not None
+        records = coco_results(predicted, sample.image_id, ids)
         results += records
-        confusion.add(index, true, records, "segm" if masks else "bbox")
-        if streets is not None and isinstance(dataset, Cityscapes):
-            streets.add(dataset.instance_ids(index), found, ids)
+        confusion.add(index, truth, records, "segm" if masks else "bbox")
+        if cityscapes is not None and isinstance(dataset, Cityscapes):
+            cityscapes.add(dataset.instance_ids(index), predicted, ids)
         if on_image is not None:
-            on_image(index, sample, found)
+            on_image(index, sample, predicted)
     if not images:
-        raise DatasetError(unreadable[0] if unreadable else "the dataset has no images to measure on")
-    truth = coco_document(images, annotations, dataset.categories)
+        raise DatasetError(unreadable[0] if unreadable else "the dataset has no images to evaluate on")
+    document = coco_document(images, annotations, dataset.categories)
     return Evaluation(
         images=len(images),
         objects=sum(not a.get("iscrowd") for a in annotations),
-        box=score(truth, results, "bbox"),
-        mask=score(truth, results, "segm") if masks else None,
+        box=score(document, results, "bbox"),
+        mask=score(document, results, "segm") if masks else None,
         confusion=confusion,
-        cityscapes=streets.scores() if streets is not None else None,
+        cityscapes=cityscapes.scores() if cityscapes is not None else None,
         unreadable=tuple(unreadable),
     )
 
 
-def matching(own: tuple[Category, ...], theirs: tuple[Category, ...]) -> dict[int, int]:
-    """The model's category ids → the dataset's, by name."""
+def match_categories(own: tuple[Category, ...], theirs: tuple[Category, ...]) -> dict[int, int]:
+    """The ids of the model's categories → the ids of the dataset's categories of the same name."""
     by_name = {category.name: category.id for category in theirs}
     return {category.id: by_name[category.name] for category in own if category.name in by_name}
 
 
 def coco_results(instances: Instances, image_id: int, ids: dict[int, int]) -> list[dict[str, Any]]:
-    """Unrounded COCO results records of one image. ids: the model's category ids → the annotations'."""
+    """COCO results records of one image, unrounded.
+
+    Args:
+        instances: the predictions.
+        image_id: of the image in the annotations.
+        ids: the model's category ids → those of the annotations.
+    """
     sides = instances.boxes[:, 2:] - instances.boxes[:, :2]
     records: list[dict[str, Any]] = [
         {
@@ -165,41 +183,49 @@ def coco_results(instances: Instances, image_id: int, ids: dict[int, int]) -> li
 
 
 def score(truth: dict[str, Any], results: list[dict[str, Any]], kind: str) -> Scores:
-    """The twelve figures of results against a COCO instances document; kind: "bbox" or "segm"."""
-    from pycocotools.coco import COCO  # noqa: PLC0415 - of the extra `train`; the service runs without it
+    """Compute COCO's figures with pycocotools.
+
+    Args:
+        truth: a document in COCO's instances format.
+        results: COCO results records.
+        kind: "bbox" or "segm".
+    """
+    from pycocotools.coco import COCO  # noqa: PLC0415 - comes with the extra `train`
     from pycocotools.cocoeval import COCOeval  # noqa: PLC0415 - likewise
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
+    # pycocotools prints its progress.
+    with contextlib.redirect_stdout(io.StringIO()):
         annotated = COCO()
         annotated.dataset = truth
         annotated.createIndex()
-        # loadRes refuses an empty list, which is an honest result of a model that finds nothing.
-        # For masks it must not see the boxes, or it takes an object's area from them.
+        # From records with boxes, loadRes takes the area of a mask from its box.
         hidden = {"segm": "bbox", "bbox": "segmentation"}[kind]
         kept = [{k: v for k, v in r.items() if k != hidden} for r in results]
-        found = annotated.loadRes(kept) if kept else COCO()
-        if not results:
-            found.dataset = {**truth, "annotations": []}
-            found.createIndex()
-        counting = COCOeval(annotated, found, kind)
-        counting.evaluate()
-        counting.accumulate()
-        counting.summarize()
-    precision: np.ndarray = counting.eval["precision"][
-        :, :, :, :, 2
-    ]  # [10, 101, K, 4]: all, small, medium, large
-    recall: np.ndarray = counting.eval["recall"][:, :, 0, 2]  # [10, K]
+        predicted = annotated.loadRes(kept) if kept else COCO()
+        if not kept:
+            # loadRes rejects an empty list, which a model without any detection produces.
+            predicted.dataset = {**truth, "annotations": []}
+            predicted.createIndex()
+        evaluator = COCOeval(annotated, predicted, kind)
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    # The areas are: all, small, medium, large. The last axis of pycocotools' arrays is the detections per image, of
+    # which index 2 is 100.
+    precision: np.ndarray = evaluator.eval["precision"][:, :, :, :, 2]  # [10, 101, K, 4]
+    recall: np.ndarray = evaluator.eval["recall"][:, :, 0, 2]  # [10, K]
     names = {c["id"]: str(c["name"]) for c in truth["categories"]}
     per_category = {}
-    for k, number in enumerate(counting.params.catIds):
-        parts = [precision[:, :, k, 0], precision[0, :, k, 0], precision[5, :, k, 0]]  # all, IoU .5, IoU .75
+    for k, number in enumerate(evaluator.params.catIds):
+        # AP, AP at IoU 0.5 and AP at IoU 0.75.
+        parts = [precision[:, :, k, 0], precision[0, :, k, 0], precision[5, :, k, 0]]
         parts += [precision[:, :, k, area] for area in (1, 2, 3)]
         values = [_mean(part) for part in (*parts, recall[:, k])]
         per_category[names[number]] = dict(zip(CATEGORY_FIGURES, values, strict=True))
-    figures = dict(zip(FIGURES, (float(value) for value in counting.stats), strict=True))
+    figures = dict(zip(FIGURES, (float(value) for value in evaluator.stats), strict=True))
     return Scores(figures, per_category, precision[:, :, :, 0])
 
 
-def _mean(counts: np.ndarray) -> float:
-    counted = counts[counts > -1]
-    return float(counted.mean()) if counted.size else -1.0
+def _mean(values: np.ndarray) -> float:
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else -1.0

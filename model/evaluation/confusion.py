@@ -1,6 +1,6 @@
-"""What a model mistakes for what, and in which images it does worst: every detection beside the object that it covers.
+"""The confusion matrix of a detector, and the quality of each image.
 
-One picture of the model at the threshold that people serve it with, where AP averages over all thresholds.
+It shows the model at the score threshold of the service, whereas AP averages over all thresholds.
 """
 
 from __future__ import annotations
@@ -15,84 +15,99 @@ if TYPE_CHECKING:
 
     from model.data import Category
 
-LEAST_SCORE = 0.5  # the service's default
-LEAST_OVERLAP = 0.5
+# The service's default.
+SCORE_THRESHOLD = 0.5
+IOU_THRESHOLD = 0.5
+# Row of detections without an object, and column of objects without a detection.
+BACKGROUND = "background"
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """How one image went."""
+class ImageScore:
+    """What was right and wrong in one image."""
 
-    index: int  # in the dataset
-    quality: float  # panoptic quality (Kirillov et al., "Panoptic Segmentation", section 4.2), 0 to 1
-    found: int  # objects with a detection of their own category
+    # In the dataset.
+    index: int
+    # Panoptic quality (Kirillov et al., "Panoptic Segmentation", section 4.2) over all categories together, 0 to 1.
+    quality: float
+    # Objects with a detection of their category.
+    found: int
+    # Objects without a detection of any category.
     missed: int
-    misclassified: int  # detections that cover an object of another category
-    false_positive: int  # detections that cover none
+    # Detections that match an object of another category.
+    misclassified: int
+    # Detections that match no object.
+    false_positive: int
 
 
 class Confusion:
-    """Counts objects by their category and that of the detection that covers them."""
+    """Counts objects by their category and the category of the detection that matches them."""
 
     def __init__(self, categories: Sequence[Category]) -> None:
         self.names = tuple(category.name for category in categories)
         self._row = {category.id: n for n, category in enumerate(categories)}
-        # [K + 1, K + 1]: rows are what is there, columns what was found; the last of each is "nothing".
-        self.matrix = np.zeros((len(categories) + 1, len(categories) + 1), np.int64)
-        self.verdicts: list[Verdict] = []
+        # Rows are true categories, columns predicted ones; the last of each is BACKGROUND.
+        self.matrix = np.zeros((len(categories) + 1, len(categories) + 1), np.int64)  # [K + 1, K + 1]
+        self.images: list[ImageScore] = []
 
     def add(
         self, index: int, objects: Sequence[dict[str, Any]], detections: Sequence[dict[str, Any]], kind: str
     ) -> None:
         """Count one image.
 
-        objects: COCO annotations, masks as RLE. detections: COCO results, best first. kind: "bbox" or "segm", what to
-        compare. A detection takes the object that it overlaps most, of any category, if no better one did; what
-        covers a crowd is neither right nor wrong.
+        A detection is matched with the object of any category that it overlaps most, unless a detection with a higher
+        score has that object. Detections on crowds do not count.
+
+        Args:
+            index: of the image in the dataset.
+            objects: COCO annotations, masks as RLE.
+            detections: COCO results, in descending score.
+            kind: "bbox" or "segm", what to compare.
         """
-        from pycocotools import mask as coco  # noqa: PLC0415 - of the extra `train`; the service runs without it
+        from pycocotools import mask as coco  # noqa: PLC0415 - comes with the extra `train`
 
         key = {"bbox": "bbox", "segm": "segmentation"}[kind]
-        sure = [d for d in detections if d["score"] >= LEAST_SCORE]
+        confident = [d for d in detections if d["score"] >= SCORE_THRESHOLD]
         true = [a for a in objects if not a.get("iscrowd")]
         crowds = [a for a in objects if a.get("iscrowd")]
-        theirs = [a[key] for a in (*true, *crowds)]
-        shape = len(sure), len(theirs)
-        overlaps = np.zeros(shape)  # [D, G]
+        annotated = [a[key] for a in (*true, *crowds)]
+        shape = len(confident), len(annotated)
+        ious = np.zeros(shape)  # [D, G]
         if min(shape):
-            flags = [0] * len(true) + [1] * len(
-                crowds
-            )  # a crowd's overlap is the part of the detection inside it
-            overlaps = np.asarray(coco.iou([d[key] for d in sure], theirs, flags))
-        nothing = len(self.names)
-        taken: set[int] = set()
+            # For a crowd, pycocotools returns the fraction of the detection that is inside it.
+            crowd_flags = [0] * len(true) + [1] * len(crowds)
+            ious = np.asarray(coco.iou([d[key] for d in confident], annotated, crowd_flags))
+        background = len(self.names)
+        matched: set[int] = set()
         right, quality, misclassified, false_positive = 0, 0.0, 0, 0
-        for detection, row in zip(sure, overlaps, strict=True):
+        for detection, row in zip(confident, ious, strict=True):
             column = self._row[detection["category_id"]]
-            free = [n for n in np.argsort(-row[: len(true)], kind="stable").tolist() if n not in taken]
-            if free and row[free[0]] >= LEAST_OVERLAP:
-                taken.add(free[0])
+            free = [n for n in np.argsort(-row[: len(true)], kind="stable").tolist() if n not in matched]
+            if free and row[free[0]] >= IOU_THRESHOLD:
+                matched.add(free[0])
                 own = self._row[true[free[0]]["category_id"]]
                 self.matrix[own, column] += 1
                 right += own == column
                 misclassified += own != column
                 quality += float(row[free[0]]) * (own == column)
-            elif not (row[len(true) :] >= LEAST_OVERLAP).any():
-                self.matrix[nothing, column] += 1
+            elif not (row[len(true) :] >= IOU_THRESHOLD).any():
+                self.matrix[background, column] += 1
                 false_positive += 1
         for number, annotation in enumerate(true):
-            if number not in taken:
-                self.matrix[self._row[annotation["category_id"]], nothing] += 1
-        missed = len(true) - len(taken)
-        # A mistaken detection is one found too much and one object missed.
+            if number not in matched:
+                self.matrix[self._row[annotation["category_id"]], background] += 1
+        missed = len(true) - len(matched)
+        # A misclassified detection counts as a false positive and as a missed object.
         weight = right + (false_positive + misclassified) / 2 + (missed + misclassified) / 2
-        self.verdicts.append(
-            Verdict(index, quality / weight if weight else 1.0, right, missed, misclassified, false_positive)
+        self.images.append(
+            ImageScore(
+                index, quality / weight if weight else 1.0, right, missed, misclassified, false_positive
+            )
         )
 
-    def worst(self, count: int) -> list[Verdict]:
-        """The images of least quality, the worst first; of those alike the one with more errors."""
+    def worst(self, count: int) -> list[ImageScore]:
+        """The images with the lowest quality, the worst first; at equal quality the one with more errors first."""
         ranked = sorted(
-            self.verdicts, key=lambda v: (v.quality, -(v.missed + v.misclassified + v.false_positive))
+            self.images, key=lambda i: (i.quality, -(i.missed + i.misclassified + i.false_positive))
         )
-        return [verdict for verdict in ranked if verdict.quality < 1][:count]
+        return [image for image in ranked if image.quality < 1][:count]

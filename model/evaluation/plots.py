@@ -1,4 +1,4 @@
-"""Pictures of a training run and of an evaluation: loss curves, precision against recall, confusion, images."""
+"""Plots of training and evaluation: losses, precision against recall, confusion matrix, sheets of images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from model.evaluation.confusion import LEAST_OVERLAP, LEAST_SCORE
+from model.evaluation.confusion import BACKGROUND, IOU_THRESHOLD, SCORE_THRESHOLD
 from model.images.overlay import overlay
 from model.instances import Instances
 from model.masks.paste import Crop
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
     from model.data import Category, Sample
     from model.evaluation.coco import Evaluation, Scores
-    from model.evaluation.confusion import Confusion, Verdict
+    from model.evaluation.confusion import Confusion, ImageScore
 
-WINDOW = 101  # steps that a curve is smoothed over
+# Steps over which a curve is smoothed.
+WINDOW = 101
 
 
 def training_curve(log: Sequence[dict[str, float]], path: Path) -> None:
-    """Each loss term and the learning rate against the step, from a run's log, as a PNG."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - of the extra `train`; the service runs without it
+    """Plot each loss term and the learning rate of a run against the step, as a PNG."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - comes with the extra `train`
 
     steps = [record["step"] for record in log]
     figure = Figure(figsize=(9, 4.5), layout="constrained")
@@ -37,7 +38,7 @@ def training_curve(log: Sequence[dict[str, float]], path: Path) -> None:
     for term in (*TERMS.values(), "L"):
         values = [record[term] for record in log if term in record]
         if values:
-            axes.plot(steps, smoothed(values), label=term, linewidth=2.2 if term == "L" else 1.4)
+            axes.plot(steps, smooth(values), label=term, linewidth=2.2 if term == "L" else 1.4)
     axes.set(xlabel="step", ylabel=f"loss (mean of {WINDOW} steps)", yscale="log", title="Training")
     axes.grid(alpha=0.3)
     axes.legend(ncols=3, frameon=False)
@@ -47,8 +48,8 @@ def training_curve(log: Sequence[dict[str, float]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def smoothed(values: Sequence[float]) -> np.ndarray:
-    """The mean over WINDOW steps around each; fewer at the ends."""
+def smooth(values: Sequence[float]) -> np.ndarray:
+    """The mean over WINDOW steps around each step; over fewer at both ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     centre = np.arange(len(values))
     low, high = np.maximum(centre - WINDOW // 2, 0), np.minimum(centre + WINDOW // 2 + 1, len(values))
@@ -57,7 +58,7 @@ def smoothed(values: Sequence[float]) -> np.ndarray:
 
 
 def precision_recall(evaluation: Evaluation, path: Path) -> None:
-    """Precision against recall at five IoU thresholds, boxes and masks, means over the categories, as a PNG."""
+    """Plot precision against recall at five IoU thresholds, as means over the categories, as a PNG."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
 
     kinds: dict[str, Scores] = {"boxes": evaluation.box}
@@ -68,9 +69,10 @@ def precision_recall(evaluation: Evaluation, path: Path) -> None:
     for axes, (kind, scores) in zip(
         np.atleast_1d(figure.subplots(1, len(kinds))), kinds.items(), strict=True
     ):
-        for row in (0, 5, 7, 8, 9):  # IoU .5, .75, .85, .9, .95
-            counted = np.ma.masked_less(scores.precision[row], 0).mean(1)
-            axes.plot(recall, counted, label=f"IoU {0.5 + 0.05 * row:.2f}")
+        # IoU 0.5, 0.75, 0.85, 0.9 and 0.95.
+        for row in (0, 5, 7, 8, 9):
+            defined = np.ma.masked_less(scores.precision[row], 0).mean(1)
+            axes.plot(recall, defined, label=f"IoU {0.5 + 0.05 * row:.2f}")
         axes.set(
             xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02),
             title=f"{kind}: AP {scores.figures['AP']:.3f}, AP50 {scores.figures['AP50']:.3f}",
@@ -81,9 +83,12 @@ def precision_recall(evaluation: Evaluation, path: Path) -> None:
 
 
 def precision_recall_by_category(evaluation: Evaluation, path: Path, most: int = 40) -> None:
-    """A small diagram for each category, masks where there are any, at IoU 0.5 and 0.75, as a PNG.
+    """Plot precision against recall for each category, at IoU 0.5 and 0.75, as a PNG.
 
-    most: of more categories, those of least AP are drawn.
+    Args:
+        evaluation: the figures; masks are plotted if there are any, otherwise boxes.
+        path: the file to write.
+        most: the largest number of categories; if there are more, those with the lowest AP are plotted.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
 
@@ -112,10 +117,10 @@ def precision_recall_by_category(evaluation: Evaluation, path: Path, most: int =
 
 
 def confusion_matrix(confusion: Confusion, path: Path) -> None:
-    """How often objects of a category (rows) were found as which (columns), as a PNG; shares of each row."""
+    """Plot a confusion matrix as a PNG: counts, coloured by their share of the row."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
 
-    names = [*confusion.names, "nothing"]
+    names = [*confusion.names, BACKGROUND]
     totals = confusion.matrix.sum(1, keepdims=True)
     shares = confusion.matrix / np.maximum(totals, 1)
     side = max(4.5, 0.42 * len(names) + 2)
@@ -124,8 +129,11 @@ def confusion_matrix(confusion: Confusion, path: Path) -> None:
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="found", ylabel="there", title=f"Score ≥ {LEAST_SCORE}, IoU ≥ {LEAST_OVERLAP}: counts")
-    if len(names) <= 30:  # beyond that they are too small to read
+    axes.set(
+        xlabel="predicted", ylabel="true", title=f"Counts at score ≥ {SCORE_THRESHOLD}, IoU ≥ {IOU_THRESHOLD}"
+    )
+    # With more categories the numbers would be too small to read.
+    if len(names) <= 30:
         for row, column in np.argwhere(confusion.matrix).tolist():
             ink = "white" if shares[row, column] > 0.5 else "black"
             axes.text(
@@ -141,26 +149,34 @@ def confusion_matrix(confusion: Confusion, path: Path) -> None:
 
 
 def worst_images(
-    judged: Sequence[tuple[Verdict, Sample, Instances]], categories: Sequence[Category], path: Path
+    images: Sequence[tuple[ImageScore, Sample, Instances]], categories: Sequence[Category], path: Path
 ) -> None:
-    """The annotated objects of each image on the left, the detections on the right, and a line on what is wrong."""
+    """Draw annotated objects (left) and predictions (right) of each image, below a line with its errors.
+
+    Args:
+        images: scores, samples and predictions.
+        categories: those of the dataset.
+        path: the file to write.
+    """
     names = {category.id: category.name for category in categories}
     side, gap, line = 520, 8, 22
-    sheet = Image.new("RGB", (2 * side + gap, len(judged) * (side + gap + line) or 1), "white")
+    sheet = Image.new("RGB", (2 * side + gap, len(images) * (side + gap + line) or 1), "white")
     top = 0
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(14)
-    for verdict, sample, instances in judged:
-        wrong = [
+    for score, sample, predicted in images:
+        errors = [
             f"{count} {word}"
             for count, word in (
-                (verdict.missed, "missed"),
-                (verdict.misclassified, "mistaken"),
-                (verdict.false_positive, "invented"),
+                (score.missed, "missed"),
+                (score.misclassified, "misclassified"),
+                (score.false_positive, "false positive"),
             )
             if count
         ]
-        text = f"image {sample.image_id}: quality {verdict.quality:.2f}, {verdict.found} found, {', '.join(wrong)}"
+        text = (
+            f"image {sample.image_id}: quality {score.quality:.2f}, {score.found} found, {', '.join(errors)}"
+        )
         draw.text((2, top + 3), text, fill="black", font=font)
         true = Instances(
             (int(sample.pixels.shape[0]), int(sample.pixels.shape[1])),
@@ -171,7 +187,7 @@ def worst_images(
         )
         pictures = (
             overlay(sample.pixels, true, names, list(true_crops(sample))),
-            overlay(sample.pixels, instances, names),
+            overlay(sample.pixels, predicted, names),
         )
         height = 0
         for column, pixels in enumerate(pictures):
@@ -184,19 +200,30 @@ def worst_images(
 
 
 def true_crops(sample: Sample) -> Iterator[Crop]:
-    """The annotated masks of a sample as crops, to be drawn."""
+    """The annotated masks of a sample, each cropped to its box."""
     for mask, (x0, y0, x1, y1) in zip(sample.masks, sample.boxes.astype(int).tolist(), strict=True):
         yield Crop(x0, y0, mask[y0:y1, x0:x1].astype(bool))
 
 
 def sample_sheet(
-    found: Sequence[tuple[Sample, Instances]], categories: Sequence[Category], path: Path, *, columns: int = 3
+    samples: Sequence[tuple[Sample, Instances]],
+    categories: Sequence[Category],
+    path: Path,
+    *,
+    columns: int = 3,
 ) -> None:
-    """Predictions drawn on their images, side by side on one sheet."""
+    """Draw predictions on their images, side by side on one sheet.
+
+    Args:
+        samples: images and predictions.
+        categories: those of the model.
+        path: the file to write.
+        columns: images per row.
+    """
     names = {category.id: category.name for category in categories}
     side, gap = 420, 8
     tiles = []
-    for sample, instances in found:
+    for sample, instances in samples:
         tile = Image.fromarray(overlay(sample.pixels, instances, names))
         tile.thumbnail((side, side), Image.Resampling.LANCZOS)
         tiles.append(tile)

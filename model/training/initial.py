@@ -1,6 +1,4 @@
-"""What a network starts from instead of random weights: a backbone from ImageNet, or a detector with other categories
-or fewer channels.
-"""
+"""Initial weights other than random ones: a backbone from ImageNet, or a detector with other categories or channels."""
 
 from __future__ import annotations
 
@@ -34,10 +32,11 @@ if TYPE_CHECKING:
     from model.zoo.model_file import Model
 
 IMAGENET = "imagenet"
-_HASHED = re.compile(r"-([0-9a-f]{8,64})\.pth$")  # as torchvision names its files: …-0676ba61.pth
+# torchvision's file names contain a hash: resnet50-0676ba61.pth.
+_HASH = re.compile(r"-([0-9a-f]{8,64})\.pth$")
 
-# Tensors with a row, or four, for each class.
-_BY_CLASS = {
+# Layers with rows for each class → how many rows.
+_ROWS_PER_CLASS = {
     "roi_heads.box_predictor.cls_score": 1,
     "roi_heads.box_predictor.bbox_pred": 4,
     "roi_heads.mask_predictor.mask_fcn_logits": 1,
@@ -52,11 +51,17 @@ def load_backbone(
     *,
     tell: Tell = lambda _line: None,
 ) -> str:
-    """Put classification weights into a detector's backbone, and return the path of the file that they came from.
+    """Load a classifier's weights into the backbone of a detector; return the path of their file.
 
-    source: "imagenet" for torchvision's (fetched into `folder` where they are not there), or a file of that network's
-    state dict: safetensors, or torchvision's .pth, whose name has its hash. No other pickle is read.
-    Raises ModelError, or model.zoo.download.WeightsError.
+    Args:
+        network: the detector, changed in place.
+        architecture: its architecture.
+        source: "imagenet" for torchvision's weights, or the path of a classifier's state dict: a safetensors file, or
+            a .pth whose name contains its hash, as torchvision's do. Other pickles are never read.
+        folder: where torchvision's weights are, or are downloaded to.
+        tell: is called with lines about the download.
+
+    Raises ModelError if the weights do not fit, or model.zoo.download.WeightsError.
     """
     path = _imagenet(architecture, folder, tell) if source == IMAGENET else Path(source).expanduser()
     tensors = _backbone_tensors(path)
@@ -70,8 +75,8 @@ def load_backbone(
         wrong = [n for n in own if prefix + n in tensors and own[n].shape != tensors[prefix + n].shape]
         if missing or wrong:
             raise ModelError(
-                f"{path}: not the weights of a {architecture.backbone} ({len(missing)} tensors missing, {len(wrong)} "
-                f"of another shape; the first is {prefix}{(missing or wrong)[0]})"
+                f"{path}: not the weights of a {architecture.backbone}: {len(missing)} tensors are missing and "
+                f"{len(wrong)} have another shape; the first is {prefix}{(missing or wrong)[0]}"
             )
         module.load_state_dict({n: tensors[prefix + n] for n in own if prefix + n in tensors}, strict=False)
     return str(path)
@@ -83,84 +88,99 @@ def _imagenet(architecture: Architecture, folder: Path, tell: Tell) -> Path:
         name = "vgg16_bn"
     url = str(torchvision.models.get_model_weights(name).IMAGENET1K_V1.url)
     file = url.rpartition("/")[2]
-    hashed = _HASHED.search(file)
+    hashed = _HASH.search(file)
     if hashed is None:
-        raise ModelError(f"{url}: its name has no hash to check it by")
+        raise ModelError(f"{url}: the file name has no hash to verify the file with")
     download(url, folder / file, hashed[1], tell=tell)
     return folder / file
 
 
 def _backbone_tensors(path: Path) -> dict[str, Tensor]:
-    """By the names of torchvision's classifiers, without "features." in front."""
+    """A classifier's tensors by torchvision's names, without the prefix "features."."""
     if not path.is_file():
-        raise ModelError(f"{path}: there is no such file")
+        raise ModelError(f"{path}: no such file")
     try:
         if path.suffix == ".pth":
-            hashed = _HASHED.search(path.name)
+            hashed = _HASH.search(path.name)
             if hashed is None:
                 raise ModelError(
-                    f"{path}: a .pth is a pickle, and only read where its name has its hash, as torchvision's have "
-                    "(resnet50-0676ba61.pth); convert it to safetensors"
+                    f"{path}: a .pth file is a pickle, which is only read if its name has its hash, like torchvision's "
+                    "resnet50-0676ba61.pth; convert it to safetensors"
                 )
             verify(path, hashed[1])
             tensors = torch.load(path, map_location="cpu", weights_only=True)
         else:
             tensors = load_file(path)
     except (SafetensorError, RuntimeError, EOFError, UnpicklingError, OSError, DamagedWeightsError) as error:
-        raise ModelError(f"{path}: not readable as a backbone's weights ({first_line(error)})") from error
+        raise ModelError(f"{path}: cannot be read as weights of a backbone ({first_line(error)})") from error
     return {str(n).removeprefix("features."): t for n, t in tensors.items() if hasattr(t, "shape")}
 
 
-def transferred(
+def transfer(
     network: nn.Module, model: Model, categories: Sequence[Category]
 ) -> tuple[nn.Module, Architecture, list[str]]:
-    """The same network for other categories: those that it knows by name keep what they learned of themselves.
+    """Copy a detector for other categories; return the copy, its architecture and the names that both have.
 
-    Everything that is not of a single class is kept, and so is what background is; what is new starts from random
-    numbers. Returns the network, its architecture, and the names that were known.
+    Categories that the model has by the same name keep their weights, as do background and all layers that classes
+    share. The weights of new categories are random.
+
+    Args:
+        network: the detector.
+        model: its description, with categories and labels.
+        categories: those of the copy.
     """
     architecture = replace(model.architecture, classes=len(categories) + 1)
-    made = build(architecture)
+    copy = build(architecture)
     known = {c.name: label for c, label in zip(model.categories, model.labels, strict=True)}
-    before = {0: 0} | {n: known[c.name] for n, c in enumerate(categories, start=1) if c.name in known}
-    old, state = network.state_dict(), made.state_dict()
+    # New label → old label; 0 is background.
+    sources = {0: 0} | {n: known[c.name] for n, c in enumerate(categories, start=1) if c.name in known}
+    old, state = network.state_dict(), copy.state_dict()
     for name, tensor in state.items():
-        rows = _BY_CLASS.get(name.rpartition(".")[0])
-        if rows is None or tensor.shape[0] == rows:  # one mask for all classes has no rows of theirs
+        rows = _ROWS_PER_CLASS.get(name.rpartition(".")[0])
+        # A class-agnostic mask layer has the rows of a single class.
+        if rows is None or tensor.shape[0] == rows:
             state[name] = old[name]
             continue
-        for new, label in before.items():
+        for new, label in sources.items():
             tensor[new * rows : (new + 1) * rows] = old[name][label * rows : (label + 1) * rows]
-    made.load_state_dict(state)
-    return made, architecture, [c.name for c in categories if c.name in known]
+    copy.load_state_dict(state)
+    return copy, architecture, [c.name for c in categories if c.name in known]
 
 
-def widened(network: nn.Module, architecture: Architecture, channels: int) -> tuple[nn.Module, Architecture]:
-    """The same function with more channels in FPN and heads, to go on training with.
+def widen(network: nn.Module, architecture: Architecture, channels: int) -> tuple[nn.Module, Architecture]:
+    """Copy a detector with more channels in FPN and heads, computing the same; return copy and architecture.
 
-    The new ones hold random numbers that nothing reads yet: their weights in the old channels' next layers are 0
-    (after Chen, Goodfellow and Shlens, "Net2Net", 2016, which doubles channels instead). Raises ArchitectureError.
+    The new channels have random weights, and the weights that read them are 0. (Chen, Goodfellow and Shlens,
+    "Net2Net", 2016, duplicate channels instead.)
+
+    Args:
+        network: the detector.
+        architecture: its architecture, which must have an FPN.
+        channels: of FPN and heads in the copy, at least as many as now.
+
+    Raises ArchitectureError.
     """
     least = max(architecture.fpn_channels, architecture.mask_channels)
     if not architecture.pyramid or channels < least:
         raise ArchitectureError(
-            f"a network is only widened if it has a pyramid, and to no less than it has ({least}): {channels}"
+            f"only a network with an FPN can be widened, and only to its own {least} channels or more, not {channels}"
         )
     wide = replace(architecture, fpn_channels=channels, mask_channels=channels)
-    made = build(wide)
-    swapped = {f"{name}.weight" for name, m in made.named_modules() if isinstance(m, nn.ConvTranspose2d)}
-    old, state = network.state_dict(), made.state_dict()
+    copy = build(wide)
+    transposed = {f"{name}.weight" for name, m in copy.named_modules() if isinstance(m, nn.ConvTranspose2d)}
+    old, state = network.state_dict(), copy.state_dict()
     for name, tensor in state.items():
         if tensor.shape == old[name].shape:
             tensor.copy_(old[name])
             continue
-        if tensor.dim() == 1:  # a bias or a norm
+        # A bias or a norm.
+        if tensor.dim() == 1:
             tensor[: len(old[name])] = old[name]
             continue
-        # [outputs, inputs, …]. A fully connected layer's inputs are channels × bins, so the old ones lead there too.
-        ours, theirs = (t.transpose(0, 1) if name in swapped else t for t in (tensor, old[name]))
-        outputs, inputs = theirs.shape[:2]
-        ours[:outputs, inputs:] = 0
-        ours[:outputs, :inputs] = theirs
-    made.load_state_dict(state)
-    return made, wide
+        # Inputs of a fully connected layer are channels × bins, so that the old ones come first there too.
+        new, before = (t.transpose(0, 1) if name in transposed else t for t in (tensor, old[name]))
+        outputs, inputs = before.shape[:2]  # [outputs, inputs, …]
+        new[:outputs, inputs:] = 0
+        new[:outputs, :inputs] = before
+    copy.load_state_dict(state)
+    return copy, wide

@@ -1,4 +1,4 @@
-"""A run's folder: what it was started with, its log and TensorBoard events, its checkpoint."""
+"""The run folder: settings, log, TensorBoard events and checkpoint of a training run."""
 
 from __future__ import annotations
 
@@ -26,31 +26,40 @@ if TYPE_CHECKING:
     from model.zoo import model_file
 
 CHECKPOINT, LOG, SETTINGS, EVENTS = "checkpoint.pt", "log.jsonl", "settings.json", "events"
-HOLDS = {"step", "network", "average", "optimizer"}  # what a checkpoint has at least
-# What torch.load was seen to raise for a checkpoint cut short or with other bytes in it, and what other documents do.
-DAMAGE = (RuntimeError, UnpicklingError, EOFError, LookupError, ValueError, TypeError, AttributeError)
+# Keys that every checkpoint has.
+CHECKPOINT_KEYS = {"step", "network", "average", "optimizer"}
+# Errors that torch.load raises for truncated, corrupted and unrelated files, by experiment.
+LOAD_FAILURES = (RuntimeError, UnpicklingError, EOFError, LookupError, ValueError, TypeError, AttributeError)
 
 
-def claimed(run: Path) -> AbstractContextManager[None]:
-    """Make the folder and hold it while inside.
+def claim(run: Path) -> AbstractContextManager[None]:
+    """Create the folder and lock it for the duration of the context.
 
-    Raises TrainingError where it cannot be made, and on entering if another process or thread holds it.
+    Raises TrainingError if it cannot be created, and on entering if another process or thread has locked it.
     """
 
     def refuse() -> NoReturn:
-        raise TrainingError(f"{run}: another process trains in it; wait for its end, or name another folder")
+        raise TrainingError(
+            f"{run}: another process is training here; wait until it ends, or choose another folder"
+        )
 
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrainingError(f"{run}: cannot be made a run folder: {error.strerror}") from error
+        raise TrainingError(f"{run}: cannot create the run folder: {error.strerror}") from error
     return locked(run / "run", refuse)
 
 
-def keep_settings(run: Path, model: model_file.Model, recipe: Recipe, *, write: bool = True) -> None:
-    """Write what the run was started with, and refuse to resume a run of something else.
+def record_settings(run: Path, model: model_file.Model, recipe: Recipe, *, write: bool = True) -> None:
+    """Write the settings of a run, after checking that they fit the checkpoint in the folder, if there is one.
 
-    Raises TrainingError for that, and for a folder whose checkpoint or settings are damaged.
+    Args:
+        run: the run folder.
+        model: what is trained; its `training` names data and initial weights.
+        recipe: the settings of the run.
+        write: False only checks.
+
+    Raises TrainingError if the folder holds a run with other settings, or its checkpoint or settings are damaged.
     """
     settings = {
         "architecture": model.architecture.to_dict(),
@@ -65,18 +74,18 @@ def keep_settings(run: Path, model: model_file.Model, recipe: Recipe, *, write: 
     path = run / SETTINGS
     checkpoint = load_checkpoint(run, "cpu", mmap=True)
     if checkpoint is not None:
-        otherwise = f"delete {run / CHECKPOINT} to start anew, or name another folder"
+        remedy = f"delete {run / CHECKPOINT} to start over, or choose another folder"
         try:
             before = json.loads(path.read_text())
             recipe_before = Recipe(**{k: _tuples(v) for k, v in before["recipe"].items()})
-            alike = recipe.begins_like(recipe_before, checkpoint["step"])
+            alike = recipe.matches_until(recipe_before, checkpoint["step"])
         except FileNotFoundError:
             raise TrainingError(
-                f"{path}: missing, but there is a checkpoint beside it; {otherwise}"
+                f"{path}: missing, although there is a checkpoint beside it; {remedy}"
             ) from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise TrainingError(
-                f"{path}: damaged, or of another version ({error!r:.200}); {otherwise}"
+                f"{path}: damaged, or written by another version ({error!r:.200}); {remedy}"
             ) from error
         changed = []
         if not alike:
@@ -89,14 +98,14 @@ def keep_settings(run: Path, model: model_file.Model, recipe: Recipe, *, write: 
         changed += [f"the {key}" for key in whole if before.get(key, settings[key]) != settings[key]]
         if changed:
             raise TrainingError(
-                f"{run} holds a run with other settings ({', '.join(changed)}); name another folder to start anew"
+                f"{run} holds a run with other settings ({', '.join(changed)}); choose another folder"
             )
     if write:
-        _put(path, settings)
+        _write_json(path, settings)
 
 
-def keep_environment(run: Path, device: str, processes: int) -> None:
-    """Write what the run ran on, and with which command, to environment.json; a resumed run adds to it."""
+def record_environment(run: Path, device: str, processes: int) -> None:
+    """Append the command, hardware and versions of this start of the run to environment.json."""
     path = run / "environment.json"
     entry = {
         "command": sys.argv,
@@ -113,61 +122,72 @@ def keep_environment(run: Path, device: str, processes: int) -> None:
     }
     try:
         before = json.loads(path.read_text()) if path.exists() else []
-        _put(path, [*before, entry])
+        _write_json(path, [*before, entry])
     except (ValueError, TypeError, RecursionError) as error:
-        raise TrainingError(f"{path}: damaged ({error!r:.200}); delete it to go on") from error
+        raise TrainingError(f"{path}: damaged ({error!r:.200}); delete it to continue") from error
 
 
-def _put(path: Path, document: Any) -> None:
-    """Write a JSON file all at once."""
+def _write_json(path: Path, document: Any) -> None:
+    """Write a JSON file atomically."""
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(document, indent=1))
     part.replace(path)
 
 
 def _tuples(value: Any) -> Any:
-    """A value as it was before JSON made lists of its tuples."""
+    """Undo JSON's conversion of tuples to lists."""
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def save_checkpoint(run: Path, document: dict[str, Any]) -> None:
-    """Put the checkpoint in its place all at once."""
+    """Write the checkpoint atomically."""
     part = run / f"{CHECKPOINT}.part"
     torch.save(document, part)
     part.replace(run / CHECKPOINT)
 
 
 def load_checkpoint(run: Path, device: str, *, mmap: bool = False) -> dict[str, Any] | None:
-    """The checkpoint, if there is one. mmap: its tensors are read when they are used. Raises TrainingError."""
+    """Load the checkpoint, or return None if there is none.
+
+    Args:
+        run: the run folder.
+        device: where to put the tensors.
+        mmap: read each tensor only when it is used.
+
+    Raises TrainingError if the file is damaged.
+    """
     path = run / CHECKPOINT
     if not path.exists():
         return None
     try:
         document: dict[str, Any] = torch.load(path, map_location=device, mmap=mmap, weights_only=True)
-        if not document.keys() >= HOLDS or type(document["step"]) is not int:
-            raise TypeError("no checkpoint of a run")
+        if not document.keys() >= CHECKPOINT_KEYS or type(document["step"]) is not int:
+            raise TypeError("not a checkpoint of a run")
     except torch.OutOfMemoryError:
         raise
-    except DAMAGE as error:
-        raise TrainingError(f"{path}: the checkpoint is damaged; delete it or name another folder") from error
+    except LOAD_FAILURES as error:
+        raise TrainingError(
+            f"{path}: the checkpoint is damaged; delete it or choose another folder"
+        ) from error
     return document
 
 
-class Journal:
-    """The log of a run, a line of JSON a step, and the same for TensorBoard."""
+class RunLog:
+    """The log of a run: one line of JSON per step, and the same for TensorBoard."""
 
     def __init__(self, run: Path, first: int) -> None:
-        """first: the step that comes next; what was logged of later ones is dropped, for they will be run again."""
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - of the extra `train`
+        """first: the next step. Records of later steps are removed, because those steps will run again."""
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - comes with the extra `train`
 
         lines = [line for line in read_log(run / LOG) if line["step"] < first]
         if (run / LOG).exists():
             (run / LOG).write_text("".join(json.dumps(line) + "\n" for line in lines))
-        self._log = (run / LOG).open("a", buffering=1)  # a line at a time, for those who watch
+        # Line-buffered, so that `tail -f` shows each step at once.
+        self._log = (run / LOG).open("a", buffering=1)
         self._events = SummaryWriter(str(run / EVENTS), purge_step=first)
 
     def step(self, record: Mapping[str, float]) -> None:
-        """One step's number, learning rate, losses and seconds."""
+        """Log a step's number, learning rate, losses and seconds."""
         self._log.write(
             json.dumps({k: v if k == "step" else float(f"{v:.8g}") for k, v in record.items()}) + "\n"
         )
@@ -177,22 +197,22 @@ class Journal:
                 self._events.add_scalar(f"{group}/{name}", value, int(record["step"]))
 
     def validation(self, step: int, score: float) -> None:
-        """What the model of a step scored."""
+        """Log the score of a validation."""
         self._events.add_scalar("validation/AP", score, step)
 
     def flush(self) -> None:
-        """Bring everything to the disk."""
+        """Write buffered records to the files."""
         self._log.flush()
         self._events.flush()
 
     def close(self) -> None:
-        """The end."""
+        """Close the files."""
         self._log.close()
         self._events.close()
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The records of a run's log.jsonl; a last line that was cut off is passed over."""
+    """The records of a run's log.jsonl, without a truncated last line."""
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from app.cli.main import cli
 from app.commands.source import Source
-from app.commands.train import Start, run_training
+from app.commands.train import NetworkOptions, run_training
 from model.masks.paste import Rle, decode
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def test_labelled_folder_becomes_answers(
     run = tmp_path / "run"
     options: dict[str, Any] = {**QUICK, "steps": steps, "validate_every": steps}
     source = Source(str(folder), validation=str(folder))
-    assert run_training(source, run, Start(architecture, input=(64, 96)), "cpu", options) == 0
+    assert run_training(source, run, NetworkOptions(architecture, input=(64, 96)), "cpu", options) == 0
     (run / "checkpoint.pt").unlink()
     best = run / "best.safetensors"
     assert "box, disc" in (run / "best.md").read_text()  # its card

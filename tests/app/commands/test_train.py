@@ -17,7 +17,7 @@ from app.commands import evaluate as cli_evaluate
 from app.commands import report as run_report
 from app.commands import train as cli_train
 from app.commands.source import Source
-from app.commands.train import Start
+from app.commands.train import NetworkOptions
 from model.data.shapes import Shapes, photos_in
 from model.evaluation.coco import CATEGORY_FIGURES
 from model.inference.calibration import is_calibrated
@@ -25,7 +25,7 @@ from model.inference.engine import Engine
 from model.instances import Options
 from model.network.architecture import C4, SMALL, ArchitectureError
 from model.training.recipe import TrainingError
-from model.training.run_folder import claimed
+from model.training.run_folder import claim
 from model.zoo import model_file
 
 TINY = replace(
@@ -51,7 +51,7 @@ def folder(tmp_path, monkeypatch):
 
 def trained(folder, *, data=None, validation=None):
     source = Source(str(data or folder / "data"), validation=validation)
-    return cli_train.run_training(source, folder / "run", Start(), "cpu", QUICK)
+    return cli_train.run_training(source, folder / "run", NetworkOptions(), "cpu", QUICK)
 
 
 def test_labelled_folder_becomes_a_model_that_segments(folder, capsys):
@@ -76,7 +76,7 @@ def test_training_goes_on_from_a_model(folder, capsys):
     source = Source(str(folder / "data"))
     still = {**QUICK, "learning_rate": 0.0}
     code = cli_train.run_training(
-        source, folder / "more", Start("resnet50", initial=str(first)), "cpu", still
+        source, folder / "more", NetworkOptions("resnet50", initial=str(first)), "cpu", still
     )
     assert code == 0
     (before, old), (after, new) = (
@@ -89,7 +89,7 @@ def test_training_goes_on_from_a_model(folder, capsys):
     for name, tensor in before.named_parameters():  # statistics of norms follow the images all the same
         assert torch.allclose(weights[name], tensor, atol=1e-3), name
     # A run from another model is another run.
-    code = cli_train.run_training(source, folder / "more", Start(), "cpu", still)
+    code = cli_train.run_training(source, folder / "more", NetworkOptions(), "cpu", still)
     assert code == 1
     assert "the initial" in capsys.readouterr().err
 
@@ -102,8 +102,8 @@ def test_training_goes_on_with_other_categories_from_those_known_by_name(folder,
     source, first = Source(str(folder / "data")), str(folder / "run" / "model.safetensors")
     still = {**QUICK, "learning_rate": 0.0}
     capsys.readouterr()
-    assert cli_train.run_training(source, folder / "more", Start(initial=first), "cpu", still) == 0
-    assert "knows 9 of the 10 categories; these start from nothing: wheel" in capsys.readouterr().err
+    assert cli_train.run_training(source, folder / "more", NetworkOptions(initial=first), "cpu", still) == 0
+    assert "has 9 of the 10 categories; these start from random weights: wheel" in capsys.readouterr().err
     (before, _), (after, model) = (
         model_file.read(Path(first)),
         model_file.read(folder / "more" / "model.safetensors"),
@@ -112,7 +112,7 @@ def test_training_goes_on_with_other_categories_from_those_known_by_name(folder,
     old, new = (n.roi_heads.box_predictor.cls_score.weight for n in (before, after))
     assert torch.allclose(new[2:], old[2:], atol=1e-3)
     assert not torch.allclose(new[1], old[1], atol=1e-3)
-    missing = Start(initial="no-such.safetensors")
+    missing = NetworkOptions(initial="no-such.safetensors")
     assert cli_train.run_training(source, folder / "more", missing, "cpu", QUICK) == 1
     assert "no such file" in capsys.readouterr().err
 
@@ -133,7 +133,7 @@ def test_card_and_pictures_stand_beside_the_model(folder):
 def test_training_without_validation_makes_no_claim(folder):
     assert trained(folder) == 0
     assert model_file.read(folder / "run" / "model.safetensors")[1].ap == {}
-    assert "How well it does" not in (folder / "run" / "model.md").read_text()
+    assert "## Figures" not in (folder / "run" / "model.md").read_text()
 
 
 def test_drawn_scenes_are_measured_on_held_out_ones(folder, monkeypatch):
@@ -142,7 +142,7 @@ def test_drawn_scenes_are_measured_on_held_out_ones(folder, monkeypatch):
     assert trained(folder, data="shapes") == 0
     model = model_file.read(folder / "run" / "model.safetensors")[1]
     assert model.name == "shapes"
-    assert model.ap_source == f"measured on {run_report.HELD_OUT}"
+    assert model.ap_source == f"measured on {run_report.HELD_OUT_SCENES}"
 
 
 def test_scenes_on_photos_are_noted_in_model_and_card(folder, monkeypatch):
@@ -153,7 +153,7 @@ def test_scenes_on_photos_are_noted_in_model_and_card(folder, monkeypatch):
     monkeypatch.setattr(cli_train, "training", lambda photos: scenes(photos=photos_in(photos)))
     monkeypatch.setattr(cli_evaluate, "held_out", lambda: Shapes(seed=2, length=2, sides=(64, 96)))
     source = Source("shapes", backgrounds=folder / "photos")
-    assert cli_train.run_training(source, folder / "run", Start(channels=12), "cpu", QUICK) == 0
+    assert cli_train.run_training(source, folder / "run", NetworkOptions(channels=12), "cpu", QUICK) == 0
     model = model_file.read(folder / "run" / "model.safetensors")[1]
     assert model.training["backgrounds"] == "2 photos"
     assert (model.architecture.fpn_channels, model.architecture.mask_channels) == (12, 12)
@@ -164,7 +164,7 @@ def test_scenes_on_photos_are_noted_in_model_and_card(folder, monkeypatch):
 def test_model_to_go_on_from_is_widened(folder):
     assert trained(folder) == 0
     first = folder / "run" / "model.safetensors"
-    start = Start(initial=str(first), channels=24)
+    start = NetworkOptions(initial=str(first), channels=24)
     source = Source(str(folder / "data"))
     assert cli_train.run_training(source, folder / "wider", start, "cpu", QUICK) == 0
     assert model_file.read(folder / "wider" / "model.safetensors")[1].architecture == replace(
@@ -208,7 +208,7 @@ def test_evaluation_prints_all_figures_as_json(folder, capsys):
             ["train", "--architecture", "resnet19", "--data", "DATA"], "resnet19", id="architecture"
         ),
         pytest.param(["train", "--optimizer", "lion", "--data", "DATA"], "'sgd' or 'adamw'", id="optimizer"),
-        pytest.param(["train", "--clip", "0", "--data", "DATA"], "above 0, not 0", id="clip"),
+        pytest.param(["train", "--clip", "0", "--data", "DATA"], "must be above 0, not 0", id="clip"),
         pytest.param(["train", "--data", "DATA", "--pooling", "warp"], "'align' or 'pool'", id="pooling"),
         pytest.param(["train", "--data", "DATA", "--masks", "tanh"], "masks are 'sigmoid'", id="masks"),
         pytest.param(["train", "--data", "DATA", "--recipe", "paperr"], "no recipe 'paperr'", id="recipe"),
@@ -217,15 +217,15 @@ def test_evaluation_prints_all_figures_as_json(folder, capsys):
         ),
         pytest.param(
             ["train", "--data", "DATA", "--initial", "shapes", "--backbone", "imagenet"],
-            "--initial or --backbone",
+            "--initial and --backbone exclude each other",
             id="two beginnings",
         ),
         pytest.param(
-            ["train", "--data", "DATA", "--validate-every", "5"], "--validation has to say", id="validation"
+            ["train", "--data", "DATA", "--validate-every", "5"], "needs --validation", id="validation"
         ),
         pytest.param(
             ["train", "--data", "DATA", "--backgrounds", "DATA"],
-            "backgrounds are for `shapes`",
+            "is for --data shapes",
             id="backgrounds",
         ),
         pytest.param(
@@ -233,7 +233,7 @@ def test_evaluation_prints_all_figures_as_json(folder, capsys):
         ),
         pytest.param(
             ["train", "--data", "DATA", "--initial", "shapes", "--channels", "8"],
-            "only widened",
+            "can be widened",
             id="channels",
         ),
         pytest.param(["evaluate", "shape", "--data", "DATA"], "did you mean shapes?", id="model"),
@@ -253,15 +253,16 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_1(folder, arguments, mess
 def test_run_folder_that_cannot_be_made_is_one_line(folder, capsys):
     (folder / "run").write_text("a file")
     assert trained(folder) == 1
-    assert capsys.readouterr().err == f"{folder / 'run'}: cannot be made a run folder: File exists\n"
+    assert capsys.readouterr().err == f"{folder / 'run'}: cannot create the run folder: File exists\n"
 
 
 def test_one_process_trains_in_a_folder(folder, capsys):
-    with claimed(folder / "run"):
+    with claim(folder / "run"):
         assert trained(folder) == 1
     told = capsys.readouterr().err
     assert (
-        told == f"{folder / 'run'}: another process trains in it; wait for its end, or name another folder\n"
+        told
+        == f"{folder / 'run'}: another process is training here; wait until it ends, or choose another folder\n"
     )
     assert not (folder / "run" / "log.jsonl").exists()
     assert trained(folder) == 0
@@ -309,13 +310,15 @@ def test_sizes_may_change_on_the_way():
 
 
 def test_any_backbone_can_be_named():
-    assert cli_train.described(Start("vgg16"), 4).backbone == "vgg16"
-    assert cli_train.described(Start("resnet50-c4"), 4) == replace(C4, classes=4, norm="batch")
-    assert cli_train.described(Start("small", masks="none"), 4).mask_convs == 0
-    assert cli_train.described(Start("resnet50", backbone="imagenet"), 4).norm == "frozen"
-    assert cli_train.described(Start("resnet50"), 9, "cityscapes").max_size == 2048
-    with pytest.raises(ArchitectureError, match="there are small, resnet18"):
-        cli_train.described(Start("alexnet"), 4)
+    assert cli_train.choose_architecture(NetworkOptions("vgg16"), 4).backbone == "vgg16"
+    assert cli_train.choose_architecture(NetworkOptions("resnet50-c4"), 4) == replace(
+        C4, classes=4, norm="batch"
+    )
+    assert cli_train.choose_architecture(NetworkOptions("small", masks="none"), 4).mask_convs == 0
+    assert cli_train.choose_architecture(NetworkOptions("resnet50", backbone="imagenet"), 4).norm == "frozen"
+    assert cli_train.choose_architecture(NetworkOptions("resnet50"), 9, "cityscapes").max_size == 2048
+    with pytest.raises(ArchitectureError, match="one of small, resnet18"):
+        cli_train.choose_architecture(NetworkOptions("alexnet"), 4)
 
 
 def test_damaged_annotations_stop_the_start_or_are_left_out(folder, capsys):
@@ -326,7 +329,7 @@ def test_damaged_annotations_stop_the_start_or_are_left_out(folder, capsys):
     assert trained(folder) == 1
     assert "unknown category: 1" in capsys.readouterr().err
     source = Source(str(folder / "data"), skip_damaged=True)
-    assert cli_train.run_training(source, folder / "run", Start(), "cpu", QUICK) == 0
+    assert cli_train.run_training(source, folder / "run", NetworkOptions(), "cpu", QUICK) == 0
 
 
 def test_training_does_not_start_on_what_no_model_file_can_hold(folder, capsys):
@@ -342,7 +345,7 @@ def test_training_does_not_start_on_what_no_model_file_can_hold(folder, capsys):
 def test_best_model_of_a_run_has_card_samples_and_figures(folder, capsys):
     source = Source(str(folder / "data"), validation=str(folder / "data"))
     options = {**QUICK, "validate_every": 1}
-    assert cli_train.run_training(source, folder / "run", Start(), "cpu", options) == 0
+    assert cli_train.run_training(source, folder / "run", NetworkOptions(), "cpu", options) == 0
     run = folder / "run"
     assert f"maskserve serve --model {run / 'best.safetensors'}" in capsys.readouterr().out
     lines = [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
@@ -360,7 +363,7 @@ def test_network_without_masks_learns_boxes_alone(folder):
         del annotation["segmentation"]
     path.write_text(json.dumps(document))
     source = Source(str(folder / "data"), validation=str(folder / "data"))
-    assert cli_train.run_training(source, folder / "run", Start(masks="none"), "cpu", QUICK) == 0
+    assert cli_train.run_training(source, folder / "run", NetworkOptions(masks="none"), "cpu", QUICK) == 0
     run = folder / "run"
     assert set(model_file.read(run / "model.safetensors")[1].ap) == {"box", "box50"}
     assert "A Faster R-CNN, without masks" in (run / "model.md").read_text()
@@ -370,7 +373,7 @@ def test_pretrained_backbone_keeps_its_norms_and_its_first_stage(folder):
     torch.manual_seed(1)
     classifier = torchvision.models.resnet18(weights=None)
     save_file(classifier.state_dict(), folder / "resnet18.safetensors")
-    start = Start(backbone=str(folder / "resnet18.safetensors"))
+    start = NetworkOptions(backbone=str(folder / "resnet18.safetensors"))
     assert cli_train.run_training(Source(str(folder / "data")), folder / "run", start, "cpu", QUICK) == 0
     network, model = model_file.read(folder / "run" / "model.safetensors")
     assert model.architecture.norm == "frozen"

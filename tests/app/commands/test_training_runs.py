@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from app.commands import train as cli_train
 from app.commands.source import Source
-from app.commands.train import Start
+from app.commands.train import NetworkOptions
 from model.data.shapes import Shapes
 from model.training.train import read_log
 from model.zoo import model_file, zoo
@@ -57,7 +57,7 @@ def test_run_that_was_killed_ends_with_the_same_weights_bit_for_bit(scenes: Path
         "checkpoint_every": 2, "optimizer": "sgd", "learning_rate": 1e-3,
     }  # fmt: skip
     source = Source(str(scenes))
-    assert cli_train.run_training(source, out / "whole", Start(), "cpu", options) == 0
+    assert cli_train.run_training(source, out / "whole", NetworkOptions(), "cpu", options) == 0
     killed = out / "killed"
     process = subprocess.Popen(
         [sys.executable, "-m", "app.cli", "train", "--data", str(scenes), "--out", str(killed), *command(options)],
@@ -73,7 +73,7 @@ def test_run_that_was_killed_ends_with_the_same_weights_bit_for_bit(scenes: Path
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate()
     assert checkpoint.exists(), errors
-    assert cli_train.run_training(source, killed, Start(), "cpu", options) == 0
+    assert cli_train.run_training(source, killed, NetworkOptions(), "cpu", options) == 0
     theirs = load_file(out / "whole" / "model.safetensors")
     assert all(torch.equal(t, theirs[name]) for name, t in load_file(killed / "model.safetensors").items())
     curves = [[r["L"] for r in read_log(run / "log.jsonl")] for run in (out / "whole", killed)]
@@ -95,7 +95,7 @@ def test_two_processes_train_as_one_does(scenes: Path, out: Path) -> None:
         "steps": 20, "batch_size": 4, "workers": 0, "precision": "float64", "sizes": ["64"], "warmup": 1,
         "optimizer": "sgd", "learning_rate": 2e-4, "rois": 32, "checkpoint_every": 100,
     }  # fmt: skip
-    start = Start(backbone=str(out / "body.safetensors"))
+    start = NetworkOptions(backbone=str(out / "body.safetensors"))
     assert cli_train.run_training(Source(str(scenes)), out / "one", start, "cpu", options) == 0
     done = subprocess.run(
         [

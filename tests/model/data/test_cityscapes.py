@@ -187,5 +187,5 @@ def test_no_detections_at_all_score_zero() -> None:
 
 def test_boxes_without_masks_are_refused() -> None:
     boxes = Instances((96, 128), torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), None)
-    with pytest.raises(ValueError, match="about masks"):
+    with pytest.raises(ValueError, match="needs masks"):
         CityscapesAp().add(street(), boxes, ALL)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from model.data import Category
 from model.network.architecture import C4, SMALL, V2, ArchitectureError
 from model.network.build import build
-from model.training.initial import load_backbone, transferred, widened
+from model.training.initial import load_backbone, transfer, widen
 from model.zoo import model_file
 from model.zoo.model_file import ModelError
 
@@ -86,7 +86,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such file"):
         load_backbone(build(THIN), THIN, str(tmp_path / "none.safetensors"), tmp_path)
     (tmp_path / "text.safetensors").write_text("no weights")
-    with pytest.raises(ModelError, match="not readable"):
+    with pytest.raises(ModelError, match="cannot be read"):
         load_backbone(build(THIN), THIN, str(tmp_path / "text.safetensors"), tmp_path)
 
 
@@ -112,7 +112,7 @@ def test_categories_that_are_known_by_name_keep_what_they_learned(masks: str) ->
     model = model_file.describe("old", architecture, CATEGORIES)
     wanted = (Category(1, "owl"), Category(2, "horse"), Category(3, "cat"), Category(4, "cow"))
     made: Any
-    made, changed, known = transferred(network, model, wanted)
+    made, changed, known = transfer(network, model, wanted)
     assert known == ["owl", "cat"]
     assert changed == replace(architecture, classes=5)
     old, new = network.roi_heads, made.roi_heads
@@ -141,7 +141,7 @@ def test_labels_with_gaps_are_followed() -> None:
     network: Any = build(architecture)
     model = model_file.Model("coco", architecture, (Category(88, "teddy bear"),), (88,))
     made: Any
-    made, _, known = transferred(network, model, (Category(5, "dragon"), Category(9, "teddy bear")))
+    made, _, known = transfer(network, model, (Category(5, "dragon"), Category(9, "teddy bear")))
     assert known == ["teddy bear"]
     ours, theirs = (n.roi_heads.box_predictor.cls_score.bias for n in (made, network))
     assert torch.equal(ours[2], theirs[88])
@@ -163,7 +163,7 @@ def test_widened_network_computes_what_it_did_before(architecture: Architecture)
         for name, tensor in narrow.state_dict().items():
             if name.endswith(("running_mean", "bias")):
                 tensor.normal_(0, 0.1)
-    wide, described = widened(narrow, architecture, 12)
+    wide, described = widen(narrow, architecture, 12)
     assert described == replace(architecture, fpn_channels=12, mask_channels=12)
     image = torch.rand(3, 90, 110)
     with torch.no_grad():
@@ -176,7 +176,7 @@ def test_widened_network_computes_what_it_did_before(architecture: Architecture)
 def test_what_a_widened_network_gains_can_learn() -> None:
     """Nothing reads the new channels yet, so that the weights that read them must get a gradient."""
     torch.manual_seed(3)
-    network, _ = widened(build(THIN), THIN, 12)
+    network, _ = widen(build(THIN), THIN, 12)
     network.train()
     target = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])}
     target["masks"] = torch.ones(1, 64, 64, dtype=torch.uint8)
@@ -193,5 +193,5 @@ def test_what_a_widened_network_gains_can_learn() -> None:
 def test_networks_are_not_made_narrower_and_a_c4_has_no_channels_to_add(
     architecture: Architecture, channels: int
 ) -> None:
-    with pytest.raises(ArchitectureError, match="only widened"):
-        widened(build(THIN), architecture, channels)
+    with pytest.raises(ArchitectureError, match="can be widened"):
+        widen(build(THIN), architecture, channels)

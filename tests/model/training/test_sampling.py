@@ -16,9 +16,9 @@ def matched(seed: int) -> torch.Tensor:
 
 def test_neighbours_change_nothing() -> None:
     sampler = Sampler(64, 0.25)
-    sampler.begin([11, 12])
+    sampler.set_seeds([11, 12])
     together = sampler([matched(1), matched(2)])
-    sampler.begin([12])
+    sampler.set_seeds([12])
     alone = sampler([matched(2)])
     assert torch.equal(together[0][1], alone[0][0])
     assert torch.equal(together[1][1], alone[1][0])
@@ -28,7 +28,7 @@ def test_other_seeds_draw_otherwise() -> None:
     sampler = Sampler(64, 0.25)
     draws = []
     for seed in (1, 2):
-        sampler.begin([seed])
+        sampler.set_seeds([seed])
         draws.append(sampler([matched(1)])[0][0])
     assert not torch.equal(*draws)
 
@@ -36,7 +36,7 @@ def test_other_seeds_draw_otherwise() -> None:
 @pytest.mark.parametrize(("count", "fraction"), [(64, 0.25), (64, 0.0), (10_000, 0.5)])
 def test_samples_are_of_the_right_kind_and_number(count: int, fraction: float) -> None:
     sampler, found = Sampler(count, fraction), matched(3)
-    sampler.begin([5])
+    sampler.set_seeds([5])
     ((positive,), (negative,)) = sampler([found])
     there = int((found >= 1).sum()), int((found == 0).sum())
     assert int(positive.sum()) == min(int(count * fraction), there[0]) == sampler.positives

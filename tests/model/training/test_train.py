@@ -23,7 +23,7 @@ from model.training import run_folder
 from model.training import train as module
 from model.training.parallel import Group
 from model.training.recipe import RECIPES, Recipe, TrainingError
-from model.training.step import begin, freeze
+from model.training.step import freeze, start
 from model.training.train import read_log, train
 from model.zoo import model_file
 
@@ -277,9 +277,9 @@ def test_damaged_run_folder_is_one_line_that_says_what_to_do(
 ) -> None:
     recipe = replace(RECIPE, steps=2)
     run.mkdir()
-    run_folder.keep_settings(run, MODEL, recipe)
-    run_folder.keep_environment(run, "cpu", 1)
-    state = begin(MODEL, recipe, "cpu", None, Group())
+    run_folder.record_settings(run, MODEL, recipe)
+    run_folder.record_environment(run, "cpu", 1)
+    state = start(MODEL, recipe, "cpu", None, Group())
     document = {"network": state.network.state_dict(), "optimizer": state.optimizer.state_dict()}
     run_folder.save_checkpoint(run, {"step": 1, "average": state.average, **document})
     damage(run)
@@ -298,11 +298,11 @@ def test_interruption_between_model_and_checkpoint_loses_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_checkpoint", full)
+        patch.setattr(module, "_save_checkpoint", full)
         with pytest.raises(OSError, match="No space left"):
             train(scenes, MODEL, replace(RECIPE, steps=1), run)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_average", full)
+        patch.setattr(module, "save_model", full)
         with pytest.raises(OSError, match="No space left"):
             train(scenes, MODEL, replace(RECIPE, steps=1), run)
     assert not (run / "checkpoint.pt").exists()  # or the run would count as finished, without its model
@@ -348,7 +348,7 @@ def test_dataset_without_images_is_refused(run: Path) -> None:
 
 def test_dataset_of_other_categories_is_refused(scenes: Shapes, run: Path) -> None:
     model = model_file.describe("few", replace(THIN, classes=3), CATEGORIES[:2])
-    with pytest.raises(TrainingError, match=r"does not know the dataset's categories .*'crescent'"):
+    with pytest.raises(TrainingError, match=r"lacks categories of the dataset: .*'crescent'"):
         train(scenes, model, RECIPE, run)
 
 
@@ -380,20 +380,20 @@ def test_dataset_of_other_categories_is_refused(scenes: Shapes, run: Path) -> No
         ({"drops": (0.5, 0.5)}, "rising"),
         ({"drops": (0.5, 1.5)}, "from 0 to 1"),
         ({"drops": (float("nan"),)}, "from 0 to 1"),
-        ({"learning_rate": float("nan")}, "learning rate is a number from 0 up"),
-        ({"learning_rate": float("inf")}, "learning rate is a number from 0 up"),
-        ({"learning_rate": -1e-3}, "learning rate is a number from 0 up"),
-        ({"weight_decay": -1.0}, "weight decay is a number from 0 up"),
-        ({"clip": 0.0}, "above 0"),
-        ({"clip": -1.0}, "above 0"),
-        ({"clip": float("nan")}, "above 0"),
+        ({"learning_rate": float("nan")}, "learning rate must be a number of at least 0"),
+        ({"learning_rate": float("inf")}, "learning rate must be a number of at least 0"),
+        ({"learning_rate": -1e-3}, "learning rate must be a number of at least 0"),
+        ({"weight_decay": -1.0}, "weight decay must be a number of at least 0"),
+        ({"clip": 0.0}, "must be above 0"),
+        ({"clip": -1.0}, "must be above 0"),
+        ({"clip": float("nan")}, "must be above 0"),
         ({"positives": 1.5}, "from 0 to 1"),
         ({"flip": 1.5}, "from 0 to 1"),
         ({"flip": float("nan")}, "from 0 to 1"),
-        ({"max_size": 72}, "at most the longer one's limit of 72, not 80"),
-        ({"later_sizes": ((10, (256,)),)}, "at most the longer one's limit of 128, not 256"),
-        ({"frozen_stages": 5}, "4 stages"),
-        ({"jitter": (2.0, 0.1)}, "jitter is"),
+        ({"max_size": 72}, "limit of the longer one, 72: 80"),
+        ({"later_sizes": ((10, (256,)),)}, "limit of the longer one, 128: 256"),
+        ({"frozen_stages": 5}, "from 0 to 4"),
+        ({"jitter": (2.0, 0.1)}, "jitter must be"),
         ({"copy_paste": 0.5}, "needs jitter"),
         ({"patience": 2}, "patience counts"),
     ],
@@ -464,18 +464,18 @@ def test_sizes_change_from_the_step_that_is_named() -> None:
 def test_a_run_may_be_lengthened_until_its_learning_rate_has_fallen() -> None:
     recipe = Recipe(steps=100, warmup=10, drops=(0.6,))
     longer = replace(recipe, steps=200, workers=4, checkpoint_every=7)
-    assert longer.begins_like(recipe, 60)
-    assert not longer.begins_like(recipe, 62)
-    assert not replace(recipe, steps=200, schedule="cosine").begins_like(
+    assert longer.matches_until(recipe, 60)
+    assert not longer.matches_until(recipe, 62)
+    assert not replace(recipe, steps=200, schedule="cosine").matches_until(
         replace(recipe, schedule="cosine"), 20
     )
-    assert not replace(recipe, seed=1).begins_like(recipe, 0)
+    assert not replace(recipe, seed=1).matches_until(recipe, 0)
 
 
 def test_sizes_to_come_may_change() -> None:
     recipe = Recipe(min_sizes=(64,))
-    assert replace(recipe, later_sizes=((50, (96,)),)).begins_like(recipe, 50)
-    assert not replace(recipe, later_sizes=((50, (96,)),)).begins_like(recipe, 51)
+    assert replace(recipe, later_sizes=((50, (96,)),)).matches_until(recipe, 50)
+    assert not replace(recipe, later_sizes=((50, (96,)),)).matches_until(recipe, 51)
 
 
 def test_settings_of_a_run_are_those_it_was_started_with(scenes: Shapes, run: Path) -> None:
@@ -489,14 +489,14 @@ def test_settings_of_a_run_are_those_it_was_started_with(scenes: Shapes, run: Pa
 # Validation
 
 
-def judging(scores: list[float], seen: list[tuple[str, int]]) -> Any:
-    """A judge that gives these scores, one after the other, and notes what it was asked about."""
+def scripted(scores: list[float], seen: list[tuple[str, int]]) -> Any:
+    """A `validate` that returns these scores one after the other, and records its calls."""
 
-    def judge(path: Path, steps: int) -> float:
+    def validate(path: Path, steps: int) -> float:
         seen.append((path.name, steps))
         return scores[len(seen) - 1]
 
-    return judge
+    return validate
 
 
 def test_best_model_so_far_is_kept(scenes: Shapes, run: Path) -> None:
@@ -504,11 +504,11 @@ def test_best_model_so_far_is_kept(scenes: Shapes, run: Path) -> None:
     seen: list[tuple[str, int]] = []
     kept: list[bytes] = []
 
-    def judge(path: Path, steps: int) -> float:
+    def validate(path: Path, steps: int) -> float:
         kept.append(path.read_bytes())
-        return float(judging([0.1, 0.4, 0.3, 0.2], seen)(path, steps))
+        return float(scripted([0.1, 0.4, 0.3, 0.2], seen)(path, steps))
 
-    path = train(scenes, MODEL, recipe, run, judge=judge)
+    path = train(scenes, MODEL, recipe, run, validate=validate)
     assert seen == [("model.safetensors", step) for step in (1, 2, 3, 4)]
     assert path == run / "best.safetensors"
     assert path.read_bytes() == kept[1]
@@ -518,18 +518,18 @@ def test_best_model_so_far_is_kept(scenes: Shapes, run: Path) -> None:
 def test_run_ends_when_nothing_gets_better_and_stays_ended(scenes: Shapes, run: Path) -> None:
     recipe = replace(RECIPE, steps=9, validate_every=1, patience=2)
     seen: list[tuple[str, int]] = []
-    train(scenes, MODEL, recipe, run, judge=judging([0.2, 0.1, 0.2, 0.9], seen))
+    train(scenes, MODEL, recipe, run, validate=scripted([0.2, 0.1, 0.2, 0.9], seen))
     assert [steps for _, steps in seen] == [1, 2, 3]
     assert len(read_log(run / "log.jsonl")) == 3
-    train(scenes, MODEL, recipe, run, judge=judging([], []), on_step=interrupt_at(3))
+    train(scenes, MODEL, recipe, run, validate=scripted([], []), on_step=interrupt_at(3))
 
 
 def test_patience_outlives_an_interruption(scenes: Shapes, run: Path) -> None:
     recipe = replace(RECIPE, steps=9, validate_every=1, patience=2)
     with pytest.raises(_Interrupted):
-        train(scenes, MODEL, recipe, run, judge=judging([0.2, 0.1], []), on_step=interrupt_at(2))
+        train(scenes, MODEL, recipe, run, validate=scripted([0.2, 0.1], []), on_step=interrupt_at(2))
     seen: list[tuple[str, int]] = []
-    path = train(scenes, MODEL, recipe, run, judge=judging([0.1], seen))
+    path = train(scenes, MODEL, recipe, run, validate=scripted([0.1], seen))
     assert [steps for _, steps in seen] == [3]
     assert path.name == "best.safetensors"
 
@@ -548,7 +548,7 @@ def test_the_image_that_spoils_the_loss_is_named(run: Path) -> None:
         def name(self, index: int) -> str:
             return f"scene-{index}.jpg"
 
-    with pytest.raises(TrainingError, match=r"not finite.*; by itself it is scene-1\.jpg$"):
+    with pytest.raises(TrainingError, match=r"not finite.*; alone, the cause is scene-1\.jpg$"):
         train(Poisoned(seed=6, length=2, sides=(64, 80)), MODEL, replace(RECIPE, flip=0.0), run)
 
 
@@ -561,7 +561,7 @@ def test_damaged_image_does_not_end_a_run(run: Path, caplog: pytest.LogCaptureFi
 
     train(Damaged(seed=6, length=3, sides=(64, 80)), MODEL, replace(RECIPE, steps=4), run)
     assert len(read_log(run / "log.jsonl")) == 4
-    assert [record.getMessage() for record in caplog.records] == ["left out: 000001.jpg: cut short"]
+    assert [record.getMessage() for record in caplog.records] == ["skipped: 000001.jpg: cut short"]
 
 
 def test_frozen_stages_stay_as_they_are(scenes: Shapes, run: Path) -> None:
@@ -601,7 +601,7 @@ def test_jitter_and_copy_paste_train_on_a_square_canvas(scenes: Shapes, run: Pat
 def test_events_for_tensorboard_and_environment_are_kept(scenes: Shapes, run: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(scenes, MODEL, replace(RECIPE, validate_every=3), run, judge=lambda *_: 0.25)
+    train(scenes, MODEL, replace(RECIPE, validate_every=3), run, validate=lambda *_: 0.25)
     events = EventAccumulator(str(run / "events"))
     events.Reload()
     log = read_log(run / "log.jsonl")
