@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.kernels.roi_align import PyramidRoIAlign
 from model.network.build import build, has_masks
@@ -15,6 +16,8 @@ from model.training.recipe import TrainingError
 from model.training.sampling import Sampler
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from model.data.loading import Batch
@@ -39,8 +42,8 @@ class State:
     step: int
     network: nn.Module
     optimizer: torch.optim.Optimizer
-    # Exponential moving average of the network's state dict.
-    average: dict[str, Tensor]
+    # Exponential moving average of the network's weights and buffers; None if the recipe has no averaging.
+    average: AveragedModel | None
     # The best score of a validation, and how many validations followed it.
     best: float = -1.0
     validations_since_best: int = 0
@@ -93,7 +96,9 @@ def start(
         optimizer = torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, fused=True)
     else:
         optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
-    average = {k: v.detach().clone() for k, v in network.state_dict().items()}
+    average = None
+    if recipe.ema:
+        average = AveragedModel(network, multi_avg_fn=_ema_with_warmup(recipe.ema), use_buffers=True)
     return State(0, network, optimizer, average)
 
 
@@ -160,7 +165,8 @@ def step(
         )
     state.optimizer.step()
     state.step = batch.step + 1
-    _update_average(state, recipe.ema)
+    if state.average is not None:
+        state.average.update_parameters(network)
     return {**losses, "L": float(total)}
 
 
@@ -259,12 +265,14 @@ def _name_nonfinite(state: State, batch: Batch, recipe: Recipe, device: str, *, 
     return f" ({names}); alone, the cause is {', '.join(guilty)}"
 
 
-@torch.no_grad()
-def _update_average(state: State, decay: float) -> None:
-    # Early on the average follows faster, or it would carry the random start for thousands of steps.
-    decay = min(decay, (1 + state.step) / (10 + state.step))
-    for name, value in state.network.state_dict().items():
-        if value.is_floating_point():
-            state.average[name].lerp_(value, 1 - decay)
-        else:
-            state.average[name].copy_(value)
+def _ema_with_warmup(decay: float) -> Callable[[Any, Any, Any], None]:
+    """The exponential moving average, with a decay that rises from 0.1 to `decay`.
+
+    With a constant decay, the average would contain the random initial weights for thousands of steps.
+    """
+
+    def update(average: Any, current: Any, updates: Any) -> None:
+        count = int(updates)
+        get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(average, current, updates)  # type: ignore[no-untyped-call]
+
+    return update

@@ -153,7 +153,7 @@ def _save_checkpoint(state: State, run: Path) -> None:
     document = {
         "step": state.step,
         "network": state.network.state_dict(),
-        "average": state.average,
+        "average": None if state.average is None else state.average.module.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "validation": {"best": state.best, "since": state.validations_since_best, "ended": state.stopped},
     }
@@ -166,8 +166,11 @@ def _resume(state: State, run: Path, device: str) -> None:
         return
     state.network.load_state_dict(document["network"])
     state.optimizer.load_state_dict(document["optimizer"])
-    state.average = document["average"]
     state.step = int(document["step"])
+    if state.average is not None:
+        state.average.module.load_state_dict(document["average"])
+        # There is one update per step.
+        state.average.n_averaged.fill_(state.step)
     # Checkpoints of early versions have no "validation".
     if (known := document.get("validation")) is not None:
         state.best, state.validations_since_best = known["best"], known["since"]
@@ -177,6 +180,7 @@ def _resume(state: State, run: Path, device: str) -> None:
 def save_model(state: State, model: model_file.Model, recipe: Recipe, run: Path) -> None:
     """Write the averaged weights, or without averaging the network's own, as model.safetensors in the run folder."""
     saved = build(model.architecture)
-    saved.load_state_dict(state.average if recipe.ema else state.network.state_dict())
+    network = state.network if state.average is None else state.average.module
+    saved.load_state_dict(network.state_dict())
     training = {**model.training, "recipe": json.loads(json.dumps(asdict(recipe)))}
     model_file.save(run / LAST, saved, replace(model, training=training), half=True)

@@ -1,0 +1,57 @@
+"""Networks that are small enough to be trained in a test, and recipes for a few steps."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from torchvision.models.resnet import ResNet
+
+from model.data.shapes import CATEGORIES
+from model.network.architecture import SMALL
+from model.training.recipe import Recipe
+from model.zoo import model_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+THIN = replace(
+    SMALL,
+    anchor_sizes=(8, 16, 32, 64, 128),
+    fpn_channels=16,
+    box_channels=32,
+    mask_channels=16,
+    min_size=64,
+    max_size=128,
+)
+MODEL = model_file.describe("thin", THIN, CATEGORIES, training={"data": "two scenes"})
+RECIPE = Recipe(
+    steps=3,
+    batch_size=2,
+    warmup=2,
+    min_sizes=(64, 80),
+    max_size=128,
+    rois=16,
+    proposals=(40, 20),
+    precision="float32",
+    workers=0,
+)
+# The terms of the paper's loss.
+FIVE = {"L_cls", "L_box", "L_mask", "L_rpn_cls", "L_rpn_box"}
+
+
+@contextmanager
+def thin_resnets() -> Iterator[None]:
+    """Give torchvision's ResNets an eighth of their channels: a checkpoint has 3 MB instead of 180."""
+    make_layer = ResNet._make_layer
+
+    def make_thin_layer(self: ResNet, block: Any, planes: int, *args: Any, **options: Any) -> Any:
+        return make_layer(self, block, planes // 8, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ResNet, "_make_layer", make_thin_layer)
+        # Skeletons have the full widths.
+        patch.setattr(model_file, "has_skeleton", lambda _architecture: False)
+        yield
