@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from app.service import Segmenting
+    from app.service import ServedEngine
     from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 def create_app(
     settings: Settings,
-    load: Callable[[], Segmenting] | None = None,
+    load: Callable[[], ServedEngine] | None = None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """The ASGI application; its lifespan loads the model in the background and ends what it began.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from types import FrameType
 
-    from app.service import Segmenting, Service
+    from app.service import ServedEngine, Service
     from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ BACKLOG = 2048
 CLOSING_SECONDS = 2.0  # for connections whose answer is just on its way
 
 
-def serve(settings: Settings, load: Callable[[], Segmenting] | None = None) -> NoReturn:
+def serve(settings: Settings, load: Callable[[], ServedEngine] | None = None) -> NoReturn:
     """Serve until a signal or a failure, with which the process ends. load: as create_app takes it."""
     logs.configure(settings)
     log.info("settings: %s", settings_.effective(settings))
@@ -74,7 +74,7 @@ class Server(uvicorn.Server):
     """uvicorn, but a signal drains before anything closes, and the exit code is 0 unless the model failed."""
 
     def __init__(
-        self, settings: Settings, listener: socket.socket, load: Callable[[], Segmenting] | None = None
+        self, settings: Settings, listener: socket.socket, load: Callable[[], ServedEngine] | None = None
     ) -> None:
         self.app = create_app(settings, load, on_failure=self.fail)
         super().__init__(

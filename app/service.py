@@ -1,6 +1,7 @@
-"""What lives as long as the process: engine, worker, admission, thread pools; and the stages of its life.
+"""What lives as long as the process: engine, worker, admission and thread pools, and their life cycle.
 
-load → warm up → serve → leave → drain. The event loop runs from the first moment, so that probes have answers.
+load → warm up → serve → begin to shut down → drain → stop. The event loop runs from the start, so probes are always
+answered.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from app.runtime.loading import LOAD_ERRORS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from app.batching.batch import Outcome
+    from app.batching.batch import Attempt
     from app.problems import Problem
     from app.settings import Settings
     from model.zoo.model_file import Model
@@ -34,25 +35,29 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-RETRY_SECONDS = 5.0  # how soon to ask a service again that is starting; gateways poll about as often
-STOP_SECONDS = 5.0  # for the batch that runs when the process must end, drained or not
-WATCH_SECONDS = 1.0  # how often it is asked whether the device is alive
-# In flight at once: what they took, some 10 bytes each, goes back to the system as soon as nothing is in flight. Below
-# that it is kept: the forward pass needs it again, and new pages cost more than it takes to wait for them.
+# Retry-After while the service starts or has failed; gateways ask about as often.
+RETRY_SECONDS = 5.0
+# For the batch that still runs when the process must end, drained or not.
+STOP_SECONDS = 5.0
+# Between checks of the device's heartbeat.
+WATCH_SECONDS = 1.0
+# From this many pixels in flight at the same time, the memory that they took (some 10 bytes each) is returned to the
+# system once nothing is in flight. Below, it is kept: the forward pass needs it again, and fetching new pages takes
+# longer.
 LARGE_PIXELS = 8_000_000
 PATHS = ("/segment", "/model", "/healthz", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/")
 
 
-class Segmenting(Segmenter, Protocol):
-    """What the service needs of model.inference.engine.Engine."""
+class ServedEngine(Segmenter, Protocol):
+    """What the service needs of an engine; model.inference.engine.Engine is one."""
 
     @property
     def model(self) -> Model:
-        """What is known of the model besides its weights."""
+        """The model's description, without its weights."""
 
     @property
     def device(self) -> object:
-        """Where it runs; str() of it is `cpu`, `cuda:0` …"""
+        """The device that it runs on; its str() is `cpu`, `cuda:0` …"""
 
     @property
     def precision(self) -> str:
@@ -60,7 +65,7 @@ class Segmenting(Segmenter, Protocol):
 
     @property
     def batches(self) -> bool:
-        """Whether the images of a batch run together, or one after the other."""
+        """Whether the images of a batch run together, rather than one after the other."""
 
     def device_memory(self) -> dict[str, int]:
         """Bytes of the GPU's memory by kind; empty for a CPU."""
@@ -70,11 +75,17 @@ class Service:
     """One model on one device, and everything that requests share. Belongs to the event loop's thread."""
 
     def __init__(
-        self, settings: Settings, load: Callable[[], Segmenting], on_failure: Callable[[], None]
+        self, settings: Settings, load: Callable[[], ServedEngine], on_failure: Callable[[], None]
     ) -> None:
-        """load: makes the engine, on its own thread. on_failure: called once if the process should end.
+        """Start nothing yet.
 
-        Raises app.keys.KeysError.
+        Args:
+            settings: in effect.
+            load: makes the engine, on a thread of its own.
+            on_failure: called once if the process should end.
+
+        Raises:
+            app.keys.KeysError: the file of API keys cannot be used.
         """
         self.settings = settings
         self.admission = Admission(
@@ -92,39 +103,45 @@ class Service:
         self.metrics = Metrics(PATHS, settings.body_timeout + settings.request_timeout)
         self.decoders = ThreadPoolExecutor(settings.decode_threads, "maskserve-decode")
         self.encoders = ThreadPoolExecutor(settings.encode_threads, "maskserve-encode")
-        self.failure: str | None = None  # why nothing will ever be answered again
-        self.leaving = False  # a signal has come; requests are still taken
-        self.draining = False  # no more requests are taken
-        self.hanging = False  # the device gives no sign of life
-        self.ready = asyncio.Event()  # loaded and warm
+        # Why no request will ever be answered again, if so.
+        self.failure: str | None = None
+        # A signal has come; requests are still admitted.
+        self.shutting_down = False
+        # No more requests are admitted.
+        self.draining = False
+        # The device has not given a heartbeat for too long.
+        self.stalled = False
+        # Set once the engine is loaded and warm.
+        self.ready = asyncio.Event()
         self._load = load
         self._on_failure = on_failure
-        self._engine: Segmenting | None = None
+        self._engine: ServedEngine | None = None
         self._worker: Worker | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin to load the model, and return."""
+        """Start to load the model, and return."""
         self._tasks = [asyncio.create_task(self._start()), asyncio.create_task(self._watch())]
 
     async def _start(self) -> None:
         try:
-            self._engine = await on_daemon_thread(self._load)
+            self._engine = await run_on_daemon_thread(self._load)
         except Exception as error:
-            unexpected = not isinstance(error, LOAD_ERRORS)
-            log.critical("the model could not be loaded: %s", error, exc_info=unexpected)
+            is_unexpected = not isinstance(error, LOAD_ERRORS)
+            log.critical("the model could not be loaded: %s", error, exc_info=is_unexpected)
             self._fail("The model could not be loaded.")
             return
         self._worker = Worker(
             self._engine,
             self.admission,
-            # Where a batch takes as long as its images one by one, nobody should wait for the others' answers.
+            # Where a batch takes as long as its images one by one, no answer should have to wait for the others.
             max_batch_size=self.settings.max_batch_size if self._engine.batches else 1,
             max_batch_pixels=self.settings.max_batch_pixels,
             on_fatal=self._on_fatal,
-            on_outcome=self._on_outcome,
+            on_attempt=self._on_attempt,
         )
-        with contextlib.suppress(Exception):  # the worker has logged it, and told _on_fatal
+        # The worker has logged an error, and called _on_fatal.
+        with contextlib.suppress(Exception):
             await self._worker.start()
             self.ready.set()
 
@@ -132,43 +149,41 @@ class Service:
         while self.failure is None:
             await asyncio.sleep(WATCH_SECONDS)
             self.check_heartbeat()
-            if self.admission.requests == 0 and self.admission.largest > LARGE_PIXELS:
-                self.admission.largest = 0
+            if self.admission.requests == 0 and self.admission.peak_pixels > LARGE_PIXELS:
+                self.admission.peak_pixels = 0
                 await asyncio.to_thread(release_freed_memory)
 
     def check_heartbeat(self) -> None:
-        """Act on a device that gives no sign of life: those who wait are sent elsewhere, at last the process ends.
+        """Act on a device that has stalled: fail the requests that wait for it, and in the end the process.
 
-        /healthz is red meanwhile. Whoever supervises the process may end it sooner; a batch that comes to its end
-        after all makes everything good again.
+        /healthz is red meanwhile, and the supervisor may end the process sooner. If the batch ends after all, the
+        service is healthy again.
         """
         if self._worker is None or self.failure is not None:
             return
-        status, limit = self._worker.status(), self.settings.heartbeat_timeout
-        if status.is_alive(limit):
-            if self.hanging:
-                log.warning("the device gives signs of life again")
-                self.hanging = False
+        status, timeout = self._worker.status(), self.settings.heartbeat_timeout
+        if status.is_alive(timeout):
+            if self.stalled:
+                log.warning("the device responds again")
+                self.stalled = False
             return
-        if not self.hanging:
-            self.hanging = True
+        if not self.stalled:
+            self.stalled = True
             log.critical(
-                "no sign of life from %s for %.0f seconds (MASKSERVE_HEARTBEAT_TIMEOUT)",
+                "no heartbeat from %s for %.0f seconds (MASKSERVE_HEARTBEAT_TIMEOUT)",
                 self.engine.device,
                 status.heartbeat_age,
             )
-        self._worker.abandon(self._silent)
-        if status.heartbeat_age >= 2 * limit:
-            self._fail("The device gives no sign of life.")
+        self._worker.fail_pending(self._not_responding)
+        if status.heartbeat_age >= 2 * timeout:
+            self._fail("The device does not respond.")
 
     @staticmethod
-    def _silent() -> NotReady:
-        return NotReady(
-            "The device gives no sign of life; another replica may answer.", retry_after=RETRY_SECONDS
-        )
+    def _not_responding() -> NotReady:
+        return NotReady("The device does not respond; another replica may answer.", retry_after=RETRY_SECONDS)
 
-    def _on_outcome(self, outcome: Outcome) -> None:
-        self.metrics.outcome(outcome, self.engine.input_size)
+    def _on_attempt(self, attempt: Attempt) -> None:
+        self.metrics.record_attempt(attempt, self.engine.input_size)
 
     def _on_fatal(self, error: BaseException) -> None:
         log.critical("%s failed on %s: %s", self.settings.model, self.engine.device, error)
@@ -180,45 +195,45 @@ class Service:
             self._on_failure()
 
     def raise_if_overloaded(self) -> None:
-        """Raise at once what a request for instances would be refused with, whatever its image."""
-        if trouble := self.unavailable_reason():
-            raise trouble
+        """Raise what any request to /segment would be refused with now, whatever its image."""
+        if problem := self.unavailable_reason():
+            raise problem
         self.admission.raise_if_overloaded()
 
     def unavailable_reason(self) -> Problem | None:
-        """Why no request can be taken now, or None: what requests are told before they are read."""
+        """Why no request can be admitted now, or None."""
         if self.failure is not None:
             return NotReady(f"{self.failure} The service is being restarted.", retry_after=RETRY_SECONDS)
         if self.draining:
             return Draining()
         if not self.ready.is_set():
             return NotReady("The model is still loading.", retry_after=RETRY_SECONDS)
-        return None if self.is_alive() else self._silent()
+        return None if self.is_alive() else self._not_responding()
 
     def not_ready_reason(self) -> Problem | None:
-        """What /readyz says: the same, and that the service is about to leave."""
-        if self.leaving and not self.draining:
+        """Why /readyz is red, or None: the service is unavailable, or about to shut down."""
+        if self.shutting_down and not self.draining:
             return Draining("The service is about to shut down.")
         return self.unavailable_reason()
 
     def is_alive(self) -> bool:
-        """Whether the process is worth keeping; what `/healthz` says. It does not depend on load."""
+        """Whether /healthz is green: False if the process should be restarted. It does not depend on load."""
         if self.failure is not None:
             return False
         return self._worker is None or self._worker.status().is_alive(self.settings.heartbeat_timeout)
 
     @property
-    def loaded(self) -> Segmenting | None:
-        """The engine, if there is one yet."""
+    def engine_if_loaded(self) -> ServedEngine | None:
+        """The engine, or None while it loads."""
         return self._engine
 
     @property
-    def running(self) -> Worker | None:
-        """The worker, if there is one yet."""
+    def worker_if_started(self) -> Worker | None:
+        """The worker, or None while the engine loads."""
         return self._worker
 
     @property
-    def engine(self) -> Segmenting:
+    def engine(self) -> ServedEngine:
         """The engine. Raises NotReady while it loads."""
         if self._engine is None:
             raise self.unavailable_reason() or NotReady(retry_after=RETRY_SECONDS)
@@ -226,43 +241,45 @@ class Service:
 
     @property
     def worker(self) -> Worker:
-        """The worker that runs the engine. Raises NotReady while it loads."""
+        """The worker that runs the engine. Raises NotReady while the engine loads."""
         if self._worker is None:
             raise self.unavailable_reason() or NotReady(retry_after=RETRY_SECONDS)
         return self._worker
 
     async def begin_shutdown(self) -> None:
-        """Tell load balancers by /readyz that this replica goes, and return once they have had time to notice."""
-        self.leaving = True
+        """Turn /readyz red, and return once load balancers have had time to notice."""
+        self.shutting_down = True
         if self.ready.is_set() and self.failure is None:
             await asyncio.sleep(self.settings.drain_delay)
 
     async def drain(self) -> None:
-        """Take nothing new; return once every request that was admitted has its answer."""
+        """Admit no more requests; return once every admitted one has its answer."""
         self.draining = True
         if self._worker is not None and self._worker.status().state is State.READY:
             await self._worker.drain()
 
     async def stop(self) -> None:
-        """End threads that are idle; the process is about to end."""
+        """End the threads that are idle; the process is about to end."""
         self.draining = True
         for task in self._tasks:
             task.cancel()
         if self._worker is not None and self._worker.status().state is not State.STARTING:
-            with contextlib.suppress(TimeoutError):  # a device call that hangs; its thread is a daemon
+            # A timeout means that a device call hangs; its thread is a daemon.
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_SECONDS):
                     await self._worker.stop()
         self.decoders.shutdown(wait=False, cancel_futures=True)
         self.encoders.shutdown(wait=False, cancel_futures=True)
 
 
-async def on_daemon_thread(function: Callable[[], T]) -> T:
-    """The function's result; unlike a pool's, the thread does not keep a process alive that should end."""
+async def run_on_daemon_thread(function: Callable[[], T]) -> T:
+    """The function's result. Unlike a pool's thread, this one does not keep the process from ending."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
     def finish(result: T | None, error: BaseException | None) -> None:
-        if future.done():  # cancelled meanwhile
+        # It may have been cancelled meanwhile.
+        if future.done():
             return
         if error is None:
             future.set_result(cast("T", result))
@@ -272,9 +289,10 @@ async def on_daemon_thread(function: Callable[[], T]) -> T:
     def run() -> None:
         try:
             result, error = function(), None
-        except Exception as raised:  # noqa: BLE001 - handed to whoever awaits the future
+        except Exception as raised:  # noqa: BLE001 - the caller gets it from the future
             result, error = None, raised
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends, and nobody waits
+        # If the loop is closed, the process is ending and nothing waits for the result.
+        with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(finish, result, error)
 
     threading.Thread(target=run, name="maskserve-load", daemon=True).start()

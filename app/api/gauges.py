@@ -39,7 +39,7 @@ class ServiceCollector(Collector):
             admission.pixels_per_second or 0.0,
         )
         yield by_label("shed", "Requests refused at the door.", "reason", admission.refused)
-        engine, worker = service.loaded, service.running
+        engine, worker = service.engine_if_loaded, service.worker_if_started
         if engine is not None:
             labels = {
                 "model": engine.model.name,

@@ -16,7 +16,7 @@ from app.observability.metrics import CONTENT_TYPE
 from app.problems import NotReady
 
 if TYPE_CHECKING:
-    from app.service import Segmenting, Service
+    from app.service import ServedEngine, Service
 
 router = APIRouter()
 
@@ -66,7 +66,7 @@ async def model(request: Request) -> Response:
     return uncached(describe(service.engine))
 
 
-def describe(engine: Segmenting) -> ModelDocument:
+def describe(engine: ServedEngine) -> ModelDocument:
     """The model, and how it runs here, for people and for programs that check what they talk to."""
     model = engine.model
     return {

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from app.api.query import SegmentParams
-    from app.batching.admission import Body
+    from app.batching.admission import BodyBytes
     from app.service import Service
     from model.instances import Instances
 
@@ -90,7 +90,7 @@ async def segment(
     def seconds_left() -> float:
         return timeout_ms / 1000 - timings.total()
 
-    with service.admission.body() as body:
+    with service.admission.count_body() as body:
         with timings.stage("read"):
             async with deadline(seconds_left(), "The body did not arrive"):
                 uploads = await read_uploads(
@@ -98,7 +98,7 @@ async def segment(
                     request.receive,
                     max_bytes=service.settings.max_upload_bytes,
                     seconds=service.settings.body_timeout,
-                    arrived=body.arrived,
+                    arrived=body.add,
                     max_images=service.settings.max_images,
                     max_form_bytes=service.settings.max_queue_bytes // 2,
                 )
@@ -132,7 +132,7 @@ def stream(
     request: Request,
     params: SegmentParams,
     uploads: list[Upload],
-    body: Body,
+    body: BodyBytes,
     seconds_left: Callable[[], float],
 ) -> NdjsonResponse:
     """The response to a request for several images: one line of JSON for each.
@@ -168,7 +168,7 @@ def stream(
     return NdjsonResponse(line, held, at_once, request.state.id, request.state.record)
 
 
-async def fetch(service: Service, url: str, body: Body, seconds: float) -> Upload:
+async def fetch(service: Service, url: str, body: BodyBytes, seconds: float) -> Upload:
     """The image at an address.
 
     Raises MalformedRequest where the service fetches nothing, DeadlineExceeded, and what Fetcher.get raises.
@@ -182,7 +182,7 @@ async def fetch(service: Service, url: str, body: Body, seconds: float) -> Uploa
     if service.fetcher is None:
         raise MalformedRequest('Addresses are not fetched here; send the image itself, as "image".')
     async with deadline(seconds, "The image did not arrive from its address"):
-        return Upload(await service.fetcher.get(url, body.arrived), "Is there an image at that address?")
+        return Upload(await service.fetcher.get(url, body.add), "Is there an image at that address?")
 
 
 @asynccontextmanager
@@ -206,7 +206,7 @@ class SegmentRequest:
     encode: Encode
 
 
-async def answer(work: SegmentRequest, upload: Upload, body: Body, seconds: float) -> bytes:
+async def answer(work: SegmentRequest, upload: Upload, body: BodyBytes, seconds: float) -> bytes:
     """The body of the answer.
 
     Raises UnsupportedFormat, UndecodableImage, ImageTooLarge, DeadlineExceeded, and what admission and worker raise.
@@ -229,12 +229,12 @@ async def answer(work: SegmentRequest, upload: Upload, body: Body, seconds: floa
                 f"at most {service.settings.max_image_pixels} are accepted."
             )
         async with deadline(seconds, "The answer was not ready"):
-            with service.admission.admit(header.pixels, seconds) as ticket:
+            with service.admission.admit(header.pixels, seconds) as permit:
                 with timings.stage("decode"):
                     image = await loop.run_in_executor(service.decoders, decode, upload.content)
                 del upload
                 body.release()
-                segmented = await service.worker.segment(ticket, image, work.params, expires)
+                segmented = await service.worker.segment(permit, image, work.params, expires)
                 timings.passed("queue", segmented.queue_seconds, ago=segmented.forward_seconds)
                 timings.passed("forward", segmented.forward_seconds)
                 work.record.update({"batch": segmented.batch_size, "instances": len(segmented.instances)})

@@ -15,7 +15,7 @@ import orjson
 from starlette.responses import Response
 
 from app.api.query import NDJSON
-from app.batching.admission import Body
+from app.batching.admission import BodyBytes
 from app.http.disconnect import cancel_on_disconnect
 from app.intake.uploads import Upload
 from app.observability.logs import FIELDS
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class BufferedUpload(Body):
+class BufferedUpload(BodyBytes):
     """One image of a form, and the account of its bytes; it is let go when they are released."""
 
-    def __init__(self, form: Body, upload: Upload) -> None:
+    def __init__(self, form: BodyBytes, upload: Upload) -> None:
         super().__init__(form.admission)
-        self.bytes = form.part(len(upload.content))
+        self.bytes = form.hand_over(len(upload.content))
         self.upload = upload
 
     def release(self) -> None:

@@ -1,7 +1,7 @@
-"""Who may come in: bounds on the requests, pixels and bytes in flight, and a forecast of how long they will take.
+"""Admission control: bounds on the requests, pixels and bytes in flight, and a forecast of how long they will take.
 
-Nothing waits here and nothing sleeps; the clock is passed in. `Admission` belongs to the event loop alone. Those
-who were let in meet in queue.py.
+Nothing here waits or sleeps, and the clock is passed in. `Admission` belongs to the event loop alone. Admitted requests
+wait for the device in queue.py.
 """
 
 from __future__ import annotations
@@ -21,60 +21,65 @@ if TYPE_CHECKING:
 
     from app.batching.queue import Clock
 
-RETRY_AT_LEAST = 1.0  # seconds; the header has whole seconds, and 0 would invite a busy loop
-RETRY_AT_MOST = 60.0  # seconds; farther ahead today's rate says little about who will still be waiting
-RATE_MEMORY = 10.0  # seconds of device time: many batches of a GPU, yet quick to follow the traffic
-# Of its time, a request may be forecast to need so much. At 1 a ResNet-50 on two cores, offered ten times what it can
-# do, gave up every eighth that it had let in (504), some of them on the device: the forecast knows neither what passes
-# between two forward passes nor that the machine will be slower a minute later.
-FORECAST_PART = 0.8
+# Bounds of Retry-After, in seconds. The header has whole seconds, and 0 would make clients spin; beyond a minute, the
+# present rate says little about who will still be waiting.
+MIN_RETRY_AFTER = 1.0
+MAX_RETRY_AFTER = 60.0
+# Seconds of device time over which the measured rate forgets: many batches of a GPU, yet quick to follow the traffic.
+RATE_TIME_CONSTANT = 10.0
+# How much of a request's time its forecast may take. With 1, a ResNet-50 on two cores that was offered ten times its
+# capacity missed the deadline of every eighth request that it had admitted (504), some of them on the device: the
+# forecast knows neither the time between two forward passes nor that the machine may be slower a minute later.
+MAX_FORECAST_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
-    """A place in the house, from admission until the answer is written."""
+class Permit:
+    """The admission of one request, until its answer is written."""
 
-    pixels: int  # of the image as it was sent
-    admitted_at: float  # on the clock of deadlines: add the time that the request may take
+    # Pixels of the image as it was sent.
+    pixels: int
+    # Time of the admission, on the clock of the deadlines.
+    admitted_at: float
 
 
-class Body:
-    """The bytes of one request's body, from their arrival until its image is decoded; a context manager."""
+class BodyBytes:
+    """Counts the bytes of one request body from their arrival until the image is decoded; a context manager."""
 
     def __init__(self, admission: Admission) -> None:
         self.bytes = 0
         self.admission = admission
 
-    def __enter__(self) -> Body:
+    def __enter__(self) -> BodyBytes:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def arrived(self, count: int) -> None:
+    def add(self, count: int) -> None:
         """Count bytes that have arrived. Raises QueueFull if there is no room for them."""
-        self.admission.take_bytes(count)
+        self.admission.reserve_bytes(count)
         self.bytes += count
 
-    def part(self, count: int) -> int:
-        """Give that many of the bytes to another account, which will release them."""
+    def hand_over(self, count: int) -> int:
+        """Leave it to another BodyBytes to release this many of the bytes."""
         self.bytes -= count
         return count
 
     def release(self) -> None:
-        """The bytes are gone from memory; more than once is fine."""
+        """Count the bytes no longer; calling it again does nothing."""
         self.admission.bytes -= self.bytes
         self.bytes = 0
 
 
 class Admission:
-    """Bounds what is in flight, in requests, pixels and bytes, and knows how long that will take.
+    """Bounds what is in flight, in requests, pixels and bytes, and measures how fast it is answered.
 
-    In flight is everything from admission to answer, so that decoding, waiting, running and encoding together
-    have one bound. Pixels are those of the image as it was sent: that is what occupies memory. Bytes are those
-    of bodies that arrive or wait to be decoded: what a request occupies before its image's size is known.
+    In flight is everything from admission to answer, so one bound covers decoding, waiting, running and encoding.
+    Pixels are those of the image as it was sent: they determine the memory that a request needs. Bytes are those of
+    bodies that arrive or wait to be decoded: the memory that a request needs before the size of its image is known.
 
-    The door starts closed with 503 not-ready; whoever owns the life-cycle opens and closes it.
+    It starts closed, with 503 not-ready; the owner of the life cycle opens and closes it.
     """
 
     def __init__(
@@ -85,120 +90,142 @@ class Admission:
         max_bytes: int = 1 << 28,
         clock: Clock = time.monotonic,
     ) -> None:
+        """Start closed.
+
+        Args:
+            max_requests: in flight.
+            max_pixels: of the images of these requests, as they were sent.
+            max_bytes: of bodies that arrive or wait to be decoded.
+            clock: of the deadlines.
+        """
         self.max_requests = max_requests
         self.max_pixels = max_pixels
         self.max_bytes = max_bytes
-        self.requests = 0  # in flight, as are
+        # In flight now.
+        self.requests = 0
         self.pixels = 0
         self.bytes = 0
-        self.largest = 0  # pixels that were in flight at once since somebody set this to 0
+        # Most pixels in flight at the same time since this was last set to 0.
+        self.peak_pixels = 0
         # By reason: "requests", "pixels", "bytes", "deadline", or the problem's slug.
         self.refused: Counter[str] = Counter()
         self._clock = clock
-        self._closed: Callable[[], Problem] | None = lambda: NotReady(
+        self._refusal: Callable[[], Problem] | None = lambda: NotReady(
             "The model is still loading.", retry_after=5
         )
-        self._served_pixels = 0.0  # exponentially weighted, as are the seconds that they took
+        # Both decay exponentially with device time.
+        self._served_pixels = 0.0
         self._served_seconds = 0.0
         self._empty = asyncio.Event()
         self._empty.set()
 
     def open(self) -> None:
-        """Let requests in."""
-        self._closed = None
+        """Admit requests from now on."""
+        self._refusal = None
 
     def close(self, refusal: Callable[[], Problem]) -> None:
-        """Refuse every new request with the problem that `refusal` makes. Those already inside stay."""
-        self._closed = refusal
+        """Refuse every new request with the problem that `refusal` makes. Requests in flight are not affected."""
+        self._refusal = refusal
 
     def raise_if_overloaded(self) -> None:
-        """Raise at once what `admit` would raise for any image, so that no body is read in vain."""
-        if self._closed is not None:
-            problem = self._closed()
+        """Raise what `admit` would raise for any image, so that no body is read in vain."""
+        if self._refusal is not None:
+            problem = self._refusal()
             self.refused[problem.slug] += 1
             raise problem
         if self.requests >= self.max_requests:
-            raise self._full("requests", f"{self.requests} requests are in flight, the limit.")
+            raise self._queue_full("requests", f"{self.requests} requests are in flight, the limit.")
 
-    def body(self) -> Body:
-        """The account of a body that is about to arrive."""
-        return Body(self)
+    def count_body(self) -> BodyBytes:
+        """A counter for a body that is about to arrive."""
+        return BodyBytes(self)
 
-    def take_bytes(self, count: int) -> None:
-        """Make room for bytes of a body; `Body` gives them back. Raises QueueFull."""
+    def reserve_bytes(self, count: int) -> None:
+        """Reserve memory for bytes of a body, which `BodyBytes` releases. Raises QueueFull."""
         if self.bytes + count > self.max_bytes:
-            raise self._full(
+            raise self._queue_full(
                 "bytes", f"{self.bytes} bytes of other uploads are in memory; the limit is {self.max_bytes}."
             )
         self.bytes += count
 
     @contextmanager
-    def admit(self, pixels: int, seconds: float = math.inf) -> Iterator[Ticket]:
-        """One request's place for the length of a `with` block, released however the block ends.
+    def admit(self, pixels: int, seconds: float = math.inf) -> Iterator[Permit]:
+        """Hold the place of one request for the length of a `with` block.
 
-        pixels: width × height, as the image's header states them. seconds: that the answer may take.
-        Raises at once, nothing ever waits here: QueueFull (429, with Retry-After) also where the answer could
-        not be ready in FORECAST_PART of its time at the present rate; NotReady or Draining (503) while the
-        door is closed; ImageTooLarge (413) for an image larger than the whole bound. That one could be let in
-        whenever the house is empty, but then its answer would depend on the traffic of others, and under
-        steady load it would be told to retry for ever.
+        Refusals come at once; nothing waits here.
+
+        Args:
+            pixels: width × height, as the header of the image states them.
+            seconds: until the answer has to be ready.
+
+        Raises:
+            QueueFull: (429, with Retry-After) there is no room, or at the present rate the answer would take longer
+                than MAX_FORECAST_SHARE of its time.
+            NotReady, Draining: (503) while admission is closed.
+            ImageTooLarge: (413) the image has more pixels than may be in flight at all. It could run while nothing
+                else is in flight, but then its answer would depend on other traffic, and under steady load its client
+                would be told to retry for ever.
         """
         self.raise_if_overloaded()
-        self._refuse_unless_fits(pixels, seconds)
+        self._raise_unless_fits(pixels, seconds)
         self.requests += 1
         self.pixels += pixels
-        self.largest = max(self.largest, self.pixels)
+        self.peak_pixels = max(self.peak_pixels, self.pixels)
         self._empty.clear()
         try:
-            yield Ticket(pixels, self._clock())
+            yield Permit(pixels, self._clock())
         finally:
             self.requests -= 1
             self.pixels -= pixels
             if self.requests == 0:
                 self._empty.set()
 
-    def _refuse_unless_fits(self, pixels: int, seconds: float) -> None:
+    def _raise_unless_fits(self, pixels: int, seconds: float) -> None:
         if pixels > self.max_pixels:
             self.refused[ImageTooLarge.slug] += 1
             raise ImageTooLarge(
                 f"The image has {pixels} pixels; this service holds at most {self.max_pixels} at a time."
             )
         if self.pixels + pixels > self.max_pixels:
-            raise self._full(
+            raise self._queue_full(
                 "pixels",
                 f"{self.pixels} pixels are in flight, and this image's {pixels} would exceed the limit of "
                 f"{self.max_pixels}.",
             )
-        # Nobody is refused for the forecast alone: in an empty house it is put to the test instead.
+        # With nothing else in flight the forecast is not applied: it could be wrong, and only a request can correct it.
         rate = self.pixels_per_second
-        if self.requests and rate is not None and (self.pixels + pixels) / rate > FORECAST_PART * seconds:
-            raise self._full(
+        if (
+            self.requests
+            and rate is not None
+            and (self.pixels + pixels) / rate > MAX_FORECAST_SHARE * seconds
+        ):
+            raise self._queue_full(
                 "deadline",
                 f"At the present rate the answer would take {(self.pixels + pixels) / rate:.1f} seconds; this "
-                f"request has {max(seconds, 0):.1f}, and must leave a fifth of that for what cannot be foreseen.",
+                f"request has {max(seconds, 0):.1f}, of which a fifth is kept in reserve.",
             )
 
-    def _full(self, reason: str, detail: str) -> QueueFull:
+    def _queue_full(self, reason: str, detail: str) -> QueueFull:
         self.refused[reason] += 1
         return QueueFull(detail, retry_after=self.retry_after())
 
-    async def emptied(self) -> None:
+    async def wait_until_empty(self) -> None:
         """Return once nothing is in flight."""
         await self._empty.wait()
 
-    def served(self, pixels: int, seconds: float) -> None:
-        """The device answered images of so many pixels in so many seconds; idle time is not to be reported.
+    def record_served(self, pixels: int, seconds: float) -> None:
+        """Record that the device took `seconds` to answer images of `pixels`; idle time must not be recorded.
 
-        The rate is the ratio of two sums that forget alike, not a mean of ratios: a long batch counts as long
-        as it lasted, and failed attempts (seconds without pixels) lower the rate as they should.
+        The rate is the ratio of two sums that decay alike, not a mean of ratios. A long batch therefore weighs as much
+        as it lasted, and failed attempts (seconds without pixels) lower the rate, as they should.
         """
-        remembered = math.exp(-seconds / RATE_MEMORY)
-        self._served_pixels = self._served_pixels * remembered + pixels
-        self._served_seconds = self._served_seconds * remembered + seconds
+        decay = math.exp(-seconds / RATE_TIME_CONSTANT)
+        self._served_pixels = self._served_pixels * decay + pixels
+        self._served_seconds = self._served_seconds * decay + seconds
 
     @property
     def pixels_per_second(self) -> float | None:
-        """The measured service rate, or None before the first answer."""
+        """The measured rate of the device, or None before the first answer."""
         if self._served_pixels <= 0 or self._served_seconds <= 0:
             return None
         return self._served_pixels / self._served_seconds
@@ -210,4 +237,4 @@ class Admission:
 
     def retry_after(self) -> float:
         """Seconds after which a refused client should find room: the expected wait, within bounds."""
-        return min(max(self.expected_wait() or 0.0, RETRY_AT_LEAST), RETRY_AT_MOST)
+        return min(max(self.expected_wait() or 0.0, MIN_RETRY_AFTER), MAX_RETRY_AFTER)

@@ -1,4 +1,4 @@
-"""One batch through the engine, so that no bad image hurts its neighbours. Knows no threads and no loop."""
+"""Run one batch through the engine so that no bad image fails its neighbours. Knows no threads or event loops."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 
 
 class Segmenter(Protocol):
-    """What the service needs of the engine to run batches; model.inference.engine.Engine is one."""
+    """What batches need of an engine; model.inference.engine.Engine is one."""
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that an image of this size is scaled to."""
 
     def padded_shape(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of the network input that holds it then: the rest is padding."""
+        """(height, width) of the network input that then holds it; the rest is padding."""
 
     def segment(self, images: Sequence[NDArray[np.uint8]], options: Sequence[Options]) -> list[Instances]:
         """One batch of images [H, W, 3] with equal padded_shape. Raises OutOfDeviceMemory, DeviceFailed."""
@@ -40,91 +40,104 @@ class Segmenter(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What one attempt at a group of entries has brought."""
+class Attempt:
+    """What one attempt to run some entries together has led to."""
 
-    answers: Sequence[tuple[Entry, SegmentResult | Problem]]  # none if the attempt failed and is split
-    seconds: float  # of device time
-    out_of_memory: bool = False  # what the attempt failed of
+    # Empty if the attempt failed and is repeated with fewer entries.
+    answers: Sequence[tuple[Entry, SegmentResult | Problem]]
+    # Of device time.
+    seconds: float
+    # Whether this is why it failed.
+    out_of_memory: bool = False
 
     @property
     def pixels(self) -> int:
-        """Pixels of the images answered, as they were sent."""
+        """Pixels of the images that were answered, as they were sent."""
         return sum(entry.pixels for entry, _ in self.answers)
 
 
-def forward(
+def run_batch(
     engine: Segmenter,
-    group: Sequence[Entry],
+    entries: Sequence[Entry],
     *,
     drop_dead: Callable[[Sequence[Entry]], Partition],
     clock: Clock,
     counts: Counter[str],
-    again: bool = False,
-) -> Iterator[Outcome]:
-    """Run a group of one bucket, and yield what every attempt brought, as soon as it is known.
+    is_retry: bool = False,
+) -> Iterator[Attempt]:
+    """Run entries of one bucket, and yield what each attempt has led to as soon as it ends.
 
-    A failing group is halved until the culprit stands alone: one culprit among n costs 2·log2(n) attempts
-    more, and a neighbour has its answer as soon as its half passes. An image for which alone there is not
-    enough memory is tried once more (`again`), now that the engine has let go of what it kept for later.
-    `drop_dead` drops what died meanwhile.
-    counts: "batches" and "images" that passed, "splits", attempts that ran "out-of-memory", and images that
-    "failed" or were "too-large" alone.
-    Raises DeviceFailed, and whatever is no Exception, with the rest of the group unanswered.
+    A batch that fails is split in halves until the bad image is alone. Among n images that costs 2·log2(n) attempts
+    more, and the others have their answers as soon as their half succeeds. An image that alone does not fit into
+    memory is tried a second time, because the engine has freed its caches by then.
+
+    Args:
+        engine: that runs the images.
+        entries: at least one.
+        drop_dead: splits off the entries that have been cancelled or have expired since.
+        clock: in seconds.
+        counts: of "batches" and "images" that succeeded, "splits", attempts that ran "out-of-memory", and images that
+            alone "failed" or were "too-large"; added to here.
+        is_retry: whether this is the second attempt at one image.
+
+    Raises:
+        DeviceFailed: the device is lost; the remaining entries are not answered.
+        BaseException: likewise, if it is not an Exception.
     """
-    begun = clock()
+    start = clock()
     out_of_memory = False
     answers: list[tuple[Entry, SegmentResult | Problem]] = []
     try:
-        found = engine.segment([entry.image for entry in group], [entry.options for entry in group])
-        seconds = clock() - begun
-        for entry, instances in zip(group, found, strict=True):
-            segmented = SegmentResult(instances, begun - entry.enqueued_at, seconds, len(group))
-            answers.append((entry, segmented))
+        results = engine.segment([entry.image for entry in entries], [entry.options for entry in entries])
+        seconds = clock() - start
+        for entry, instances in zip(entries, results, strict=True):
+            answers.append(
+                (entry, SegmentResult(instances, start - entry.enqueued_at, seconds, len(entries)))
+            )
         counts["batches"] += 1
-        counts["images"] += len(group)
+        counts["images"] += len(entries)
     except DeviceFailed:
         raise
     except Exception as error:
-        seconds = clock() - begun
+        seconds = clock() - start
         answers = []
         out_of_memory = isinstance(error, OutOfDeviceMemory | MemoryError)
         counts["out-of-memory"] += out_of_memory
-        if len(group) > 1:
-            log.warning("A batch of %d failed (%r); its halves are tried apart.", len(group), error)
-        elif out_of_memory and not again:
-            log.warning("One image did not fit into the device's free memory (%r); once more.", error)
+        if len(entries) > 1:
+            log.warning("A batch of %d failed (%r); trying its halves separately.", len(entries), error)
+        elif out_of_memory and not is_retry:
+            log.warning("One image did not fit into the device's free memory (%r); trying once more.", error)
         else:
             log.exception("The model failed on one image.")
-            answers = [(group[0], _problem(error, counts))]
-    yield Outcome(answers, seconds, out_of_memory)
+            answers = [(entries[0], _problem_of_one_image(error, counts))]
+    yield Attempt(answers, seconds, out_of_memory)
     if answers:
         return
-    # Out here the error is gone, and with its traceback what the failed attempt had allocated on the device.
-    alone = len(group) == 1
-    counts["splits"] += not alone
-    middle = len(group) // 2
-    for part in [group] if alone else [group[:middle], group[middle:]]:
+    # Outside of the except clause the error is gone, and with its traceback the device memory of the failed attempt.
+    is_single = len(entries) == 1
+    counts["splits"] += not is_single
+    middle = len(entries) // 2
+    for part in [entries] if is_single else [entries[:middle], entries[middle:]]:
         partition = drop_dead(part)
         if partition.expired:
-            yield Outcome([(entry, too_late()) for entry in partition.expired], 0.0)
+            yield Attempt([(entry, deadline_exceeded()) for entry in partition.expired], 0.0)
         if partition.live:
-            yield from forward(
-                engine, partition.live, drop_dead=drop_dead, clock=clock, counts=counts, again=alone
+            yield from run_batch(
+                engine, partition.live, drop_dead=drop_dead, clock=clock, counts=counts, is_retry=is_single
             )
 
 
-def _problem(error: Exception, counts: Counter[str]) -> Problem:
+def _problem_of_one_image(error: Exception, counts: Counter[str]) -> Problem:
     if isinstance(error, OutOfDeviceMemory | MemoryError):
         counts["too-large"] += 1
         return ImageTooLarge("The image does not fit into the device's memory; send a smaller one.")
     counts["failed"] += 1
     problem = Problem()
-    # Without the traceback, which the log has: it would hold the images until the garbage collector comes.
+    # Without its traceback, which is in the log and would keep the images alive until the next garbage collection.
     problem.__cause__ = error.with_traceback(None)
     return problem
 
 
-def too_late() -> DeadlineExceeded:
+def deadline_exceeded() -> DeadlineExceeded:
     """The answer to a request whose deadline passed before its instances were found."""
     return DeadlineExceeded("The instances were not found before the request's deadline.")

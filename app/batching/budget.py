@@ -1,24 +1,27 @@
-"""How much goes to the device at once: all that the settings allow, until its memory runs out."""
+"""The limits of one batch: what the settings allow, or less while the device is short of memory."""
 
 from __future__ import annotations
 
 from math import ceil
 
-RECOVERY = 64  # batches that must pass before twice as much is tried again
+# Batches that must succeed before twice as much is tried again.
+RECOVERY_BATCHES = 64
 
 
 class BatchBudget:
-    """Limits of a batch, halved whenever the device ran out of memory and doubled again after RECOVERY batches.
+    """Halves the limits of a batch when the device runs out of memory, and doubles them after RECOVERY_BATCHES.
 
-    A GPU that others use too, or a few large images, takes memory away for a while: the service then goes on in
-    smaller batches, and a probe that fails costs one attempt in RECOVERY. Belongs to the device thread.
+    Another process on the same GPU, or a few large images, may take memory away for a while. The service then continues
+    with smaller batches, and a trial that fails costs one attempt in RECOVERY_BATCHES. Belongs to the device thread.
     """
 
     def __init__(self, max_images: int, max_pixels: int) -> None:
         self.max_images = max_images
         self.max_pixels = max_pixels
-        self.share = 1.0  # of both limits
-        self._passed = 0  # batches since the last change
+        # Of both limits.
+        self.share = 1.0
+        # Batches since the last change.
+        self._successes = 0
 
     @property
     def images(self) -> int:
@@ -30,17 +33,17 @@ class BatchBudget:
         """Pixels of padded input that may run together; one image alone always may."""
         return ceil(self.max_pixels * self.share)
 
-    def ran_out(self) -> None:
-        """The device had not enough memory for a batch."""
-        self._passed = 0
+    def record_out_of_memory(self) -> None:
+        """The device did not have enough memory for a batch."""
+        self._successes = 0
         if self.images > 1:
             self.share /= 2
 
-    def passed(self) -> None:
-        """A batch went through."""
+    def record_success(self) -> None:
+        """A batch succeeded."""
         if self.share == 1.0:
             return
-        self._passed += 1
-        if self._passed == RECOVERY:
-            self._passed = 0
+        self._successes += 1
+        if self._successes == RECOVERY_BATCHES:
+            self._successes = 0
             self.share *= 2

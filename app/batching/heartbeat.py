@@ -1,13 +1,16 @@
-"""What the device worker says about itself: the state it is in and its last sign of life."""
+"""What the worker reports about itself: its state, and the last heartbeat of the device thread."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Literal
+
+Activity = Literal["warm-up", "idle", "forward"]
 
 
 class State(enum.StrEnum):
-    """Where the worker stands in its life; `failed` is for good."""
+    """The state of the worker; `failed` is final."""
 
     STARTING = "starting"
     READY = "ready"
@@ -18,33 +21,36 @@ class State(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The device thread's last sign of life. Replaced as a whole, so that any thread may read it."""
+    """The last heartbeat of the device thread. It is replaced as a whole, so any thread may read it."""
 
     at: float
-    doing: str  # "warm-up", "idle" or "forward"
-    since: float  # when it began to do that
+    activity: Activity
+    # When this activity began.
+    since: float
 
-    def next(self, now: float, doing: str) -> Heartbeat:
-        """The beat after this one. Every forward pass begins anew; idleness goes on."""
-        return Heartbeat(now, doing, self.since if doing == self.doing == "idle" else now)
+    def next(self, now: float, activity: Activity) -> Heartbeat:
+        """The heartbeat after this one. Each forward pass is an activity of its own; idleness continues."""
+        return Heartbeat(now, activity, self.since if activity == self.activity == "idle" else now)
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a probe may know. Nothing here depends on how much is waiting."""
+    """What a probe may know. Nothing here depends on how many requests wait."""
 
     state: State
-    reason: str | None  # why it failed
-    doing: str  # as in Heartbeat
-    doing_seconds: float
-    heartbeat_age: float  # seconds
+    # Why it failed, if it did.
+    reason: str | None
+    activity: Activity
+    activity_seconds: float
+    # Seconds.
+    heartbeat_age: float
 
-    def is_alive(self, limit: float) -> bool:
-        """False after a fatal error, or when there was no sign of life for `limit` seconds.
+    def is_alive(self, timeout: float) -> bool:
+        """False after a fatal error, or without a heartbeat for `timeout` seconds.
 
-        Such silence is a forward pass that hangs, or a thread that is gone; choose `limit` longer than the
-        longest batch. A warm-up has no limit here: how long a start may take, the start-up probe says.
+        That long without one means that a forward pass hangs or that the thread has ended, so `timeout` must exceed the
+        longest batch. The warm-up has no limit here: the start-up probe decides how long a start may take.
         """
         if self.state is State.FAILED:
             return False
-        return self.state is State.STARTING or self.heartbeat_age < limit
+        return self.state is State.STARTING or self.heartbeat_age < timeout

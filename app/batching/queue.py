@@ -1,9 +1,10 @@
-"""Who shares a batch: shape buckets, deadlines, batch building. The door before it is admission.py.
+"""The queue: which images share a batch, and which are dropped because nothing waits for their answers any more.
 
-No threads, no tensors, no sleeping, the clock is passed in. What runs the batches is worker.py.
+No threads, no tensors, no sleeping; the clock is passed in. admission.py decides who enters, worker.py runs the
+batches.
 
-Who touches what: `Queue` does no locking itself; the worker holds its one lock around every call, from the
-event loop (put, discard) and from the device thread (next_batch, drop_dead) alike.
+`Queue` does no locking itself. The worker holds its one lock around every call, both from the event loop (put, discard)
+and from the device thread (next_batch, drop_dead).
 """
 
 from __future__ import annotations
@@ -23,17 +24,21 @@ if TYPE_CHECKING:
 
     from model.instances import Instances, Options
 
-Clock = Callable[[], float]  # monotonic seconds
-Bucket = tuple[int, int]  # (height, width) of the padded network input, pixels
+# Monotonic seconds.
+Clock = Callable[[], float]
+# (height, width) of the padded network input in pixels.
+Bucket = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentResult:
-    """One request's instances, and what they took."""
+    """The instances of one image, and the time that they took."""
 
     instances: Instances
-    queue_seconds: float  # from entering the queue until its batch went to the device
-    forward_seconds: float  # of the whole batch
+    # From entering the queue until the batch started.
+    queue_seconds: float
+    # Of the whole batch.
+    forward_seconds: float
     batch_size: int
 
 
@@ -42,9 +47,11 @@ class Entry:
     """One decoded image that waits for the device."""
 
     image: NDArray[np.uint8]  # [H, W, 3] RGB
-    pixels: int  # of the image as it was sent
+    # Pixels of the image as it was sent.
+    pixels: int
     options: Options
-    deadline: float  # on the queue's clock; from then on nobody waits for the answer
+    # On the queue's clock; from then on the answer is of no use.
+    deadline: float
     future: asyncio.Future[SegmentResult]
     bucket: Bucket
     enqueued_at: float
@@ -52,26 +59,28 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """Entries parted into those to run and those whose deadline passed; cancelled ones have vanished."""
+    """Entries split into those to run and those whose deadline has passed; cancelled ones are in neither list."""
 
     live: list[Entry]
     expired: list[Entry]
 
 
 class Queue:
-    """Entries in order of arrival, and the same entries by bucket; all operations are O(1) per entry touched.
+    """Entries in order of arrival, and again by bucket; every operation is O(1) for each entry that it moves.
 
-    A batch is built when the device takes it, never ahead: one built ahead would miss what arrives while the
-    batch before it runs, and it would have to be checked for dead entries again. It costs the device
-    nothing that matters, since the images are decoded by then: taking 8 of 1,000 waiting entries needs 6 µs,
-    taking 32 needs 20 µs (2-core Zen 4), against milliseconds for the fastest batch.
+    A batch is built when the device takes it, never ahead of time. Built ahead, it would miss what arrives while the
+    previous batch runs, and would have to be checked for dead entries again. The device hardly waits for it, because
+    the images are decoded by then: taking 8 of 1,000 entries needs 6 µs, taking 32 needs 20 µs (2-core Zen 4), while
+    the fastest batch takes milliseconds.
     """
 
     def __init__(self, *, clock: Clock = time.monotonic) -> None:
-        self.dropped: Counter[str] = Counter()  # never ran, by reason: "cancelled", "expired"
-        self.pixels = 0  # waiting, as sent
+        # Entries that never ran, by reason: "cancelled", "expired".
+        self.dropped: Counter[str] = Counter()
+        # Pixels of the waiting images, as they were sent.
+        self.pixels = 0
         self._clock = clock
-        # OrderedDict, not dict: taking the first key of a dict that shrinks at its front is O(n) there.
+        # OrderedDict, because finding the first key of a dict that shrinks at its front is O(n).
         self._arrivals: OrderedDict[Entry, None] = OrderedDict()
         self._buckets: dict[Bucket, OrderedDict[Entry, None]] = {}
 
@@ -79,13 +88,13 @@ class Queue:
         return len(self._arrivals)
 
     def put(self, entry: Entry) -> None:
-        """Append the entry. Admission has bounded how many there can be."""
+        """Append an entry. Admission bounds how many there can be."""
         self._arrivals[entry] = None
         self._buckets.setdefault(entry.bucket, OrderedDict())[entry] = None
         self.pixels += entry.pixels
 
     def discard(self, entry: Entry) -> None:
-        """Take out an entry that nobody waits for any more, with its image; one that has left is fine."""
+        """Remove an entry whose caller has left, and its image with it; nothing happens if it is not in the queue."""
         if entry in self._arrivals:
             self._remove(entry)
             self.dropped[self._drop_reason(entry) or "cancelled"] += 1
@@ -93,15 +102,18 @@ class Queue:
     def next_batch(self, max_batch_size: int, max_batch_pixels: int) -> Partition:
         """Remove and return the next batch: entries of the oldest live entry's bucket, in order of arrival.
 
-        At most `max_batch_size` of them, and at most `max_batch_pixels` pixels of padded input, except that
-        one entry may always go alone. `live` is empty when nothing is left to run. Dead entries met on the
-        way are dropped and counted; the expired ones are handed back so that they can be told.
+        Dead entries on the way are dropped and counted; expired ones are returned so that they can be answered.
+        `live` is empty if nothing is left to run.
+
+        Args:
+            max_batch_size: entries in the batch.
+            max_batch_pixels: pixels of padded input in the batch; one entry alone may have more.
         """
         batch = Partition([], [])
         while self._arrivals and not batch.live:
             oldest = next(iter(self._arrivals))
             self._remove(oldest)
-            self._sort_out(oldest, batch)
+            self._classify(oldest, batch)
         if batch.live:
             height, width = oldest.bucket
             room = min(max_batch_size, max_batch_pixels // (height * width))
@@ -109,18 +121,18 @@ class Queue:
             while bucket and len(batch.live) < room:
                 entry = next(iter(bucket))
                 self._remove(entry)
-                self._sort_out(entry, batch)
+                self._classify(entry, batch)
         return batch
 
     def drop_dead(self, entries: Iterable[Entry]) -> Partition:
-        """Part entries that were taken earlier, some of which may have died; counts as next_batch does."""
+        """Split entries that were taken earlier, some of which may have died since; counts as next_batch does."""
         partition = Partition([], [])
         for entry in entries:
-            self._sort_out(entry, partition)
+            self._classify(entry, partition)
         return partition
 
     def clear(self) -> list[Entry]:
-        """Remove and return everything, for the caller to answer."""
+        """Remove and return all entries, for the caller to answer."""
         entries = list(self._arrivals)
         self._arrivals.clear()
         self._buckets.clear()
@@ -135,7 +147,7 @@ class Queue:
             del self._buckets[entry.bucket]
         self.pixels -= entry.pixels
 
-    def _sort_out(self, entry: Entry, into: Partition) -> None:
+    def _classify(self, entry: Entry, into: Partition) -> None:
         reason = self._drop_reason(entry)
         if reason is None:
             into.live.append(entry)
@@ -145,10 +157,10 @@ class Queue:
             into.expired.append(entry)
 
     def _drop_reason(self, entry: Entry) -> str | None:
-        """Why the entry must not run, or None.
+        """Why the entry must not run, or None if it may.
 
-        Past its deadline it has expired, also if a time limit around the caller was first to cancel it; and a
-        future that is done without being cancelled has been told so already.
+        Past its deadline it counts as expired even if a timeout around the caller has cancelled it. A future that is
+        done without having been cancelled holds DeadlineExceeded already.
         """
         if entry.deadline <= self._clock():
             return "expired"

@@ -23,7 +23,7 @@ from app.batching.queue import SegmentResult
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from app.batching.batch import Outcome
+    from app.batching.batch import Attempt
 
 PREFIX = "maskserve_"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -94,10 +94,10 @@ class Metrics:
             for stage, seconds in stages.items():
                 self.stages.labels(stage).observe(seconds)
 
-    def outcome(self, outcome: Outcome, input_size: Callable[[int, int], tuple[int, int]]) -> None:
+    def record_attempt(self, attempt: Attempt, input_size: Callable[[int, int], tuple[int, int]]) -> None:
         """An attempt at a batch has ended. input_size: of the engine."""
-        self.device_seconds.inc(outcome.seconds)
-        passed = [(entry, answer) for entry, answer in outcome.answers if isinstance(answer, SegmentResult)]
+        self.device_seconds.inc(attempt.seconds)
+        passed = [(entry, answer) for entry, answer in attempt.answers if isinstance(answer, SegmentResult)]
         if passed:
             self.batches.observe(len(passed))
         for entry, segmented in passed:

@@ -107,7 +107,7 @@ def test_a_request_that_would_come_too_late_is_refused_at_the_door() -> None:
     async def run() -> tuple[httpx.Response, float]:
         async with serving(held.engine) as (client, app):
             admission = app.state.service.admission
-            admission.served(pixels=1200, seconds=10.0)  # ten seconds for one picture
+            admission.record_served(pixels=1200, seconds=10.0)  # ten seconds for one picture
             first = asyncio.ensure_future(client.post("/segment", content=PHOTO))
             await until(lambda: admission.requests == 1)
             refused = await client.post("/segment", content=PHOTO, headers={"X-Request-Timeout-Ms": "15000"})
@@ -127,8 +127,8 @@ def test_uploads_beyond_their_common_memory_are_refused_and_leave_no_trace() -> 
     async def run() -> tuple[int, int, int]:
         async with serving(max_upload_bytes=1024, max_queue_bytes=2048) as (client, app):
             service = app.state.service
-            with service.admission.body() as other:
-                other.arrived(2048 - len(PHOTO) + 1)
+            with service.admission.count_body() as other:
+                other.add(2048 - len(PHOTO) + 1)
                 refused = await client.post("/segment", content=PHOTO)
                 held = service.admission.bytes
             answered = await client.post("/segment", content=PHOTO)
@@ -237,7 +237,7 @@ def test_a_hanging_device_turns_the_probes_red_sends_the_waiting_elsewhere_and_a
             service = app.state.service
             clock = Ahead(service.worker)
             waiting = asyncio.ensure_future(client.post("/segment", content=PHOTO))
-            await until(lambda: service.worker.status().doing == "forward")
+            await until(lambda: service.worker.status().activity == "forward")
             service.check_heartbeat()
             assert (await client.get("/healthz")).status_code == 200
 
@@ -248,7 +248,7 @@ def test_a_hanging_device_turns_the_probes_red_sends_the_waiting_elsewhere_and_a
                 assert (await client.get(path)).status_code == 503
             refused = await client.post("/segment", content=PHOTO)
             assert refused.status_code == 503
-            assert "no sign of life" in refused.json()["detail"]
+            assert "does not respond" in refused.json()["detail"]
             assert readings(await client.get("/metrics"))["maskserve_healthy"] == 0
             assert ended == []
 
@@ -269,12 +269,12 @@ def test_a_device_that_wakes_up_makes_everything_good_again() -> None:
             service = app.state.service
             clock = Ahead(service.worker)
             waiting = asyncio.ensure_future(client.post("/segment", content=PHOTO))
-            await until(lambda: service.worker.status().doing == "forward")
+            await until(lambda: service.worker.status().activity == "forward")
             clock.seconds = 150.0
             service.check_heartbeat()
             assert (await waiting).status_code == 503
             held.release.set()
-            await until(lambda: service.worker.status().doing == "idle")
+            await until(lambda: service.worker.status().activity == "idle")
             service.check_heartbeat()
             assert (await client.get("/readyz")).status_code == 200
             assert (await client.post("/segment", content=PHOTO)).status_code == 200
@@ -299,7 +299,7 @@ def test_before_it_drains_the_service_is_unready_but_goes_on() -> None:
     async def run() -> None:
         async with serving(drain_delay=3600) as (client, app):
             leaving = asyncio.ensure_future(app.state.service.begin_shutdown())
-            await until(lambda: app.state.service.leaving)
+            await until(lambda: app.state.service.shutting_down)
             unready = await client.get("/readyz")
             assert unready.status_code == 503
             assert unready.json()["type"] == "urn:maskserve:problem:draining"

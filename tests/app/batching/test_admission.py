@@ -1,4 +1,4 @@
-"""The door alone: no threads, no model, and a clock that the test sets."""
+"""Admission alone: no threads, no model, and a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def refuse(admission, pixels, seconds=1e9):
 
 
 def test_place_is_held_for_the_block_and_released_after_it(admission):
-    with admission.admit(600) as ticket:
-        assert ticket.pixels == 600
+    with admission.admit(600) as permit:
+        assert permit.pixels == 600
         assert (admission.requests, admission.pixels) == (1, 600)
     assert (admission.requests, admission.pixels) == (0, 0)
 
@@ -56,7 +56,7 @@ def test_request_beyond_the_pixels_is_refused_while_a_smaller_one_still_fits(adm
 
 
 @pytest.mark.parametrize("occupied", [0, 900])
-def test_image_larger_than_the_whole_bound_is_told_so_whatever_the_traffic(admission, occupied):
+def test_image_larger_than_the_whole_bound_is_refused_for_its_size_whatever_the_traffic(admission, occupied):
     with admission.admit(occupied):
         problem = refuse(admission, 1001)
     assert isinstance(problem, ImageTooLarge)
@@ -68,7 +68,7 @@ def test_image_of_exactly_the_whole_bound_is_admitted(admission):
         pass
 
 
-def test_door_is_closed_until_opened():
+def test_admission_is_closed_until_opened():
     admission = Admission(max_requests=1, max_pixels=10)
     problem = refuse(admission, 1)
     assert isinstance(problem, NotReady)
@@ -78,7 +78,7 @@ def test_door_is_closed_until_opened():
         pass
 
 
-def test_closing_the_door_leaves_those_inside_alone(admission):
+def test_closing_does_not_affect_requests_in_flight(admission):
     with admission.admit(600):
         admission.close(Draining)
         assert isinstance(refuse(admission, 1), Draining)
@@ -88,10 +88,10 @@ def test_closing_the_door_leaves_those_inside_alone(admission):
 
 def test_emptied_waits_for_the_last_one_to_leave(admission):
     async def scene():
-        await admission.emptied()  # nobody inside: at once
+        await admission.wait_until_empty()  # nothing is in flight: at once
         with admission.admit(1):
             with admission.admit(1):
-                waiting = asyncio.ensure_future(admission.emptied())
+                waiting = asyncio.ensure_future(admission.wait_until_empty())
             await asyncio.wait([waiting], timeout=0)
             assert not waiting.done()
         await asyncio.wait_for(waiting, 5)
@@ -107,7 +107,7 @@ def retry_after(admission, pixels):
 
 
 def test_retry_after_is_what_is_ahead_over_the_measured_rate(admission):
-    admission.served(pixels=500, seconds=5)
+    admission.record_served(pixels=500, seconds=5)
     with admission.admit(900):
         assert retry_after(admission, 200) == "9"
         assert admission.expected_wait() == pytest.approx(9)
@@ -120,47 +120,47 @@ def test_retry_after_is_at_least_one_second_before_anything_was_measured(admissi
 
 
 def test_retry_after_is_at_least_one_second_however_fast_the_device(admission):
-    admission.served(pixels=10**9, seconds=0.001)
+    admission.record_served(pixels=10**9, seconds=0.001)
     with admission.admit(900):
         assert retry_after(admission, 200) == "1"
 
 
 def test_retry_after_is_bounded_however_slow_the_device(admission):
-    admission.served(pixels=1, seconds=1000)
+    admission.record_served(pixels=1, seconds=1000)
     with admission.admit(900):
         assert retry_after(admission, 200) == "60"
 
 
 def test_steady_service_is_measured_exactly(admission):
     for _ in range(50):
-        admission.served(pixels=30, seconds=0.1)
+        admission.record_served(pixels=30, seconds=0.1)
     assert admission.pixels_per_second == pytest.approx(300)
 
 
 def test_rate_follows_a_lasting_change(admission):
-    admission.served(pixels=1000, seconds=1)
+    admission.record_served(pixels=1000, seconds=1)
     for _ in range(600):
-        admission.served(pixels=10, seconds=0.1)
+        admission.record_served(pixels=10, seconds=0.1)
     assert admission.pixels_per_second == pytest.approx(100, rel=0.01)
 
 
 def test_one_short_batch_hardly_moves_the_rate(admission):
     for _ in range(100):
-        admission.served(pixels=100, seconds=1)
-    admission.served(pixels=100, seconds=0.01)  # a hundred times as fast as usual
+        admission.record_served(pixels=100, seconds=1)
+    admission.record_served(pixels=100, seconds=0.01)  # a hundred times as fast as usual
     assert admission.pixels_per_second == pytest.approx(110, rel=0.02)
 
 
 def test_failed_attempts_lower_the_rate(admission):
-    admission.served(pixels=100, seconds=1)
-    admission.served(pixels=0, seconds=1)
+    admission.record_served(pixels=100, seconds=1)
+    admission.record_served(pixels=0, seconds=1)
     assert admission.pixels_per_second < 60
 
 
 # Before the body is read
 
 
-def test_full_house_refuses_whoever_knocks_before_anything_is_read(admission):
+def test_full_queue_refuses_before_any_body_is_read(admission):
     with ExitStack() as inside:
         for _ in range(3):
             admission.raise_if_overloaded()
@@ -171,20 +171,20 @@ def test_full_house_refuses_whoever_knocks_before_anything_is_read(admission):
     admission.raise_if_overloaded()
 
 
-def test_closed_door_refuses_whoever_knocks(admission):
+def test_closed_admission_refuses_before_any_body_is_read(admission):
     admission.close(Draining)
     with pytest.raises(Draining):
         admission.raise_if_overloaded()
 
 
 def test_bytes_of_bodies_are_bounded_together_and_given_back(admission):
-    with admission.body() as first:
-        first.arrived(300)
-        with admission.body() as second:
-            second.arrived(100)
+    with admission.count_body() as first:
+        first.add(300)
+        with admission.count_body() as second:
+            second.add(100)
             with pytest.raises(QueueFull, match="400 bytes of other uploads"):
-                second.arrived(101)
-            second.arrived(100)
+                second.add(101)
+            second.add(100)
             assert admission.bytes == 500
         assert admission.bytes == 300
         first.release()
@@ -196,8 +196,8 @@ def test_bytes_of_bodies_are_bounded_together_and_given_back(admission):
 @pytest.mark.parametrize("error", [QueueFull, asyncio.CancelledError])
 def test_bytes_are_given_back_however_the_request_ends(admission, error):
     def ends():
-        with admission.body() as body:
-            body.arrived(500)
+        with admission.count_body() as body:
+            body.add(500)
             raise error
 
     with pytest.raises(error):
@@ -208,14 +208,14 @@ def test_bytes_are_given_back_however_the_request_ends(admission, error):
 # Deadlines
 
 
-def test_who_cannot_be_answered_in_time_at_the_present_rate_is_refused_at_the_door(admission):
-    admission.served(pixels=100, seconds=1)
+def test_request_that_cannot_be_answered_in_time_at_the_present_rate_is_refused(admission):
+    admission.record_served(pixels=100, seconds=1)
     with admission.admit(400):
         problem = refuse(admission, 100, seconds=6.2)
         assert isinstance(problem, QueueFull)
         assert problem.detail == (
             "At the present rate the answer would take 5.0 seconds; this request has 6.2, "
-            "and must leave a fifth of that for what cannot be foreseen."
+            "of which a fifth is kept in reserve."
         )
         assert problem.retry_after == pytest.approx(4)
         assert admission.refused["deadline"] == 1
@@ -223,12 +223,12 @@ def test_who_cannot_be_answered_in_time_at_the_present_rate_is_refused_at_the_do
             pass
 
 
-def test_nobody_is_refused_for_a_forecast_before_anything_was_measured(admission):
+def test_no_request_is_refused_for_a_forecast_before_anything_was_measured(admission):
     with admission.admit(900), admission.admit(100, seconds=0.001):
         pass
 
 
-def test_slow_past_locks_nobody_out_of_an_empty_house(admission):
-    admission.served(pixels=1, seconds=1000)
+def test_slow_past_keeps_no_request_out_while_nothing_is_in_flight(admission):
+    admission.record_served(pixels=1, seconds=1000)
     with admission.admit(1000, seconds=0.5):
         pass

@@ -244,10 +244,10 @@ class QueueMachine(RuleBasedStateMachine):
                 place.enter_context(self.admission.admit(pixels))
             assert 1 <= caught.value.retry_after <= 60
             return None
-        ticket = place.enter_context(self.admission.admit(pixels))
+        permit = place.enter_context(self.admission.admit(pixels))
         entry = Entry(
             IMAGE,
-            ticket.pixels,
+            permit.pixels,
             Options(),
             self.clock.now + patience,
             self.loop.create_future(),
@@ -285,7 +285,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(pixels=st.integers(0, 30), seconds=st.floats(0.001, 100))
     def measure(self, pixels, seconds):
-        self.admission.served(pixels, seconds)
+        self.admission.record_served(pixels, seconds)
 
     @precondition(lambda self: self.waiting)
     @rule()
@@ -306,7 +306,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.waiting = list(self.queue._arrivals)
 
     @invariant()
-    def nobody_is_lost_and_nobody_is_there_twice(self):
+    def no_entry_is_lost_or_duplicated(self):
         everywhere = [*self.waiting, *self.run, *self.expired, *self.discarded]
         assert len(everywhere) == len(set(everywhere))
         for entry in set(self.places) - set(everywhere):
