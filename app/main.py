@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from app.api import openapi, pages, probes, segment
 from app.api.gauges import ServiceCollector
-from app.api.query import explain
+from app.api.query import TIMEOUT_HEADER, explain
+from app.http.compression import CompressionMiddleware
 from app.http.overload import OverloadMiddleware
 from app.http.request_context import QUIET_PATHS, RequestContextMiddleware, refuse
 from app.observability.logs import FIELDS
 from app.observability.tracing import start_tracing
+from app.origins import parse_origins
 from app.problems import MethodNotAllowed, Problem, UnknownPath, suggest
 from app.runtime.loading import load_engine
 from app.service import PATHS, Service
@@ -33,6 +36,10 @@ if TYPE_CHECKING:
     from app.settings import Settings
 
 log = logging.getLogger(__name__)
+
+# What scripts of other origins may send, and read, besides what every script may.
+CORS_REQUEST_HEADERS = ("Authorization", "Content-Type", "Traceparent", "X-Request-ID", TIMEOUT_HEADER)
+CORS_RESPONSE_HEADERS = ("Retry-After", "Server-Timing", "X-Request-ID")
 
 
 def create_app(
@@ -63,6 +70,9 @@ def create_app(
         version=version(),
         description=openapi.DESCRIPTION,
         lifespan=lifespan,
+        # Relative to openapi.json, so that a gateway may serve all of this below a path.
+        servers=[{"url": "."}],
+        root_path_in_servers=False,
         docs_url=None,  # pages.py has them, without scripts from other hosts
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
@@ -74,10 +84,20 @@ def create_app(
         },
     )
     app.state.service = service
+    # The last one added is the outermost.
+    app.add_middleware(CompressionMiddleware)
     app.add_middleware(OverloadMiddleware, raise_if_overloaded=service.raise_if_overloaded)
     app.add_middleware(RequestContextMiddleware, metrics=service.metrics, tracing=tracing)
     if tracing is not None:
         app.add_middleware(tracing.middleware)
+    if origins := parse_origins(settings.cors_origins):
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=CORS_REQUEST_HEADERS,
+            expose_headers=CORS_RESPONSE_HEADERS,
+        )
     app.include_router(segment.router)
     app.include_router(probes.router)
     pages.mount(app)

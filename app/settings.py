@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -17,6 +17,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from app.origins import check_origins
 from app.service_links import is_service_link
 from model.images.header import MAX_PIXELS
 from model.messages import did_you_mean
@@ -136,6 +137,12 @@ class Settings(BaseSettings):
         description='Hosts that images may be fetched from with `{"url": "https://…"}`, separated by commas: '
         "`photos.example.com`, `*.example.com`, `cdn.example.com:8443`, or `*` for any. Empty: none, the "
         "default. Whatever is named, only public addresses are ever asked.",
+    )
+    cors_origins: Annotated[str, AfterValidator(check_origins)] = Field(
+        "",
+        max_length=4096,
+        description="Origins of web pages that may use this service from the browser (CORS), separated by commas: "
+        "`https://app.example.com`, or `*` for any. Empty: none, the default.",
     )
     api_keys_file: Path | None = Field(
         None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -22,7 +23,7 @@ from app.observability.logs import FIELDS
 from app.problems import Problem, QueueFull
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from starlette.types import Receive, Scope, Send
 
@@ -74,29 +75,42 @@ class NdjsonResponse(Response):
         self._waiting: set[asyncio.Task[Any] | None] = set()  # those of them that found no room
         self._failed = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
-        """Send all lines. A client who leaves frees the places of all images."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send all lines. A client that disconnects frees the places of all images."""
+        whole = scope["http_version"] == "1.0"
         try:
-            await send(
-                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-            )
-            await cancel_on_disconnect(receive, self._send(send))
+            await cancel_on_disconnect(receive, self._send_whole(send) if whole else self._send(send))
         finally:
             for held in self._held:
                 held.release()
             self._record.update({"images": len(self._held), "failed": self._failed})
 
     async def _send(self, send: Send) -> None:
-        begun = 0
+        """Each line as soon as it is there."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self._lines()) as lines:
+            async for line in lines:
+                await send({"type": "http.response.body", "body": line, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_whole(self, send: Send) -> None:
+        """All lines at once: HTTP/1.0 has no chunks, and without a length the connection could not go on."""
+        async with aclosing(self._lines()) as lines:
+            content = b"".join([line async for line in lines])
+        headers = [*self.raw_headers, (b"content-length", str(len(content)).encode())]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": content, "more_body": False})
+
+    async def _lines(self) -> AsyncGenerator[bytes]:
+        started = 0
         try:
             for index in range(len(self._held)):
-                while begun < min(len(self._held), index + self._at_once):
-                    self._running.append(asyncio.create_task(self._answer(begun)))
-                    begun += 1
+                while started < min(len(self._held), index + self._at_once):
+                    self._running.append(asyncio.create_task(self._answer(started)))
+                    started += 1
                 content = await self._running[0] + b"\n"
                 self._running.popleft()
-                await send({"type": "http.response.body", "body": content, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+                yield content
         finally:
             for task in self._running:
                 task.cancel()

@@ -258,6 +258,24 @@ def test_a_body_whose_chunks_are_none_gets_one_answer_and_is_logged_as_malformed
     server.wait_for(re.compile(rf"POST /segment 400 .* id={name}$"))
 
 
+@pytest.mark.parametrize("accept", ["application/x-ndjson", "application/json"])
+def test_http_1_0_gets_no_chunks(server: Any, accept: str) -> None:
+    image = photo(64, 64)
+    with Wire(server.url) as wire:
+        wire.send(
+            "POST /segment HTTP/1.0",
+            f"Content-Length: {len(image)}",
+            f"Accept: {accept}",
+            "Accept-Encoding: gzip",
+            body=image,
+        )
+        status, headers, body = wire.response()
+        assert (status, headers["content-type"]) == (200, accept)
+        assert "transfer-encoding" not in headers
+        assert json.loads(body)["image"] == {"width": 64, "height": 64}
+        assert wire.file.read() == b""
+
+
 # Start and end
 
 
