@@ -124,19 +124,19 @@ class Engine:
         """
         shorter = self.model.architecture.min_size
         blank = np.zeros((shorter, shorter * 4 // 3, 3), np.uint8)
-        self._warmed([blank])
+        self._warm_up_with([blank])
         if not self.batches:
             return
         try:
             for count in (1, 2, 4, 8):
                 for image in (blank, blank.swapaxes(0, 1)):
-                    self._warmed([image] * count)
+                    self._warm_up_with([image] * count)
         except OutOfDeviceMemory as error:
             log.info("not warmed up for larger batches: %s", error)
-            self._warmed([blank])
+            self._warm_up_with([blank])
 
     @torch.inference_mode()
-    def _warmed(self, images: Sequence[np.ndarray]) -> None:
+    def _warm_up_with(self, images: Sequence[np.ndarray]) -> None:
         """Run a batch of blank images of one shape."""
         self.segment(images, [Options(score_threshold=0.0)] * len(images))
         if self._masks is None:

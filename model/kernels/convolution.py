@@ -65,7 +65,7 @@ def is_norm(module: nn.Module) -> bool:
 
 def folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     """Weight and bias of the one convolution that stands for a convolution and the norm behind it, in float64."""
-    weight = conv.weight.detach().double()
+    weight = conv.weight.detach().to(torch.float64, copy=True)
     bias = torch.zeros(len(weight), dtype=torch.float64) if conv.bias is None else conv.bias.detach().double()
     if norm is None:
         return weight, bias
@@ -77,7 +77,7 @@ def folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
         raise TypeError("a norm without running statistics cannot be folded")
     scale = trained.weight.detach().double() / (variance.double() + trained.eps).sqrt()
     shift = trained.bias.detach().double() + (bias - mean.double()) * scale
-    return weight * scale[:, None, None, None], shift
+    return weight.mul_(scale[:, None, None, None]), shift
 
 
 class Layer:
@@ -109,9 +109,9 @@ class Conv(Layer):
         self, conv: nn.Conv2d, form: Format, *, norm: nn.Module | None = None, activation: str = "none"
     ) -> None:
         super().__init__(conv, activation)
-        weight, bias = (t.to(form.device, form.dtype) for t in folded(conv, norm))
-        self.bias = bias
-        self.weight = weight.contiguous(memory_format=torch.channels_last)
+        weight, bias = folded(conv, norm)
+        self.bias = bias.to(form.device, form.dtype)
+        self.weight = weight.to(form.device, form.dtype, memory_format=torch.channels_last)
         self._packed: dict[torch.Size, Tensor] = {}  # by shape of the input; see `_weight_for`
         self._fuses = form.fuses()
         self._winograd: Winograd | None = None  # made when first needed

@@ -173,17 +173,26 @@ class Winograd:
         registers = self._depth // kernel.lanes
         panels = -(-registers // kernel.vectors)
         self._panel = -(-registers // panels) * kernel.lanes
-        taps = torch.from_numpy(from_taps(kernel.near, kernel.far))
-        numbers = torch.bfloat16 if dtype == torch.uint8 else dtype
-        together = 4 // numbers.itemsize  # neighbouring channels that one instruction multiplies and sums
-
-        def matrices(panel: Tensor) -> Tensor:
-            """[36, C / together, k, together] of the weights [k, C, 3, 3] of some channels of the result, flat."""
-            products = torch.einsum("ia,kcab,jb->ijkc", taps, panel.double(), taps)
-            return products.reshape(REACH**2, len(panel), -1, together).to(numbers).transpose(1, 2).flatten()
-
-        self._weights = torch.cat([matrices(panel) for panel in torch.split(weight, self._panel)])
+        self._weights = self._matrices(weight, torch.from_numpy(from_taps(kernel.near, kernel.far)))
         self._bias = (bias.double() / scale.step + scale.zero).float().contiguous()
+
+    def _matrices(self, weight: Tensor, taps: Tensor) -> Tensor:
+        """The weights [K, C, 3, 3] as the kernel reads them, flat.
+
+        For each panel of k channels of the result [36, C / together, k, together]: of the 36 products of a tile.
+        """
+        numbers = torch.bfloat16 if self._dtype == torch.uint8 else self._dtype
+        together = 4 // numbers.itemsize  # neighbouring channels that one instruction multiplies and sums
+        both_axes = torch.kron(taps, taps)  # [36, 9]
+        laid_out = torch.empty(REACH**2 * self._depth * self._channels, dtype=numbers)
+        first = 0
+        for panel in torch.split(weight, self._panel):
+            # Put in order while there are 9 numbers for each pair of channels, not 36: five times as quick.
+            ordered = panel.reshape(len(panel), -1, together, 9).permute(3, 1, 0, 2).reshape(9, -1)
+            products = both_axes @ ordered.double()  # [36, C / together * k * together]
+            laid_out[first : first + products.numel()].view(REACH**2, -1).copy_(products)
+            first += products.numel()
+        return laid_out
 
     def __call__(
         self,

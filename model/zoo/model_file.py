@@ -243,7 +243,9 @@ def _check(tensors: dict[str, Tensor], own: dict[str, Tensor], origin: str) -> N
             raise ModelError(
                 f"{origin}: the weights are damaged: {name} holds {tensor.dtype} instead of {kept}"
             )
-        if not tensor.to(kept).isfinite().all():  # a float64 may be more than float32 holds
+        # One pass for all that is asked. NaN is passed on, and a float64 may be more than float32 holds.
+        ends = torch.stack(tensor.aminmax()).to(kept)
+        if not ends.isfinite().all():
             raise ModelError(f"{origin}: the weights are damaged: {name} holds values that are not finite")
-        if name.endswith("running_var") and (tensor < 0).any():
+        if name.endswith("running_var") and ends[0] < 0:
             raise ModelError(f"{origin}: the weights are damaged: {name} holds variances below 0")
