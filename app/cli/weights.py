@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from app.commands.terminal import progress_bar
 from model.zoo import catalogue as downloadable
-from model.zoo.download import DamagedWeightsError, MissingWeightsError, WeightsError
+from model.zoo.errors import DamagedWeightsError, MissingWeightsError, WeightsError
 from model.zoo.partial import Partial, digest
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from app.runtime.allocator import keep_freed_memory
 from app.runtime.cpus import usable_cpus
 from model.errors import EngineError
 from model.inference.engine import Engine
-from model.zoo.download import WeightsError
+from model.zoo.errors import WeightsError
 from model.zoo.model_file import ModelError
 
 if TYPE_CHECKING:

@@ -101,7 +101,7 @@ class Engine:
 
         device: "cpu", "cuda", "cuda:1" …, or "auto": a GPU if there is one. weights_folder: where downloaded
         weights lie; model.zoo.catalogue.default_folder() if None.
-        Raises EngineError, model.zoo.model_file.ModelError, model.zoo.download.WeightsError.
+        Raises EngineError, model.zoo.model_file.ModelError, model.zoo.errors.WeightsError.
         """
         chosen = device_named(device)
         resolved(precision, chosen)  # complains before minutes go into fetching weights

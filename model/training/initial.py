@@ -18,7 +18,8 @@ from model.messages import first_line
 from model.network.architecture import ArchitectureError
 from model.network.build import build
 from model.zoo.catalogue import verify
-from model.zoo.download import DamagedWeightsError, download
+from model.zoo.download import download
+from model.zoo.errors import DamagedWeightsError
 from model.zoo.model_file import ModelError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def load_backbone(
         folder: where torchvision's weights are, or are downloaded to.
         tell: is called with lines about the download.
 
-    Raises ModelError if the weights do not fit, or model.zoo.download.WeightsError.
+    Raises ModelError if the weights do not fit, or model.zoo.errors.WeightsError.
     """
     path = _imagenet(architecture, folder, tell) if source == IMAGENET else Path(source).expanduser()
     tensors = _backbone_tensors(path)

@@ -7,25 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from model.messages import did_you_mean
-from model.zoo.download import (
-    ATTEMPTS,
-    DamagedWeightsError,
-    FolderError,
-    MissingWeightsError,
-    UnknownWeightsError,
-    abridged,
-    download,
-)
-from model.zoo.partial import Partial, digest
+from model.zoo.errors import DamagedWeightsError, FolderError, MissingWeightsError, UnknownWeightsError
+from model.zoo.partial import Partial, abridged, digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     import httpx
 
@@ -166,26 +157,17 @@ def fetch(
     progress: Progress = lambda _done, _total: None,
     tell: Tell = lambda _line: None,
     client: httpx.Client | None = None,
-    attempts: int = ATTEMPTS,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
     """Bring those weights into the folder, unless they are there, and return the verified file's path.
 
     base_url: a mirror that has the file, under its official name, at this address. progress: called with the
     bytes so far and the bytes in the end (None if unknown). tell: called with a line whenever somebody should
-    know why it takes longer. The rest is download's. Raises a subclass of WeightsError.
+    know why it takes longer. client: as for download. Raises a subclass of WeightsError.
     """
+    from model.zoo.download import download  # noqa: PLC0415 - imports httpx, which serving what is there does without
+
     weights = find(name)
     url = weights.url if base_url is None else f"{base_url.rstrip('/')}/{weights.file}"
     file = weights.path(folder)
-    download(
-        url,
-        file,
-        weights.sha256,
-        progress=progress,
-        tell=tell,
-        client=client,
-        attempts=attempts,
-        sleep=sleep,
-    )
+    download(url, file, weights.sha256, progress=progress, tell=tell, client=client)
     return file

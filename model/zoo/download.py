@@ -1,17 +1,4 @@
-"""One file from a URL into a folder: resumed, verified, in place all at once. It knows nothing of models.
-
-Every error that a person can meet with weights; each is one sentence that says what to do:
-
-WeightsError
-├── UnknownWeightsError   no such name in the catalogue
-├── MissingWeightsError   the file is not in the folder
-├── DamagedWeightsError   its sha256 is not the one that it must have
-├── FolderError           the folder cannot be read or written
-├── DiskFullError         the folder has no room for it
-├── UnreachableError      no connection: no network, name resolution, TLS or proxy
-├── RefusedError          the server answers, but does not give the file
-└── BrokenOffError        the connection broke again and again; what arrived is kept
-"""
+"""One file from a URL into a folder: resumed, verified, in place all at once. It knows nothing of models."""
 
 from __future__ import annotations
 
@@ -27,7 +14,16 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from model.zoo.partial import Partial, digest, locked
+from model.zoo.errors import (
+    BrokenOffError,
+    DamagedWeightsError,
+    DiskFullError,
+    FolderError,
+    RefusedError,
+    UnreachableError,
+    WeightsError,
+)
+from model.zoo.partial import Partial, abridged, digest, locked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,42 +39,6 @@ CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")  # RFC 9110, sect
 PASSING_STATUS = {408, 429}  # and all from 500: the server may answer otherwise in a moment
 PASSING = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError, httpx.ProxyError)
 NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
-
-
-class WeightsError(Exception):
-    """Weights could not be found, fetched or trusted; the message is for the person who asked for them."""
-
-
-class UnknownWeightsError(WeightsError):
-    """The catalogue has no weights of this name."""
-
-
-class MissingWeightsError(WeightsError):
-    """The file is not in the folder."""
-
-
-class DamagedWeightsError(WeightsError):
-    """The file's sha256 is not the one that it must have."""
-
-
-class FolderError(WeightsError):
-    """The folder cannot be read or written."""
-
-
-class DiskFullError(WeightsError):
-    """The folder has no room for the file."""
-
-
-class UnreachableError(WeightsError):
-    """The server cannot be reached: no network, name resolution, TLS or proxy."""
-
-
-class RefusedError(WeightsError):
-    """The server answers, but does not give the file."""
-
-
-class BrokenOffError(WeightsError):
-    """The connection broke again and again; what arrived is kept and continued next time."""
 
 
 def download(
@@ -290,8 +250,3 @@ def one_line(error: Exception) -> str:
 def shown(url: str) -> str:
     """The URL without the user name and password that a mirror's may have."""
     return re.sub(r"(?<=//)[^/@]*@", "", url)
-
-
-def abridged(sha256: str) -> str:
-    """Enough of a sha256 to tell two files apart by eye."""
-    return sha256 if len(sha256) <= 16 else f"{sha256[:16]}…"

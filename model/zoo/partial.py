@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 from typing import TYPE_CHECKING
@@ -51,6 +50,8 @@ class Partial:
             os.fsync(file.fileno())
         self.path.replace(self.destination)
         self.validator_path.unlink(missing_ok=True)
+        if os.name != "posix":  # elsewhere a folder cannot be opened
+            return
         folder = os.open(self.destination.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -62,19 +63,29 @@ class Partial:
 def locked(destination: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Hold `FILE.lock` while inside, against other processes and threads; calls `waiting` if it is taken.
 
-    The kernel lets go of it even if the process is killed. The lock file itself stays: were it removed,
-    somebody who already waits for it and somebody who makes it anew would both go in.
+    The lock goes with the process, even a killed one. The lock file stays: were it removed, one process that waits for
+    it and another that makes it anew would both go in.
     """
-    with destination.with_name(f"{destination.name}.lock").open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
+    from filelock import FileLock, Timeout  # noqa: PLC0415 - only who downloads or trains needs it
+
+    lock = FileLock(destination.with_name(f"{destination.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        waiting()
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def digest(path: Path) -> str:
     """The file's sha256 in hexadecimal; 0.09 s for 100 MB where the processor has SHA instructions."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def abridged(sha256: str) -> str:
+    """Enough of a sha256 to tell two files apart by eye."""
+    return sha256 if len(sha256) <= 16 else f"{sha256[:16]}…"

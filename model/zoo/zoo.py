@@ -40,7 +40,7 @@ def load(name: str, folder: Path, *, runnable: bool = True) -> tuple[nn.Module, 
     name: one of the zoo's names, `auto`, or the path of a model file. folder: where downloaded weights lie. A COCO
     model that is named and not there is fetched; `auto` never reaches for the network. runnable: as for
     model.zoo.model_file.read.
-    Raises ModelError, or model.zoo.download.WeightsError if a fetch fails.
+    Raises ModelError, or model.zoo.errors.WeightsError if a fetch fails.
     """
     if name == AUTO:
         chosen = weights.best(folder)

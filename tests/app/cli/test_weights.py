@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from app.cli import weights as cli_weights
 from model.zoo import catalogue as weights
+from model.zoo import download
 from model.zoo.catalogue import Weights
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def test_stopped_fetch_says_that_it_can_go_on(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weights, "download", stop)
+    monkeypatch.setattr(download, "download", stop)
     result = run("fetch", "net", "--folder", folder)
     assert (result.exit_code, result.stderr) == (
         130,

@@ -18,7 +18,7 @@ from torchvision.models import get_model_weights
 
 from model.zoo import catalogue as weights
 from model.zoo.catalogue import Weights
-from model.zoo.download import DamagedWeightsError, FolderError, MissingWeightsError, UnknownWeightsError
+from model.zoo.errors import DamagedWeightsError, FolderError, MissingWeightsError, UnknownWeightsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,7 +16,7 @@ from model.network.architecture import Architecture
 from model.network.build import build
 from model.zoo import catalogue as weights
 from model.zoo import zoo
-from model.zoo.download import DamagedWeightsError
+from model.zoo.errors import DamagedWeightsError
 from model.zoo.model_file import ModelError
 from model.zoo.zoo import COCO_CATEGORIES
 from tests.model.zoo.models import THIN
