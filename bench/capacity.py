@@ -3,9 +3,9 @@
     python bench/capacity.py [--model v1|v2|shapes] [--photo FILE] [--clients 4] [--seconds 30] [--threads 0]
                              [--device cpu]
 
-COCO's weights are not needed: bench/lifelike.py makes random ones that behave alike. Each client sends the photo again
-as soon as it is answered. On a GPU, take --clients 32 or more. Seconds of processor time for each request say on a busy
-machine what requests a second say on an idle one.
+COCO's weights are not needed: bench/synthetic_weights.py makes random ones that behave alike. Each client, of wrk,
+sends the photo again when it is answered. On a GPU, take --clients 32 or more. Seconds of processor time for each
+request say on a busy machine what requests a second say on an idle one.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from app.runtime.cpus import usable_cpus
-from bench.lifelike import lifelike
 from bench.masks import processor
-from deploy.tests.load import clients, saturate
+from bench.synthetic_weights import synthetic_weights
+from bench.wrk import ClosedLoop
 from deploy.tests.processes import ROOT, Replica
 from model.images.decode import decode
 from model.network.architecture import V1, V2
@@ -63,24 +63,26 @@ def write(path: Path, model: str, photo: bytes) -> None:
     known = model_file.Model(
         name, architecture, zoo.COCO_CATEGORIES, tuple(c.id for c in zoo.COCO_CATEGORIES)
     )
-    model_file.save(path, lifelike(architecture, image), known)
+    model_file.save(path, synthetic_weights(architecture, image), known)
 
 
 async def measure(replica: Replica, photo: bytes, given: argparse.Namespace) -> None:
     """Ask, and print."""
     await replica.until_ready()
     ready = memory(replica)
-    async with clients(replica.url, given.clients, photo) as made:
-        await saturate(made, 5, "warm")
-        before = processor_seconds(replica)
-        outcomes, rate = await saturate(made, given.seconds, "measured")
-        spent = processor_seconds(replica) - before
+    await ClosedLoop(given.clients).turn(replica.url, [photo], 5)
+    loop = ClosedLoop(given.clients)
+    before = processor_seconds(replica)
+    await loop.turn(replica.url, [photo], given.seconds)
+    spent = processor_seconds(replica) - before
     cores = given.threads or usable_cpus()
     print(
         f"{processor()}, torch {version('torch')}; {given.model}, {given.photo.name}, {given.clients} clients"
     )
-    print(f"{rate:.2f} requests a second, {rate / cores:.2f} for each of {cores} cores; {outcomes}")
-    print(f"{spent / outcomes.counts()['200']:.3f} s of processor time for each")
+    print(
+        f"{loop.rate:.2f} requests a second, {loop.rate / cores:.2f} for each of {cores} cores; {loop.statuses}"
+    )
+    print(f"{spent / loop.statuses['200']:.3f} s of processor time for each")
     print(f"memory: {ready} when ready, {memory(replica)} after that")
 
 

@@ -3,10 +3,10 @@
     python bench/engine.py [--model v1|v2|shapes|resnet18|…] [--precision auto|float32|bfloat16|int8] [--detections 20]
                            [--photo FILE …] [--megapixels 12] [--rounds 5] [--threads 2] [--encode]
 
-COCO's weights are not needed: bench/lifelike.py makes random ones that behave alike, and all sides keep as many
-detections as --detections says. For int8 a model that is not calibrated yet is, on the photo. Without --photo a scene
-is drawn, or for `shapes` an example enlarged and cropped. Every side goes from pixels to boxes, scores and masks: ours
-to COCO run lengths, torchvision's to its stack of masks, and with --encode to pycocotools' run lengths.
+COCO's weights are not needed: bench/synthetic_weights.py makes random ones that behave alike, and all sides keep as
+many detections as --detections says. For int8 a model that is not calibrated yet is, on the photo. Without --photo a
+scene is drawn, or for `shapes` an example enlarged and cropped. Every side goes from pixels to boxes, scores and masks:
+ours to COCO run lengths, torchvision's to its stack of masks, and with --encode to pycocotools' run lengths.
 
 Each side lives in a process of its own and waits while another runs. torchvision comes twice: as people run it, and
 with what `maskserve serve` tells glibc about freed memory, from which it gains more than we do.
@@ -42,8 +42,8 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from app.runtime.allocator import keep_freed_memory
 from app.runtime.cpus import usable_cpus
-from bench.lifelike import lifelike
 from bench.masks import highest_resident, processor
+from bench.synthetic_weights import synthetic_weights
 from model.data import Category
 from model.data.drawing import undergrowth
 from model.inference.calibration import measured
@@ -114,7 +114,7 @@ def chosen(name: str, image: np.ndarray, detections: int) -> tuple[nn.Module, mo
         architecture = Architecture(backbone=name, norm="batch", norm_eps=1e-5)
     else:
         architecture = {"v1": V1, "v2": V2}[name]
-    network: Any = lifelike(architecture, tensor(image))
+    network: Any = synthetic_weights(architecture, tensor(image))
     network.roi_heads.detections_per_img = detections
     categories = tuple(Category(n, f"kind {n}") for n in range(1, architecture.classes))
     return network, model_file.describe(name, architecture, categories)

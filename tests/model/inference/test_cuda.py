@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from tests.model.test_engine import ARCHITECTURES, assert_same, described, network, photo
 from torchvision.ops import box_iou
 
 from model.errors import OutOfDeviceMemory
@@ -15,6 +14,7 @@ from model.inference.engine import Engine
 from model.inference.limits import DetectionLimits
 from model.instances import Options
 from model.masks.paste import paste
+from tests.model.inference.test_engine import ARCHITECTURES, assert_same, described, network, photo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

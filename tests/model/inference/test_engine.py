@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_iou
 
-from bench.lifelike import lifelike
+from bench.synthetic_weights import synthetic_weights
 from model.data import Category
 from model.errors import DeviceFailed, EngineError, OutOfDeviceMemory
 from model.images.decode import decode as decode_image
@@ -70,7 +70,7 @@ CPU = torch.device("cpu")
 
 @cache
 def network(architecture: Architecture) -> nn.Module:
-    return lifelike(architecture, torch.from_numpy(photo(96, 128)).permute(2, 0, 1) / 255, seed=5)
+    return synthetic_weights(architecture, torch.from_numpy(photo(96, 128)).permute(2, 0, 1) / 255, seed=5)
 
 
 def described(architecture: Architecture) -> model_file.Model:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.lifelike import lifelike
+from bench.synthetic_weights import synthetic_weights
 from model.inference import cuda_graphs as graphs
 from model.inference.cuda_graphs import CudaGraphCache
 from model.inference.features import FeatureExtractor, FeatureMaps, _halved, steps
@@ -35,7 +35,7 @@ def images(batch: int = 2, height: int = 96, width: int = 128) -> Tensor:
     ids=lambda a: f"{a.backbone}{' with norms in the pyramid' if a.fpn_norm else ''}",
 )
 def test_maps_are_torchvisions(architecture: Architecture) -> None:
-    network: Any = lifelike(architecture, torch.rand(3, 96, 128))
+    network: Any = synthetic_weights(architecture, torch.rand(3, 96, 128))
     with torch.inference_mode():
         features = network.backbone(images())
         objectness, deltas = network.rpn.head(list(features.values()))

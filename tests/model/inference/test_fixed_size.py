@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.lifelike import lifelike
+from bench.synthetic_weights import synthetic_weights
 from model.data import Category
 from model.inference import roi_heads as heads
 from model.inference.engine import Engine
@@ -53,7 +53,7 @@ def engine(kind: str = "small", *, at_once: bool = True) -> Engine:
     architecture: Architecture = ARCHITECTURES[kind]
     image = torch.from_numpy(IMAGES[0]).permute(2, 0, 1) / 255
     model = model_file.describe("random", architecture, tuple(Category(n, f"kind {n}") for n in range(1, 11)))
-    made = Engine(lifelike(architecture, image, seed=5), model, CPU)
+    made = Engine(synthetic_weights(architecture, image, seed=5), model, CPU)
     made.batches = at_once
     return made
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from bench.lifelike import lifelike
+from bench.synthetic_weights import synthetic_weights
 from model.data.shapes import Shapes
 from model.errors import EngineError
 from model.images.decode import decode
@@ -184,7 +184,7 @@ def picture(seed: int) -> np.ndarray:
 )
 def test_maps_are_nearly_those_of_floats(architecture: Architecture) -> None:
     pixels = picture(0)
-    network: Any = lifelike(architecture, torch.from_numpy(pixels).permute(2, 0, 1) / 255)
+    network: Any = synthetic_weights(architecture, torch.from_numpy(pixels).permute(2, 0, 1) / 255)
     ranges = measured(network, architecture, [pixels, picture(1)])
     size, padded = architecture.input_size(*pixels.shape[:2]), architecture.padded_shape(*pixels.shape[:2])
     images = Normaliser(network.transform, FLOAT)([pixels], [size], padded)
@@ -268,7 +268,7 @@ def test_a_model_that_was_never_calibrated_is_refused_with_the_command(
 @pytest.mark.parametrize("backbone", MOBILENETS)
 def test_mobilenets_are_refused_by_name(backbone: str) -> None:
     architecture = replace(THIN, backbone=backbone)
-    network = lifelike(architecture, torch.rand(3, 96, 128))
+    network = synthetic_weights(architecture, torch.rand(3, 96, 128))
     with pytest.raises(ValueError, match=f"{backbone} cannot run in int8; int8 is for ResNet"):
         measured(network, architecture, [picture(0)])
     with pytest.raises(EngineError, match=f"{backbone} cannot run in int8; int8 is for ResNet"):
@@ -276,7 +276,7 @@ def test_mobilenets_are_refused_by_name(backbone: str) -> None:
 
 
 def test_nothing_is_measured_without_images() -> None:
-    network = lifelike(THIN, torch.rand(3, 96, 128))
+    network = synthetic_weights(THIN, torch.rand(3, 96, 128))
     with pytest.raises(ValueError, match="without images"):
         measured(network, THIN, [])
 

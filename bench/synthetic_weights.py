@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @torch.inference_mode()
-def lifelike(architecture: Architecture, image: Tensor, seed: int = 0) -> nn.Module:
+def synthetic_weights(architecture: Architecture, image: Tensor, seed: int = 0) -> nn.Module:
     """A network that finds much in an image and decides it clearly, though none of it is there.
 
     Every BatchNorm's statistics are those of the image, so that activations keep their size through any depth, and
