@@ -82,7 +82,7 @@ class AsyncClient:
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._http = httpx.AsyncClient(
             base_url=url,
-            # Compressed answers could become a thousand times as large; the service sends none.
+            # A compressed answer could unpack to a thousand times its size.
             headers={"Accept-Encoding": "identity", **headers},
             limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
             # The deadline bounds everything else.
