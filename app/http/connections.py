@@ -33,6 +33,9 @@ LINGERING = 16  # … and connections that were refused and still send, so that 
 LINGER_SECONDS = 2.0
 
 
+ADDRESS_ADVICE = "Are characters outside ASCII in the address percent-encoded (RFC 3986, section 2.1)?"
+
+
 class _RefusedError(Exception):
     """Ends the parsing of a connection that was refused."""
 
@@ -85,6 +88,8 @@ class Connection(HttpToolsProtocol):
             return
         self.quiet_since = self.loop.time()
         if self._in_header:
+            if self._header_bytes == 0 and not data.isascii():
+                data = percent_encode_target(data)
             self._header_bytes += len(data)
         super().data_received(data)
         if self._in_header and self._header_bytes > HEADER_BYTES and not self._closing:
@@ -128,7 +133,7 @@ class Connection(HttpToolsProtocol):
         if self._closing:  # by on_headers_complete
             return
         if self._in_header or not self.busy:
-            self._refuse(MalformedRequest(msg))
+            self._refuse(MalformedRequest(f"{msg} {ADDRESS_ADVICE}"))
             return
         self._closing = True
         self._malformed = self.cycle
@@ -212,6 +217,17 @@ class Connection(HttpToolsProtocol):
         if quiet:
             min(quiet, key=_quiet_since).transport.close()
         return bool(quiet)
+
+
+def percent_encode_target(data: bytes) -> bytes:
+    """The start of a request with the bytes outside ASCII of its first line percent-encoded.
+
+    curl and other simple clients send the query as it was typed; a parser of HTTP refuses that.
+    """
+    line, end, rest = data.partition(b"\r\n")
+    if not end:
+        return data
+    return b"".join(b"%%%02X" % byte if byte >= 0x80 else bytes([byte]) for byte in line) + end + rest
 
 
 def _quiet_since(connection: Connection) -> float:

@@ -258,6 +258,35 @@ def test_a_body_whose_chunks_are_none_gets_one_answer_and_is_logged_as_malformed
     server.wait_for(re.compile(rf"POST /segment 400 .* id={name}$"))
 
 
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        pytest.param("categories=猫".encode(), 'The model has no category "猫".', id="UTF-8"),
+        pytest.param(b"categories=%E7%8C%AB", 'The model has no category "猫".', id="encoded"),
+        pytest.param("categories=é".encode("latin-1"), "The model has no category", id="Latin-1"),
+    ],
+)
+def test_a_query_in_any_script_is_read_as_it_is_typed(server: Any, query: bytes, detail: str) -> None:
+    image = photo(64, 64)
+    with Wire(server.url) as wire:
+        for _ in range(2):
+            header = b" HTTP/1.1\r\nHost: m\r\nContent-Length: %d\r\n\r\n" % len(image)
+            wire.socket.sendall(b"POST /segment?" + query + header + image)
+            status, _, body = wire.response()
+            assert status == 422
+            assert json.loads(body)["detail"].startswith(detail)
+
+
+def test_what_is_still_no_http_is_told_about_encoding(server: Any) -> None:
+    with Wire(server.url) as wire:
+        wire.socket.sendall(b"GET /\xe7")
+        assert httpx.get(f"{server.url}/healthz").status_code == 200  # by now it has been read
+        wire.socket.sendall(b"\x8c\xab HTTP/1.1\r\n\r\n")
+        status, headers, body = wire.response()
+    assert (status, headers["content-type"]) == (400, "application/problem+json")
+    assert "percent-encoded" in json.loads(body)["detail"]
+
+
 @pytest.mark.parametrize("accept", ["application/x-ndjson", "application/json"])
 def test_http_1_0_gets_no_chunks(server: Any, accept: str) -> None:
     image = photo(64, 64)
