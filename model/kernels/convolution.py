@@ -115,6 +115,8 @@ class Conv(Layer):
         self._packed: dict[torch.Size, Tensor] = {}  # by shape of the input; see `_weight_for`
         self._fuses = form.fuses()
         self._winograd: Winograd | None = None  # made when first needed
+        if self._fuses and self.may_go_by_winograd:
+            kernel_for(form.dtype)  # fails now, not at the first image
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """[B, K, H', W'] from x [B, C, H, W]; onto, out: [B, K, H', W']."""

@@ -118,6 +118,8 @@ class Int8Conv(Layer):
         self._bias, self._scale = bias.float(), scale
         self._packed: dict[torch.Size, Tensor] = {}  # by shape of the input; see `_weight_for`
         self._winograd: Winograd | None = None  # made when first needed
+        if self.may_go_by_winograd:
+            kernel_for(torch.uint8)  # fails now, not at the first image
 
     def __call__(
         self, x: QuantizedTensor, residual: QuantizedTensor | None = None, out: Tensor | None = None

@@ -75,19 +75,23 @@ class Architecture:
     def validate(self) -> None:
         """Raise ArchitectureError for a description that cannot be built."""
         if self.backbone not in BACKBONES:
-            raise ArchitectureError(f"no such backbone: {self.backbone!r}; there are {', '.join(BACKBONES)}")
+            raise ArchitectureError(
+                f"no such backbone: {self.backbone!r:.60}; there are {', '.join(BACKBONES)}"
+            )
         if self.norm not in ("frozen", "batch"):
-            raise ArchitectureError(f"norm is 'frozen' or 'batch', not {self.norm!r}")
+            raise ArchitectureError(f"norm is 'frozen' or 'batch', not {self.norm!r:.60}")
         if not (math.isfinite(self.norm_eps) and self.norm_eps >= 0):
             raise ArchitectureError(f"norm_eps is a number from 0 up, not {self.norm_eps}")
         if len(self.anchor_sizes) != 5 or min(self.anchor_sizes) < 1:
             raise ArchitectureError(
-                f"five anchor sizes are needed, one for each of P2 to P6: {self.anchor_sizes}"
+                f"five anchor sizes are needed, one for each of P2 to P6: {self.anchor_sizes!s:.100}"
             )
         if not self.anchor_ratios or not all(
             math.isfinite(ratio) and ratio > 0 for ratio in self.anchor_ratios
         ):
-            raise ArchitectureError(f"anchor ratios are positive numbers, at least one: {self.anchor_ratios}")
+            raise ArchitectureError(
+                f"anchor ratios are positive numbers, at least one: {self.anchor_ratios!s:.100}"
+            )
         widths = (
             self.fpn_channels,
             self.box_channels,
@@ -104,9 +108,9 @@ class Architecture:
         ):
             raise ArchitectureError(f"sizes and widths of the architecture must be positive: {self}")
         if self.pooling not in ("align", "pool"):
-            raise ArchitectureError(f"pooling is 'align' or 'pool', not {self.pooling!r}")
+            raise ArchitectureError(f"pooling is 'align' or 'pool', not {self.pooling!r:.60}")
         if self.masks not in ("sigmoid", "softmax", "agnostic"):
-            raise ArchitectureError(f"masks are 'sigmoid', 'softmax' or 'agnostic', not {self.masks!r}")
+            raise ArchitectureError(f"masks are 'sigmoid', 'softmax' or 'agnostic', not {self.masks!r:.60}")
         if not self.pyramid and (
             self.backbone not in RESNETS or self.box_convs or self.fpn_norm or self.mask_convs > 1
         ):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MOST_CONVS = 64  # layers in a row: each is made before its weights are looked for, and no head has ten
+MOST_RATIOS = 32  # anchors of a cell
+MOST_PROPOSALS = 10_000  # they are compared with one another; the paper's largest figure is 2,000
+MOST_PIXELS = 1 << 24  # of the network's input, 16 times the usual 800 × 1333: it takes about 16 GB
+MOST_CHARACTERS = 200  # of a name
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -176,6 +181,8 @@ def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:
                 f"{path}: written in format {document['format']!r:.30}; this version of maskserve reads format "
                 f"{FORMAT}"
             )
+        if not _is_unicode(document):
+            raise ModelError(f"{path}: its description holds text that is not Unicode (a lone surrogate)")
         architecture = Architecture.from_dict(document["architecture"])
         entries = document["categories"]
         model = Model(
@@ -200,10 +207,11 @@ def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:
 
 def fault(model: Model) -> str | None:
     """What `read` would refuse a description of the right types for, as the end of a line; None if nothing."""
-    for name, value in asdict(model.architecture).items():
-        most = MOST_CONVS if name.endswith("_convs") else MAX_SIDE
-        if any(isinstance(n, int) and n > most for n in (value if isinstance(value, tuple) else (value,))):
-            return f"its architecture cannot be built ({name} is above {most})"
+    if (wrong := _architecture_fault(model.architecture)) is not None:
+        return f"its architecture cannot be built ({wrong})"
+    names_shown = [model.name, *(c.name for c in model.categories), *model.ap]
+    if (odd := next((name for name in names_shown if not _is_name(name)), None)) is not None:
+        return f"it holds a name that is not one line of at most {MOST_CHARACTERS} characters: {odd!a:.60}"
     ids, names = {c.id for c in model.categories}, {c.name for c in model.categories}
     unlike = len(ids) == len(set(model.labels)) == len(model.labels)
     if not ids or not unlike or not all(0 < label < model.architecture.classes for label in model.labels):
@@ -217,6 +225,39 @@ def fault(model: Model) -> str | None:
     if not all(math.isfinite(high - low) and low <= high for low, high in model.ranges.values()):
         return "its ranges of activations are damaged"
     return None
+
+
+def _architecture_fault(architecture: Architecture) -> str | None:
+    for name, value in asdict(architecture).items():
+        most = MOST_CONVS if name.endswith("_convs") else MAX_SIDE
+        most = MOST_PROPOSALS if name == "proposals" else most
+        if any(isinstance(n, int) and n > most for n in (value if isinstance(value, tuple) else (value,))):
+            return f"{name} is above {most}"
+    if len(architecture.anchor_ratios) > MOST_RATIOS:
+        return f"it has {len(architecture.anchor_ratios)} anchor ratios, of which {MOST_RATIOS} can be"
+    try:
+        architecture.validate()
+    except ArchitectureError as error:
+        return str(error)
+    height, width = architecture.min_size, architecture.max_size
+    if height * width > MOST_PIXELS:
+        return f"its input of {height} × {width} has more than {MOST_PIXELS} pixels"
+    return None
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text can be shown in a line and written as UTF-8: no control characters, no lone surrogates."""
+    kinds = {unicodedata.category(character) for character in text}
+    return len(text) <= MOST_CHARACTERS and not kinds & {"Cc", "Cs", "Zl", "Zp"}
+
+
+def _is_unicode(document: Any) -> bool:
+    """Whether all texts in a JSON document are Unicode; JSON can spell half of a surrogate pair."""
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _integer(value: Any) -> int:

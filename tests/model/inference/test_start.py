@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from model.errors import EngineError
 from model.inference.engine import Engine
 from model.instances import Options
+from model.kernels import int8, winograd
 from model.zoo import model_file, zoo
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ CPU = torch.device("cpu")
 PROGRAM = """
 import sys
 import numpy as np
+from model.errors import EngineError
 from model.inference.engine import Engine
 from model.instances import Options
 
@@ -75,3 +79,24 @@ def test_an_engine_keeps_no_memory_of_its_network(runnable: bool) -> None:
         tensor.zero_()
     (after,) = engine.segment([photo], [Options()])
     assert_equal(before, after)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_a_kernel_that_cannot_be_loaded_is_said_when_the_engine_is(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if precision == "int8" and not int8.usable():
+        pytest.skip("the processor has no AVX512-VNNI")
+    for name in ("bytes_avx512", "bfloat16_avx512", "float32_avx512", "float32_avx2"):
+        (tmp_path / f"winograd_{name}.so").write_bytes(b"no library")
+    monkeypatch.setattr(winograd, "__file__", str(tmp_path / "winograd.py"))
+    winograd.kernel_for.cache_clear()
+    try:
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.uint8}[precision]
+        with contextlib.suppress(EngineError):
+            if winograd.kernel_for(dtype) is None:
+                pytest.skip("no kernel is made for this processor")
+        with pytest.raises(EngineError, match=r"winograd_\w+\.so cannot be loaded: [^\n]*$"):
+            Engine.load("shapes", device="cpu", precision=precision)
+    finally:
+        winograd.kernel_for.cache_clear()

@@ -292,6 +292,50 @@ def test_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
         pytest.param(
             lambda d: d.update(ap={"box": float("nan")}), "AP is not from 0 to 1", id="ap of nothing"
         ),
+        pytest.param(
+            lambda d: d["architecture"].update(anchor_sizes=[32] * 100_000),
+            "five anchor sizes are needed",
+            id="100,000 anchor sizes",
+        ),
+        pytest.param(
+            lambda d: d["architecture"].update(anchor_ratios=[1.0] * 100_000),
+            "it has 100000 anchor ratios, of which 32 can be",
+            id="100,000 anchor ratios",
+        ),
+        pytest.param(
+            lambda d: d["architecture"].update(min_size=65_535, max_size=65_535),
+            "its input of 65535 × 65535 has more than 16777216 pixels",
+            id="input beyond any memory",
+        ),
+        pytest.param(
+            lambda d: d["architecture"].update(proposals=65_535), "proposals is above 10000", id="proposals"
+        ),
+        pytest.param(
+            lambda d: d["architecture"].update(backbone="x" * 10**6), "no such backbone: 'xxx", id="backbone"
+        ),
+        pytest.param(lambda d: d.update(name="a\ud800"), "text that is not Unicode", id="surrogate"),
+        pytest.param(
+            lambda d: d.update(training={"by": ["\udfff"]}), "text that is not Unicode", id="surrogate inside"
+        ),
+        pytest.param(lambda d: d.update(name="a\nb"), r"'a\nb'", id="name of two lines"),
+        pytest.param(
+            lambda d: d["categories"][0].update(name="nut\u2028bolt"),
+            r"'nut\u2028bolt'",
+            id="category of two lines",
+        ),
+        pytest.param(
+            lambda d: d.update(name="\x1b[2J"),
+            "not one line of at most 200 characters",
+            id="control characters",
+        ),
+        pytest.param(
+            lambda d: d.update(name="n" * 10**6), "not one line of at most 200 characters", id="endless name"
+        ),
+        pytest.param(
+            lambda d: d.update(ap={"a\tb": 0.5}),
+            "not one line of at most 200 characters",
+            id="odd name of an AP",
+        ),
         pytest.param(lambda d: d.update(ap={"box": 83.9}), "AP is not from 0 to 1", id="ap in percent"),
         pytest.param(lambda d: d.update(ap={"box": 10**400}), "damaged (OverflowError", id="endless ap"),
     ],
