@@ -1,4 +1,4 @@
-"""Whether a request carries an API key, for the routes that ask for one."""
+"""Checks the API key, on routes that require one where the service has a file of keys."""
 
 from __future__ import annotations
 
@@ -11,17 +11,14 @@ from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annota
 if TYPE_CHECKING:
     from app.service import Service
 
-# Only for the OpenAPI document: what a wrong header is answered with, says Keys.owner.
+# Only documents the scheme in /openapi.json; Keys.owner reads the header and refuses it.
 BEARER = HTTPBearer(
-    scheme_name="key", description="An API key, where the service asks for one.", auto_error=False
+    scheme_name="key", description="An API key, where the service requires one.", auto_error=False
 )
 
 
 async def require_api_key(request: Request, _: Annotated[object, Depends(BEARER)]) -> None:
-    """Let the request in if the service asks for no key or this is one; its owner's name goes into the log.
-
-    Raises Unauthorized, before anything of the body is read.
-    """
+    """Raise Unauthorized for a request without a valid key, before its body is read. The log gets the key's owner."""
     service: Service = request.app.state.service
     if service.keys is not None:
         request.state.record["client"] = service.keys.owner(request.headers.get("authorization", ""))

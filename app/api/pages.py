@@ -1,7 +1,6 @@
-"""What a browser gets: the demonstration page at /, and the interactive documentation at /docs.
+"""The demonstration page at /, and the interactive API documentation at /docs.
 
-Everything comes from this process: no page reaches for another host, so they work without internet too, and
-their Content-Security-Policy forbids it.
+All their files come from this process. The Content-Security-Policy forbids other hosts, so the pages work offline.
 """
 
 from __future__ import annotations
@@ -21,46 +20,46 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).parents[1] / "page"
 SWAGGER_UI = Path(str(files("fastapi_offline") / "static"))  # the files of Swagger UI 5, as a Python package
 
-# The scenes that the page offers: where the wheel has put them, or else those of the checkout.
+# The example scenes: of the installed wheel, or else of the checkout.
 EXAMPLES = PAGE / "examples"
 if not EXAMPLES.is_dir():
     EXAMPLES = Path(__file__).parents[2] / "examples" / "images"
 
+# Videos play from the browser's memory (blob:), and no text is ever parsed as markup (trusted types).
 STRICT = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "media-src blob:; "  # a video that the visitor chose plays from the browser's memory
-    "require-trusted-types-for 'script'; trusted-types 'none'; "  # no text ever becomes markup
+    "media-src blob:; require-trusted-types-for 'script'; trusted-types 'none'; "
 )
-# Swagger UI sets styles from its script and draws its icons from data: addresses.
+# Swagger UI sets styles from its script, and its icons are data: URLs.
 SWAGGER = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; "
 )
-NOWHERE_ELSE = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+NO_EMBEDDING = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-# A browser asks for each file anew, and most often gets 304: after an update old modules would not fit new ones.
-PRUDENT = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
+# Browsers revalidate each file, usually with a 304: after an update, old modules would not match new ones.
+REVALIDATE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
 
 router = APIRouter(include_in_schema=False)
 
 
 @router.get("/")
 async def index() -> HTMLResponse:
-    """Try the model on a picture, and get the command that asks the same."""
+    """The page to try the model on a picture."""
     return page("index.html", STRICT)
 
 
 @router.get("/docs")
 async def docs() -> HTMLResponse:
-    """The OpenAPI document in Swagger UI."""
+    """The API documentation in Swagger UI."""
     return page("docs.html", SWAGGER)
 
 
 def page(name: str, policy: str) -> HTMLResponse:
-    """One HTML file of the page folder, under a content security policy."""
+    """An HTML file of the page folder, with its security headers. policy: for Content-Security-Policy."""
     headers = {
-        **PRUDENT,
-        "Content-Security-Policy": policy + NOWHERE_ELSE,
+        **REVALIDATE,
+        "Content-Security-Policy": policy + NO_EMBEDDING,
         "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
         "Referrer-Policy": "no-referrer",
     }
@@ -68,17 +67,17 @@ def page(name: str, policy: str) -> HTMLResponse:
 
 
 class Files(StaticFiles):
-    """The files of one folder, under the same rules as the pages that load them."""
+    """The files of one folder, with the same headers as the pages that load them."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        """Starlette's, with our headers."""
+        """The response of Starlette, with these headers added."""
         response = super().file_response(*args, **kwargs)
-        response.headers.update(PRUDENT)
+        response.headers.update(REVALIDATE)
         return response
 
 
 def mount(app: FastAPI) -> None:
-    """Add the pages, and the files that they load."""
+    """Add the pages and their files to the application."""
     app.include_router(router)
     app.mount("/page/examples", Files(directory=EXAMPLES, check_dir=False))
     app.mount("/page", Files(directory=PAGE))

@@ -1,7 +1,7 @@
-"""Instances → the JSON document of the contract, in which each instance is a COCO results record.
+"""Encodes instances as the JSON document of the API, in which each instance is a COCO results record.
 
-Numbers are rounded to what they are worth: boxes to 0.01 pixel, scores to 0.0001. That also keeps the last
-bits of float32 sums, which depend on the order in which a device added, out of the answer.
+Boxes are rounded to 0.01 pixel and scores to 0.0001. Rounding also hides the last bits of float32 sums, which depend on
+the order in which a device adds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,16 @@ def encode(
     *,
     mask_format: str = "rle",
 ) -> bytes:
-    """The answer to one request: JSON, or the image [H, W, 3] with its instances drawn on it."""
+    """The answer for one image: JSON, or the picture with the instances drawn on it.
+
+    Args:
+        media_type: JSON, PNG or JPEG of app.api.query.
+        request_id: goes into the JSON.
+        model: names the categories.
+        image: [H, W, 3] uint8, the upright image.
+        instances: found in it.
+        mask_format: one of app.api.query.MaskFormat.
+    """
     if media_type == JSON:
         return orjson.dumps({"id": request_id, **document(model, instances, mask_format)})
     drawn = overlay(image, instances, {category.id: category.name for category in model.categories})
@@ -50,17 +59,26 @@ def line(
     index: int,
     request_id: str,
     model: Model,
-    image: NDArray[np.uint8],  # noqa: ARG001 - as `encode` has it
+    image: NDArray[np.uint8],  # noqa: ARG001 - see above
     instances: Instances,
     *,
     mask_format: str,
 ) -> bytes:
-    """The answer for one of several images, without the line break behind it. index: of the image, from 0."""
+    """The answer for one of several images: a line of NDJSON without its line break.
+
+    Args:
+        index: of the image in the request, from 0.
+        request_id: goes into the JSON.
+        model: names the categories.
+        image: not used; present so that `encode` and `line` are called alike.
+        instances: found in the image.
+        mask_format: one of app.api.query.MaskFormat.
+    """
     return orjson.dumps({"index": index, "id": request_id, **document(model, instances, mask_format)})
 
 
 def document(model: Model, instances: Instances, mask_format: str = "rle") -> dict[str, Any]:
-    """The answer without the request's id: the same for the same image, whoever asks."""
+    """The answer without the request's id; the same image always has the same one."""
     height, width = instances.size
     return {
         "model": model.name,
@@ -78,7 +96,7 @@ def records(model: Model, instances: Instances, mask_format: str = "rle") -> lis
     Args:
         model: names the categories.
         instances: of one image.
-        mask_format: one of app.api.query.MASK_FORMATS.
+        mask_format: one of app.api.query.MaskFormat.
     """
     names = {category.id: category.name for category in model.categories}
     sizes = instances.boxes[:, 2:] - instances.boxes[:, :2]  # [N, 2] width, height

@@ -1,7 +1,7 @@
-"""Several images in one call: a line of JSON for each, in the order sent, as soon as it and those before it are done.
+"""The response to several images: one line of JSON each, in the order sent, as soon as it and those before it are done.
 
-Each image passes admission by itself. A call has only so many of its images in flight at once, so that one large form
-neither fills the queue nor piles up answers for a client who reads slowly.
+Each image passes admission on its own. The number of images of one request that are in flight is limited, so that a
+large form neither fills the queue nor piles up answers for a client that reads slowly.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class BufferedUpload(BodyBytes):
-    """One image of a form, and the account of its bytes; it is let go when they are released."""
+    """One image of a form, and the account of its bytes. Releasing the bytes frees the image."""
 
     def __init__(self, form: BodyBytes, upload: Upload) -> None:
         super().__init__(form.admission)
@@ -39,15 +39,15 @@ class BufferedUpload(BodyBytes):
         self.upload = upload
 
     def release(self) -> None:
-        """The image is decoded, or will never be."""
+        """Call it once the image is decoded, or will not be."""
         self.upload = Upload(b"")
         super().release()
 
 
 class NdjsonResponse(Response):
-    """The answer, `application/x-ndjson`: a result of POST /segment or a problem a line, each with its `index`.
+    """The response, `application/x-ndjson`. Each line is an answer of POST /segment or a problem, with an `index`.
 
-    The status is 200 once all images have arrived; what is wrong with one of them is told in its own line.
+    Its status is 200 once all images have arrived; the line of an image that failed says why.
     """
 
     media_type = NDJSON
@@ -60,7 +60,15 @@ class NdjsonResponse(Response):
         request_id: str,
         record: dict[str, Any],
     ) -> None:
-        """line: the result for the image of that index, or a Problem raised. record: told how many failed."""
+        """Prepare the response; nothing runs before it is sent.
+
+        Args:
+            line: makes the line of the image with an index, or raises a Problem.
+            held: the images.
+            at_once: how many of them may be in flight.
+            request_id: goes into the problems.
+            record: the log's fields; gets the numbers of images and of failures.
+        """
         self.status_code = 200
         self.background = None
         self.init_headers({"Vary": "Accept"})
@@ -69,10 +77,10 @@ class NdjsonResponse(Response):
         self._at_once = at_once
         self._id = request_id
         self._record = record
-        self._running: deque[asyncio.Task[bytes]] = (
-            deque()
-        )  # the images in flight, and those that wait to be sent
-        self._waiting: set[asyncio.Task[Any] | None] = set()  # those of them that found no room
+        # The images in flight, and finished lines that wait to be sent.
+        self._running: deque[asyncio.Task[bytes]] = deque()
+        # Those of them that admission refused and that will try again.
+        self._waiting: set[asyncio.Task[Any] | None] = set()
         self._failed = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,7 +94,7 @@ class NdjsonResponse(Response):
             self._record.update({"images": len(self._held), "failed": self._failed})
 
     async def _send(self, send: Send) -> None:
-        """Each line as soon as it is there."""
+        """Send each line as soon as it is ready."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async with aclosing(self._lines()) as lines:
             async for line in lines:
@@ -94,7 +102,7 @@ class NdjsonResponse(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_whole(self, send: Send) -> None:
-        """All lines at once: HTTP/1.0 has no chunks, and without a length the connection could not go on."""
+        """Send all lines with a Content-Length: HTTP/1.0 has no chunked encoding."""
         async with aclosing(self._lines()) as lines:
             content = b"".join([line async for line in lines])
         headers = [*self.raw_headers, (b"content-length", str(len(content)).encode())]
@@ -102,6 +110,7 @@ class NdjsonResponse(Response):
         await send({"type": "http.response.body", "body": content, "more_body": False})
 
     async def _lines(self) -> AsyncGenerator[bytes]:
+        """The lines, in the order of the images."""
         started = 0
         try:
             for index in range(len(self._held)):
@@ -123,7 +132,7 @@ class NdjsonResponse(Response):
         except Problem as raised:
             problem = raised
             cause: BaseException = raised.__cause__ or raised
-        except Exception as error:  # noqa: BLE001 - nothing that happens to one image may cut off the others' lines
+        except Exception as error:  # noqa: BLE001 - one image must not cut off the lines of others
             problem, cause = Problem(), error
         finally:
             self._held[index].release()
@@ -136,14 +145,15 @@ class NdjsonResponse(Response):
         return orjson.dumps({"index": index, **problem.document(self._id)})
 
     async def _admitted(self, index: int) -> bytes:
-        """The result. An image that finds no room beside those of its own call waits until one of them is done."""
+        """The line of one image. If admission refuses it, it waits until another image of the same request is done."""
         own = asyncio.current_task()
         while True:
             try:
                 return await self._line(index)
             except QueueFull:
                 others = {task for task in self._running if not task.done()} - self._waiting - {own}
-                if not others:  # it is the images of others that fill the house
+                # Nothing of this request will make room: other requests fill the queue.
+                if not others:
                     raise
             self._waiting.add(own)
             await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)

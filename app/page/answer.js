@@ -1,4 +1,4 @@
-// The service's answer as the page reads it: instances with their masks decoded and their colours chosen.
+// The service's answer as the page uses it: instances with decoded masks and colours.
 
 import { colourOf } from "./palette.js";
 import { Mask } from "./rle.js";
@@ -41,7 +41,7 @@ export class Instance {
   }
 }
 
-/** Everything that one request brought. */
+/** The answer to one request. */
 export class Answer {
   /**
    * @param {SegmentDocument} document
@@ -74,7 +74,7 @@ export class Answer {
 }
 
 /**
- * The instance that lies at a pixel: of several the smallest, because it is painted last.
+ * The instance at a pixel. Where several overlap it is the smallest, which is painted last.
  * @param {Instance[]} instances
  * @param {number} x
  * @param {number} y

@@ -1,17 +1,18 @@
-// What covers the stage: the welcome, the wait, or the problem with what can be done about it.
+// What covers the stage: the welcome text, the progress of a request, or a problem and its remedies.
 
 import { get } from "./dom.js";
 import { key } from "./service.js";
 
-const REFUSED = [400, 413, 415, 422]; // a file that was refused for what it is will be refused again
+// The service refused the file itself; sending it again would change nothing.
+const REFUSED = [400, 413, 415, 422];
 
 /**
  * @param {import("./state.js").State} state
- * @param {object} wishes
- * @param {() => boolean} wishes.canRepeat whether there is something to try again
- * @param {() => void} wishes.repeat
- * @param {() => void} wishes.cancel
- * @param {() => void} wishes.enter there is a key now: ask anew for what was refused
+ * @param {object} actions
+ * @param {() => boolean} actions.canRepeat whether there is a file to try again
+ * @param {() => void} actions.repeat
+ * @param {() => void} actions.cancel
+ * @param {() => void} actions.enter called once there is a key: repeats what was refused
  */
 export function setUp(state, { canRepeat, repeat, cancel, enter }) {
   state.on(["picture", "busy", "problem", "answer"], ({ picture, busy, problem, answer }) => {
@@ -37,7 +38,7 @@ export function setUp(state, { canRepeat, repeat, cancel, enter }) {
     get("key-form").hidden = problem?.status !== 401;
     get("another").hidden = !refused;
     get("try-again").hidden = refused || problem?.status === 401 || !canRepeat();
-    get("status").textContent = ""; // the problem is an alert, which is read out by itself
+    get("status").textContent = ""; // screen readers read out the alert itself
   });
   get("try-again").addEventListener("click", repeat);
   get("dismiss").addEventListener("click", () => state.set({ problem: null }));

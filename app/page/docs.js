@@ -1,4 +1,4 @@
-// Show the service's own OpenAPI document; relative, so that it works below a gateway's path as well.
+// Shows the service's OpenAPI document. Its URL is relative, so that it also works below a gateway's path.
 "use strict";
 
 window.addEventListener("load", () => {
@@ -8,7 +8,7 @@ window.addEventListener("load", () => {
     deepLinking: true,
     tryItOutEnabled: true,
     displayRequestDuration: true,
-    // Its badge would be fetched from another host.
+    // The validator's badge would be fetched from another host.
     validatorUrl: null,
   });
 });

@@ -1,4 +1,4 @@
-// The few things that every part of the page does with elements.
+// Helpers for elements.
 
 /**
  * The element with an id.
@@ -15,7 +15,7 @@ export function get(id) {
 }
 
 /**
- * A new element. What comes from the service or from a file's name only ever becomes text.
+ * A new element. Strings become text nodes, never markup.
  * @template {keyof HTMLElementTagNameMap} K
  * @param {K} tag
  * @param {Record<string, string>} attributes
@@ -32,7 +32,7 @@ export function create(tag, attributes = {}, ...children) {
 }
 
 /**
- * Copy text; without the clipboard, which browsers give only to HTTPS and localhost, through a selection.
+ * Copy text. Browsers offer the clipboard only to HTTPS and localhost; elsewhere a selection is copied.
  * @param {string} text
  */
 export async function copy(text) {
@@ -49,7 +49,7 @@ export async function copy(text) {
 }
 
 /**
- * A button that copies, and says that it did.
+ * Make a button copy text and confirm it.
  * @param {HTMLElement} button
  * @param {() => string} text
  */

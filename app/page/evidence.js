@@ -1,4 +1,4 @@
-// What stands below the picture: where the time went, and the same request as a command, a program, and raw JSON.
+// The area below the picture: the timing, and the same request as a command, a program and raw JSON.
 
 import { copies, create, get, grouped } from "./dom.js";
 import { save, stem } from "./export.js";
@@ -11,7 +11,7 @@ import { curl, python } from "./snippets.js";
  * @typedef {import("./answer.js").Answer} Answer
  */
 
-/** What the names in Server-Timing mean; a stage that is not here is shown under its own name. */
+/** Labels for the names in Server-Timing; a stage without one is shown by its name. */
 const STAGES = new Map([
   ["read", "reading the body"],
   ["decode", "decoding the image"],
@@ -48,7 +48,7 @@ export function setUp(state) {
   state.on(["answer"], ({ answer }) => {
     details.hidden = answer === null;
     if (details.open) {
-      write(); // written only where it is read: a hundred masks are long
+      write(); // only when it is open: a hundred masks are long
     }
   });
   copies(get("curl-copy"), () => texts.curl);
@@ -76,7 +76,7 @@ function requestOf({ answer, picture, threshold, hidden }) {
   };
 }
 
-/** A bar whose parts are the stages, and the same in words. @param {Answer} answer */
+/** Show the stages as a bar and as a list. @param {Answer} answer */
 function timing({ timings: { stages, roundTrip }, decoding }) {
   const all = new Map(stages);
   const total = all.get("total") ?? 0;
@@ -113,7 +113,7 @@ export function duration(milliseconds) {
   return `${milliseconds >= 99.5 ? grouped(Math.round(milliseconds)) : milliseconds.toFixed(1)} ms`;
 }
 
-/** The answer with an instance on a line. @param {Answer} answer */
+/** The answer as JSON, one instance per line. @param {Answer} answer */
 function pretty({ document: { instances, ...rest } }) {
   const lines = instances.map((instance) => `    ${JSON.stringify(instance)}`);
   const head = JSON.stringify(rest, null, 2).replace(/\n}$/, "");

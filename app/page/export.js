@@ -1,4 +1,4 @@
-// Files to keep: the picture with its instances drawn in full size, and the instances as a COCO file.
+// Files to save: the picture with its instances at full size, and the instances as a COCO file.
 
 import { drawLabels } from "./labels.js";
 import { Layer } from "./painter.js";
@@ -9,12 +9,13 @@ import { took } from "./timeline.js";
  * @typedef {import("./picture.js").Picture} Picture
  */
 
-const LINES_PER_SIDE = 300; // the shorter side is so many line widths …
-const LETTERS_PER_SIDE = 40; // … and so many font sizes, as in the overlay that the service draws
+// The shorter side of the picture in line widths and in font sizes, as in the overlay that the service draws.
+const LINES_PER_SIDE = 300;
+const LETTERS_PER_SIDE = 40;
 const SMALLEST_LETTERS = 9;
 
 /**
- * The picture in full size with instances drawn on it.
+ * The picture at full size with instances drawn on it.
  * @param {Picture} picture
  * @param {Instance[]} instances
  * @param {{opacity: number, labels: boolean}} style
@@ -34,7 +35,8 @@ export async function png(picture, instances, { opacity, labels }) {
   const side = Math.min(width, height);
   const layer = new Layer(width, height);
   layer.paint(instances, view, { opacity, line: Math.max(1, Math.round(side / LINES_PER_SIDE)) });
-  above.putImageData(layer.image, 0, 0); // it would replace the picture, not cover it
+  // On a canvas of its own: putImageData replaces pixels and does not blend them.
+  above.putImageData(layer.image, 0, 0);
   if (labels) {
     drawLabels(above, instances, view, Math.max(SMALLEST_LETTERS, Math.round(side / LETTERS_PER_SIDE)));
   }
@@ -47,7 +49,7 @@ export async function png(picture, instances, { opacity, labels }) {
 }
 
 /**
- * A COCO data set of one image, which `pycocotools.coco.COCO` and labelling tools read.
+ * A COCO dataset of one image, for `pycocotools.coco.COCO` and labelling tools.
  * @param {Picture} picture
  * @param {Instance[]} instances
  * @param {{id: number, name: string}[]} categories
@@ -70,7 +72,7 @@ export function coco(picture, instances, categories) {
 }
 
 /**
- * Let the browser save a file.
+ * Save a file with the browser.
  * @param {Blob} blob
  * @param {string} name
  */
@@ -79,10 +81,10 @@ export function save(blob, name) {
   link.href = URL.createObjectURL(blob);
   link.download = name;
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // some browsers still read it after the click
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // some browsers read it after the click
 }
 
-/** A file name without its folder and ending. @param {string} name */
+/** A file name without its folder and suffix. @param {string} name */
 export function stem(name) {
   return (name.split(/[\\/]/).pop() ?? "").replace(/\.[^.]*$/, "") || "image";
 }

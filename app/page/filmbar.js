@@ -1,4 +1,4 @@
-// The bar under the picture while a video or a webcam runs: how far, how fast, pause and stop.
+// The bar under the picture while a video or a webcam runs: position, rate, pause and stop.
 
 import { Film, run } from "./frames.js";
 import { patiently, Problem } from "./service.js";
@@ -8,7 +8,7 @@ import { patiently, Problem } from "./service.js";
 export class FilmBar {
   /**
    * @param {HTMLElement} bar
-   * @param {(frame: Frame, signal: AbortSignal) => Promise<void>} show ask about a frame and show it
+   * @param {(frame: Frame, signal: AbortSignal) => Promise<void>} show segments a frame and shows it
    * @param {(problem: Problem) => void} complain
    */
   constructor(bar, show, complain) {
@@ -99,7 +99,7 @@ export class FilmBar {
 
   hold() {
     this.paused = true;
-    this.pause.textContent = "Go on";
+    this.pause.textContent = "Resume";
   }
 
   resume() {
@@ -109,7 +109,7 @@ export class FilmBar {
     this.proceed = null;
   }
 
-  /** End what runs; the last frame stays. */
+  /** Stop the video; its last frame stays on the stage. */
   stop() {
     this.running?.abort();
     this.running = null;
@@ -118,7 +118,7 @@ export class FilmBar {
   }
 
   /**
-   * It came to its end by itself; the rate stays to be read.
+   * The video has ended; its rate stays visible.
    * @param {Film | undefined} film
    */
   finish(film) {

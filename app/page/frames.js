@@ -1,7 +1,7 @@
-// A video file or a webcam → one frame after the other, each an image file to ask about, and the rate achieved.
+// Takes frames from a video file or a webcam, each as an image file, and measures the rate.
 
 const QUALITY = 0.92; // of the JPEG that a frame is sent as
-const WINDOW = 20; // frames that the rate is taken over
+const WINDOW = 20; // frames that the rate is averaged over
 
 /**
  * @typedef {object} Frame
@@ -10,7 +10,7 @@ const WINDOW = 20; // frames that the rate is taken over
  * @property {number} time seconds into the video
  */
 
-/** Frames per second over the last ones. */
+/** Frames per second, over the latest frames. */
 export class Rate {
   /** @param {() => number} clock milliseconds */
   constructor(clock = () => performance.now()) {
@@ -18,7 +18,7 @@ export class Rate {
     /** @type {number[]} */ this.times = [clock()];
   }
 
-  /** A frame is done. */
+  /** Count a frame that is done. */
   count() {
     this.times = [...this.times, this.clock()].slice(-WINDOW - 1);
   }
@@ -35,7 +35,7 @@ export class Film {
   /**
    * @param {HTMLVideoElement} video
    * @param {string} name
-   * @param {{live: boolean, duration: number, close: () => void}} source duration in seconds, Infinity where it has no end
+   * @param {{live: boolean, duration: number, close: () => void}} source duration: seconds, Infinity for a webcam
    */
   constructor(video, name, { live, duration, close }) {
     this.video = video;
@@ -48,7 +48,7 @@ export class Film {
 
   /**
    * @param {File} file
-   * @throws {Error} where the browser cannot play it
+   * @throws {Error} if the browser cannot play it
    */
   static async open(file) {
     const video = silent();
@@ -57,7 +57,7 @@ export class Film {
     try {
       await event(video, "loadeddata");
       if (!Number.isFinite(video.duration)) {
-        // Recordings of browsers do not say how long they are; seeking past the end finds out.
+        // Browsers record videos without a duration; seeking past the end reveals it.
         video.currentTime = 1e9;
         await event(video, "seeked");
       }
@@ -70,7 +70,7 @@ export class Film {
   }
 
   /**
-   * @throws {Error} where there is no camera or no leave to use it
+   * @throws {Error} if there is no camera, or no permission to use it
    */
   static async webcam() {
     const stream = await navigator.mediaDevices.getUserMedia({
@@ -94,7 +94,7 @@ export class Film {
   }
 
   /**
-   * The frame at a time; of a webcam the latest.
+   * The frame at a time; a webcam's latest frame.
    * @param {number} time seconds
    * @returns {Promise<Frame>}
    */
@@ -124,7 +124,7 @@ function silent() {
 }
 
 /**
- * Wait for an event of a video.
+ * Wait for an event of a video; its error event rejects the promise.
  * @param {HTMLVideoElement} video
  * @param {string} name
  * @returns {Promise<void>}
@@ -141,13 +141,13 @@ function event(video, name) {
 }
 
 /**
- * Run a film through the service, one frame after the other, until it ends or is told to.
+ * Segment a film frame by frame until it ends or the signal stops it.
  * @param {Film} film
  * @param {object} how
- * @param {() => number} how.perSecond frames to take from a second of a video file
- * @param {(frame: Frame) => Promise<void>} how.show ask about a frame and show it
+ * @param {() => number} how.perSecond frames to take from each second of a video file
+ * @param {(frame: Frame) => Promise<void>} how.show segments a frame and shows it
  * @param {(time: number, rate: number) => void} how.progress
- * @param {() => Promise<void>} how.turn resolves when the next frame may be taken: at once, or after a pause
+ * @param {() => Promise<void>} how.turn resolves when the next frame may be taken: at once, or when the user resumes
  * @param {AbortSignal} how.signal
  */
 export async function run(film, { perSecond, show, progress, turn, signal }) {

@@ -1,33 +1,33 @@
-// Mouse, touch and keys on the stage → zoom, pan, hover and pin.
+// Turns mouse, touch and keys on the stage into zoom, pan, hover and pin.
 
 /**
  * @typedef {import("./stage.js").Stage} Stage
  *
- * @typedef {object} Intentions what the user wants of the instances
- * @property {(x: number, y: number) => void} hover a pixel of the image is pointed at
- * @property {() => void} leave nothing is
+ * @typedef {object} Actions on the instances
+ * @property {(x: number, y: number) => void} hover the pointer is at a pixel of the image
+ * @property {() => void} leave the pointer has left the image
  * @property {(x: number, y: number) => void} pin a pixel was clicked
- * @property {(step: 1 | -1) => void} next highlight the next or the one before
- * @property {() => void} keep pin what is highlighted
- * @property {() => void} release unpin
+ * @property {(step: 1 | -1) => void} next highlights the next or the previous instance
+ * @property {() => void} keep pins what is highlighted
+ * @property {() => void} release unpins
  */
 
-const STILL = 5; // CSS pixels that a click may wander
+const STILL = 5; // CSS pixels that the pointer may move during a click
 const STEP = 60; // CSS pixels that an arrow key pans
 const ZOOM = 1.4; // of one key press
 
 /**
  * @param {Stage} stage
- * @param {Intentions} wants
+ * @param {Actions} actions
  */
-export function listen(stage, wants) {
+export function listen(stage, actions) {
   const { element } = stage;
-  pointers(stage, wants);
+  pointers(stage, actions);
   element.addEventListener(
     "wheel",
     (event) => {
-      // A page must scroll under the wheel; it zooms once the stage was clicked, or with Ctrl, which is also what
-      // browsers make of a pinch on a touch pad.
+      // The wheel scrolls the page unless the stage has the focus or Ctrl is pressed; browsers report a pinch on a
+      // touch pad as the wheel with Ctrl.
       if (stage.scene.picture && (event.ctrlKey || event.metaKey || document.activeElement === element)) {
         event.preventDefault();
         const { x, y } = placeOn(element, event);
@@ -48,11 +48,11 @@ export function listen(stage, wants) {
     ArrowRight: () => stage.move((viewport) => viewport.pan(-STEP, 0)),
     ArrowUp: () => stage.move((viewport) => viewport.pan(0, STEP)),
     ArrowDown: () => stage.move((viewport) => viewport.pan(0, -STEP)),
-    n: () => wants.next(1),
-    p: () => wants.next(-1),
-    Enter: wants.keep,
-    " ": wants.keep,
-    Escape: wants.release,
+    n: () => actions.next(1),
+    p: () => actions.next(-1),
+    Enter: actions.keep,
+    " ": actions.keep,
+    Escape: actions.release,
   };
   element.addEventListener("keydown", (event) => {
     const act = keys[event.key];
@@ -64,18 +64,18 @@ export function listen(stage, wants) {
 }
 
 /**
- * One pointer hovers, drags or clicks; two pinch.
+ * One pointer hovers, drags or clicks; two pointers pinch.
  * @param {Stage} stage
- * @param {Intentions} wants
+ * @param {Actions} actions
  */
-function pointers(stage, wants) {
+function pointers(stage, actions) {
   const { element } = stage;
   /** @type {Map<number, {x: number, y: number}>} */ const down = new Map();
   let wandered = 0;
 
   element.addEventListener("pointerdown", (event) => {
     if (event.button === 0 && stage.scene.picture) {
-      wandered = down.size ? Infinity : 0; // a second finger is no click
+      wandered = down.size ? Infinity : 0; // two fingers never click
       down.set(event.pointerId, placeOn(element, event));
       element.setPointerCapture(event.pointerId);
     }
@@ -87,7 +87,7 @@ function pointers(stage, wants) {
     if (!before) {
       if (event.pointerType !== "touch") {
         const { x, y } = stage.viewport.toImage(now.x, now.y);
-        wants.hover(x, y);
+        actions.hover(x, y);
       }
       return;
     }
@@ -112,12 +112,12 @@ function pointers(stage, wants) {
     element.classList.remove("dragged");
     if (place && event.type === "pointerup" && wandered <= STILL) {
       const { x, y } = stage.viewport.toImage(place.x, place.y);
-      wants.pin(x, y);
+      actions.pin(x, y);
     }
   };
   element.addEventListener("pointerup", up);
   element.addEventListener("pointercancel", up);
-  element.addEventListener("pointerleave", () => wants.leave());
+  element.addEventListener("pointerleave", () => actions.leave());
   element.addEventListener("dblclick", (event) => {
     const { x, y } = placeOn(element, event);
     stage.move((viewport) => viewport.zoom(2, x, y));

@@ -1,4 +1,4 @@
-// Captions on chips at the instances' boxes, beside one another where there is room: the way of model/images/overlay.py.
+// Captions on chips at the boxes, placed so that they overlap least, as model/images/overlay.py does.
 
 import { css, inkOn } from "./palette.js";
 
@@ -8,13 +8,13 @@ import { css, inkOn } from "./palette.js";
  * @typedef {{left: number, top: number, right: number, bottom: number}} Box
  */
 
-const COVERED = 0.4; // chips cover at most this share of the picture; past it only the surest have one
+const COVERED = 0.4; // share of the picture that chips may cover; instances with the highest scores come first
 const LONGEST = 64; // letters of a shortened category
 const FONT = "Inter, system-ui, sans-serif";
 
 /**
  * @param {CanvasRenderingContext2D} context
- * @param {Instance[]} instances by descending score, so that the surest get the best places
+ * @param {Instance[]} instances by descending score: the first get the best places
  * @param {View} view
  * @param {number} size of the letters, canvas pixels
  */
@@ -88,7 +88,7 @@ function fit(context, { caption, category, score }, width) {
 }
 
 /**
- * Where a chip covers no other, else least of them.
+ * The place where a chip covers no other, or else the least of them.
  * @param {Box} box
  * @param {number} width
  * @param {number} height

@@ -1,4 +1,4 @@
-// The demonstration page: a picture goes to POST /segment once, and everything after that happens here.
+// The demonstration page. It sends a picture to POST /segment once; everything else happens in the browser.
 
 import { instanceAt } from "./answer.js";
 import * as cover from "./cover.js";
@@ -29,9 +29,9 @@ const state = new State({
   pinned: null,
 });
 
-/** @type {AbortController | null} of the request that is under way */
+/** @type {AbortController | null} of the request in progress */
 let asking = null;
-/** @type {File | null} what "Try again" tries again */
+/** @type {File | null} sent again by "Try again" */
 let latest = null;
 
 const stage = new Stage(get("stage"), (view) => {
@@ -41,7 +41,7 @@ const stage = new Stage(get("stage"), (view) => {
 });
 const film = new FilmBar(get("film"), showFrame, (problem) => state.set({ problem, busy: false }));
 
-/** Ask about an image file, or run a video file. @param {File} file */
+/** Segment an image file, or run a video file. @param {File} file */
 function open(file) {
   asking?.abort();
   film.stop();
@@ -55,7 +55,7 @@ function open(file) {
   }
 }
 
-/** Something new is asked for. @param {string} text of the wait */
+/** Show that work has begun. @param {string} text shown meanwhile */
 function begin(text) {
   say(text);
   state.set({ busy: true, problem: null, answer: null, hovered: null, pinned: null, hidden: new Set() });
@@ -91,7 +91,7 @@ async function showImage(file) {
 }
 
 /**
- * One frame of a video: its picture and its instances appear together.
+ * Show one frame of a video, its picture and its instances at the same time.
  * @param {import("./frames.js").Frame} frame
  * @param {AbortSignal} signal
  */
@@ -130,13 +130,13 @@ function fail(error) {
   state.set({ busy: false, problem });
 }
 
-/** @param {string} text of the wait */
+/** @param {string} text shown while the page waits */
 function say(text) {
   get("busy-text").textContent = text;
   announce(text);
 }
 
-/** @param {string} text for those who do not see the picture */
+/** @param {string} text for screen readers */
 function announce(text) {
   get("status").textContent = text;
 }
@@ -248,7 +248,7 @@ function cancel() {
   announce("Cancelled");
 }
 
-/** Ask for what every visitor sees; anew once there is a key. */
+/** Fetch the model and the queue; called again once there is a key. */
 function enter() {
   get("forget-key").hidden = key.get() === "";
   showModel(
@@ -258,7 +258,7 @@ function enter() {
   watchQueue();
 }
 
-const wishes = {
+const actions = {
   canRepeat: () => latest !== null,
   repeat,
   cancel,
@@ -270,7 +270,7 @@ const wishes = {
 
 setUpTheme();
 setUpStage();
-cover.setUp(state, wishes);
+cover.setUp(state, actions);
 setUpFiles();
 panel.setUp(state);
 evidence.setUp(state);

@@ -1,4 +1,4 @@
-// The top of the page: which model answers, how much is waiting, and light or dark.
+// The top of the page: the model, the length of the queue, and the theme.
 
 import { counted, create, get } from "./dom.js";
 import { model, Problem, queue } from "./service.js";
@@ -11,9 +11,9 @@ const THEME = "maskserve-theme";
 const DEMONSTRATION = "shapes"; // the bundled model
 
 /**
- * Ask which model answers, until one does.
+ * Ask for the model until the service is ready.
  * @param {(model: Model) => void} known
- * @param {(problem: Problem) => void} refused the service wants a key
+ * @param {(problem: Problem) => void} refused the service requires a key
  */
 export async function showModel(known, refused) {
   for (;;) {
@@ -49,16 +49,16 @@ function describe(found) {
   notice.hidden = !demonstration && !found.notice;
   get("notice-title").hidden = !demonstration;
   const text = found.notice ?? `It knows ${counted(found.categories.length, "kind")} of drawn shapes and nothing else.`;
-  // Commands in it stand between backticks.
+  // Backticks enclose commands.
   get("notice-text").replaceChildren(...text.split("`").map((part, i) => (i % 2 ? create("code", {}, part) : part)));
   const names = new Set(found.categories.map((category) => category.name));
-  // Scenes of drawn shapes tell nothing about a model that was trained on something else.
+  // The scenes of drawn shapes are useless for a model that was trained on something else.
   get("examples").hidden = ![...(get("examples").dataset.categories ?? "").split(" ")].some((one) => names.has(one));
 }
 
 let watching = false;
 
-/** Tell how much is waiting, for as long as the service tells it and somebody looks. */
+/** Show the length of the queue while the tab is visible, until the service refuses to tell it. */
 export async function watchQueue() {
   if (watching) {
     return;
@@ -70,7 +70,7 @@ export async function watchQueue() {
   watching = false;
 }
 
-/** @returns {Promise<boolean>} whether it is worth asking again */
+/** @returns {Promise<boolean>} whether to ask again */
 async function showQueue() {
   if (document.visibilityState !== "visible") {
     return true;
@@ -87,12 +87,12 @@ async function showQueue() {
     return true;
   } catch (error) {
     get("queue").hidden = true;
-    // From 400 on there is no such page, or not for us.
+    // With 4xx the metrics are missing or need a key.
     return !(error instanceof Problem && error.status >= 400 && error.status < 500);
   }
 }
 
-/** The button turns from what the system wants to its opposite and back; the choice stays with this browser. */
+/** Make the button switch between light and dark; the browser remembers the choice. */
 export function setUpTheme() {
   const root = document.documentElement;
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -100,7 +100,7 @@ export function setUpTheme() {
     try {
       return localStorage.getItem(THEME);
     } catch {
-      return null; // the browser keeps nothing for us
+      return null; // storage is disabled
     }
   };
   const show = (/** @type {string | null} */ theme) => {
@@ -119,7 +119,7 @@ export function setUpTheme() {
     try {
       localStorage.setItem(THEME, next);
     } catch {
-      // It lasts as long as the page.
+      // Storage is disabled; the choice lasts as long as the page.
     }
   });
   dark.addEventListener("change", () => show(stored()));

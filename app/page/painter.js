@@ -1,5 +1,5 @@
-// Masks → pixels of a canvas at any scale: tinted inside, outlined along the edge. Work grows with what is seen
-// of the instances' boxes, never with instances × image.
+// Paints masks on a canvas at any scale, tinted inside and outlined along the edge. The work grows with the visible
+// area of the boxes, not with instances × image.
 
 /**
  * @typedef {import("./answer.js").Instance} Instance
@@ -13,15 +13,15 @@
  * @typedef {object} Style
  * @property {number} opacity of the inside, 0 to 1
  * @property {number} line width of the outline in canvas pixels
- * @property {boolean} [smooth] round off the steps of enlarged masks
+ * @property {boolean} [smooth] whether to round off the steps of enlarged masks
  */
 
 const OPAQUE = 255;
 const EDGE = 1;
 const INSIDE = 2;
-const ROUNDING = 0.75; // image pixels: lines as thin as one pixel just survive
+const ROUNDING = 0.75; // image pixels; lines that are one pixel wide are kept
 
-/** Canvas pixels that are composed in memory and put on the canvas in one go. */
+/** Canvas pixels, composed in memory and drawn at once. */
 export class Layer {
   /**
    * @param {number} width
@@ -33,7 +33,7 @@ export class Layer {
   }
 
   /**
-   * Paint nothing but these instances, large ones first so that small ones stay in sight.
+   * Paint only these instances, the largest first, so that small ones stay visible.
    * @param {Instance[]} instances
    * @param {View} view
    * @param {Style} style
@@ -52,8 +52,8 @@ export class Layer {
 }
 
 /**
- * Put a cut over what is there, in colours that are multiplied by their alpha (Porter and Duff, 1984): then all four
- * channels of what is below are weighted alike, two to a multiplication.
+ * Blend a cut over the pixels, in premultiplied alpha (Porter and Duff, 1984). All four channels below then have the
+ * same weight, and one multiplication handles two of them.
  * @param {Uint32Array} pixels
  * @param {number} canvasWidth
  * @param {Cut} cut
@@ -87,7 +87,7 @@ function blend(pixels, canvasWidth, { left, top, width, height, margin, rows, ki
 }
 
 /**
- * Turn colours that are multiplied by their alpha into those that a canvas takes.
+ * Convert premultiplied colours to those of a canvas.
  * @param {Uint32Array} pixels
  */
 function divide(pixels) {
@@ -110,23 +110,23 @@ function divide(pixels) {
  * @property {number} top
  * @property {number} width
  * @property {number} height
- * @property {number} margin columns and rows that `kinds` has before the part and behind it
- * @property {number} rows of `kinds`: a multiple of four, so that four pixels can be handled at once
+ * @property {number} margin columns and rows of `kinds` around the part
+ * @property {number} rows of `kinds`: a multiple of four, because four pixels are handled at once
  * @property {Uint8Array} kinds column after column: 0 outside the mask, 1 at its edge, 2 inside
  */
 
 /**
- * A mask at a scale, each canvas pixel taken from the image pixel under its centre.
+ * A mask at a scale; each canvas pixel has the value of the image pixel under its centre.
  * @param {Mask} mask
  * @param {View} view
  * @param {number} canvasWidth
  * @param {number} canvasHeight
  * @param {number} line width of the outline, which lies inside the mask
- * @param {boolean} smooth round the steps off that the image's pixels make when they are enlarged
- * @returns {Cut | null} null where nothing of it is on the canvas
+ * @param {boolean} smooth whether to round off the steps that enlarged pixels make
+ * @returns {Cut | null} null if none of it is on the canvas
  */
 export function rasterise(mask, { scale, x, y }, canvasWidth, canvasHeight, line, smooth = false) {
-  // The first canvas pixel whose centre is at or behind an edge of the image's pixels.
+  // The first canvas pixel whose centre is not before the edge of an image pixel.
   const column = (/** @type {number} */ u) => Math.ceil(x + u * scale - 0.5);
   const row = (/** @type {number} */ v) => Math.ceil(y + v * scale - 0.5);
   const left = Math.max(0, column(mask.left));
@@ -167,7 +167,7 @@ export function rasterise(mask, { scale, x, y }, canvasWidth, canvasHeight, line
 }
 
 /**
- * Leave 1 where at least half of the square around a pixel is 1.
+ * Set each pixel to 1 if at least half of the square around it is 1, else to 0.
  * @param {Uint8Array} bitmap column after column; changed in place
  * @param {number} columns
  * @param {number} rows
@@ -202,7 +202,7 @@ function round(bitmap, columns, rows, radius) {
 }
 
 /**
- * What has `distance` pixels of its own kind on every side.
+ * Erode: keep the pixels that have `distance` foreground pixels on every side.
  * @param {Uint8Array} bitmap column after column
  * @param {number} rows
  * @param {number} distance
@@ -225,8 +225,8 @@ function eroded(bitmap, rows, distance) {
 }
 
 /**
- * Keep what has `distance` columns of its own kind on either side. The window doubles from step to step.
- * @param {Uint8Array} bitmap column after column, a buffer of its own; changed in place
+ * Keep the pixels that have `distance` foreground columns on either side. The window doubles with each step.
+ * @param {Uint8Array} bitmap column after column, a buffer of its own, changed in place
  * @param {number} rows a multiple of four
  * @param {number} distance
  */
@@ -242,6 +242,6 @@ function narrow(bitmap, rows, distance) {
     }
     size += step;
   }
-  // Now each place tells of the columns from it on; move that to their middle.
+  // Each value now describes the columns that begin at it; move it to their middle.
   bitmap.copyWithin(distance * rows, 0, bitmap.length - distance * rows);
 }

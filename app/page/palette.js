@@ -1,4 +1,4 @@
-// A category's colour: the same as in the overlay that the service draws (model/images/overlay.py has the sources).
+// The colours of categories, as in the overlay that the service draws (model/images/overlay.py names the sources).
 
 /** @typedef {readonly [number, number, number]} Colour red, green, blue, 0 to 255 */
 
@@ -25,7 +25,7 @@ function mix([red, green, blue], other, share) {
   return [mixed(red), mixed(green), mixed(blue)];
 }
 
-/** Past eight categories, lighter and then darker ones. @type {readonly Colour[]} */
+/** Eight colours, then lighter and darker versions of them. @type {readonly Colour[]} */
 export const PALETTE = [
   ...FIRST,
   ...FIRST.map((colour) => mix(colour, 255, 0.5)),
@@ -43,7 +43,7 @@ export function colourOf(categoryId) {
 }
 
 /**
- * Black or white, whichever stands out more: they tie at a relative luminance of 0.179 (WCAG 2.2).
+ * Black or white, whichever has the higher contrast; they are equal at a relative luminance of 0.179 (WCAG 2.2).
  * @param {Colour} colour
  */
 export function inkOn(colour) {

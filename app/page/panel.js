@@ -1,5 +1,5 @@
 // The panel beside the picture: score slider, opacity, labels, categories, and the list of instances with the record
-// of the pinned one. Nothing here asks the service again.
+// of the pinned one. It sends no requests.
 
 import { copies, counted, create, get, grouped } from "./dom.js";
 import { css } from "./palette.js";
@@ -23,7 +23,7 @@ function controls(state) {
   const threshold = /** @type {HTMLInputElement} */ (get("threshold"));
   const opacity = /** @type {HTMLInputElement} */ (get("opacity"));
   const labels = /** @type {HTMLInputElement} */ (get("labels"));
-  // A reloaded page keeps what its fields said.
+  // Browsers keep the values of fields when a page is reloaded.
   const take = () =>
     state.set({ threshold: Number(threshold.value), opacity: Number(opacity.value), labels: labels.checked });
   for (const field of [threshold, opacity, labels]) {
@@ -37,7 +37,7 @@ function controls(state) {
 }
 
 /**
- * One toggle for each category found.
+ * One toggle for each category in the answer.
  * @param {State} state
  */
 function categories(state) {
@@ -55,7 +55,7 @@ function categories(state) {
   state.on(["answer"], ({ answer }) => {
     const found = answer?.categories() ?? [];
     if (found.length && found.length === toggles.size && found.every(({ id }) => toggles.has(id))) {
-      return; // a video's next frame must not take the toggles from under the finger
+      return; // so that a toggle stays under the finger when a video's next frame arrives
     }
     toggles = new Map(
       found.map(({ id, name }) => {
@@ -80,7 +80,8 @@ function categories(state) {
 }
 
 /**
- * One button per instance: pointing at it or focusing it highlights, pressing it pins and opens its record.
+ * One button for each instance. Pointing at it or focusing it highlights the instance; pressing it pins the instance
+ * and opens its record.
  * @param {State} state
  */
 function list(state) {
@@ -177,7 +178,7 @@ function swatch(colour) {
 }
 
 /**
- * Scroll a list, and never the page, until an entry of it is seen.
+ * Scroll a list, but not the page, until one of its entries is visible.
  * @param {HTMLElement} box
  * @param {HTMLElement} item
  */

@@ -1,13 +1,13 @@
-// A file → pixels to show, with smaller copies so that large photos are drawn quickly when they are scaled down.
+// Reads a file into pixels to show, with smaller copies that make scaled-down large photos quick to draw.
 
-/** What is looked at. Where the browser cannot read a file there are no pixels, only the size that was answered. */
+/** The picture on the stage. A file that the browser cannot read has no pixels, only the size that the service found. */
 export class Picture {
   /**
    * @param {string} name
    * @param {Blob} file
    * @param {number} width
    * @param {number} height
-   * @param {ImageBitmap[]} levels each half as long as the one before; none where there are no pixels
+   * @param {ImageBitmap[]} levels each half as wide as the one before; none if there are no pixels
    */
   constructor(name, file, width, height, levels) {
     this.name = name;
@@ -18,7 +18,7 @@ export class Picture {
   }
 
   /**
-   * The same pixels, stretched to the size that the service saw: not every browser turns every format upright.
+   * The same pixels, stretched to the size that the service found: browsers do not turn every format upright.
    * @param {{width: number, height: number}} size
    */
   fitting({ width, height }) {
@@ -26,7 +26,7 @@ export class Picture {
     return same ? this : new Picture(this.name, this.file, width, height, this.levels);
   }
 
-  /** Free the pixels at once; a dozen photos of 12 megapixels are half a gigabyte. */
+  /** Free the pixels now: a dozen photos of 12 megapixels take half a gigabyte. */
   close() {
     for (const level of this.levels) {
       level.close();
@@ -35,7 +35,7 @@ export class Picture {
   }
 
   /**
-   * Draw it where a view has it.
+   * Draw it at the place and scale of a view.
    * @param {CanvasRenderingContext2D} context
    * @param {import("./painter.js").View} view
    * @param {boolean} smooth
@@ -55,12 +55,12 @@ export class Picture {
   }
 }
 
-const SMALLEST = 1024; // no copies are made of what is shorter
+const SMALLEST = 1024; // pixels; copies are not made narrower
 
 /**
  * @param {Blob} file
  * @param {string} name
- * @returns {Promise<Picture | null>} null where the browser cannot read the file; TIFF is an example
+ * @returns {Promise<Picture | null>} null if the browser cannot read the file, such as a TIFF
  */
 export async function read(file, name) {
   let bitmap;
@@ -80,7 +80,7 @@ export async function read(file, name) {
       levels.push(bitmap);
     }
   } catch {
-    // No memory for smaller copies: it is drawn all the same, only slower.
+    // There is no memory for smaller copies; the picture is drawn more slowly.
   }
   return new Picture(name, file, levels[0].width, levels[0].height, levels);
 }

@@ -1,4 +1,4 @@
-// COCO run lengths → masks to paint and to point at. The format is that of cocoapi's maskApi.c: pixels in
+// Decodes COCO RLE into masks to paint and to point at. The format is that of cocoapi's maskApi.c: pixels in
 // column-major order, alternating runs, background first, five bits to a character.
 
 /**
@@ -10,7 +10,7 @@
  * The run lengths in a compressed string.
  * @param {string} counts
  * @returns {number[]}
- * @throws {RangeError} where the string ends within a number or holds a character that is none of the format's
+ * @throws {RangeError} if the string ends within a number or has a character that the format does not use
  */
 export function decompress(counts) {
   /** @type {number[]} */ const runs = [];
@@ -30,7 +30,7 @@ export function decompress(counts) {
         run |= -1 << shift;
       }
     }
-    // From the fourth number on, each is the difference to the one two before it.
+    // From the fourth number on, each is the difference from the number two before it.
     runs.push(runs.length > 2 ? run + runs[runs.length - 2] : run);
   }
   return runs;
@@ -40,7 +40,7 @@ export function decompress(counts) {
 export class Mask {
   /**
    * @param {CocoRle} segmentation
-   * @throws {RangeError} where the runs do not add up to the size
+   * @throws {RangeError} if the runs do not add up to the size
    */
   constructor({ size: [height, width], counts }) {
     this.height = height;
@@ -111,7 +111,7 @@ export class Mask {
   }
 
   /**
-   * The whole mask, as pycocotools' decode has it.
+   * The whole mask, as pycocotools' decode returns it.
    * @returns {Uint8Array} [width × height] 0 or 1, column after column
    */
   bitmap() {

@@ -1,4 +1,4 @@
-// The HTTP interface: everything that the page asks of the service, and the key that it may want.
+// The page's requests to the service, and the API key.
 
 import { Answer } from "./answer.js";
 
@@ -13,16 +13,16 @@ import { Answer } from "./answer.js";
  * @property {Record<string, number>} ap
  *
  * @typedef {object} QueueState
- * @property {number} requests that are waiting or worked at
+ * @property {number} requests in flight
  * @property {number | null} limit
  */
 
-/** Low, so that the slider has something to show without another request. */
+/** A low threshold, so that the slider needs no further request. */
 export const REQUESTED = { score_threshold: "0.05", max_instances: "100", masks: "rle" };
 
 const KEY = "maskserve-api-key";
 
-/** What went wrong, as the service tells it (RFC 9457) or as the page has to. */
+/** What went wrong, from the service (RFC 9457) or from the page. */
 export class Problem extends Error {
   /**
    * @param {string} title
@@ -33,13 +33,13 @@ export class Problem extends Error {
     super(detail);
     this.title = title;
     this.detail = detail;
-    this.status = status; // 0 where there was no answer
+    this.status = status; // 0 if there was no answer
     this.requestId = requestId;
     this.retryAfter = retryAfter;
   }
 }
 
-/** The API key of this tab; it is forgotten with it. */
+/** The API key, kept until the tab is closed. */
 export const key = {
   get: () => sessionStorage.getItem(KEY) ?? "",
   set: (/** @type {string} */ value) => sessionStorage.setItem(KEY, value),
@@ -47,7 +47,7 @@ export const key = {
 };
 
 /**
- * @param {string} path relative, so that the page works below a gateway's path too
+ * @param {string} path relative, so that the page also works below a gateway's path
  * @param {RequestInit} [options]
  * @returns {Promise<Response>}
  * @throws {Problem}
@@ -86,7 +86,7 @@ async function problemOf(response) {
     const { title, detail } = await response.json();
     return new Problem(String(title), String(detail ?? ""), more);
   } catch {
-    // Not the service's own words: a gateway's page, perhaps.
+    // The answer is not the service's; it may be a gateway's error page.
     return new Problem(`Status ${response.status}`, `The answer was “${response.statusText || "an error"}”.`, more);
   }
 }
@@ -115,13 +115,13 @@ export async function segment(file, signal) {
 const PATIENCE = 60_000; // milliseconds
 
 /**
- * Ask again where the service says when: it is full (429) or its model still loads (503).
+ * Repeat a request when Retry-After says so: the service is full (429) or still loads its model (503).
  * @template T
  * @param {() => Promise<T>} request
  * @param {AbortSignal} signal
- * @param {(problem: Problem) => void} wait told why, before each wait
+ * @param {(problem: Problem) => void} wait called before each wait, with the reason
  * @returns {Promise<T>}
- * @throws {Problem} the last one, when the patience of a minute is at its end
+ * @throws {Problem} the last one, after a minute
  */
 export async function patiently(request, signal, wait) {
   const end = performance.now() + PATIENCE;
@@ -177,7 +177,7 @@ export async function model() {
 }
 
 /**
- * How much is waiting, where the service tells it.
+ * The length of the queue, if the service tells it.
  * @returns {Promise<QueueState | null>}
  * @throws {Problem}
  */

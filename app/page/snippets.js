@@ -1,12 +1,12 @@
-// What the page shows, as a command and as a program that ask for the same.
+// The request behind what the page shows, as a curl command and as a Python program.
 
 /**
  * @typedef {object} Request
  * @property {string} origin of the service, without a slash at its end
  * @property {string} file name of the image
  * @property {number} threshold
- * @property {string[] | null} categories those that are shown, or null for all
- * @property {boolean} keyed whether the service wants an API key
+ * @property {string[] | null} categories the names of those that are shown, or null for all
+ * @property {boolean} keyed whether the service requires an API key
  */
 
 /** The slider's threshold as text: 0.5, not 0.50. @param {number} threshold */
@@ -14,12 +14,12 @@ function number(threshold) {
   return String(Math.round(threshold * 100) / 100);
 }
 
-/** In single quotes, for a POSIX shell. @param {string} text */
+/** Quoted for a POSIX shell. @param {string} text */
 function quoted(text) {
   return `'${text.replaceAll("'", String.raw`'\''`)}'`;
 }
 
-/** A Python string; JSON's are also Python's, for what a file name can hold. @param {string} text */
+/** A Python string literal; for names of files and categories, JSON's are valid Python. @param {string} text */
 function literal(text) {
   return JSON.stringify(text);
 }
@@ -31,11 +31,11 @@ function literal(text) {
 export function curl({ origin, file, threshold, categories, keyed }) {
   const query = new URLSearchParams({ score_threshold: number(threshold) });
   if (categories) {
-    query.set("categories", categories.join(","));
+    categories.forEach((category) => query.append("categories", category));
   }
   const lines = [
-    "# Asks for what you see. The page itself asked once, for all with",
-    "# score_threshold=0.05&max_instances=100, and filters that answer.",
+    "# Requests what you see. The page itself sent one request with",
+    "# score_threshold=0.05&max_instances=100, and filters its answer.",
     `curl --form ${quoted(`image=@${curlPath(file)}`)} \\`,
   ];
   if (keyed) {
@@ -56,7 +56,7 @@ function curlPath(file) {
 export function python({ origin, file, threshold, categories, keyed }) {
   const parameters = [`"score_threshold": ${number(threshold)}`];
   if (categories) {
-    parameters.push(`"categories": ${literal(categories.join(","))}`);
+    parameters.push(`"categories": [${categories.map(literal).join(", ")}]`);
   }
   return [
     ...(keyed ? ["import os", ""] : []),

@@ -1,9 +1,9 @@
-// Where pictures come from: the file button, dropping, pasting, and the example scenes.
+// The sources of pictures: the file button, drag and drop, the clipboard, and the example scenes.
 
 import { get } from "./dom.js";
 
 /**
- * @param {(file: File) => void} open called with whatever was brought, image or not: the service judges it
+ * @param {(file: File) => void} open called with each file, image or not; the service decides
  */
 export function listen(open) {
   const field = /** @type {HTMLInputElement} */ (get("file"));
@@ -15,7 +15,7 @@ export function listen(open) {
     if (file) {
       open(file);
     }
-    field.value = ""; // so that the same file can be chosen again
+    field.value = ""; // so that choosing the same file again is a change
   });
 
   document.addEventListener("paste", (event) => {
@@ -26,7 +26,7 @@ export function listen(open) {
     }
   });
 
-  let depth = 0; // of the elements that a dragged file has entered and not left
+  let depth = 0; // elements that a dragged file has entered and not left
   const over = (/** @type {number} */ change) => {
     depth = Math.max(0, depth + change);
     document.body.classList.toggle("dropping", depth > 0);
@@ -45,7 +45,7 @@ export function listen(open) {
 }
 
 /**
- * The example scenes: each is a link to its file, so that it works without this script too.
+ * The example scenes. Each is a link to its file, which also works without this script.
  * @param {(file: File) => void} open
  * @param {(error: unknown) => void} complain
  */
@@ -67,7 +67,7 @@ export function examples(open, complain) {
         complain(error);
       }
     });
-    // A service that was installed without its scenes shows no empty frames.
+    // A service that was installed without the scenes shows none.
     link.querySelector("img")?.addEventListener("error", () => link.parentElement?.remove());
   }
 }

@@ -1,4 +1,4 @@
-// The picture with its instances on three canvases: pixels, masks, and the one instance that is looked at.
+// The picture with its instances, on three canvases: pixels, masks, and the highlighted instance.
 
 import { drawLabels } from "./labels.js";
 import { Layer } from "./painter.js";
@@ -17,10 +17,10 @@ import { Viewport } from "./viewport.js";
  * @property {Instance | null} focus
  */
 
-const PIXELS_FROM = 6; // CSS pixels that a pixel of the image covers
-const LINES_PER_SIDE = 300; // the stage's shorter side is so many outlines wide …
-const LINE = { thinnest: 1.25, thickest: 2 }; // … within these bounds; CSS pixels
-const FOCUS = 1.5; // times as wide is the outline of what is looked at
+const PIXELS_FROM = 6; // CSS pixels per image pixel from which on pixels are drawn as squares
+const LINES_PER_SIDE = 300; // the shorter side of the stage in outline widths …
+const LINE = { thinnest: 1.25, thickest: 2 }; // … within these bounds in CSS pixels
+const FOCUS = 1.5; // width of the highlighted outline, relative to the others
 const LETTERS = { small: 11, usual: 12 };
 const SMALL_STAGE = 480; // CSS pixels
 const MOST_SIDE = 8192; // canvas pixels; some phones refuse more
@@ -28,7 +28,7 @@ const MOST_SIDE = 8192; // canvas pixels; some phones refuse more
 export class Stage {
   /**
    * @param {HTMLElement} element with the canvases `.pixels`, `.masks` and `.focus` in it
-   * @param {(view: import("./painter.js").View) => void} onView told whenever zoom or place change
+   * @param {(view: import("./painter.js").View) => void} onView called whenever the zoom or the position changes
    */
   constructor(element, onView) {
     this.element = element;
@@ -51,23 +51,23 @@ export class Stage {
     return Math.min(window.devicePixelRatio, MOST_SIDE / Math.max(this.viewport.width, this.viewport.height, 1));
   }
 
-  /** Of the masks: at least two, because the browser then smooths their edges when it scales them down. */
+  /** Canvas pixels per CSS pixel of the masks: at least two, so that scaling down smooths their edges. */
   get fineness() {
     return this.density < 1.5 ? this.density * 2 : this.density;
   }
 
-  /** As the picture itself is: past that scale people want to see the pixels. */
+  /** Whether masks are smoothed: up to the scale at which the image's pixels become visible. */
   get smooth() {
     return this.viewport.view.scale < PIXELS_FROM;
   }
 
-  /** Of outlines, in pixels of the masks' canvas. */
+  /** Width of outlines, in pixels of the masks' canvas. */
   get line() {
     const wanted = Math.min(this.viewport.width, this.viewport.height) / LINES_PER_SIDE;
     return Math.round(Math.min(Math.max(wanted, LINE.thinnest), LINE.thickest) * this.fineness);
   }
 
-  /** Of captions, in pixels of the masks' canvas. */
+  /** Font size of captions, in pixels of the masks' canvas. */
   get letters() {
     return (this.viewport.width < SMALL_STAGE ? LETTERS.small : LETTERS.usual) * this.fineness;
   }
@@ -88,7 +88,7 @@ export class Stage {
   }
 
   /**
-   * Show something else; only what changed is painted anew.
+   * Show a scene; only what has changed is painted again.
    * @param {Partial<Scene>} changes
    */
   show(changes) {
@@ -120,7 +120,7 @@ export class Stage {
   }
 
   /**
-   * Change the view by one of the viewport's methods; it is painted with the next frame.
+   * Change the view with a method of the viewport; the next animation frame paints it.
    * @param {(viewport: Viewport) => void} change
    */
   move(change) {

@@ -1,4 +1,4 @@
-// What the parts of the page share. Each tells the state what changed; those who named it are called.
+// The values that the parts of the page share, and the listeners for their changes.
 
 /**
  * @typedef {import("./answer.js").Answer} Answer
@@ -8,11 +8,11 @@
  * @typedef {import("./service.js").Model} Model
  *
  * @typedef {object} Values
- * @property {Model | null} model what answers here, once it is known
- * @property {Picture | null} picture what is looked at
- * @property {Answer | null} answer what was found in it
- * @property {boolean} busy an answer is awaited
- * @property {Problem | null} problem why there is none
+ * @property {Model | null} model once it is known
+ * @property {Picture | null} picture on the stage
+ * @property {Answer | null} answer the instances in it
+ * @property {boolean} busy whether a request is in progress
+ * @property {Problem | null} problem why there is no answer
  * @property {number} threshold instances below this score are left out
  * @property {ReadonlySet<number>} hidden ids of categories that are left out
  * @property {number} opacity of a mask's inside, 0 to 1
@@ -30,7 +30,7 @@ export class State {
   }
 
   /**
-   * Call a listener now and whenever one of these values has changed.
+   * Call a listener now, and whenever one of these values changes.
    * @param {(keyof Values)[]} names
    * @param {(values: Values) => void} listener
    */
@@ -53,7 +53,7 @@ export class State {
 }
 
 /**
- * The instances that slider and toggles leave, by descending score.
+ * The instances that the slider and the toggles let through, by descending score.
  * @param {Values} values
  * @returns {Instance[]}
  */

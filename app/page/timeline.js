@@ -1,6 +1,6 @@
-// How long painting took, in the browser's performance timeline: for developers' tools, and for the tests.
+// Records the duration of painting in the browser's performance timeline, for developer tools and tests.
 
-const KEPT = 500; // a webcam would fill the memory in a day
+const KEPT = 500; // entries; a webcam would fill the memory in a day
 let kept = 0;
 
 /**

@@ -1,9 +1,9 @@
-// Zoom and pan: which part of the picture the stage shows. Pure arithmetic in CSS pixels; stage.js has the events.
+// Zoom and pan: the part of the picture that the stage shows, in CSS pixels. stage.js handles the events.
 
 /** @typedef {import("./painter.js").View} View */
 
-const MOST = 40; // CSS pixels that one pixel of the image may cover
-const LARGEST_FIT = 3; // small pictures are not blown up further by themselves
+const MOST = 40; // CSS pixels per image pixel, at most
+const LARGEST_FIT = 3; // CSS pixels per image pixel to which small pictures are enlarged at first
 
 export class Viewport {
   constructor() {
@@ -15,7 +15,7 @@ export class Viewport {
     this.fitted = true;
   }
 
-  /** The scale at which the whole picture is just seen. */
+  /** The scale at which the whole picture just fits. */
   get fitScale() {
     return Math.min(this.width / this.imageWidth, this.height / this.imageHeight, LARGEST_FIT);
   }
@@ -31,7 +31,7 @@ export class Viewport {
   }
 
   /**
-   * A picture of this size is shown now; of the same size as the one before, it keeps the view.
+   * Show a picture of this size; if the size has not changed, keep the view.
    * @param {number} width
    * @param {number} height
    */
@@ -51,7 +51,7 @@ export class Viewport {
 
   /**
    * @param {number} factor
-   * @param {number} x what stays in its place
+   * @param {number} x the point that stays in its place
    * @param {number} y
    */
   zoom(factor, x = this.width / 2, y = this.height / 2) {
@@ -75,7 +75,7 @@ export class Viewport {
     this.settle();
   }
 
-  /** Keep the picture on the stage: centred where it is smaller, without a gap at an edge where it is larger. */
+  /** Keep the picture on the stage: centred if it is smaller, without gaps at the edges if it is larger. */
   settle() {
     const scale = this.fitted ? this.fitScale : Math.max(this.view.scale, this.fitScale);
     const along = (/** @type {number} */ start, /** @type {number} */ stage, /** @type {number} */ image) =>
@@ -88,7 +88,7 @@ export class Viewport {
   }
 
   /**
-   * The image's pixel at a place of the stage, fractions included.
+   * The image coordinates of a point of the stage.
    * @param {number} x
    * @param {number} y
    */

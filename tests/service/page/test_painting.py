@@ -52,7 +52,7 @@ def page(browser: Browser) -> Iterator[Page]:
             route.fulfill(
                 path=pages.PAGE / "index.html",
                 headers={
-                    "Content-Security-Policy": pages.STRICT + pages.NOWHERE_ELSE,
+                    "Content-Security-Policy": pages.STRICT + pages.NO_EMBEDDING,
                     "Content-Type": "text/html",
                 },
             )

@@ -217,7 +217,7 @@ def test_a_webcam_runs_until_it_is_paused_or_stopped(visit: Callable[..., Any], 
     page.click("#webcam")
     expect(page.locator("#film .rate")).to_have_text(re.compile(r"^\d+\.\d frames/s$"), timeout=PATIENCE)
     page.click("#film .pause")
-    assert page.inner_text("#film .pause") == "Go on"
+    assert page.inner_text("#film .pause") == "Resume"
     page.click("#film .pause")
     before = visited.asked
     while visited.asked < before + 2:
