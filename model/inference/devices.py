@@ -79,7 +79,7 @@ def resolved(precision: str, device: torch.device) -> str:
         raise EngineError("float16 is for GPUs; on a CPU there are float32, bfloat16 and int8")
     if precision == "int8" and cuda:
         raise EngineError("int8 is for CPUs; on a GPU there are float32, bfloat16 and float16")
-    if precision == "int8" and not int8.usable():
+    if precision == "int8" and not int8.is_supported():
         raise EngineError("int8 needs an x86 processor with AVX512-VNNI; here there are float32 and bfloat16")
     return precision
 

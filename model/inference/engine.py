@@ -316,5 +316,5 @@ def _in_int8(network: Any, model: model_file.Model) -> tuple[Format, Format, Fea
     return (
         form,
         Format(cpu, torch.float32),
-        FeatureExtractor(network, int8.Int8Format.of(network, model.ranges, form.dtype)),
+        FeatureExtractor(network, int8.Int8Format.from_ranges(network, model.ranges, form.dtype)),
     )

@@ -91,7 +91,7 @@ class Layer:
         self.channels, self.depth = conv.in_channels, conv.out_channels
         three = conv.kernel_size == (3, 3) and conv.groups == 1
         ones = (conv.stride, conv.padding, conv.dilation) == ((1, 1), (1, 1), (1, 1))
-        self.may_go_by_winograd = three and ones and activation in ("none", "relu")
+        self.can_use_winograd = three and ones and activation in ("none", "relu")
 
     def __call__(self, x: Any, residual: Any = None, out: Tensor | None = None) -> Any:
         """See Conv."""
@@ -99,7 +99,7 @@ class Layer:
 
 
 class Conv(Layer):
-    """activation(convolution(x) + bias), or with `residual`: activation(convolution(x) + bias + onto).
+    """activation(convolution(x) + bias), or with `residual`: activation(convolution(x) + bias + residual).
 
     Takes and gives channels-last tensors. `residual` may be overwritten, and must not be used again; `out` is where the
     result goes, if given.
@@ -115,11 +115,11 @@ class Conv(Layer):
         self._packed: dict[torch.Size, Tensor] = {}  # by shape of the input; see `_weight_for`
         self._fuses = form.fuses()
         self._winograd: Winograd | None = None  # made when first needed
-        if self._fuses and self.may_go_by_winograd:
+        if self._fuses and self.can_use_winograd:
             kernel_for(form.dtype)  # fails now, not at the first image
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """[B, K, H', W'] from x [B, C, H, W]; onto, out: [B, K, H', W']."""
+        """[B, K, H', W'] from x [B, C, H, W]; residual, out: [B, K, H', W']."""
         winograd = self._winograd_for(x)
         if winograd is not None:
             return winograd(x, residual, out)
@@ -128,7 +128,7 @@ class Conv(Layer):
 
     def _winograd_for(self, x: Tensor) -> Winograd | None:
         """What computes the convolution of x [B, C, H, W] by Winograd; None if that does not pay."""
-        if not (self._fuses and self.may_go_by_winograd and should_use_winograd(x, self.depth)):
+        if not (self._fuses and self.can_use_winograd and should_use_winograd(x, self.depth)):
             return None
         if self._winograd is None and (kernel := kernel_for(x.dtype)) is not None:
             relu = self.activation == "relu"

@@ -2,8 +2,8 @@
 kernel for it, 3×3 convolutions go by Winograd instead, with products in bfloat16.
 
 Static quantisation of a trained network (Jacob et al., "Quantization and Training of Neural Networks for Efficient
-Integer-Arithmetic-Only Inference", section 2): weights have a step for each output channel, activations one step and
-zero for the whole tensor, from the ranges that model/inference/calibration.py measured.
+Integer-Arithmetic-Only Inference", section 2): weights have a scale for each output channel, activations one scale and
+zero point for the whole tensor, from the ranges that model/inference/calibration.py measured.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PACKED_SHAPES = (
 )
 
 
-def usable() -> bool:
+def is_supported() -> bool:
     """Whether the processor has the instructions for it, and torch the kernels."""
     ops = torch.ops.onednn
     names = ("qconv_prepack", "qconv2d_pointwise")
@@ -43,7 +43,7 @@ class QuantizedTensor:
     """A quantised tensor."""
 
     values: Tensor  # [B, C, H, W] uint8, channels last
-    scale: QuantParams
+    params: QuantParams
 
     @property
     def shape(self) -> torch.Size:
@@ -51,119 +51,127 @@ class QuantizedTensor:
         return self.values.shape
 
     @classmethod
-    def nearest(cls, x: Tensor, scale: QuantParams) -> QuantizedTensor:
-        """Of x [B, C, H, W] float32, channels last; what lies beyond the scale becomes its end."""
-        values = x.mul(1 / scale.step).add_(scale.zero).round_().clamp_(0, 255)
-        return cls(values.to(torch.uint8), scale)
+    def quantize(cls, x: Tensor, params: QuantParams) -> QuantizedTensor:
+        """Of x [B, C, H, W] float32, channels last; what lies beyond the range becomes its end."""
+        values = x.mul(1 / params.scale).add_(params.zero_point).round_().clamp_(0, 255)
+        return cls(values.to(torch.uint8), params)
 
 
 @dataclass(frozen=True, slots=True)
 class Int8Format(Format):
-    """Convolutions on Bytes; `dtype` is what the heads behind them compute in."""
+    """Convolutions on quantised tensors; `dtype` is what the heads behind them compute in."""
 
-    entrance: QuantParams  # of the normalised image
-    scales: Mapping[nn.Module, QuantParams] = field(default_factory=dict)  # of each convolution's result
+    input_params: QuantParams  # of the normalised image
+    output_params: Mapping[nn.Module, QuantParams] = field(
+        default_factory=dict
+    )  # of each convolution's result
 
     @classmethod
-    def of(cls, network: Any, ranges: Ranges, dtype: torch.dtype) -> Int8Format:
+    def from_ranges(cls, network: Any, ranges: Ranges, dtype: torch.dtype) -> Int8Format:
         """network: a torchvision detector. ranges: by the names of its convolutions."""
         mean, deviation = (np.array(v) for v in (network.transform.image_mean, network.transform.image_std))
-        entrance = QuantParams.covering(
+        input_params = QuantParams.from_range(
             float((-mean / deviation).min()), float(((1 - mean) / deviation).max())
         )
         modules = dict(network.named_modules())
-        scales = {
-            modules[name]: QuantParams.covering(*ends) for name, ends in ranges.items() if name in modules
+        output_params = {
+            modules[name]: QuantParams.from_range(*ends) for name, ends in ranges.items() if name in modules
         }
-        return cls(torch.device("cpu"), dtype, entrance, scales)
+        return cls(torch.device("cpu"), dtype, input_params, output_params)
 
     def conv(self, conv: nn.Conv2d, norm: nn.Module | None = None, activation: str = "none") -> Layer:
         """A convolution, and the norm and activation behind it, prepared. KeyError if it was not calibrated."""
-        return Int8Conv(conv, self.scales[conv], norm=norm, activation=activation)
+        return Int8Conv(conv, self.output_params[conv], norm=norm, activation=activation)
 
     def output_conv(self, conv: nn.Conv2d) -> Layer:
-        """A convolution of Bytes that gives a float32 tensor."""
+        """A convolution of quantised tensors that gives a float32 tensor."""
         return Int8Conv(conv, None)
 
     def elementwise(self, step: Step) -> Step:
-        """A step on tensors as one on Bytes, whose scale stays what it is."""
-        return lambda x: QuantizedTensor(step(x.values), x.scale)
+        """A step on tensors as one on quantised tensors, whose scale and zero point stay."""
+        return lambda x: QuantizedTensor(step(x.values), x.params)
 
     def quantize_input(self, images: Tensor) -> QuantizedTensor:
         """A batch [B, 3, H, W] float32 of normalised images, quantised."""
-        return QuantizedTensor.nearest(images, self.entrance)
+        return QuantizedTensor.quantize(images, self.input_params)
 
 
 class Int8Conv(Layer):
-    """activation(convolution(x) + bias + onto) in one kernel, rounded once: directly, summed in 32-bit integers,
+    """activation(convolution(x) + bias + residual) in one kernel, rounded once: directly, summed in 32-bit integers,
     or where `should_use_winograd` says so by Winograd, in bfloat16 and float32.
     """
 
     def __init__(
         self,
         conv: nn.Conv2d,
-        scale: QuantParams | None,
+        output_params: QuantParams | None,
         *,
         norm: nn.Module | None = None,
         activation: str = "none",
     ) -> None:
-        """scale: of the result, which is a float32 tensor without one."""
+        """output_params: of the result; None for one of float32."""
         if activation not in ("none", "relu"):
             raise TypeError(f"no way to prepare a convolution with {activation} in int8")
         super().__init__(conv, activation)
         weight, bias = folded(conv, norm)
-        steps = weight.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
-        self._weight = (weight / steps[:, None, None, None]).round().to(torch.int8)
-        self._steps, self._zeros = steps.float(), torch.zeros(len(steps), dtype=torch.int32)
-        self._bias, self._scale = bias.float(), scale
+        scales = weight.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+        self._weight = (weight / scales[:, None, None, None]).round().to(torch.int8)
+        self._weight_scales, self._weight_zero_points = (
+            scales.float(),
+            torch.zeros(len(scales), dtype=torch.int32),
+        )
+        self._bias, self._output_params = bias.float(), output_params
         self._packed: dict[torch.Size, Tensor] = {}  # by shape of the input; see `_weight_for`
         self._winograd: Winograd | None = None  # made when first needed
-        if self.may_go_by_winograd:
+        if self.can_use_winograd:
             kernel_for(torch.uint8)  # fails now, not at the first image
 
     def __call__(
         self, x: QuantizedTensor, residual: QuantizedTensor | None = None, out: Tensor | None = None
     ) -> Any:
-        """Bytes [B, K, H', W'] from x [B, C, H, W]. `residual` [B, K, H', W'] is overwritten.
+        """A quantised tensor [B, K, H', W'] from x [B, C, H, W]. `residual` [B, K, H', W'] is overwritten.
 
         out: [B, K, H', W'], where the result is put as floats besides.
         """
-        scale = self._scale
-        if scale is not None and self.may_go_by_winograd and should_use_winograd(x.values, self.depth):
-            values = self._by_winograd(x, residual, scale)
+        params = self._output_params
+        if params is not None and self.can_use_winograd and should_use_winograd(x.values, self.depth):
+            values = self._winograd_conv(x, residual, params)
         else:
-            values = self._directly(x, residual)
-        if scale is None:
+            values = self._direct_conv(x, residual)
+        if params is None:
             return values
         if out is not None:  # in two steps, so that the difference, a whole number, is exact in bfloat16 too
-            torch.sub(values, torch.tensor(scale.zero, dtype=out.dtype), out=out).mul_(scale.step)
-        return QuantizedTensor(values, scale)
+            torch.sub(values, torch.tensor(params.zero_point, dtype=out.dtype), out=out).mul_(params.scale)
+        return QuantizedTensor(values, params)
 
-    def _by_winograd(
-        self, x: QuantizedTensor, residual: QuantizedTensor | None, scale: QuantParams
+    def _winograd_conv(
+        self, x: QuantizedTensor, residual: QuantizedTensor | None, params: QuantParams
     ) -> Tensor:
         if self._winograd is None:
             kernel = kernel_for(torch.uint8)
             if kernel is None:
                 raise RuntimeError("there is no kernel for bytes")
-            weight = self._weight * self._steps[:, None, None, None]
+            weight = self._weight * self._weight_scales[:, None, None, None]
             relu = self.activation == "relu"
-            self._winograd = Winograd(weight, self._bias, kernel, torch.uint8, relu=relu, scale=scale)
+            self._winograd = Winograd(
+                weight, self._bias, kernel, torch.uint8, relu=relu, output_params=params
+            )
         if residual is None:
-            return self._winograd(x.values, x_scale=x.scale)
-        return self._winograd(x.values, residual.values, x_scale=x.scale, residual_scale=residual.scale)
+            return self._winograd(x.values, x_params=x.params)
+        return self._winograd(x.values, residual.values, x_params=x.params, residual_params=residual.params)
 
-    def _directly(self, x: QuantizedTensor, residual: QuantizedTensor | None) -> Tensor:
-        inputs = (x.values, x.scale.step, x.scale.zero, self._weight_for(x), self._steps, self._zeros)
+    def _direct_conv(self, x: QuantizedTensor, residual: QuantizedTensor | None) -> Tensor:
+        weight = (self._weight_for(x), self._weight_scales, self._weight_zero_points)
+        inputs = (x.values, x.params.scale, x.params.zero_point, *weight)
         geometry = (self.stride, self.padding, self.dilation, self.groups)
-        scale = self._scale
-        result = (1.0, 0, torch.float32) if scale is None else (scale.step, scale.zero, torch.uint8)
+        params = self._output_params
+        result = (1.0, 0, torch.float32) if params is None else (params.scale, params.zero_point, torch.uint8)
         run = torch.ops.onednn.qconv2d_pointwise
         values: Tensor
         if residual is None:
             values = run(*inputs, self._bias, *geometry, *result, self.activation, [], "")
         else:
-            sum_of = (residual.scale.step, residual.scale.zero, "sum", 1.0)
+            sum_of = (residual.params.scale, residual.params.zero_point, "sum", 1.0)
             values = run.binary(
                 *inputs, residual.values, self._bias, *geometry, *result, *sum_of, self.activation, [], ""
             )
@@ -178,9 +186,9 @@ class Int8Conv(Layer):
                 return next(iter(self._packed.values()))
             self._packed[x.shape] = torch.ops.onednn.qconv_prepack(
                 self._weight,
-                self._steps,
-                x.scale.step,
-                x.scale.zero,
+                self._weight_scales,
+                x.params.scale,
+                x.params.zero_point,
                 self.stride,
                 self.padding,
                 self.dilation,

@@ -26,7 +26,7 @@ def convolution(
     activation: str = "none",
     residual: Tensor | None = None,
 ) -> Tensor:
-    """activation(convolution(x) + bias + onto), channels last; the result is in `residual` if that is given."""
+    """activation(convolution(x) + bias + residual), channels last; the result is in `residual` if that is given."""
     if residual is None:
         made: Tensor = _OPS._convolution_pointwise(x, weight, bias, *geometry, activation, [], "")
         return made

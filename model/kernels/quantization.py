@@ -1,4 +1,4 @@
-"""How bytes stand for real numbers."""
+"""How bytes stand for real numbers: affine quantisation with one scale and one zero point for a tensor."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ Ranges = dict[str, tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class QuantParams:
-    """A byte q stands for step × (q - zero)."""
+    """A byte q stands for scale × (q - zero_point)."""
 
-    step: float
-    zero: int
+    scale: float
+    zero_point: int
 
     @classmethod
-    def covering(cls, low: float, high: float) -> QuantParams:
+    def from_range(cls, low: float, high: float) -> QuantParams:
         """The finest for numbers from low to high, and for 0, which is always exact: convolutions pad with it."""
         low, high = min(low, 0.0), max(high, 0.0)
-        step = max(high - low, 1e-9) / 255
-        return cls(step, round(-low / step))
+        scale = max(high - low, 1e-9) / 255
+        return cls(scale, round(-low / scale))
 
 
 IDENTITY = QuantParams(1.0, 0)  # of a tensor that is not quantised

@@ -67,7 +67,7 @@ class Kernel:
     far: float
 
     @classmethod
-    def loaded(cls, path: Path, openmp: tuple[int, int]) -> Kernel:
+    def load(cls, path: Path, openmp: tuple[int, int]) -> Kernel:
         """Raises EngineError if there is no way to load it, or it is of another version."""
         try:
             library = ctypes.CDLL(str(path))
@@ -112,7 +112,7 @@ def kernel_for(dtype: torch.dtype) -> Kernel | None:
         if all(has.get(need) for need in needs):
             path = Path(__file__).with_name(f"winograd_{name}.so")
             if path.exists():
-                return Kernel.loaded(path, openmp)
+                return Kernel.load(path, openmp)
             log.warning("%s is not there: 3×3 convolutions take two or three times as long", path)
     return None
 
@@ -142,11 +142,11 @@ def should_use_winograd(x: Tensor, outputs: int) -> bool:
     if kernel is None or channels % kernel.lanes or outputs % kernel.lanes:
         return False
     # Half the multiplications are left out or more, and the matrices are not read for hardly anything.
-    return 2 * REACH**2 * tiles(height, width) < 9 * height * width and height * width >= 49
+    return 2 * REACH**2 * tile_count(height, width) < 9 * height * width and height * width >= 49
 
 
 class Winograd:
-    """A 3×3 convolution with stride 1 and padding 1: relu(convolution(x) + bias + onto), each part as wanted.
+    """A 3×3 convolution with stride 1 and padding 1: relu(convolution(x) + bias + residual), each part as wanted.
 
     Of bytes, in the engine's int8, it multiplies in bfloat16, sums in float32 and rounds to bytes once.
     """
@@ -159,22 +159,22 @@ class Winograd:
         dtype: torch.dtype,
         *,
         relu: bool,
-        scale: QuantParams = IDENTITY,
+        output_params: QuantParams = IDENTITY,
     ) -> None:
         """weight: [K, C, 3, 3], bias: [K]; K and C multiples of the kernel's lanes, or ValueError.
 
-        dtype: of the input and the result. scale: of the result, where that is uint8.
+        dtype: of the input and the result. output_params: of the result, where that is uint8.
         """
         if len(bias) % kernel.lanes or int(weight.shape[1]) % kernel.lanes:
             raise ValueError(f"channels must be multiples of {kernel.lanes}, not {list(weight.shape[:2])}")
-        self._kernel, self._dtype, self._scale = kernel, dtype, scale
-        self._least = float(scale.zero) if relu else -math.inf
+        self._kernel, self._dtype, self._output_params = kernel, dtype, output_params
+        self._least = float(output_params.zero_point) if relu else -math.inf
         self._depth, self._channels = len(bias), int(weight.shape[1])
         registers = self._depth // kernel.lanes
         panels = -(-registers // kernel.vectors)
         self._panel = -(-registers // panels) * kernel.lanes
-        self._weights = self._matrices(weight, torch.from_numpy(from_taps(kernel.near, kernel.far)))
-        self._bias = (bias.double() / scale.step + scale.zero).float().contiguous()
+        self._weights = self._matrices(weight, torch.from_numpy(weight_transform(kernel.near, kernel.far)))
+        self._bias = (bias.double() / output_params.scale + output_params.zero_point).float().contiguous()
 
     def _matrices(self, weight: Tensor, taps: Tensor) -> Tensor:
         """The weights [K, C, 3, 3] as the kernel reads them, flat.
@@ -200,12 +200,12 @@ class Winograd:
         residual: Tensor | None = None,
         out: Tensor | None = None,
         *,
-        x_scale: QuantParams = IDENTITY,
-        residual_scale: QuantParams = IDENTITY,
+        x_params: QuantParams = IDENTITY,
+        residual_params: QuantParams = IDENTITY,
     ) -> Tensor:
         """[B, K, H, W], in `out` if given, from x [B, C, H, W], channels last. `residual` [B, K, H, W] is overwritten.
 
-        x_scale, onto_scale: of these two, where they are uint8.
+        x_params, residual_params: of these two, where they are uint8.
         """
         if residual is not None:
             if out is not None:
@@ -240,30 +240,30 @@ class Winograd:
             channels=channels,
             depth=self._depth,
             panel=self._panel,
-            block=block(batch * tiles(height, width), torch.get_num_threads()),
+            block=tiles_per_block(batch * tile_count(height, width), torch.get_num_threads()),
             add=residual is not None,
-            x_zero=x_scale.zero,
-            x_step=x_scale.step / self._scale.step,
-            sum_zero=residual_scale.zero,
-            sum_step=residual_scale.step / self._scale.step,
+            x_zero=x_params.zero_point,
+            x_step=x_params.scale / self._output_params.scale,
+            sum_zero=residual_params.zero_point,
+            sum_step=residual_params.scale / self._output_params.scale,
             least=self._least,
         )
         self._kernel.run(work)
         return out
 
 
-def block(tiles: int, threads: int) -> int:
+def tiles_per_block(tiles: int, threads: int) -> int:
     """How many tiles a thread works on at once, so that each gets as many such blocks as the others."""
     blocks = -(-tiles // (BLOCK * threads)) * threads
     return -(-tiles // max(blocks, 1))
 
 
-def tiles(height: int, width: int) -> int:
-    """Of a map."""
+def tile_count(height: int, width: int) -> int:
+    """How many tiles cover a feature map."""
     return -(-height // SIDE) * -(-width // SIDE)
 
 
-def from_taps(near: float, far: float) -> np.ndarray:
+def weight_transform(near: float, far: float) -> np.ndarray:
     """How the 3 weights of an axis become those of its 6 products [6, 3]: Lavin and Gray's G, by Toom and Cook.
 
     A product belongs to one of the points 0, near, -near, far, -far, infinity.

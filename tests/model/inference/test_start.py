@@ -85,7 +85,7 @@ def test_an_engine_keeps_no_memory_of_its_network(runnable: bool) -> None:
 def test_a_kernel_that_cannot_be_loaded_is_said_when_the_engine_is(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if precision == "int8" and not int8.usable():
+    if precision == "int8" and not int8.is_supported():
         pytest.skip("the processor has no AVX512-VNNI")
     for name in ("bytes_avx512", "bfloat16_avx512", "float32_avx512", "float32_avx2"):
         (tmp_path / f"winograd_{name}.so").write_bytes(b"no library")

@@ -39,29 +39,29 @@ THIN = replace(
     SMALL, fpn_channels=16, box_channels=16, mask_channels=16, proposals=20, min_size=96, max_size=160
 )
 
-needs_vnni = pytest.mark.skipif(not int8.usable(), reason="the processor has no AVX512-VNNI")
+needs_vnni = pytest.mark.skipif(not int8.is_supported(), reason="the processor has no AVX512-VNNI")
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.5, 2.5), (-3.0, 0.0), (0.5, 2.0), (0.0, 0.0)])
 def test_a_scale_covers_its_range_and_has_an_exact_zero(low: float, high: float) -> None:
-    scale = QuantParams.covering(low, high)
+    params = QuantParams.from_range(low, high)
     x = torch.tensor([low, 0.0, high, low - 100, high + 100]).view(1, 5, 1, 1)
-    found = (QuantizedTensor.nearest(x, scale).values.float() - scale.zero).flatten() * scale.step
+    found = (QuantizedTensor.quantize(x, params).values.float() - params.zero_point).flatten() * params.scale
     assert found[1] == 0
-    torch.testing.assert_close(found[[0, 2]], x.flatten()[[0, 2]], atol=scale.step, rtol=0)
+    torch.testing.assert_close(found[[0, 2]], x.flatten()[[0, 2]], atol=params.scale, rtol=0)
     torch.testing.assert_close(
-        found[3:], torch.tensor([min(low, 0), max(high, 0)]), atol=scale.step + 1e-8, rtol=0
+        found[3:], torch.tensor([min(low, 0), max(high, 0)]), atol=params.scale + 1e-8, rtol=0
     )
 
 
 def floats(x: QuantizedTensor) -> Tensor:
-    return (x.values.float() - x.scale.zero) * x.scale.step
+    return (x.values.float() - x.params.zero_point) * x.params.scale
 
 
 def image(channels: int = 8, height: int = 9, width: int = 13, batch: int = 2) -> QuantizedTensor:
     torch.manual_seed(height)
     x = torch.randn(batch, channels, height, width).contiguous(memory_format=torch.channels_last)
-    return QuantizedTensor.nearest(x, QuantParams.covering(-2.5, 3.0))
+    return QuantizedTensor.quantize(x, QuantParams.from_range(-2.5, 3.0))
 
 
 def pair(activation: str = "none", **geometry: Any) -> tuple[Conv, Int8Conv, QuantParams]:
@@ -70,8 +70,8 @@ def pair(activation: str = "none", **geometry: Any) -> tuple[Conv, Int8Conv, Qua
     with torch.no_grad():
         conv.weight.copy_(torch.randint(-127, 128, conv.weight.shape) / 500)
         conv.weight.flatten(1)[:, 0] = 127 / 500
-    scale = QuantParams.covering(0.0 if activation == "relu" else -9.0, 9.0)
-    return Conv(conv, FLOAT, activation=activation), Int8Conv(conv, scale, activation=activation), scale
+    params = QuantParams.from_range(0.0 if activation == "relu" else -9.0, 9.0)
+    return Conv(conv, FLOAT, activation=activation), Int8Conv(conv, params, activation=activation), params
 
 
 GEOMETRIES = [
@@ -88,11 +88,11 @@ GEOMETRIES = [
 @pytest.mark.parametrize("activation", ["none", "relu"])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_result_is_the_nearest_byte(geometry: dict[str, Any], activation: str) -> None:
-    exact, rounded, scale = pair(activation, **geometry)
+    exact, rounded, params = pair(activation, **geometry)
     x = image(geometry.get("in_channels", 8))
-    expected = QuantizedTensor.nearest(exact(floats(x)), scale)
+    expected = QuantizedTensor.quantize(exact(floats(x)), params)
     found = rounded(x)
-    assert found.scale == scale
+    assert found.params == params
     assert found.values.is_contiguous(memory_format=torch.channels_last)
     assert (found.values.int() - expected.values.int()).abs().max() <= 1  # in the middle, either
     assert (found.values != expected.values).float().mean() < 0.01
@@ -101,13 +101,13 @@ def test_result_is_the_nearest_byte(geometry: dict[str, Any], activation: str) -
 @needs_vnni
 @pytest.mark.parametrize("low", [0.0, -4.0])
 def test_sum_comes_before_activation_and_rounding(low: float) -> None:
-    exact, rounded, scale = pair("relu")
+    exact, rounded, params = pair("relu")
     x = image()
-    residual = QuantizedTensor.nearest(
+    residual = QuantizedTensor.quantize(
         3 * torch.randn(2, 16, 9, 13).contiguous(memory_format=torch.channels_last),
-        QuantParams.covering(low, 5.0),
+        QuantParams.from_range(low, 5.0),
     )
-    expected = QuantizedTensor.nearest(exact(floats(x), residual=floats(residual)), scale)
+    expected = QuantizedTensor.quantize(exact(floats(x), residual=floats(residual)), params)
     found = rounded(x, residual=residual)
     assert (found.values.int() - expected.values.int()).abs().max() <= 1
     assert (found.values != expected.values).float().mean() < 0.01
@@ -117,17 +117,17 @@ def test_sum_comes_before_activation_and_rounding(low: float) -> None:
 @pytest.mark.skipif(kernel_for(torch.uint8) is None, reason="there is no kernel for bytes here")
 @pytest.mark.parametrize("activation", ["none", "relu"])
 def test_by_winograd_results_and_sums_are_nearly_the_nearest_byte(activation: str) -> None:
-    exact, rounded, scale = pair(activation, in_channels=32, out_channels=48)
-    for x_scale in (
-        QuantParams.covering(-2.5, 3.0),
-        QuantParams.covering(0.0, 3.0),
+    exact, rounded, params = pair(activation, in_channels=32, out_channels=48)
+    for x_params in (
+        QuantParams.from_range(-2.5, 3.0),
+        QuantParams.from_range(0.0, 3.0),
     ):  # the RPN's see one of each level
-        x = QuantizedTensor.nearest(floats(image(32, 14, 15)), x_scale)
-        residual = QuantizedTensor.nearest(3 * floats(image(48, 14, 15)), QuantParams.covering(-5.0, 6.0))
+        x = QuantizedTensor.quantize(floats(image(32, 14, 15)), x_params)
+        residual = QuantizedTensor.quantize(3 * floats(image(48, 14, 15)), QuantParams.from_range(-5.0, 6.0))
         expected = [exact(floats(x)), exact(floats(x), residual=floats(residual))]
         for found, nearest in zip([rounded(x), rounded(x, residual=residual)], expected, strict=True):
-            assert found.scale == scale
-            off = found.values.int() - QuantizedTensor.nearest(nearest, scale).values.int()
+            assert found.params == params
+            off = found.values.int() - QuantizedTensor.quantize(nearest, params).values.int()
             assert off.abs().max() <= 6
             assert off.abs().float().mean() < 0.3
     assert rounded._winograd is not None
@@ -146,18 +146,18 @@ def test_result_is_put_where_it_is_wanted_as_floats_too(dtype: torch.dtype) -> N
 
 
 @needs_vnni
-def test_without_a_scale_the_result_is_floats() -> None:
+def test_without_output_params_the_result_is_floats() -> None:
     exact, rounded, _ = pair()
-    rounded._scale = None
+    rounded._output_params = None
     torch.testing.assert_close(rounded(image()), exact(floats(image())), atol=1e-4, rtol=1e-4)
 
 
 @needs_vnni
 def test_every_shape_gives_the_same_result_however_many_came_before() -> None:
-    exact, rounded, scale = pair()
+    exact, rounded, params = pair()
     for height in range(7, 11 + int8.PACKED_SHAPES):
         x = image(height=height)
-        expected = QuantizedTensor.nearest(exact(floats(x)), scale)
+        expected = QuantizedTensor.quantize(exact(floats(x)), params)
         assert (rounded(x).values.int() - expected.values.int()).abs().max() <= 1
     assert len(rounded._packed) == int8.PACKED_SHAPES
 
@@ -191,7 +191,7 @@ def test_maps_are_nearly_those_of_floats(architecture: Architecture) -> None:
     with torch.inference_mode():
         exact = FeatureExtractor(network, FLOAT)(images)
         half = FeatureExtractor(network, Format(CPU, torch.bfloat16))(images.bfloat16())
-        found = FeatureExtractor(network, Int8Format.of(network, ranges, torch.float32))(images)
+        found = FeatureExtractor(network, Int8Format.from_ranges(network, ranges, torch.float32))(images)
     assert found.shapes == exact.shapes
     # Random weights make more of rounding, layer by layer, than trained ones: up to 11 % of the maps in bfloat16.
     assert (found.table - exact.table).std() < 8 * (half.table - exact.table).std()

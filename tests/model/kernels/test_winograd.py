@@ -52,7 +52,7 @@ EACH, EACH_OF_FLOATS = (
 def loaded(variant: str) -> Kernel:
     openmp = winograd._openmp()
     assert openmp is not None
-    return Kernel.loaded(FOLDER / f"winograd_{variant}.so", openmp)
+    return Kernel.load(FOLDER / f"winograd_{variant}.so", openmp)
 
 
 class Problem:
@@ -64,28 +64,28 @@ class Problem:
         torch.manual_seed(batch + 10 * height + 100 * width)
         self.kernel, self.dtype = loaded(variant), NEEDS[variant][0]
         quantised = self.dtype == torch.uint8
-        self.x_scale, self.scale = (
+        self.x_params, self.params = (
             (QuantParams(0.02, 130), QuantParams(0.08, 90)) if quantised else (IDENTITY, IDENTITY)
         )
-        self.x = self.stored(torch.randn(batch, inputs, height, width), self.x_scale)
+        self.x = self.stored(torch.randn(batch, inputs, height, width), self.x_params)
         self.weight, self.bias = torch.randn(outputs, inputs, 3, 3) / (3 * inputs**0.5), torch.randn(outputs)
 
-    def stored(self, values: Tensor, scale: QuantParams) -> Tensor:
+    def stored(self, values: Tensor, params: QuantParams) -> Tensor:
         """Numbers as a tensor of the kernel's, channels last."""
         values = values.contiguous(memory_format=torch.channels_last)
         return (
-            QuantizedTensor.nearest(values, scale).values
+            QuantizedTensor.quantize(values, params).values
             if self.dtype == torch.uint8
             else values.to(self.dtype)
         )
 
     def prepared(self, *, relu: bool = False) -> Callable[..., Tensor]:
-        made = Winograd(self.weight, self.bias, self.kernel, self.dtype, relu=relu, scale=self.scale)
-        return partial(made, x_scale=self.x_scale)
+        made = Winograd(self.weight, self.bias, self.kernel, self.dtype, relu=relu, output_params=self.params)
+        return partial(made, x_params=self.x_params)
 
     def exact(self) -> Tensor:
         """In float64."""
-        x = real(self.x, self.x_scale)
+        x = real(self.x, self.x_params)
         return functional.conv2d(x, self.weight.double(), self.bias.double(), padding=1)
 
     def assert_close(self, found: Tensor, expected: Tensor) -> None:
@@ -93,13 +93,15 @@ class Problem:
         assert found.dtype == self.dtype
         close = 10 * BOUNDS[self.dtype]
         if self.dtype == torch.uint8:
-            expected = expected.clamp(*((end - self.scale.zero) * self.scale.step for end in (0, 255)))
-            close = self.scale.step / 2 + 10 * BOUNDS[torch.bfloat16]
-        torch.testing.assert_close(real(found, self.scale), expected, atol=close, rtol=close)
+            expected = expected.clamp(
+                *((end - self.params.zero_point) * self.params.scale for end in (0, 255))
+            )
+            close = self.params.scale / 2 + 10 * BOUNDS[torch.bfloat16]
+        torch.testing.assert_close(real(found, self.params), expected, atol=close, rtol=close)
 
 
-def real(x: Tensor, scale: QuantParams) -> Tensor:
-    return (x.double() - scale.zero) * scale.step
+def real(x: Tensor, params: QuantParams) -> Tensor:
+    return (x.double() - params.zero_point) * params.scale
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +143,7 @@ def test_any_size_equals_torch(
 def test_error_is_of_the_order_of_a_direct_convolutions(variant: str, inputs: int) -> None:
     problem = Problem(variant, 1, 32, 32, inputs=inputs, outputs=64)
     exact = problem.exact()
-    found = real(problem.prepared()(problem.x), problem.scale)
+    found = real(problem.prepared()(problem.x), problem.params)
     error = (found - exact).std() / exact.std()
     assert float(error) < BOUNDS[problem.dtype]
 
@@ -198,10 +200,10 @@ def test_maps_that_lie_in_memory_in_other_ways(variant: str, batch: int) -> None
 def test_sum_and_place(variant: str) -> None:
     problem = Problem(variant, 2, 13, 10)
     prepared, exact = problem.prepared(relu=True), problem.exact()
-    residual_scale = IDENTITY if problem.scale is IDENTITY else QuantParams(0.03, 128)
-    residual = problem.stored(torch.randn(exact.shape), residual_scale)
-    expected = (exact + real(residual, residual_scale)).relu()
-    found = prepared(problem.x, residual, residual_scale=residual_scale)
+    residual_params = IDENTITY if problem.params is IDENTITY else QuantParams(0.03, 128)
+    residual = problem.stored(torch.randn(exact.shape), residual_params)
+    expected = (exact + real(residual, residual_params)).relu()
+    found = prepared(problem.x, residual, residual_params=residual_params)
     assert found.data_ptr() == residual.data_ptr()
     problem.assert_close(found, expected)
     # Only what it was given is written to, here the middle of something larger.
@@ -258,11 +260,11 @@ def test_what_is_not_a_number_stays_so_and_among_its_own(variant: str) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3, 16])
 def test_threads_get_blocks_of_one_size_and_as_many_as_the_others(threads: int) -> None:
     for tiles in range(1, 500):
-        size = winograd.block(tiles, threads)
+        size = winograd.tiles_per_block(tiles, threads)
         blocks = -(-tiles // size)
         assert 1 <= size <= winograd.BLOCK
         assert tiles < threads or -(-blocks // threads) == -(-tiles // (winograd.BLOCK * threads))
-    assert winograd.block(0, threads) == 0
+    assert winograd.tiles_per_block(0, threads) == 0
 
 
 @pytest.fixture
@@ -339,14 +341,14 @@ def test_nor_one_whose_source_has_changed(
         compiled = (FOLDER / library).read_bytes()
         (tmp_path / library).write_bytes(compiled.replace(b"\0work_bytes\0", b"\0work_words\0"))
     with pytest.raises(EngineError, match=r"was compiled from another version's"):
-        Kernel.loaded((FOLDER if changed == "source" else tmp_path) / library, (0, 0))
+        Kernel.load((FOLDER if changed == "source" else tmp_path) / library, (0, 0))
 
 
 def test_one_that_cannot_be_loaded_is_said_in_one_line(tmp_path: Path) -> None:
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"no library")
     with pytest.raises(EngineError, match=r"broken\.so cannot be loaded: "):
-        Kernel.loaded(broken, (0, 0))
+        Kernel.load(broken, (0, 0))
 
 
 @pytest.mark.parametrize(
