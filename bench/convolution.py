@@ -1,7 +1,7 @@
 """3×3 convolutions by Winograd (model/kernels/winograd.py) against oneDNN's direct ones, and how exact each is.
 
 Both sides get the same tensors, in turns in one process. The error is the standard deviation of the difference from
-float64, in parts of the result's own. Inputs are as behind a ReLU.
+float64, relative to that of the result. Inputs are like outputs of a ReLU.
 
     python bench/convolution.py [--precision float32] [--threads 1]
 """

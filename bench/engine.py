@@ -214,7 +214,8 @@ def side(given: argparse.Namespace) -> None:
     else:
         run = partial(theirs, network, encode=given.encode)
         facts["operations"] = operations(network, small) if given.megapixels else operations(network, image)
-    run(small)  # what is loaded and allocated once
+    # What is loaded and allocated once.
+    run(small)
     before = forget_peak()
     facts["count"] = run(image)
     facts["added"] = highest_resident() - before

@@ -3,15 +3,14 @@
     python bench/gpu.py [--model v1|v2|shapes] [--precision auto|float32|bfloat16|float16] [--detections 20]
                         [--batch 8] [--rounds 30] [--device cuda]
 
-First `pytest tests/model/inference/test_cuda.py`, which says whether the answers are right. COCO's
-weights are not needed (see bench/engine.py). Prints, each as the median of the rounds with the extremes:
+Run `pytest tests/model/inference/test_cuda.py` first, which checks the answers. COCO's weights are not needed (see
+bench/engine.py). Prints these, each as the median of the rounds with the extremes:
 
     torchvision   one photo, pixels to results on the host, in float32 and under autocast, masks pasted
-    engine        the same by ours, to run lengths, alone and in a batch
-    whole         JPEG bytes to JSON bytes: one photo at a time, and batches beside which eight threads decode and
-                  encode
+    engine        the same by maskserve, to run lengths, alone and in a batch
+    whole         JPEG bytes to JSON bytes: one photo at a time, and in batches while eight threads decode and encode
 
---device cpu runs all of it where there is no GPU, to see that it runs.
+--device cpu shows that it runs, where there is no GPU.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ as theirs. Peak memory is what the process's resident set grew by, each side in 
 
     python bench/masks.py [--stack]
 
-torchvision pastes ten masks at a time here, which is quicker and smaller than what its model does; with --stack it
-builds the whole stack of a hundred as its model does, for which 12 megapixels take 11 GB.
+torchvision pastes ten masks at a time here, which is faster and smaller than what its model does. With --stack it
+builds the whole stack of a hundred masks as its model does; 12 megapixels take 11 GB then.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def best(side: Side, size: tuple[int, int], at_once: int, repetitions: int) -> t
 def growth(side: Side, size: tuple[int, int], at_once: int, answer: multiprocessing.SimpleQueue[int]) -> None:
     torch.set_num_threads(1)
     probabilities, boxes = scene(size)
-    side(probabilities, boxes / 100, (30, 40), at_once)  # what is loaded and measured once a process
+    # What is loaded once a process.
+    side(probabilities, boxes / 100, (30, 40), at_once)
     before = highest_resident()
     side(probabilities, boxes, size, at_once)
     answer.put(highest_resident() - before)

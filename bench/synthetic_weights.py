@@ -1,4 +1,4 @@
-"""Random weights that behave as trained ones do, where trained ones cannot be had."""
+"""Random weights that behave like trained ones, for benchmarks and tests that have no trained ones."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @torch.inference_mode()
 def synthetic_weights(architecture: Architecture, image: Tensor, seed: int = 0) -> nn.Module:
-    """A network that finds much in an image and decides it clearly, though none of it is there.
+    """A network that finds many instances in an image with clear scores, though none of them is there.
 
-    Every BatchNorm's statistics are those of the image, so that activations keep their size through any depth, and
-    every head's outputs are spread as a trained one's are. image: [3, H, W] float32 in 0 to 1.
+    Every BatchNorm has the statistics of the image, so activations keep their scale at any depth. The outputs of the
+    heads are spread like those of a trained network. image: [3, H, W] float32 in 0 to 1.
     """
     torch.manual_seed(seed)
     normed: Any = build(replace(architecture, norm="batch", norm_eps=1e-5))
@@ -37,7 +37,8 @@ def synthetic_weights(architecture: Architecture, image: Tensor, seed: int = 0) 
     normed([image])
     transform.min_size, transform.max_size = (architecture.min_size,), architecture.max_size
     for norm in norms:
-        norm.running_var.clamp_(min=1e-3)  # a channel that the image leaves dark
+        # Some channels are zero everywhere in the image.
+        norm.running_var.clamp_(min=1e-3)
         norm.momentum = 0.1
         norm.eval()
     heads = normed.roi_heads

@@ -1,6 +1,6 @@
-"""The tables of docs/operations.md that the code itself can write: every setting, every problem.
+"""The tables of docs/operations.md that are generated from the code: settings and problems.
 
-python docs/tables.py     # writes them anew; a test fails while they are not what the code says
+python docs/tables.py     # writes them; a test fails while they differ from the code
 """
 
 from __future__ import annotations

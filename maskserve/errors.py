@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-QUOTED = 200  # characters of a gateway's page that an error repeats
+# Characters of a gateway's page that an error repeats.
+QUOTED = 200
 
 
 class MaskserveError(Exception):

@@ -1,6 +1,7 @@
-"""Results as the files that other tools import: COCO results and datasets, CVAT, Label Studio.
+"""Results as files that other tools import: COCO results and data sets, CVAT, Label Studio.
 
-Each function takes results with the image's name; ids are numbered by `image_ids`. Masks must have been asked for.
+Each function takes pairs of an image's name and its result. `image_ids` makes the ids.
+CVAT and Label Studio need masks.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ if TYPE_CHECKING:
 
     from maskserve.results import Result
 
-    Named = tuple[str, Result]  # the image's file name, and what was found in it
+    # The file name of an image, and its result.
+    Named = tuple[str, Result]
 
 WORD_BITS = 8
-LENGTH_BITS = (3, 4, 8, 16)  # of Label Studio's runs; the longest has 65,536 values
+# Sizes of a run length in Label Studio's format; the longest run has 65,536 values.
+LENGTH_BITS = (3, 4, 8, 16)
 
 
 def image_ids(names: Sequence[str]) -> dict[str, int]:
-    """COCO image ids. Files that are called by their number, as COCO's own are, keep it; else they count from 1."""
+    """COCO image ids: the numbers in the names if all files are named by one, as COCO's own are; else from 1 on."""
     stems = [PurePath(name).stem for name in names]
     if stems and len(set(stems)) == len(stems) and all(re.fullmatch(r"[0-9]{1,18}", stem) for stem in stems):
         return dict(zip(names, map(int, stems), strict=True))
@@ -34,16 +37,19 @@ def image_ids(names: Sequence[str]) -> dict[str, int]:
 
 
 def coco_results(results: Iterable[Named], ids: Mapping[str, int]) -> list[dict[str, Any]]:
-    """COCO results records, for `COCO.loadRes`; `file_name` besides, since ids alone say little."""
+    """COCO results records, for `COCO.loadRes`, with the `file_name` of each."""
     return [{**record, "file_name": name} for name, result in results for record in result.to_coco(ids[name])]
 
 
 def coco_dataset(
     results: Iterable[Named], ids: Mapping[str, int], categories: Iterable[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """A COCO instances document, as labels: what FiftyOne, CVAT, Label Studio's converter and trainers import.
+    """A COCO instances document: labels that FiftyOne, CVAT, Label Studio's converter and training tools import.
 
-    categories: as `Client.model` lists them.
+    Args:
+        results: names and results.
+        ids: the image id of each name.
+        categories: as `Client.model` lists them.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -149,5 +155,6 @@ def packed(mask: NDArray[np.bool_]) -> bytes:
             fields.append(f"1{size:02b}{length - 1:0{LENGTH_BITS[size]}b}{byte}")
             left -= length
     bits = "".join(fields)
-    count = len(bits) // 8 + 1  # one byte too many where they come out even, as Label Studio's own
+    # A byte too many where the bits fill whole bytes, as Label Studio's own packer writes it.
+    count = len(bits) // 8 + 1
     return int(bits.ljust(8 * count, "0"), 2).to_bytes(count, "big")

@@ -27,7 +27,8 @@ MOST_PIXELS = 250_000_000
 class Crop(NamedTuple):
     """The part of an image that a mask covers."""
 
-    left: int  # pixels of the image
+    # pixels of the image
+    left: int
     top: int
     bitmap: NDArray[np.bool_]  # [h, w]
 
@@ -38,11 +39,16 @@ class Instance:
 
     category_id: int
     category: str
-    score: float  # 0 to 1
-    bbox: tuple[float, float, float, float]  # [x, y, width, height], pixels of the upright image
-    area: float  # pixels of the mask; without masks, of the box
-    size: tuple[int, int]  # (height, width) of the image
-    record: Mapping[str, Any] = field(repr=False)  # as the service sent it
+    # 0 to 1
+    score: float
+    # [x, y, width, height], pixels of the upright image
+    bbox: tuple[float, float, float, float]
+    # pixels of the mask; without masks, of the box
+    area: float
+    # (height, width) of the image
+    size: tuple[int, int]
+    # as the service sent it
+    record: Mapping[str, Any] = field(repr=False)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], size: tuple[int, int]) -> Instance:
@@ -104,12 +110,15 @@ class Instance:
 class Result:
     """The answer for one image, its instances in descending score."""
 
-    id: str  # of the request, to be found in the service's log
+    # of the request, as in the service's log
+    id: str
     model: str
-    width: int  # of the upright image, pixels
+    # of the upright image, pixels
+    width: int
     height: int
     instances: tuple[Instance, ...]
-    timings: Mapping[str, float] = field(default_factory=dict)  # stage → milliseconds, by the service's clock
+    # stage → milliseconds, by the service's clock
+    timings: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any], timings: Mapping[str, float] | None = None) -> Result:
