@@ -19,7 +19,7 @@ from pydantic_settings import (
 
 from app.origins import check_origins
 from app.service_links import is_service_link
-from model.images.header import MAX_PIXELS
+from model.images.formats import MAX_PIXELS
 from model.messages import did_you_mean
 from model.zoo.catalogue import default_folder
 

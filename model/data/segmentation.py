@@ -6,7 +6,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model.data.fields import quote, to_count, to_number
-from model.images.header import MAX_SIDE
+from model.images.formats import MAX_SIDE
 from model.masks.rle import Rle
 
 if TYPE_CHECKING:

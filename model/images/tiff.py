@@ -1,203 +1,115 @@
-"""TIFF directories: the tags of a TIFF file, and the orientation in an EXIF block, itself a small TIFF.
+"""What Pillow does not check of a TIFF file, and the name of its kind for those that it does not read.
 
-Field types and tags are those of TIFF 6.0, section 2, and of the BigTIFF extension. No pixels are read here.
+Tags are those of TIFF 6.0, section 8, and of SampleFormat (section 19).
 """
 
 from __future__ import annotations
 
-import re
-import struct
-from math import ceil
-from typing import NamedTuple
+import io
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
-WIDTH, HEIGHT, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
-STRIP_OFFSETS, ORIENTATION, SAMPLES_PER_PIXEL, ROWS_PER_STRIP, STRIP_BYTES, PLANAR = (
-    273,
-    274,
-    277,
-    278,
-    279,
-    284,
-)
-TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 322, 323, 324, 325
-REDUCED_RESOLUTION, DNG_VERSION = 254, 50706
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-OLD_JPEG = 6  # a value of COMPRESSION; such files may keep their data outside of strips and tiles
-YCBCR = 6  # a value of PHOTOMETRIC; its colours may have fewer rows and columns
+from model.images.formats import ACCEPTED, DamagedImage, ImageError, UnsupportedImage
 
-# What decoding needs; these have one value each …
-_SINGLE = frozenset(
-    (WIDTH, HEIGHT, COMPRESSION, PHOTOMETRIC, 266, SAMPLES_PER_PIXEL, ROWS_PER_STRIP, PLANAR, 317, 322, 323)
-)
-# … and these lists: bits, strips, fax options, colours, tiles, extra samples, sample format, JPEG, YCbCr.
-_LISTS = frozenset(
-    (258, 273, 279, 292, 293, 320, 324, 325, 338, 339, 347, *range(512, 522), 529, 530, 531, 532)
-)
+if TYPE_CHECKING:
+    from PIL.TiffImagePlugin import TiffImageFile
 
-_UNIT = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
-}  # bytes
-_INTEGER = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+SUBFILE_TYPE, WIDTH, HEIGHT, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+SAMPLES_PER_PIXEL = 277
+MAX_SAMPLE_VALUE, PLANAR, SAMPLE_FORMAT, DNG_VERSION = 281, 284, 339, 50706
+_REDUCED_RESOLUTION = 1
+_WHITE_IS_ZERO, _SEPARATE_PLANES = 0, 2
 
-# The busiest real files (GeoTIFF, microscopes) have about a hundred. A BigTIFF of 20 MB can hold a million,
-# and reading one costs 0.4 µs here and three times that, twice, in Pillow.
-_MAX_TAGS = 1000
+_SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point", 5: "complex integer", 6: "complex"}
+_PHOTOMETRICS = {
+    0: "white is zero",
+    1: "black is zero",
+    2: "RGB",
+    3: "palette",
+    5: "CMYK",
+    6: "YCbCr",
+    8: "Lab",
+}
 
 
-class _Entry(NamedTuple):
-    kind: int
-    values: int
-    place: int  # offset of the first value in the block
+def check(image: TiffImageFile) -> None:
+    """Refuse what Pillow would open and get wrong.
 
-
-class Directory:
-    """The first directory of a TIFF file or of an EXIF block.
-
-    Raises ValueError or struct.error if `block` does not begin like one or ends before its directory.
+    Raises UnsupportedImage for camera raw files, whose first picture is a thumbnail, and for 16-bit colour in
+    separate planes; DamagedImage where uncompressed strips or tiles cover only part: Pillow leaves the rest black.
     """
-
-    def __init__(self, block: bytes) -> None:
-        self._block = block
-        self._order = {b"II": "<", b"MM": ">"}[block[:2]] if block[:2] in (b"II", b"MM") else ""
-        if not self._order:
-            raise ValueError("it names no byte order")
-        (version,) = struct.unpack_from(self._order + "H", block, 2)
-        if version not in (42, 43):
-            raise ValueError(f"TIFF version {version} is unknown")
-        self._big = version == 43
-        count_format, entry_format, self._inline = ("Q", "HHQ8x", 8) if self._big else ("H", "HHI4x", 4)
-        (start,) = struct.unpack_from(self._order + ("Q" if self._big else "I"), block, 8 if self._big else 4)
-        if start >= len(block):
-            raise ValueError("it is cut short before its directory")
-        (count,) = struct.unpack_from(self._order + count_format, block, start)
-        if count > _MAX_TAGS:
-            raise ValueError(f"a directory of {count} tags is not read")
-        start += struct.calcsize(count_format)
-        entry = struct.Struct(self._order + entry_format)
-        self.entries: dict[int, _Entry] = {}
-        for place in range(start, min(start + count * entry.size, len(block) - entry.size + 1), entry.size):
-            tag, kind, values = entry.unpack_from(block, place)
-            if kind not in _UNIT or not values or tag in self.entries:
-                continue
-            first = place + entry.size - self._inline
-            if values * _UNIT[kind] > self._inline:
-                (first,) = struct.unpack_from(self._order + ("Q" if self._big else "I"), block, first)
-            self.entries[tag] = _Entry(kind, values, first)
-
-    def integer(self, tag: int, default: int) -> int:
-        """The tag's first value; `default` where it is missing, no integer, or beyond the block's end."""
-        entry = self.entries.get(tag)
-        if entry is None or entry.kind not in _INTEGER or entry.place + _UNIT[entry.kind] > len(self._block):
-            return default
-        return int(struct.unpack_from(self._order + _INTEGER[entry.kind], self._block, entry.place)[0])
-
-    def integers(self, tag: int, most: int) -> list[int]:
-        """The tag's first values, `most` at most; none where it is missing, no integers, or beyond the block's end."""
-        entry = self.entries.get(tag)
-        if entry is None or entry.kind not in _INTEGER:
-            return []
-        count = min(entry.values, most)
-        if entry.place + count * _UNIT[entry.kind] > len(self._block):
-            return []
-        values = struct.unpack_from(f"{self._order}{count}{_INTEGER[entry.kind]}", self._block, entry.place)
-        return [int(value) for value in values]
-
-    def check_complete(self) -> None:
-        """Raise ValueError unless the strips or tiles cover the whole image and lie in the file.
-
-        Pillow leaves black what uncompressed strips do not cover, and would read `rebuild`'s directory for pixels.
-        """
-        compression = self.integer(COMPRESSION, 1)
-        if compression == OLD_JPEG:
-            return
-        width, height = self.integer(WIDTH, 0), self.integer(HEIGHT, 0)
-        if TILE_OFFSETS in self.entries and STRIP_OFFSETS not in self.entries:
-            tags = TILE_OFFSETS, TILE_BYTES
-            across_each, rows_each = (max(1, self.integer(tag, 1)) for tag in (TILE_WIDTH, TILE_HEIGHT))
-        else:
-            tags = STRIP_OFFSETS, STRIP_BYTES
-            across_each, rows_each = max(1, width), max(1, self.integer(ROWS_PER_STRIP, height))
-        across, down = ceil(width / across_each), ceil(height / rows_each)
-        samples = self.integer(SAMPLES_PER_PIXEL, 1)
-        planes = samples if self.integer(PLANAR, 1) == 2 else 1
-        needed = across * down * planes
-        there = self.entries[tags[0]].values if tags[0] in self.entries else 0
-        if there < needed:
-            raise ValueError(f"it has only {there} of its {needed} strips or tiles")
-        offsets, lengths = (self.integers(tag, needed) for tag in tags)
-        if compression == 1 and self.integer(PHOTOMETRIC, 0) != YCBCR:
-            # Here Pillow does not ask how long they say that they are.
-            bits = self.integers(BITS_PER_SAMPLE, samples) or [1]
-            bits += bits[:1] * (samples - len(bits))
-            in_row = ceil(across_each * (sum(bits) if planes == 1 else bits[0]) / 8)
-            rows = [
-                min(rows_each, height - top) for top in range(0, height, rows_each) for _ in range(across)
-            ]
-            lengths = [count * in_row for count in rows] * planes
-        if any(place + length > len(self._block) for place, length in zip(offsets, lengths, strict=False)):
-            raise ValueError("it is cut short before the end of its strips or tiles")
-
-    def rebuild(self) -> bytes:
-        """The same image in a file whose only directory holds just the tags that decoding needs.
-
-        Pillow warns about tags that break the rules, in words that the file's author can choose, and Python
-        keeps each new text for ever in state that all threads share. So Pillow never gets to see such tags,
-        nor further pages, nor the orientation, which is applied as for every other format.
-        Raises ValueError if the values of a tag lie beyond the end.
-        """
-        number = "Q" if self._big else "I"
-        rows = []
-        for tag in sorted((_SINGLE | _LISTS) & self.entries.keys()):
-            kind, count, place = self.entries[tag]
-            size = count * _UNIT[kind]
-            if place + size > len(self._block):
-                raise ValueError(f"it is cut short before the values of tag {tag}")
-            if tag in _SINGLE:
-                count, size = 1, _UNIT[kind]
-            if size <= self._inline:
-                value = self._block[place : place + size].ljust(self._inline, b"\0")
-            else:
-                value = struct.pack(self._order + number, place)
-            rows.append(struct.pack(self._order + "HH" + number, tag, kind, count) + value)
-        head = 16 if self._big else 8
-        place = len(self._block) + len(self._block) % 2  # directories begin on a word boundary
-        return b"".join(
-            (
-                self._block[: head - self._inline],
-                struct.pack(self._order + number, place),
-                self._block[head:].ljust(place - head, b"\0"),
-                struct.pack(self._order + ("Q" if self._big else "H"), len(rows)),
-                *rows,
-                bytes(self._inline),  # no further page
-            )
+    tags = image.tag_v2
+    if DNG_VERSION in tags or number(tags, SUBFILE_TYPE, 0) & _REDUCED_RESOLUTION:
+        raise UnsupportedImage(
+            "A camera raw file is not accepted; send a picture that was developed from it."
         )
+    planes = number(tags, SAMPLES_PER_PIXEL, 1) if number(tags, PLANAR, 1) == _SEPARATE_PLANES else 1
+    if planes > 1 and number(tags, BITS_PER_SAMPLE, 1) > 8:
+        raise UnsupportedImage(f"{describe(tags)} is not accepted; save it with interleaved channels.")
+    # Of the picture as it is stored: image.size is the upright one.
+    width, height = number(tags, WIDTH, 0), number(tags, HEIGHT, 0)
+    covered = [_area(tile[1], width, height) for tile in image.tile if tile[0] == "raw" and tile[1]]
+    if covered and sum(covered) < width * height * planes:
+        raise DamagedImage("The TIFF file's strips or tiles cover only a part of the image.")
 
 
-def orientation(block: bytes) -> int:
-    """The orientation, 1 to 8, that an EXIF block states, with or without its `Exif` prefix.
-
-    1 if it states none or is damaged: bad EXIF is no reason to refuse a good picture.
-    """
-    try:
-        value = Directory(_EXIF_PREFIX.sub(b"", block)).integer(ORIENTATION, 1)
-    except (ValueError, struct.error):
-        return 1
-    return value if 1 <= value <= 8 else 1
+def _area(box: tuple[int, int, int, int], width: int, height: int) -> int:
+    """Pixels of a box that lie inside of the image."""
+    x0, y0, x1, y1 = box
+    return max(0, min(x1, width) - x0) * max(0, min(y1, height) - y0)
 
 
-_EXIF_PREFIX = re.compile(rb"^(?:Exif\0\0){1,2}")  # some writers put it twice
+def refusal(content: bytes, reason: str) -> ImageError:
+    """The error for a TIFF that Pillow cannot open; reason: what it said."""
+    tags: dict[int, Any] = {}
+    # Pillow raises whatever its arithmetic runs into on hostile bytes.
+    with suppress(Exception):
+        directory = ImageFileDirectory_v2(content[: 16 if b"+" in content[2:4] else 8])
+        file = io.BytesIO(content)
+        file.seek(directory.next)
+        directory.load(file)
+        tags = dict(directory)
+    if is_camera_raw(tags):
+        return camera_raw()
+    if "pixel mode" in reason:
+        return UnsupportedImage(f"{describe(tags)} is not accepted; save it as 8-bit grey or RGB.")
+    return DamagedImage(f"The TIFF header is damaged: {reason}.")
+
+
+def is_camera_raw(tags: Any) -> bool:
+    """Whether it is a DNG, or begins with a thumbnail as other raw files do."""
+    return DNG_VERSION in tags or bool(number(tags, SUBFILE_TYPE, 0) & _REDUCED_RESOLUTION)
+
+
+def camera_raw() -> UnsupportedImage:
+    """The error for raw files."""
+    return UnsupportedImage(f"A camera raw file is not accepted; send {ACCEPTED}.")
+
+
+def describe(tags: Any) -> str:
+    """The kind of pixels in words: `TIFF with 3 channels of 16-bit unsigned samples in separate planes (RGB)`."""
+    channels = number(tags, SAMPLES_PER_PIXEL, 1)
+    bits, kind = number(tags, BITS_PER_SAMPLE, 1), number(tags, SAMPLE_FORMAT, 1)
+    photometric = number(tags, PHOTOMETRIC, -1)
+    separate = " in separate planes" if number(tags, PLANAR, 1) == _SEPARATE_PLANES and channels > 1 else ""
+    plural = "channels" if channels > 1 else "channel"
+    return (
+        f"TIFF with {channels} {plural} of {bits}-bit {_SAMPLE_FORMATS.get(kind, 'undefined')} samples{separate} "
+        f"({_PHOTOMETRICS.get(photometric, f'photometric interpretation {photometric}')}, "
+        f"compression {number(tags, COMPRESSION, 1)})"
+    )
+
+
+def white_is_zero(tags: Any) -> bool:
+    """Whether grey values count down from white."""
+    return number(tags, PHOTOMETRIC, 1) == _WHITE_IS_ZERO
+
+
+def number(tags: Any, tag: int, default: int) -> int:
+    """The tag's first value, or `default` where it is missing or no number."""
+    value = tags.get(tag, default)
+    if isinstance(value, tuple):
+        value = value[0] if value else default
+    return int(value) if isinstance(value, int | float) and abs(value) < 1 << 32 else default

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialized
 
 from model.data import Category
-from model.images.header import MAX_SIDE
+from model.images.formats import MAX_SIDE
 from model.messages import first_line
 from model.network.architecture import Architecture, ArchitectureError
 from model.network.skeleton import has_skeleton, skeleton

