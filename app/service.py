@@ -17,7 +17,9 @@ from app.batching.admission import Admission
 from app.batching.batch import Segmenter
 from app.batching.heartbeat import State
 from app.batching.worker import Worker
+from app.intake.decoders import Decoders
 from app.intake.fetch import Fetcher, Hosts
+from app.intake.uploads import json_bytes
 from app.keys import Keys
 from app.observability.metrics import Metrics
 from app.problems import Draining, NotReady
@@ -101,7 +103,12 @@ class Service:
             else None
         )
         self.metrics = Metrics(PATHS, settings.body_timeout + settings.request_timeout)
-        self.decoders = ThreadPoolExecutor(settings.decode_threads, "maskserve-decode")
+        self.decoders = Decoders(
+            settings.decode_processes,
+            max_bytes=settings.max_upload_bytes,
+            max_pixels=settings.max_image_pixels,
+            max_text=json_bytes(settings.max_upload_bytes),
+        )
         self.encoders = ThreadPoolExecutor(settings.encode_threads, "maskserve-encode")
         # Why no request will ever be answered again, if so.
         self.failure: str | None = None
@@ -120,7 +127,8 @@ class Service:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Start to load the model, and return."""
+        """Start the decoder processes, then to load the model, and return."""
+        self.decoders.start()
         self._tasks = [asyncio.create_task(self._start()), asyncio.create_task(self._watch())]
 
     async def _start(self) -> None:
@@ -199,6 +207,8 @@ class Service:
         if problem := self.unavailable_reason():
             raise problem
         self.admission.raise_if_overloaded()
+        wait = self.decoders.expected_wait()
+        self.admission.raise_unless_decoded_within(self.settings.request_timeout, wait)
 
     def unavailable_reason(self) -> Problem | None:
         """Why no request can be admitted now, or None."""
@@ -268,7 +278,7 @@ class Service:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_SECONDS):
                     await self._worker.stop()
-        self.decoders.shutdown(wait=False, cancel_futures=True)
+        await self.decoders.stop()
         self.encoders.shutdown(wait=False, cancel_futures=True)
 
 

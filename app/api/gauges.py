@@ -35,7 +35,7 @@ class ServiceCollector(Collector):
         yield gauge("queue_bytes_limit", "The most that there may be.", admission.max_bytes)
         yield gauge(
             "pixels_per_second",
-            "Measured rate of the device; 0 at first.",
+            "Measured rate of the device, in pixels of its input; 0 at first.",
             admission.pixels_per_second or 0.0,
         )
         yield by_label("shed", "Requests refused at the door.", "reason", admission.refused)

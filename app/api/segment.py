@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -30,16 +31,15 @@ from app.api.schemas import Answer
 from app.api.streaming import BufferedUpload, NdjsonResponse
 from app.http.disconnect import cancel_on_disconnect
 from app.http.request_context import Timings
+from app.intake.decoder_child import ImageFile
 from app.intake.uploads import Upload, read_uploads
 from app.problems import (
     DeadlineExceeded,
     ImageTooLarge,
     MalformedRequest,
-    Problem,
     UndecodableImage,
     UnsupportedFormat,
 )
-from model.images.decode import ImageError, ImageTooBig, UnsupportedImage, decode, read_header
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -102,6 +102,7 @@ async def segment(
                     max_images=service.settings.max_images,
                     max_form_bytes=service.settings.max_queue_bytes // 2,
                 )
+        body.accept()
         if media_type == NDJSON or (len(uploads) > 1 and media_type == JSON):
             return stream(request, params, uploads, body, seconds_left)
         if len(uploads) > 1:
@@ -220,19 +221,30 @@ async def answer(work: SegmentRequest, upload: Upload, body: BodyBytes, seconds:
     service, timings, advice = work.service, work.timings, upload.advice
     expires = time.monotonic() + seconds
     loop = asyncio.get_running_loop()
+    decoders, admission = service.decoders, service.admission
+    file = ImageFile(upload.content, upload.base64)
+    del upload
     try:
-        header = read_header(upload.content)
-        work.record.update({"format": header.format, "width": header.width, "height": header.height})
-        if header.pixels > service.settings.max_image_pixels:
-            raise ImageTooLarge(
-                f"The image has {header.width} × {header.height} = {header.pixels} pixels; "
-                f"at most {service.settings.max_image_pixels} are accepted."
-            )
         async with deadline(seconds, "The answer was not ready"):
-            with service.admission.admit(header.pixels, seconds) as permit:
-                with timings.stage("decode"):
-                    image = await loop.run_in_executor(service.decoders, decode, upload.content)
-                del upload
+            admission.raise_unless_decoded_within(seconds, decoders.expected_wait())
+            begun = timings.total()
+            found = await decoders.inspect(file)
+            work.record.update({"format": found.format, "width": found.width, "height": found.height})
+            if found.pixels > service.settings.max_image_pixels:
+                raise ImageTooLarge(
+                    f"The image has {found.width} × {found.height} = {found.pixels} pixels; "
+                    f"at most {service.settings.max_image_pixels} are accepted."
+                )
+            seconds_left = expires - time.monotonic() - decoders.expected_wait()
+            with admission.admit(
+                found.pixels,
+                seconds_left,
+                input_pixels=math.prod(service.engine.padded_shape(found.height, found.width)),
+                accepted=body.accepted,
+            ) as permit:
+                image = await decoders.decode(file, found)
+                timings.passed("decode", timings.total() - begun)
+                del file
                 body.release()
                 segmented = await service.worker.segment(permit, image, work.params, expires)
                 timings.passed("queue", segmented.queue_seconds, ago=segmented.forward_seconds)
@@ -242,15 +254,5 @@ async def answer(work: SegmentRequest, upload: Upload, body: BodyBytes, seconds:
                     return await loop.run_in_executor(
                         service.encoders, work.encode, image, segmented.instances
                     )
-    except ImageError as error:
-        raise to_problem(error, advice) from None
-
-
-def to_problem(error: ImageError, advice: str) -> Problem:
-    """The problem for an image that cannot be read. advice: what the client may have done wrong."""
-    detail = f"{error} {advice}".rstrip()
-    if isinstance(error, UnsupportedImage):
-        return UnsupportedFormat(detail)
-    if isinstance(error, ImageTooBig):
-        return ImageTooLarge(detail)
-    return UndecodableImage(detail)
+    except (UnsupportedFormat, UndecodableImage) as problem:
+        raise type(problem)(f"{problem.detail} {advice}".rstrip()) from None

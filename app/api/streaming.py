@@ -37,6 +37,7 @@ class BufferedUpload(BodyBytes):
         super().__init__(form.admission)
         self.bytes = form.hand_over(len(upload.content))
         self.upload = upload
+        self.accept()
 
     def release(self) -> None:
         """Call it once the image is decoded, or will not be."""

@@ -49,6 +49,8 @@ class BodyBytes:
     def __init__(self, admission: Admission) -> None:
         self.bytes = 0
         self.admission = admission
+        # The body has been read, and its image is not admitted yet.
+        self.accepted = False
 
     def __enter__(self) -> BodyBytes:
         return self
@@ -66,10 +68,19 @@ class BodyBytes:
         self.bytes -= count
         return count
 
+    def accept(self) -> None:
+        """The body has been read: its image is answered even if the service begins to drain."""
+        if not self.accepted:
+            self.accepted = True
+            self.admission.count_accepted(1)
+
     def release(self) -> None:
         """Count the bytes no longer; calling it again does nothing."""
         self.admission.bytes -= self.bytes
         self.bytes = 0
+        if self.accepted:
+            self.accepted = False
+            self.admission.count_accepted(-1)
 
 
 class Admission:
@@ -105,6 +116,10 @@ class Admission:
         self.requests = 0
         self.pixels = 0
         self.bytes = 0
+        # Pixels of what the network will be given: the work that the device has with the images.
+        self.input_pixels = 0
+        # Bodies that have been read and whose images are not admitted yet.
+        self.accepted = 0
         # Most pixels in flight at the same time since this was last set to 0.
         self.peak_pixels = 0
         # By reason: "requests", "pixels", "bytes", "deadline", or the problem's slug.
@@ -113,6 +128,7 @@ class Admission:
         self._refusal: Callable[[], Problem] | None = lambda: NotReady(
             "The model is still loading.", retry_after=5
         )
+        self._accepted_pass = False
         # Both decay exponentially with device time.
         self._served_pixels = 0.0
         self._served_seconds = 0.0
@@ -123,13 +139,28 @@ class Admission:
         """Admit requests from now on."""
         self._refusal = None
 
-    def close(self, refusal: Callable[[], Problem]) -> None:
-        """Refuse every new request with the problem that `refusal` makes. Requests in flight are not affected."""
-        self._refusal = refusal
+    def close(self, refusal: Callable[[], Problem], *, accepted_pass: bool = False) -> None:
+        """Refuse every new request with the problem that `refusal` makes. Requests in flight are not affected.
 
-    def raise_if_overloaded(self) -> None:
+        accepted_pass: images of bodies that were read before are still admitted.
+        """
+        self._refusal = refusal
+        self._accepted_pass = accepted_pass
+
+    def count_accepted(self, change: int) -> None:
+        """Bodies were read, or their images admitted or dropped."""
+        self.accepted += change
+        self._update_empty()
+
+    def _update_empty(self) -> None:
+        if self.requests or self.accepted:
+            self._empty.clear()
+        else:
+            self._empty.set()
+
+    def raise_if_overloaded(self, *, accepted: bool = False) -> None:
         """Raise what `admit` would raise for any image, so that no body is read in vain."""
-        if self._refusal is not None:
+        if self._refusal is not None and not (accepted and self._accepted_pass):
             problem = self._refusal()
             self.refused[problem.slug] += 1
             raise problem
@@ -149,14 +180,23 @@ class Admission:
         self.bytes += count
 
     @contextmanager
-    def admit(self, pixels: int, seconds: float = math.inf) -> Iterator[Permit]:
+    def admit(
+        self,
+        pixels: int,
+        seconds: float = math.inf,
+        *,
+        input_pixels: int | None = None,
+        accepted: bool = False,
+    ) -> Iterator[Permit]:
         """Hold the place of one request for the length of a `with` block.
 
         Refusals come at once; nothing waits here.
 
         Args:
             pixels: width × height, as the header of the image states them.
-            seconds: until the answer has to be ready.
+            seconds: until the answer has to be ready, without those that it takes to decode the image.
+            input_pixels: of the padded network input; by default as many as the image has.
+            accepted: the body was accepted (BodyBytes.accept).
 
         Raises:
             QueueFull: (429, with Retry-After) there is no room, or at the present rate the answer would take longer
@@ -166,21 +206,24 @@ class Admission:
                 else is in flight, but then its answer would depend on other traffic, and under steady load its client
                 would be told to retry for ever.
         """
-        self.raise_if_overloaded()
-        self._raise_unless_fits(pixels, seconds)
+        if input_pixels is None:
+            input_pixels = pixels
+        self.raise_if_overloaded(accepted=accepted)
+        self._raise_unless_fits(pixels, input_pixels, seconds)
         self.requests += 1
         self.pixels += pixels
+        self.input_pixels += input_pixels
         self.peak_pixels = max(self.peak_pixels, self.pixels)
-        self._empty.clear()
+        self._update_empty()
         try:
             yield Permit(pixels, self._clock())
         finally:
             self.requests -= 1
             self.pixels -= pixels
-            if self.requests == 0:
-                self._empty.set()
+            self.input_pixels -= input_pixels
+            self._update_empty()
 
-    def _raise_unless_fits(self, pixels: int, seconds: float) -> None:
+    def _raise_unless_fits(self, pixels: int, input_pixels: int, seconds: float) -> None:
         if pixels > self.max_pixels:
             self.refused[ImageTooLarge.slug] += 1
             raise ImageTooLarge(
@@ -194,15 +237,20 @@ class Admission:
             )
         # With nothing else in flight the forecast is not applied: it could be wrong, and only a request can correct it.
         rate = self.pixels_per_second
-        if (
-            self.requests
-            and rate is not None
-            and (self.pixels + pixels) / rate > MAX_FORECAST_SHARE * seconds
-        ):
+        wait = (self.input_pixels + input_pixels) / rate if rate is not None else 0.0
+        if self.requests and wait > MAX_FORECAST_SHARE * seconds:
             raise self._queue_full(
                 "deadline",
-                f"At the present rate the answer would take {(self.pixels + pixels) / rate:.1f} seconds; this "
-                f"request has {max(seconds, 0):.1f}, of which a fifth is kept in reserve.",
+                f"At the present rate the answer would take {wait:.1f} seconds; this request has "
+                f"{max(seconds, 0):.1f}, of which a fifth is kept in reserve.",
+            )
+
+    def raise_unless_decoded_within(self, seconds: float, wait: float) -> None:
+        """Raise QueueFull if a decoder will be free too late. wait: seconds until then; seconds: that there are."""
+        if wait > max(0.0, MAX_FORECAST_SHARE * seconds):
+            raise self._queue_full(
+                "deadline",
+                f"A decoder will be free in {wait:.1f} seconds; this request has {max(seconds, 0):.1f}.",
             )
 
     def _queue_full(self, reason: str, detail: str) -> QueueFull:
@@ -210,11 +258,11 @@ class Admission:
         return QueueFull(detail, retry_after=self.retry_after())
 
     async def wait_until_empty(self) -> None:
-        """Return once nothing is in flight."""
+        """Return once nothing is in flight, and no accepted body waits to be admitted."""
         await self._empty.wait()
 
     def record_served(self, pixels: int, seconds: float) -> None:
-        """Record that the device took `seconds` to answer images of `pixels`; idle time must not be recorded.
+        """Record that the device took `seconds` for network inputs of `pixels`; idle time must not be recorded.
 
         The rate is the ratio of two sums that decay alike, not a mean of ratios. A long batch therefore weighs as much
         as it lasted, and failed attempts (seconds without pixels) lower the rate, as they should.
@@ -225,7 +273,7 @@ class Admission:
 
     @property
     def pixels_per_second(self) -> float | None:
-        """The measured rate of the device, or None before the first answer."""
+        """The measured rate of the device in pixels of network input, or None before the first answer."""
         if self._served_pixels <= 0 or self._served_seconds <= 0:
             return None
         return self._served_pixels / self._served_seconds
@@ -233,7 +281,7 @@ class Admission:
     def expected_wait(self) -> float | None:
         """Seconds until all that is in flight now is answered, or None before the first measurement."""
         rate = self.pixels_per_second
-        return None if rate is None else self.pixels / rate
+        return None if rate is None else self.input_pixels / rate
 
     def retry_after(self) -> float:
         """Seconds after which a refused client should find room: the expected wait, within bounds."""

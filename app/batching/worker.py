@@ -168,7 +168,7 @@ class Worker:
             if self._state in {State.STARTING, State.READY}:
                 self._state = State.DRAINING
             if self._state is not State.FAILED:
-                self._admission.close(Draining)
+                self._admission.close(Draining, accepted_pass=True)
         await self._admission.wait_until_empty()
 
     async def stop(self) -> None:
@@ -215,7 +215,7 @@ class Worker:
     def _deliver(self, attempt: Attempt) -> None:
         _set_answers(attempt.answers)
         if attempt.seconds > 0:
-            self._admission.record_served(attempt.pixels, attempt.seconds)
+            self._admission.record_served(attempt.input_pixels, attempt.seconds)
             self._on_attempt(attempt)
 
     def _on_warm(self) -> None:

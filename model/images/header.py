@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from contextlib import suppress
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from model.images.formats import (
     UnsupportedImage,
     format_of,
 )
+from model.messages import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,10 +45,11 @@ class Header:
 
     # One of FORMATS.
     format: str
-    # Pixels of the upright image, as far as it can be known without decoding: a PNG may state its orientation behind
-    # its pixels.
+    # Pixels of the upright image: swapped where the orientation asks for a quarter turn.
     width: int
     height: int
+    # EXIF's, 1 to 8, as stored; width and height already count it in.
+    orientation: int = 1
     # Bytes that decoding takes at most besides the file: measured by format and mode, see docs/operations.md.
     memory: int = 0
 
@@ -67,18 +69,17 @@ def read_header(content: bytes) -> Header:
         # Pillow allocates its canvas, 8 bytes a pixel, as soon as it opens one.
         width, height = webp_size(content)
         check_size(name, width, height)
-        if _webp_orientation(content) >= 5:
-            width, height = height, width
-        return Header(name, width, height, width * height * _WEBP_BYTES)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        image = open_image(content, name)
-        width, height = image.size
-        # TIFF's size is the upright one already. Pillow would decode a PNG to look for EXIF behind its pixels.
-        known = name == "JPEG" or "exif" in image.info or RAW_PROFILE in image.info
-        if known and orientation(image) >= 5:
-            width, height = height, width
-    return Header(name, width, height, _memory(image, content))
+        turn, memory = _webp_orientation(content), width * height * _WEBP_BYTES
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = open_image(content, name)
+            width, height = image.size
+            turn, memory = _orientation_before_decoding(image, content), _memory(image, content)
+    # The size of TIFFs is the upright one already.
+    if turn >= 5 and name != "TIFF":
+        width, height = height, width
+    return Header(name, width, height, turn, memory)
 
 
 class _Tiff(TiffImageFile):
@@ -154,17 +155,34 @@ def webp_size(content: bytes) -> tuple[int, int]:
     return int.from_bytes(content[24:27], "little") + 1, int.from_bytes(content[27:30], "little") + 1
 
 
+def _orientation_before_decoding(image: ImageFile, content: bytes) -> int:
+    """The orientation of an image that is only opened: Pillow would decode a PNG to look for EXIF behind its pixels."""
+    if isinstance(image, TiffImageFile):
+        return _valid_orientation(tiff.number(image.tag_v2, ORIENTATION, 1))
+    if image.format == "JPEG" or {"exif", RAW_PROFILE} & image.info.keys():
+        return orientation(image)
+    if image.format == "PNG" and (place := content.rfind(b"eXIf")) > 0:
+        end = place + 4 + int.from_bytes(content[place - 4 : place], "big")
+        # Its checksum tells a chunk from bytes of pixels that look like one.
+        if zlib.crc32(content[place:end]).to_bytes(4, "big") == content[end : end + 4]:
+            return _exif_orientation(content[place + 4 : end])
+    return 1
+
+
 def _webp_orientation(content: bytes) -> int:
     """The orientation in the EXIF chunk of a WebP, which follows the pixels."""
-    place = content.find(b"EXIF", 30) if content[12:16] == b"VP8X" and content[20] & 0x08 else -1
-    while place >= 0:
-        (length,) = struct.unpack_from("<I", content.ljust(place + 8, b"\0"), place + 4)
-        exif = Image.Exif()
-        with suppress(Exception):
-            exif.load(content[place + 8 : place + 8 + length])
-            return _valid_orientation(exif.get(ORIENTATION, 1))
-        place = content.find(b"EXIF", place + 4)
-    return 1
+    place = content.rfind(b"EXIF") if content[12:16] == b"VP8X" and content[20] & 0x08 else -1
+    length = int.from_bytes(content[place + 4 : place + 8], "little")
+    return _exif_orientation(content[place + 8 : place + 8 + length]) if place > 0 else 1
+
+
+def _exif_orientation(block: bytes) -> int:
+    exif = Image.Exif()
+    try:
+        exif.load(block)
+        return _valid_orientation(exif.get(ORIENTATION, 1))
+    except Exception:  # noqa: BLE001 - see `decode`
+        return 1
 
 
 # Bytes a pixel that Pillow's image takes, by mode.
@@ -215,6 +233,6 @@ def _valid_orientation(value: object) -> int:
 
 def reason_of(error: Exception) -> str:
     """What Pillow said, as the end of a sentence: one line, printable, without its full stop."""
-    line = next(iter(str(error).splitlines()), "")
-    text = "".join(character for character in line if character.isprintable())[:200].rstrip(". ")
+    line = "".join(character for character in first_line(error) if character.isprintable())
+    text = line[:200].rstrip(". ")
     return text or type(error).__name__

@@ -146,9 +146,10 @@ def fail() -> None:
 
 
 def png_of(width: int, height: int) -> bytes:
-    """The header of a PNG that claims this size."""
+    """A PNG that claims this size and has no pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    checked = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + checked + struct.pack(">I", 0) + b"IDAT"
 
 
 class Scripted:

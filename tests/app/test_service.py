@@ -107,7 +107,8 @@ def test_a_request_that_would_come_too_late_is_refused_at_the_door() -> None:
     async def run() -> tuple[httpx.Response, float]:
         async with serving(held.engine) as (client, app):
             admission = app.state.service.admission
-            admission.record_served(pixels=1200, seconds=10.0)  # ten seconds for one picture
+            # Ten seconds for one picture, which the network gets as 64 × 32 pixels.
+            admission.record_served(pixels=64 * 32, seconds=10.0)
             first = asyncio.ensure_future(client.post("/segment", content=PHOTO))
             await until(lambda: admission.requests == 1)
             refused = await client.post("/segment", content=PHOTO, headers={"X-Request-Timeout-Ms": "15000"})

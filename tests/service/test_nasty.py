@@ -179,7 +179,7 @@ def test_among_thirty_two_of_them_at_once_good_requests_are_answered_as_ever(hou
             async def good() -> None:
                 for _ in range(25):
                     answer = await client.post("/segment", content=PNG)
-                    assert answer.status_code == 200
+                    assert answer.status_code == 200, answer.text
                     assert answer.json()["instances"] == alone
 
             await asyncio.gather(*(bad(*item) for item in corpus()), good(), good())

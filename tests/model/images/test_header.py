@@ -70,6 +70,7 @@ def test_quarter_turns_swap_width_and_height(form: str, orientation: int) -> Non
     content = file_of(Image.new("RGB", (30, 20)), form, exif=exif(orientation))
     size = (20, 30) if orientation >= 5 else (30, 20)
     assert header(content) == (form, *size)
+    assert read_header(content).orientation == orientation
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -84,10 +85,10 @@ def test_orientation_in_the_text_chunk_of_imagemagick(compressed: bool) -> None:
     assert header(file_of(Image.new("RGB", (30, 20)), "PNG", pnginfo=text)) == ("PNG", 20, 30)
 
 
-def test_png_orientation_after_the_pixels_counts_once_they_are_decoded() -> None:
+def test_png_orientation_after_the_pixels_counts() -> None:
     content = file_of(Image.new("RGB", (30, 20)), "PNG")
     content = content[:-12] + chunk(b"eXIf", exif(8)[6:]) + content[-12:]
-    assert header(content) == ("PNG", 30, 20)
+    assert header(content) == ("PNG", 20, 30)
     assert decode(content).shape == (30, 20, 3)
 
 

@@ -1,0 +1,88 @@
+"""What the decoder processes may take together, and how fast they are."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+# The length of turns is forgotten after about so many seconds of them.
+RATE_MEMORY = 10.0
+
+
+class Memory:
+    """Bytes that jobs take, within a limit. Who does not fit waits; smaller jobs pass meanwhile."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def held(self, size: int) -> AsyncIterator[None]:
+        """Hold so many bytes, at most the limit, for the length of the block."""
+        await self._take(size)
+        try:
+            yield
+        finally:
+            self._give_back(size)
+
+    async def _take(self, size: int) -> None:
+        if self.used + size <= self.limit:
+            self.used += size
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, waiter))
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self._give_back(size)
+            raise
+
+    def _give_back(self, size: int) -> None:
+        self.used -= size
+        left: deque[tuple[int, asyncio.Future[None]]] = deque()
+        for wanted, waiter in self._waiting:
+            if waiter.done():
+                continue
+            if self.used + wanted <= self.limit:
+                self.used += wanted
+                waiter.set_result(None)
+            else:
+                left.append((wanted, waiter))
+        self._waiting = left
+
+
+class TurnTimes:
+    """Seconds that a job has its turn for, measured, and the jobs that wait for one or have it."""
+
+    def __init__(self) -> None:
+        self.pending = 0
+        # Both are weighted exponentially, so that they forget alike.
+        self._jobs = 0.0
+        self._seconds = 0.0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count a job as pending for the length of the block."""
+        self.pending += 1
+        try:
+            yield
+        finally:
+            self.pending -= 1
+
+    def add(self, seconds: float) -> None:
+        """A turn took so many seconds."""
+        remembered = math.exp(-seconds / RATE_MEMORY)
+        self._jobs = self._jobs * remembered + 1
+        self._seconds = self._seconds * remembered + seconds
+
+    def expected(self) -> float:
+        """Seconds that all pending jobs will take, one after the other; 0 before the first measurement."""
+        return self.pending * self._seconds / self._jobs if self._jobs else 0.0
