@@ -1,4 +1,4 @@
-"""create_app: the routes, the errors and the life-cycle put together. The process around it is server.py."""
+"""create_app: puts together the routes, the middleware, the error handlers and the life cycle."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What scripts of other origins may send, and read, besides what every script may.
+# Headers that scripts of other origins may send and read, besides those that CORS always allows.
 CORS_REQUEST_HEADERS = ("Authorization", "Content-Type", "Traceparent", "X-Request-ID", TIMEOUT_HEADER)
 CORS_RESPONSE_HEADERS = ("Retry-After", "Server-Timing", "X-Request-ID")
 
@@ -47,11 +47,14 @@ def create_app(
     load: Callable[[], ServedEngine] | None = None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
-    """The ASGI application; its lifespan loads the model in the background and ends what it began.
+    """The ASGI application. Its lifespan loads the model in the background, and stops everything at its end.
 
-    load: makes the engine; by default the one that the settings name. on_failure: called when nothing will be
-    answered any more, so that the process should end.
-    Raises app.keys.KeysError and app.observability.tracing.TracingError for settings that cannot be followed.
+    Raises app.keys.KeysError and app.observability.tracing.TracingError for settings that cannot be used.
+
+    Args:
+        settings: in effect.
+        load: makes the engine; by default the one that the settings name.
+        on_failure: called once the service can never answer again, so that the process should end.
     """
     service = Service(settings, load or (lambda: load_engine(settings)), on_failure)
     service.metrics.registry.register(ServiceCollector(service))
@@ -73,10 +76,12 @@ def create_app(
         # Relative to openapi.json, so that a gateway may serve all of this below a path.
         servers=[{"url": "."}],
         root_path_in_servers=False,
-        docs_url=None,  # pages.py has them, without scripts from other hosts
+        # pages.py serves the documentation, without scripts from other hosts.
+        docs_url=None,
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
-        redirect_slashes=False,  # some clients drop the body of a redirected POST
+        # Some clients drop the body of a redirected POST.
+        redirect_slashes=False,
         exception_handlers={
             Problem: on_problem,
             RequestValidationError: on_validation_error,
@@ -105,7 +110,7 @@ def create_app(
 
 
 async def on_problem(request: Request, problem: Exception) -> Response:
-    """An error that the contract names. What went wrong inside is logged, not told."""
+    """Answer with a problem. The cause of an internal error is logged, and the client does not see it."""
     if not isinstance(problem, Problem):
         raise problem
     if problem.status == Problem.status:
@@ -121,14 +126,14 @@ async def on_problem(request: Request, problem: Exception) -> Response:
 
 
 async def on_validation_error(request: Request, error: Exception) -> Response:
-    """Parameters that FastAPI refused."""
+    """Answer with a problem that explains which parameters FastAPI refused."""
     if not isinstance(error, RequestValidationError):
         raise error
     return refuse(request, explain(error.errors()))
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """What the router raises: 404, or 405, which for OPTIONS is the answer that it asked for."""
+    """Answer what the router raises: 404, or 405. For OPTIONS the 405 has the methods that the client asked for."""
     if not isinstance(error, HTTPException):
         raise error
     path, method = request.url.path, request.method

@@ -1,4 +1,4 @@
-"""Every error that a client can meet, one class each; the class tree is the table of HTTP errors.
+"""Every error that a client can get, one class each; the class tree is the table of HTTP errors.
 
 Problem (500 internal)
 ├── MalformedRequest      400  the body or the query cannot be read as the contract says
@@ -12,12 +12,12 @@ Problem (500 internal)
 ├── UnsupportedFormat     415  not an image format that is accepted
 ├── UndecodableImage      422  the right format, but damaged
 ├── InvalidParameter      422  an option outside its range, or an unknown category
-├── UnusableUrl           422  an image's address that may not, or cannot, be fetched
+├── UnusableUrl           422  the image's address may not be fetched, or no image came from it
 ├── QueueFull             429  + Retry-After
-├── HeaderTooLarge        431  the request line and header have too many bytes
+├── HeaderTooLarge        431  the request line and headers have too many bytes
 ├── NotReady              503  + Retry-After: loading, or after a fatal device error
 ├── Draining              503  + Retry-After: shutting down
-└── DeadlineExceeded      504  the answer would come too late
+└── DeadlineExceeded      504  the answer would be too late
 
 Errors travel as RFC 9457 `application/problem+json`.
 """
@@ -42,13 +42,13 @@ MAX_LISTED = 100  # names in a message; LVIS has 1,203 categories
 
 
 class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so, and so do the subclasses
-    """Something failed inside the service; the log has the cause under the request's id."""
+    """Something failed inside the service; the log has the cause, with the request's id."""
 
     status: ClassVar[int] = 500
     slug: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
     default_detail: ClassVar[str] = (
-        "The request failed inside the service. Its id finds the cause in the log."
+        "The request failed inside the service. The log has the cause, with the request's id."
     )
 
     def __init__(self, detail: str | None = None, *, retry_after: float | None = None) -> None:
@@ -57,7 +57,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so, and so do the su
         super().__init__(self.detail)
 
     def document(self, request_id: str) -> dict[str, Any]:
-        """The problem as RFC 9457, section 3 wants it; the request's id and when to retry are extensions."""
+        """The JSON document (RFC 9457, section 3), with the extensions `request_id` and `retry_after`."""
         document: dict[str, Any] = {
             "type": f"urn:maskserve:problem:{self.slug}",
             "title": self.title,
@@ -70,7 +70,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so, and so do the su
         return document
 
     def headers(self) -> dict[str, str]:
-        """HTTP headers that belong to the problem (RFC 9110, section 10.2.3: whole seconds)."""
+        """The HTTP headers of the response. Retry-After has whole seconds (RFC 9110, section 10.2.3)."""
         return {} if self.retry_after is None else {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
 
 
@@ -90,12 +90,12 @@ class Unauthorized(Problem):
     title = "Unauthorized"
 
     def headers(self) -> dict[str, str]:
-        """With the kind of credentials that are wanted (RFC 9110, section 15.5.2)."""
+        """With the scheme of credentials that is required (RFC 9110, section 15.5.2)."""
         return {**super().headers(), "WWW-Authenticate": "Bearer"}
 
 
 class UnknownPath(Problem):
-    """Nothing lives at this path."""
+    """The service has nothing at this path."""
 
     status = 404
     slug = "unknown-path"
@@ -114,7 +114,7 @@ class MethodNotAllowed(Problem):
         self.allow = allow  # the methods that the path has, comma-separated
 
     def headers(self) -> dict[str, str]:
-        """With the methods that would have been right (RFC 9110, section 15.5.6)."""
+        """With the methods of the path (RFC 9110, section 15.5.6)."""
         return {**super().headers(), "Allow": self.allow}
 
 
@@ -143,7 +143,7 @@ class BodyTooLarge(Problem):
 
     @classmethod
     def beyond(cls, limit: int) -> Self:
-        """The image in the body has, or must have, more than `limit` bytes."""
+        """The problem for an image file of more than `limit` bytes."""
         return cls(f"An image file may have at most {limit} bytes here.")
 
 
@@ -172,7 +172,7 @@ class UndecodableImage(Problem):
 
 
 class InvalidParameter(Problem):
-    """An option is outside its range, unknown, or names a category that the model does not have."""
+    """A parameter is unknown, outside its range, or names a category that the model does not have."""
 
     status = 422
     slug = "invalid-parameter"
@@ -188,7 +188,7 @@ class UnusableUrl(Problem):
 
 
 class QueueFull(Problem):
-    """The service works at its limit; `Retry-After` says when there should be room."""
+    """The service is at its limit; `Retry-After` says when to try again."""
 
     status = 429
     slug = "queue-full"
@@ -251,7 +251,7 @@ def respond(problem: Problem, request_id: str) -> Response:
 
 
 def as_bytes(problem: Problem) -> bytes:
-    """The problem as the last thing on a connection on which no request has been understood."""
+    """The problem as a whole HTTP response, for a connection that is closed after it."""
     request_id = uuid.uuid4().hex
     response = respond(problem, request_id)
     response.headers.update({"X-Request-ID": request_id, "Connection": "close"})

@@ -25,20 +25,24 @@ class ServiceCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """All gauges; those of the engine and the worker once the model is loaded."""
         service, admission = self._service, self._service.admission
-        yield gauge("ready", "1 while requests are taken, else 0.", service.not_ready_reason() is None)
+        yield gauge(
+            "ready", "1 while the service accepts requests, else 0.", service.not_ready_reason() is None
+        )
         yield gauge("healthy", "1 while /healthz is green, else 0.", service.is_alive())
         yield gauge("queue_requests", "Requests in flight, from admission to answer.", admission.requests)
-        yield gauge("queue_requests_limit", "The most that there may be.", admission.max_requests)
+        yield gauge("queue_requests_limit", "Limit of queue_requests.", admission.max_requests)
         yield gauge("queue_pixels", "Pixels of their images, as sent.", admission.pixels)
-        yield gauge("queue_pixels_limit", "The most that there may be.", admission.max_pixels)
-        yield gauge("queue_bytes", "Bytes of bodies that arrive or wait to be decoded.", admission.bytes)
-        yield gauge("queue_bytes_limit", "The most that there may be.", admission.max_bytes)
+        yield gauge("queue_pixels_limit", "Limit of queue_pixels.", admission.max_pixels)
+        yield gauge(
+            "queue_bytes", "Bytes of request bodies that arrive or wait to be decoded.", admission.bytes
+        )
+        yield gauge("queue_bytes_limit", "Limit of queue_bytes.", admission.max_bytes)
         yield gauge(
             "pixels_per_second",
-            "Measured rate of the device, in pixels of its input; 0 at first.",
+            "Measured rate of the device, in pixels of its input; 0 before the first batch.",
             admission.pixels_per_second or 0.0,
         )
-        yield by_label("shed", "Requests refused at the door.", "reason", admission.refused)
+        yield by_label("shed", "Requests refused by admission.", "reason", admission.refused)
         engine, worker = service.engine_if_loaded, service.worker_if_started
         if engine is not None:
             labels = {
@@ -49,7 +53,7 @@ class ServiceCollector(Collector):
                 "version": version(),
             }
             info = GaugeMetricFamily(
-                f"{PREFIX}model_info", "1; its labels say what answers.", labels=list(labels)
+                f"{PREFIX}model_info", "Always 1; the labels describe the model.", labels=list(labels)
             )
             info.add_metric(list(labels.values()), 1)
             yield info
@@ -65,12 +69,16 @@ class ServiceCollector(Collector):
             yield gauge("waiting_pixels", "Their pixels, as sent.", pixels)
             yield gauge(
                 "heartbeat_age_seconds",
-                "Since the device's last sign of life.",
+                "Seconds since the last heartbeat of the worker.",
                 worker.status().heartbeat_age,
             )
-            yield gauge("batch_limit_images", "Images that may run together now.", worker.budget.images)
-            yield by_label("dropped", "Waiting images that never ran.", "reason", worker.dropped)
-            yield by_label("worker_events", "What became of attempts at batches.", "event", worker.counts)
+            yield gauge("batch_limit_images", "Current limit of images in a batch.", worker.budget.images)
+            yield by_label(
+                "dropped", "Waiting images that were dropped before they ran.", "reason", worker.dropped
+            )
+            yield by_label(
+                "worker_events", "Events of the worker, such as failed batches.", "event", worker.counts
+            )
 
 
 def gauge(name: str, meaning: str, value: float) -> Metric:

@@ -67,7 +67,7 @@ async def model(request: Request) -> Response:
 
 
 def describe(engine: ServedEngine) -> ModelDocument:
-    """The model, and how it runs here, for people and for programs that check what they talk to."""
+    """The document of GET /model."""
     model = engine.model
     return {
         "name": model.name,

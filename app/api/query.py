@@ -1,4 +1,4 @@
-"""The query and the headers of POST /segment → what the engine is asked for, and the media type of the answer."""
+"""Reads the parameters of POST /segment and the media type of its answer."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from model.data import Category
 
 MaskFormat = Literal["rle", "polygon", "png", "none"]
-MAX_INSTANCES = 100  # COCO evaluation counts so many, and the networks keep so many per image
+MAX_INSTANCES = 100  # as many as COCO evaluation counts, and as the networks keep
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"  # milliseconds from the request to its answer
-MAX_TIMEOUT_MS = 999_999_999  # eleven days: no limit
+MAX_TIMEOUT_MS = 999_999_999  # eleven days, which is no limit
 
 JSON, NDJSON, PNG, JPEG = "application/json", "application/x-ndjson", "image/png", "image/jpeg"
-# What each range of an Accept header is answered with.
+# The answer's media type for each range of an Accept header.
 MEDIA_TYPES = {
     JSON: JSON,
     "application/*": JSON,
@@ -42,7 +42,7 @@ QUALITY = re.compile(r"(0(\.\d{0,3})?|1(\.0{0,3})?)", re.ASCII)
 DIGITS = re.compile(r"\s*\d+\s*", re.ASCII)
 MAX_ERRORS = 3  # in a message
 
-# The end of the sentence "… must be …" in a refusal.
+# What each parameter accepts, for the sentence "… must be …".
 ACCEPTED = {
     "score_threshold": "a number from 0 to 1",
     "max_instances": f"a whole number from 1 to {MAX_INSTANCES}",
@@ -52,7 +52,7 @@ ACCEPTED = {
 
 
 def require_digits(value: object) -> object:
-    """Refuse what pydantic would read as an integer although no digits say so: 5.0, 1_0."""
+    """Raise ValueError for what pydantic accepts as an integer but is not written in digits only: 5.0, 1_0."""
     if isinstance(value, str) and not DIGITS.fullmatch(value):
         raise ValueError("not a whole number")
     return value
@@ -60,7 +60,7 @@ def require_digits(value: object) -> object:
 
 @dataclass(frozen=True, slots=True)
 class SegmentParams(Options):
-    """What the engine is asked for, and the format of the masks in the answer."""
+    """The options of the engine, and the format of the masks in the answer."""
 
     mask_format: MaskFormat = "rle"
 
@@ -93,7 +93,7 @@ class SegmentQuery(BaseModel):
     )
 
     def params(self, categories: Sequence[Category]) -> SegmentParams:
-        """What these parameters ask of a model with `categories`. Raises InvalidParameter for an unknown category."""
+        """The same for a model with `categories`. Raises InvalidParameter for a category that it does not have."""
         return SegmentParams(
             score_threshold=self.score_threshold,
             max_instances=self.max_instances,
@@ -104,7 +104,7 @@ class SegmentQuery(BaseModel):
 
 
 def parse(parameters: Mapping[str, Any], categories: Sequence[Category]) -> SegmentParams:
-    """The same for parameters that did not come by HTTP. Raises InvalidParameter."""
+    """The parameters of a request that did not come by HTTP. Raises InvalidParameter."""
     try:
         return SegmentQuery.model_validate(parameters).params(categories)
     except ValidationError as error:
@@ -119,7 +119,7 @@ def refuse_repeated(query: QueryParams) -> None:
 
 
 def explain(errors: Sequence[Any]) -> InvalidParameter:
-    """The problem for parameters that pydantic refused: which one, what it takes, and what it was instead."""
+    """The problem for parameters that pydantic refused: their names, what they accept, and what they were."""
     return InvalidParameter(" ".join(dict.fromkeys(map(explain_one, errors[:MAX_ERRORS]))))
 
 
