@@ -13,10 +13,12 @@ ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
     UV_COMPILE_BYTECODE=1 \
     UV_PYTHON_DOWNLOADS=never
 WORKDIR /build
-# Behind a mirror or a proxy with a certificate of its own, these secrets say so and stay out of the image.
+COPY requirements-build.lock ./
+# For a mirror, or a proxy with a certificate of its own. These secrets do not stay in the image.
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
-    python3 -m venv uv && uv/bin/pip install --quiet --no-cache-dir --only-binary :all: uv==0.13.9
+    python3 -m venv uv && \
+    uv/bin/pip install --quiet --no-cache-dir --only-binary :all: --require-hashes --requirement requirements-build.lock
 COPY pyproject.toml requirements.lock ./
 # `cuda`: what PyPI has. `cpu`: PyTorch's own wheels without CUDA; the lock has no hashes of these two.
 ARG TORCH=cuda
@@ -34,7 +36,7 @@ RUN --mount=type=secret,id=uv.toml,target=/etc/uv/uv.toml \
     python3 -m venv --without-pip /opt/maskserve; \
     uv/bin/uv pip install --quiet --python /opt/maskserve "$@" \
         --requirements pyproject.toml --extra serve --extra tracing --constraints constraints.txt --overrides overrides.txt; \
-    # What only compilers read.
+    # Files that only compilers read.
     packages="$(echo /opt/maskserve/lib/python3.*/site-packages)"; \
     rm -rf "${packages}"/torch/include "${packages}"/torch/share "${packages}"/torch/bin/protoc* "${packages}"/nvidia/*/include; \
     find "${packages}" -name '*.a' -delete; \
@@ -49,12 +51,10 @@ COPY maskserve maskserve
 COPY model model
 COPY examples/images examples/images
 COPY weights/catalogue.json weights/shapes.safetensors weights/
-RUN --mount=type=secret,id=uv.toml,target=/etc/uv/uv.toml \
-    --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
-    uv/bin/uv build --quiet --wheel --out-dir dist && \
+RUN uv/bin/uv build --quiet --wheel --offline --no-build-isolation --python uv/bin/python --out-dir dist && \
     uv/bin/uv pip install --quiet --offline --no-deps --python /opt/maskserve --target /opt/service dist/*.whl
-# `shapes`, which is in the package, or a name from `maskserve weights list`. WEIGHTS_MIRROR has the files if their own
-# address cannot be reached.
+# `shapes`, which is in the package, or a name from `maskserve weights list`. WEIGHTS_MIRROR is where the files are if
+# their own address cannot be reached.
 ARG MODEL=maskrcnn_resnet50_fpn_v2
 ARG WEIGHTS_MIRROR=
 RUN --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
@@ -68,7 +68,7 @@ RUN --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates
 
 
 FROM ${BASE_IMAGE}
-# From what seldom changes to what often does: a new version of the service is a layer of megabytes.
+# Ordered by how often they change: a new version of the service is a layer of megabytes.
 COPY --from=dependencies /opt/maskserve /opt/maskserve
 COPY --from=service /opt/weights /opt/weights
 COPY --from=service /opt/service /opt/service
@@ -87,7 +87,7 @@ LABEL org.opencontainers.image.title="maskserve" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 
-# No name is needed for it, and the root file system may be read-only if /tmp is not.
+# A user without a name. The root file system may be read-only if /tmp is not.
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8000

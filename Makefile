@@ -1,4 +1,4 @@
-# `make serve` and `make test` do all the set-up by themselves; the second time they start at once.
+# `make serve` and `make test` do all the set-up themselves, once.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -26,7 +26,7 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# Two at a time, a file each; one thread for each, or both would wait for the other's.
+# Two files at a time, with one thread each: threads of two processes on two cores would wait for each other.
 tests: $(READY) $(BROWSER)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
@@ -57,22 +57,27 @@ bench-capacity: $(READY)  ## what one replica answers a second, and its memory: 
 	$(BIN)/python bench/capacity.py --model v1
 	$(BIN)/python bench/capacity.py --model v2
 
-lock: $(READY)  ## write requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra serve --extra train --extra tracing --group dev --universal --generate-hashes \
-	    --no-emit-index-url --no-header --python-version 3.11 -q -o requirements.lock
+LOCK := --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -q -o
 
-# uv is fetched by pip because it installs torch's wheels in seconds where pip takes minutes. Bytecode is made once: without,
-# every start reads the sources of torch anew where PYTHONDONTWRITEBYTECODE is set, which took 9 seconds instead of 5.
-$(READY): requirements.lock pyproject.toml hatch_build.py model/kernels/winograd.c
+lock: $(READY)  ## write requirements.lock and requirements-build.lock from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --extra serve --extra train --extra tracing --group dev \
+	    $(LOCK) requirements.lock
+	$(BIN)/uv pip compile --group build $(LOCK) requirements-build.lock
+
+# uv is fetched by pip because it installs torch's wheels in seconds where pip takes minutes. Bytecode is compiled once:
+# where PYTHONDONTWRITEBYTECODE is set, every start would compile torch again, which took 9 seconds instead of 5.
+$(READY): requirements.lock requirements-build.lock pyproject.toml hatch_build.py model/kernels/winograd.c
 	@command -v $(PYTHON) >/dev/null || { echo "maskserve needs Python 3.11 or newer: $(PYTHON) was not found"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "maskserve needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 …"; exit 1; }
-	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; }
+	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) \
+	    && awk '/^[^ ]/ {uv = /^uv==/} uv' requirements-build.lock > $(VENV)/uv.lock \
+	    && $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock; }
 	@echo "installing dependencies into $(VENV) …"
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --require-hashes --compile-bytecode requirements.lock
-	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --editable .
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --build-constraints requirements-build.lock --editable .
 	@touch $@
 
-# Chromium, for the tests of the page; they are skipped, and say so, where none can be had.
+# Chromium, for the tests of the page; they are skipped, and say so, without it.
 browser: $(BROWSER)  ## install Chromium for the tests of the page, with apt-get as root, else from Playwright
 
 CHROMIUM ?= install

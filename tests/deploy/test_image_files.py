@@ -48,6 +48,15 @@ def test_what_the_package_is_built_from_is_copied() -> None:
     assert needed <= copied
 
 
+def test_what_builds_is_pinned_by_hash() -> None:
+    group = PROJECT["dependency-groups"]["build"]
+    assert set(PROJECT["build-system"]["requires"]) <= set(group)
+    pinned = requirements((ROOT / "requirements-build.lock").read_text())
+    assert all(pinned.values())
+    names = {re.split(r"[=<>;]", requirement)[0] for requirement in group}
+    assert names <= {name.split("==")[0] for name in pinned}
+
+
 def test_the_label_says_the_version_of_the_package() -> None:
     [labelled] = re.findall(r'image\.version="([^"]+)"', DOCKERFILE)
     assert labelled == PROJECT["project"]["version"]
