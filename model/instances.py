@@ -28,6 +28,7 @@ class Instances:
     scores: Tensor  # [N] float32, 0 to 1
     labels: Tensor  # [N] int64, category ids as the model's `categories` number them
     probabilities: Tensor | None  # [N, 28, 28] float32, the mask head's for the instance's own category
+    pasting: str = "torchvision"  # the rule of model/masks/paste.py by which these become masks
 
     def __len__(self) -> int:
         return int(self.scores.shape[0])

@@ -126,19 +126,19 @@ def records(model: Model, instances: Instances, mask_format: str = "rle") -> lis
 
 def rle_masks(probabilities: Tensor, instances: Instances) -> Iterator[dict[str, Any]]:
     """Masks as compressed COCO run lengths."""
-    for rle in paste(probabilities, instances.boxes, instances.size):
+    for rle in paste(probabilities, instances.boxes, instances.size, rule=instances.pasting):
         yield {"area": rle.area, "segmentation": rle.to_coco()}
 
 
 def polygon_masks(probabilities: Tensor, instances: Instances) -> Iterator[dict[str, Any]]:
     """Masks as COCO polygons."""
-    for parts, area in outlines(probabilities, instances.boxes, instances.size):
+    for parts, area in outlines(probabilities, instances.boxes, instances.size, rule=instances.pasting):
         yield {"area": area, "segmentation": parts}
 
 
 def png_masks(probabilities: Tensor, instances: Instances) -> Iterator[dict[str, Any]]:
     """Masks as 1-bit PNG files in base64, each cut to its box; black is background."""
-    for left, top, bitmap in crops(probabilities, instances.boxes, instances.size):
+    for left, top, bitmap in crops(probabilities, instances.boxes, instances.size, rule=instances.pasting):
         height, width = bitmap.shape
         file = encode_png(bitmap if bitmap.size else np.zeros((1, 1), np.bool_))  # no PNG has no pixels
         yield {

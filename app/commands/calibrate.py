@@ -37,7 +37,7 @@ def run_calibration(name: str, images: Sequence[Path], out: Path | None, weights
         return complain("name a model: a name from `maskserve weights list`, or a file", BAD_USAGE)
     torch.set_num_threads(usable_cpus())
     try:
-        network, model = zoo.load(name, weights_folder)
+        network, model = zoo.load(name, weights_folder, runnable=False)
         if not supports_int8(model.architecture):
             return complain(f"{model.architecture.backbone} cannot run in int8; {INT8_BACKBONES}", BAD_FILE)
         if not images and model.categories != CATEGORIES:

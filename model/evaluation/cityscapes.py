@@ -113,7 +113,7 @@ def _detections(
     """Cityscapes' label id and the detection, for each instance whose mask is not empty."""
     if predicted.probabilities is None:
         raise ValueError("Cityscapes' instance AP needs masks, and these instances have none")
-    masks = crops(predicted.probabilities, predicted.boxes, predicted.size)
+    masks = crops(predicted.probabilities, predicted.boxes, predicted.size, rule=predicted.pasting)
     for label, score, crop in zip(predicted.labels.tolist(), predicted.scores.tolist(), masks, strict=True):
         if label not in ids or not crop.bitmap.any():
             continue

@@ -176,7 +176,7 @@ def coco_results(instances: Instances, image_id: int, ids: dict[int, int]) -> li
         )
     ]
     if instances.probabilities is not None:
-        rles = paste(instances.probabilities, instances.boxes, instances.size)
+        rles = paste(instances.probabilities, instances.boxes, instances.size, rule=instances.pasting)
         for record, rle in zip(records, rles, strict=True):
             record["segmentation"] = rle.to_coco()
     return records

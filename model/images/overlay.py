@@ -132,7 +132,7 @@ def _masks(instances: Instances, crops: Sequence[Crop] | None, order: list[int])
     # of the threshold may be rounded differently, which is not visible.
     probabilities = instances.probabilities[order].transpose(1, 2)
     boxes = instances.boxes[order][:, [1, 0, 3, 2]]
-    transposed = make_crops(probabilities, boxes, instances.size[::-1])
+    transposed = make_crops(probabilities, boxes, instances.size[::-1], rule=instances.pasting)
     return (Crop(crop.top, crop.left, crop.bitmap.T) for crop in transposed)
 
 

@@ -33,12 +33,15 @@ IMAGES = 64
 BEYOND = 1e-4
 SEEN = 1 << 18  # results of a convolution that are looked at in an image, evenly spread
 
-INT8_BACKBONES = "int8 is for ResNet, ResNeXt and VGG-16 backbones"
+INT8_BACKBONES = "int8 is for ResNet, ResNeXt and VGG-16 backbones and pyramids without GroupNorm"
 
 
 def supports_int8(architecture: Architecture) -> bool:
-    """Whether an architecture can run in int8: hard swish, squeeze-and-excitation and the fallback cannot."""
-    return architecture.is_standard and architecture.backbone not in MOBILENETS
+    """Whether an architecture can run in int8: hard swish, squeeze-and-excitation, GroupNorm in the pyramid and the
+    fallback cannot.
+    """
+    normed_by_image = architecture.fpn_norm and architecture.head_norm == "group"
+    return architecture.is_standard and architecture.backbone not in MOBILENETS and not normed_by_image
 
 
 def is_calibrated(network: Any, ranges: Ranges) -> bool:
@@ -106,7 +109,8 @@ def measured(network: Any, architecture: Architecture, images: Iterable[np.ndarr
     if not supports_int8(architecture):
         raise ValueError(f"{architecture.backbone} cannot run in int8; {INT8_BACKBONES}")
     form = _Watching(torch.device("cpu"), torch.float32, {m: name for name, m in network.named_modules()})
-    normalise, dense = Normaliser(network.transform, form), FeatureExtractor(network, form)
+    resize = architecture.conventions.resize
+    normalise, dense = Normaliser(network.transform, form, resize), FeatureExtractor(network, form)
     for image in images:
         size, padded = architecture.input_size(*image.shape[:2]), architecture.padded_shape(*image.shape[:2])
         dense(normalise([image], [size], padded))

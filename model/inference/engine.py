@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from model.errors import EngineError, OutOfDeviceMemory, device_error
+from model.importing.importer import load_checkpoint
 from model.inference.calibration import INT8_BACKBONES, is_calibrated, supports_int8
 from model.inference.cuda_graphs import CudaGraphCache
 from model.inference.devices import current, device_named, multiplies_bfloat16, resolved
@@ -24,8 +26,9 @@ from model.inference.fixed_size import detect_without_sync
 from model.inference.limits import DetectionLimits
 from model.inference.preprocess import Normaliser
 from model.inference.proposals import ProposalGenerator
+from model.inference.results import to_instances
 from model.inference.roi_heads import BoxHead, MaskHead
-from model.instances import Instances, Options
+from model.instances import Options
 from model.kernels import int8
 from model.kernels.convolution import Format
 from model.kernels.nms import load_operators
@@ -34,13 +37,13 @@ from model.zoo import model_file, zoo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from torch import Tensor, nn
 
     from model.inference.fallback import TorchvisionFallback
     from model.inference.features import FeatureMaps
     from model.inference.roi_heads import Detections
+    from model.instances import Instances
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +71,8 @@ class Engine:
         else:
             form = Format(device, getattr(torch, self.precision))
             first, dense = form, None
-        self._normalise = Normaliser(parts.transform, first)
+        conventions = self._conventions = model.architecture.conventions
+        self._normalise = Normaliser(parts.transform, first, conventions.resize)
         self._label_ids = model.label_ids()
         # torchvision's COCO models have outputs that are no category, such as 12, which COCO skips.
         self._named = torch.zeros(model.architecture.classes, dtype=torch.bool)
@@ -83,10 +87,10 @@ class Engine:
         load_operators()  # or the first image would find out that there are none
         dense = dense or FeatureExtractor(parts, form)
         self._dense: Callable[[Tensor], FeatureMaps] = CudaGraphCache(dense) if self.batches else dense
-        self._propose = ProposalGenerator(parts.rpn, device)
-        self._boxes = BoxHead(parts.roi_heads, form)
+        self._propose = ProposalGenerator(parts.rpn, device, conventions)
+        self._boxes = BoxHead(parts.roi_heads, form, conventions)
         if model.architecture.mask_convs:
-            self._masks = MaskHead(parts.roi_heads, form)
+            self._masks = MaskHead(parts.roi_heads, form, conventions)
 
     @classmethod
     def load(
@@ -97,7 +101,7 @@ class Engine:
         precision: str = "float32",
         weights_folder: Path | None = None,
     ) -> Engine:
-        """An engine for a model by its name in the zoo or the path of its file.
+        """An engine for a model by its name in the zoo or the path of its file, ours or another framework's.
 
         device: "cpu", "cuda", "cuda:1" …, or "auto": a GPU if there is one. weights_folder: where downloaded
         weights lie; model.zoo.catalogue.default_folder() if None.
@@ -106,7 +110,11 @@ class Engine:
         chosen = device_named(device)
         resolved(precision, chosen)  # complains before minutes go into fetching weights
         folder = weights_folder if weights_folder is not None else weights.default_folder()
-        network, model = zoo.load(name, folder, runnable=False)
+        path = Path(name).expanduser()
+        if path.suffix in model_file.CHECKPOINTS and path.exists():
+            network, model = load_checkpoint(path)
+        else:
+            network, model = zoo.load(name, folder, runnable=False)
         return cls(network, model, chosen, precision)
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
@@ -261,13 +269,13 @@ class Engine:
     def _grids(
         self, maps: FeatureMaps, found: Sequence[Detections], options: Sequence[Options]
     ) -> list[Tensor | None]:
-        """For each image [N, 28, 28] float32 probabilities of the instances' own classes, where they are wanted."""
+        """For each image [N, 28, 28] float32 probabilities of the instances' own classes, where wanted."""
         if self._masks is None:
             return [None] * len(found)
         boxes = [b if o.masks else b[:0] for (b, _, _), o in zip(found, options, strict=True)]
-        counts = [len(b) for b in boxes]
+        counts, side = [len(b) for b in boxes], 2 * self._conventions.mask_bins
         labels = torch.cat([n[:count] for (_, _, n), count in zip(found, counts, strict=True)])
-        grids = torch.zeros((0, 28, 28))
+        grids = torch.zeros((0, side, side))
         if count := sum(counts):
             if self.batches:  # some sizes and no more, for each of which libraries choose their kernels anew
                 spare = _rounded(count) - count
@@ -280,21 +288,12 @@ class Engine:
     def _instances(
         self, detections: Detections, grid: Tensor | None, shape: tuple[int, int], size: tuple[int, int]
     ) -> Instances:
-        boxes, scores, labels = detections
-        upright = boxes * _scale(size, shape)  # input pixels → pixels of the image
-        return Instances(shape, upright, scores, self._label_ids[labels], grid)
+        return to_instances(detections, grid, (shape, size), self._label_ids, self._conventions)
 
 
 def _rounded(count: int) -> int:
     """The next power of two up to 64, then the next multiple of 64."""
     return int(2 ** (count - 1).bit_length()) if count <= 64 else -(-count // 64) * 64
-
-
-def _scale(before: tuple[int, int], after: tuple[int, int]) -> Tensor:
-    """[4] float32: what the xyxy of boxes are multiplied with when an image of (height, width) is resized."""
-    height, width = (torch.tensor(n, dtype=torch.float32) for n in after)
-    ratios = width / before[1], height / before[0]
-    return torch.stack([*ratios, *ratios])
 
 
 def _on_cpu(detections: Detections) -> Detections:

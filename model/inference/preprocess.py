@@ -1,4 +1,4 @@
-"""Photos → the network's input: resized as torchvision resizes, normalised, padded (Mask R-CNN, section 3.1).
+"""Photos → the network's input: resized as its framework resizes, normalised, padded (Mask R-CNN, section 3.1).
 
 Of a photo much larger than the input only the rows and columns that the result needs are turned into floats.
 """
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional
 
 if TYPE_CHECKING:
@@ -25,9 +26,12 @@ LARGE = 4
 
 
 class Normaliser:
-    """Images [H, W, 3] uint8 → a batch [B, 3, H', W'], as a torchvision GeneralizedRCNNTransform makes it."""
+    """Images [H, W, 3] uint8 → a batch [B, 3, H', W'], as torchvision's GeneralizedRCNNTransform makes it, or what the
+    model's own framework has in its place.
+    """
 
-    def __init__(self, transform: Any, form: Format) -> None:
+    def __init__(self, transform: Any, form: Format, resize: str = "torchvision") -> None:
+        """transform: has `image_mean` and `image_std`, of values 0 to 1. resize: see model/network/conventions.py."""
         mean, deviation = (
             torch.tensor(values, dtype=torch.float32)
             for values in (transform.image_mean, transform.image_std)
@@ -36,6 +40,7 @@ class Normaliser:
         self._scale = (1 / (255 * deviation)).to(form.device)
         self._shift = (-mean / deviation).to(form.device)
         self._form = form
+        self._resize_bytes = BYTES.get(resize)
 
     def __call__(
         self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], padded: tuple[int, int]
@@ -44,9 +49,24 @@ class Normaliser:
         device = self._form.device
         batch = torch.zeros((len(images), *padded, 3), dtype=self._form.dtype, device=device)
         for row, image, size in zip(batch, images, sizes, strict=True):
-            resized = _resized(image, size) if device.type == "cpu" else _uploaded(image, size, device)
+            if self._resize_bytes is not None:
+                resized = self._resize_bytes(image, size).to(device, torch.float32)
+            else:
+                resized = _resized(image, size) if device.type == "cpu" else _uploaded(image, size, device)
             row[: size[0], : size[1]] = torch.addcmul(self._shift, resized, self._scale)
         return batch.permute(0, 3, 1, 2)
+
+
+def _by_pillow(image: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """[h, w, 3] uint8: bilinear with antialiasing, as Detectron2's ResizeTransform."""
+    if image.shape[:2] == size:
+        return torch.from_numpy(np.require(image, requirements=("C", "W")))
+    resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized))
+
+
+# Frameworks that resize bytes, where torchvision resizes floats: what is rounded and what is antialiased differs.
+BYTES = {"detectron2": _by_pillow}
 
 
 def _resized(image: np.ndarray, size: tuple[int, int]) -> Tensor:

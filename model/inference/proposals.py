@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from model.kernels.nms import best, keep_mask, nms, overlapping
+from model.network.conventions import TORCHVISION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,25 +19,31 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from model.inference.features import FeatureMaps
+    from model.network.conventions import Conventions
 
 LONGEST = math.log(
     1000 / 16
 )  # a delta makes a box at most e to this times as long, as in the Fast R-CNN code
 
 
-def decode(deltas: Tensor, boxes: Tensor, weights: Sequence[float]) -> Tensor:
+def decode(deltas: Tensor, boxes: Tensor, weights: Sequence[float], *, clamp_both: bool = False) -> Tensor:
     """Boxes moved by deltas (Fast R-CNN, "bounding-box regression"): [..., 4] xyxy float32.
 
-    deltas, boxes: [..., 4], the boxes xyxy. weights: what dx, dy, dw and dh were multiplied with in training.
+    Args:
+        deltas: [..., 4].
+        boxes: [..., 4] xyxy.
+        weights: what dx, dy, dw and dh were multiplied with in training.
+        clamp_both: a box shrinks no further either than to the part that it may grow by.
     """
+    least = -LONGEST if clamp_both else None
     wx, wy, ww, wh = weights
     dx, dy, dw, dh = deltas.float().unbind(-1)
     x0, y0, x1, y1 = boxes.unbind(-1)
     width, height = x1 - x0, y1 - y0
     x = dx / wx * width + (x0 + 0.5 * width)
     y = dy / wy * height + (y0 + 0.5 * height)
-    half_width = 0.5 * ((dw / ww).clamp(max=LONGEST).exp() * width)
-    half_height = 0.5 * ((dh / wh).clamp(max=LONGEST).exp() * height)
+    half_width = 0.5 * ((dw / ww).clamp(least, LONGEST).exp() * width)
+    half_height = 0.5 * ((dh / wh).clamp(least, LONGEST).exp() * height)
     return torch.stack([x - half_width, y - half_height, x + half_width, y + half_height], -1)
 
 
@@ -53,14 +60,17 @@ def large(boxes: Tensor, least: float) -> Tensor:
 
 
 class ProposalGenerator:
-    """What a torchvision RegionProposalNetwork proposes, from the maps of model/inference/features.py."""
+    """What a RegionProposalNetwork proposes, from the maps of model/inference/features.py."""
 
-    def __init__(self, rpn: Any, device: torch.device) -> None:
-        """rpn: in evaluation mode."""
+    def __init__(self, rpn: Any, device: torch.device, conventions: Conventions = TORCHVISION) -> None:
+        """rpn: in evaluation mode. conventions: what its framework computes otherwise than torchvision."""
         self._cells = [cell.float().to(device) for cell in rpn.anchor_generator.cell_anchors]  # each [A, 4]
         self._before, self._after = rpn.pre_nms_top_n(), rpn.post_nms_top_n()
         self._overlap, self._least = float(rpn.nms_thresh), float(rpn.min_size)
         self._weights = rpn.box_coder.weights
+        self._clamp_both, self._offset = conventions.clamp_both, conventions.anchor_offset
+        self._by_probability = conventions.rpn_sigmoid
+        self._by_level = conventions.anchor_strides == "level"
         if rpn.score_thresh > 0:
             raise TypeError("no way to prepare an RPN with a score threshold")
 
@@ -109,13 +119,20 @@ class ProposalGenerator:
         """Objectness [B, K] and boxes [B, K, 4] of a level's best anchors, best first."""
         logits, cell = maps.objectness[level], self._cells[level]
         height, width = maps.shapes[level]
-        scores, best = logits.topk(min(self._before, int(logits.shape[1])), dim=1)
+        count = min(self._before, int(logits.shape[1]))
+        if self._by_probability:  # many are 1, and the first of them are the best
+            scores, best = (x[:, :count] for x in logits.sigmoid().sort(dim=1, descending=True, stable=True))
+        else:
+            scores, best = logits.topk(count, dim=1)
         place = best // len(cell)
         # torchvision's strides are whole numbers even where a level's size is not a whole part of the input's.
-        x, y = (place % width) * (padded[1] // width), (place // width) * (padded[0] // height)
+        down, right = (4 * 2**level,) * 2 if self._by_level else (padded[0] // height, padded[1] // width)
+        x, y = (place % width) * right, (place // width) * down
         anchors = cell[best % len(cell)] + torch.stack([x, y, x, y], -1)
+        if self._offset:
+            anchors += self._offset * anchors.new_tensor([right, down, right, down])
         deltas = maps.deltas[level].gather(1, best[..., None].expand(-1, -1, 4))
-        return scores, decode(deltas, anchors, self._weights)
+        return scores, decode(deltas, anchors, self._weights, clamp_both=self._clamp_both)
 
     def _nms(self, levels: list[tuple[Tensor, Tensor]], size: tuple[int, int]) -> Tensor:
         boxes = clipped(torch.cat([boxes for _, boxes in levels]), size)

@@ -16,7 +16,8 @@ from model.inference.features import LEVELS, steps
 from model.inference.proposals import clipped, decode, large
 from model.kernels.convolution import Format, Linear
 from model.kernels.nms import best, keep_mask, nms_by_label, overlapping
-from model.kernels.roi_align import SAMPLES, pooled
+from model.kernels.roi_align import Sampling, pooled
+from model.network.conventions import TORCHVISION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,38 +27,39 @@ if TYPE_CHECKING:
     from model.inference.features import FeatureMaps
     from model.inference.limits import DetectionLimits
     from model.kernels.convolution import Step
+    from model.network.conventions import Conventions
 
-BOX_BINS, MASK_BINS = 7, 14  # of RoIAlign's output, per side
 # Classes of proposals that score enough, in one image, in `fixed`; trained models have some hundreds.
 CANDIDATES = 1024
-LEAST_SIDE = 1e-2  # input pixels; torchvision drops smaller boxes
 
 Detections = tuple["Tensor", "Tensor", "Tensor"]  # boxes [N, 4], scores [N], labels [N] (network classes)
 
 
-def _rois(maps: FeatureMaps, boxes: Sequence[Tensor], bins: int) -> Tensor:
+def _rois(maps: FeatureMaps, boxes: Sequence[Tensor], sampling: Sampling) -> Tensor:
     """[ΣR, bins, bins, C] of the boxes [R, 4] of each image of the batch."""
     # Not from a list of numbers, for whose upload a GPU's host would wait.
     image = torch.cat(
         [torch.full((len(b),), n, dtype=torch.int64, device=b.device) for n, b in enumerate(boxes)]
     )
-    return pooled(maps.table, maps.shapes[:LEVELS], torch.cat(list(boxes)), image, bins)
+    return pooled(maps.table, maps.shapes[:LEVELS], torch.cat(list(boxes)), image, sampling)
 
 
-def _check(pool: Any, bins: int) -> None:
-    """Raises TypeError for a RoIAlign that samples otherwise than roi_align.py does."""
-    sampled = tuple(pool.output_size), getattr(pool, "sampling_ratio", SAMPLES)
-    if sampled != ((bins, bins), SAMPLES):
-        raise TypeError(
-            f"no way to prepare a RoIAlign of {sampled[0]} bins, sampled {sampled[1]} times a side"
-        )
+def _sampling(pool: Any, bins: int, samples: int, *, aligned: bool, rule: str) -> Sampling:
+    """How RoIAlign samples. Raises TypeError where the network's own module says otherwise."""
+    known = tuple(pool.output_size), getattr(pool, "sampling_ratio", samples)
+    if known != ((bins, bins), samples):
+        raise TypeError(f"no way to prepare a RoIAlign of {known[0]} bins, sampled {known[1]} times a side")
+    return Sampling(bins, samples, aligned, rule)
 
 
 class BoxHead:
-    """Classes and boxes of proposals, as a torchvision RoIHeads computes them."""
+    """Classes and boxes of proposals, as torchvision's RoIHeads or another framework's computes them."""
 
-    def __init__(self, heads: Any, form: Format) -> None:
-        _check(heads.box_roi_pool, BOX_BINS)
+    def __init__(self, heads: Any, form: Format, conventions: Conventions = TORCHVISION) -> None:
+        rules, pool = conventions, heads.box_roi_pool
+        self._sampling = _sampling(
+            pool, rules.box_bins, rules.box_samples, aligned=rules.box_aligned, rule=rules.level_rule
+        )
         head, predictor = heads.box_head, heads.box_predictor
         self._convs: list[Step] = []
         if hasattr(head, "fc6"):
@@ -68,7 +70,7 @@ class BoxHead:
             layers = [m for m in head.children() if isinstance(m, nn.Linear)]
         # Pooled features lie channels last, so the first layer's columns are put in that order.
         first = layers[0].weight.detach()
-        first = first.view(len(first), -1, BOX_BINS**2).transpose(1, 2).flatten(1)
+        first = first.view(len(first), -1, self._sampling.bins**2).transpose(1, 2).flatten(1)
         weights = [first, *(layer.weight for layer in layers[1:])]
         self._layers = [
             Linear(weight, layer.bias, form) for weight, layer in zip(weights, layers, strict=True)
@@ -82,10 +84,11 @@ class BoxHead:
         self._weights = heads.box_coder.weights
         self._least_score, self._overlap = float(heads.score_thresh), float(heads.nms_thresh)
         self._most = int(heads.detections_per_img)
+        self._least_side, self._clamp_both = conventions.box_min_size, conventions.clamp_both
 
     def features(self, maps: FeatureMaps, proposals: Sequence[Tensor]) -> Tensor:
         """[ΣR, D] float32 from the proposals of each image, [R, 4] xyxy in input pixels."""
-        x = _rois(maps, proposals, BOX_BINS)
+        x = _rois(maps, proposals, self._sampling)
         if self._convs:
             x = x.permute(0, 3, 1, 2)
             for conv in self._convs:
@@ -95,6 +98,9 @@ class BoxHead:
         for layer in self._layers:
             x = layer(x)
         return x.float()
+
+    def _decode(self, deltas: Tensor, proposals: Tensor) -> Tensor:
+        return decode(deltas, proposals, self._weights, clamp_both=self._clamp_both)
 
     def detections(
         self,
@@ -118,8 +124,8 @@ class BoxHead:
         some = enough.any(1)
         deltas = functional.linear(features[some], *self._box).view(-1, scores.shape[1], 4)
         deltas = deltas[some.cumsum(0)[row] - 1, label]
-        boxes = clipped(decode(deltas, proposals[row], self._weights), size)
-        usable = large(boxes, LEAST_SIDE)
+        boxes = clipped(self._decode(deltas, proposals[row]), size)
+        usable = large(boxes, self._least_side)
         boxes, label, score = boxes[usable], label[usable], scores[row, label][usable]
 
         def survive(rows: Tensor) -> Tensor:
@@ -147,8 +153,8 @@ class BoxHead:
         deltas = functional.linear(features, *self._box).view(batch, -1, 4)
         deltas = deltas.gather(1, ranked.indices[..., None].expand(-1, -1, 4))
         anchors = proposals.gather(1, row[..., None].expand(-1, -1, 4))
-        boxes = torch.minimum(decode(deltas, anchors, self._weights).clamp(min=0), wanted.limits)
-        usable = (ranked.values > 0) & large(boxes, LEAST_SIDE)
+        boxes = torch.minimum(self._decode(deltas, anchors).clamp(min=0), wanted.limits)
+        usable = (ranked.values > 0) & large(boxes, self._least_side)
         over = overlapping(boxes, self._overlap) & (label[:, :, None] == label[:, None, :])
         keep, sure = keep_mask(over, usable)
         sure = sure & (enough.flatten(1).sum(1) <= candidates).all()
@@ -167,8 +173,12 @@ class BoxHead:
 class MaskHead:
     """Mask probabilities of instances, each for its own class (Mask R-CNN, section 3, "class-specific masks")."""
 
-    def __init__(self, heads: Any, form: Format) -> None:
-        _check(heads.mask_roi_pool, MASK_BINS)
+    def __init__(self, heads: Any, form: Format, conventions: Conventions = TORCHVISION) -> None:
+        rules, pool = conventions, heads.mask_roi_pool
+        self._sampling = _sampling(
+            pool, rules.mask_bins, rules.mask_samples, aligned=rules.mask_aligned, rule=rules.level_rule
+        )
+        self.side = 2 * conventions.mask_bins  # of what it gives
         predictor = heads.mask_predictor
         self._convs = [step for _, step in steps(heads.mask_head.named_children(), form)]
         up = (
@@ -183,14 +193,15 @@ class MaskHead:
         self._class_bias = Format(form.device, torch.float32).copy(last.bias)
 
     def __call__(self, maps: FeatureMaps, boxes: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """[N, 28, 28] float32. boxes: of each image, N in all, [n, 4] xyxy in input pixels. labels: [N]."""
-        x = _rois(maps, boxes, MASK_BINS).permute(0, 3, 1, 2)
+        """[N, side, side] float32. boxes: of each image, N in all, [n, 4] xyxy in input pixels. labels: [N]."""
+        x = _rois(maps, boxes, self._sampling).permute(0, 3, 1, 2)
         for conv in self._convs:
             x = conv(x)
-        x = self._up(x.permute(0, 2, 3, 1))  # [N, 14, 14, 4 D]
+        x = self._up(x.permute(0, 2, 3, 1))  # [N, bins, bins, 4 D]
         count, depth = len(x), self._class_weight.shape[1]
         logits = torch.bmm(x.reshape(count, -1, depth), self._class_weight[labels][..., None])
-        logits = logits.view(count, MASK_BINS, MASK_BINS, 2, 2).transpose(2, 3)  # y, y within, x, x within
-        logits = logits.reshape(count, 2 * MASK_BINS, 2 * MASK_BINS).float()
+        bins = self._sampling.bins
+        logits = logits.view(count, bins, bins, 2, 2).transpose(2, 3)  # y, y within, x, x within
+        logits = logits.reshape(count, self.side, self.side).float()
         grids: Tensor = (logits + self._class_bias[labels][:, None, None]).sigmoid()
         return grids

@@ -43,6 +43,8 @@ class Format:
 
     def conv(self, conv: nn.Conv2d, norm: nn.Module | None = None, activation: str = "none") -> Layer:
         """A convolution, and the norm and activation behind it, prepared."""
+        if isinstance(norm, nn.GroupNorm):
+            return GroupNormConv(conv, self, norm, activation)
         return Conv(conv, self, norm=norm, activation=activation)
 
     def output_conv(self, conv: nn.Conv2d) -> Layer:
@@ -59,8 +61,8 @@ class Format:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a BatchNorm. Frozen ones, torchvision's or skeleton.py's, go by the name of their class."""
-    return isinstance(module, nn.BatchNorm2d) or type(module).__name__ == "FrozenBatchNorm2d"
+    """Whether a module is a norm. Frozen ones, torchvision's or skeleton.py's, go by the name of their class."""
+    return isinstance(module, nn.BatchNorm2d | nn.GroupNorm) or type(module).__name__ == "FrozenBatchNorm2d"
 
 
 def folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
@@ -69,7 +71,7 @@ def folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     bias = torch.zeros(len(weight), dtype=torch.float64) if conv.bias is None else conv.bias.detach().double()
     if norm is None:
         return weight, bias
-    if not is_norm(norm):
+    if not is_norm(norm) or isinstance(norm, nn.GroupNorm):
         raise TypeError(f"no way to fold {type(norm).__name__} into a convolution")
     trained: Any = norm
     mean, variance = trained.running_mean, trained.running_var
@@ -167,6 +169,28 @@ class Conv(Layer):
                 return self.weight
             self._packed[shape] = onednn.convolution_weight(self.weight, self._geometry(), list(shape))
         return self._packed[shape]
+
+
+class GroupNormConv(Layer):
+    """activation(group_norm(convolution(x) + bias) + residual): the norm depends on the image and cannot be folded."""
+
+    def __init__(self, conv: nn.Conv2d, form: Format, norm: nn.GroupNorm, activation: str) -> None:
+        super().__init__(conv, activation)
+        if activation not in ("none", "relu"):
+            raise TypeError(f"no way to prepare a GroupNorm with {activation}")
+        self._conv = Conv(conv, form)
+        self._count, self._eps = norm.num_groups, norm.eps
+        self._weight, self._bias = form.copy(norm.weight), form.copy(norm.bias)
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """[B, K, H', W'] from x [B, C, H, W]; residual, out: [B, K, H', W']."""
+        y = functional.group_norm(self._conv(x), self._count, self._weight, self._bias, self._eps)
+        y = y.contiguous(memory_format=torch.channels_last)
+        if residual is not None:
+            y += residual
+        if self.activation == "relu":
+            y.relu_()
+        return y if out is None else out.copy_(y)
 
 
 class Linear:

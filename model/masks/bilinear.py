@@ -69,29 +69,33 @@ def values(grids: Floats, pixels: Pixels) -> Floats:
     return result
 
 
-def crossings(grids: Floats, threshold: np.float32, pixels: Pixels) -> Doubles:
+def sampled(grids: Floats, grid: Indices, y: Doubles, x: Doubles) -> Doubles:
+    """The grids' values [K] at any places, in samples; beyond the first and the last sample these go on."""
+    last = grids.shape[-1] - 1
+    x = np.clip(x, 0, last)
+    left = np.minimum(x.astype(np.int64), last - 1)
+    return _down_the_column(grids, grid, left, x - left, np.clip(y, 0, last))
+
+
+def crossings(
+    grids: Floats, threshold: np.float32, grid: Indices, x: Doubles, rows: tuple[Doubles, Doubles]
+) -> Doubles:
     """How far below a pixel's centre its column crosses the threshold on the way to the next pixel's: [K], 0 to 1.
 
     Nearly, not to the last bit, and never close to either pixel, which a polygon through it must not touch.
+    x: the columns' places, in samples. rows: those of both pixels' centres.
     """
-    side = grids.shape[-1]
-    x = np.clip((pixels.column + 0.5) * (side / pixels.width) - 0.5, 0, side - 1)
-    left = np.minimum(x.astype(np.int64), side - 2)
-    x -= left
-    upper, lower = (
-        _down_the_column(grids, pixels, left, x, np.clip(y, 0, side - 1))
-        for y in ((pixels.row + part) * (side / pixels.height) - 0.5 for part in (0.5, 1.5))
-    )
+    upper, lower = (sampled(grids, grid, y, x) for y in rows)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         share = (threshold - upper) / (lower - upper)
     return np.clip(np.where(np.isfinite(share), share, 0.5), CLEARANCE, 1 - CLEARANCE)
 
 
-def _down_the_column(grids: Floats, pixels: Pixels, left: Indices, x: Doubles, y: Doubles) -> Doubles:
+def _down_the_column(grids: Floats, grid: Indices, left: Indices, x: Doubles, y: Doubles) -> Doubles:
     top = np.minimum(y.astype(np.int64), grids.shape[-1] - 2)
     y = y - top
     rows = grids.reshape(-1)
-    at = (pixels.grid * grids.shape[-1] + top) * grids.shape[-1] + left
+    at = (grid * grids.shape[-1] + top) * grids.shape[-1] + left
     upper = rows[at] * (1 - x) + rows[at + 1] * x
     at += grids.shape[-1]
     lower = rows[at] * (1 - x) + rows[at + 1] * x

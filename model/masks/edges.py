@@ -33,16 +33,36 @@ LARGEST_SIDE = 1 << 22  # pixels of a resized map: float32 still holds each one'
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Maps on an image, as torchvision's `paste_masks_in_image` lays them there."""
+    """Maps on an image: as torchvision's `paste_masks_in_image` lays them there, or where `begin` is given, at any
+    place between pixels, as Detectron2's does.
+    """
 
     grids: Floats  # [N, S, S] the maps with their border of zeros
-    threshold: np.float32  # foreground is above it; in [0, 1)
+    threshold: np.float32  # foreground is above it, or with `begin` at least it; in [0, 1)
     corner: Indices  # [2, N] y and x of the resized map's first pixel, in the image
     sides: Indices  # [2, N] its height and width, at least 1
     start: Indices  # [2, N] y and x of its first pixel inside the image
     stop: Indices  # [2, N] one past its last pixel inside the image, or `start` where there is none
     origin: Indices  # [N] how changes are numbered: the image's pixel (y, x) is origin + x * pitch + y
     pitch: Indices  # [N]
+    begin: Doubles | None = None  # [2, N] y and x of the map's first sample, in pixels from `corner`
+    spacing: Doubles | None = None  # [2, N] pixels from sample to sample
+
+    def samples(self) -> tuple[Doubles, Doubles]:
+        """[2, N] pixels from sample to sample, and [2, N, S] the samples' places in pixels from `corner`."""
+        side = self.grids.shape[-1]
+        if self.begin is not None and self.spacing is not None:
+            return self.spacing, np.arange(side) * self.spacing[:, :, None] + self.begin[:, :, None]
+        spacing = self.sides / side
+        return spacing, (np.arange(side) + 0.5) * spacing[:, :, None] - 0.5
+
+    def in_samples(self, axis: int, mask: Indices, pixel: Doubles | Indices) -> Doubles:
+        """Places along an axis (0: y), in pixels from `corner`, counted in samples."""
+        if self.begin is not None and self.spacing is not None:
+            counted: Doubles = (pixel - self.begin[axis, mask]) / self.spacing[axis, mask]
+            return counted
+        centres: Doubles = (pixel + 0.5) * (self.grids.shape[-1] / self.sides[axis, mask]) - 0.5
+        return centres
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +98,7 @@ def changes(placed: Placement) -> Iterator[tuple[range, Indices]]:
     Exact to the last bit of torch's own resize: a pixel that the line leaves in doubt is computed as torch does
     (`bilinear`); on a torch whose rounding is not known there, torch computes all of them.
     """
-    if not bilinear.known():
+    if placed.begin is None and not bilinear.known():
         yield from _changes_by_torch(placed)
         return
     strips, cells = _outline(placed)
@@ -121,9 +141,7 @@ def _outline(placed: Placement) -> tuple[_Strips, _Cells]:
     levels: Floats = grids.swapaxes(1, 2) - placed.threshold  # [N, x, y]
     levels[~bounded] = 0
 
-    # Pixel d of an axis lies at sample (d + 0.5) * side / size - 0.5; here are the cells' edges in pixels.
-    spacing = placed.sides / side  # [2, N] pixels from sample to sample
-    samples = (np.arange(side) + 0.5) * spacing[:, :, None] - 0.5  # [2, N, S]
+    spacing, samples = placed.samples()
     edges = np.ceil(samples).astype(np.int64)
     edges[:, :, 0] = 0  # before the first sample and behind the last one, pixels take the sample's value
     edges[:, :, -1] = placed.sides
@@ -137,7 +155,10 @@ def _outline(placed: Placement) -> tuple[_Strips, _Cells]:
     mask, strip = np.nonzero(counts)
     left, cells = edges[1, mask, strip], counts[mask, strip]
     step = 1 / spacing[1, mask]
-    offset = (left - placed.corner[1, mask] + 0.5) * step - 0.5 - strip
+    place = left - placed.corner[1, mask]
+    offset = (
+        (place + 0.5) * step - 0.5 if placed.begin is None else (place - placed.begin[1, mask]) * step
+    ) - strip
     strips = _Strips(mask, left, widths[mask, strip], cells, np.cumsum(cells) - cells, offset, step)
 
     x, mask = np.repeat(strip, cells), np.repeat(mask, cells)
@@ -241,14 +262,24 @@ def _computed(placed: Placement, pieces: _Doubtful) -> Iterator[Indices]:
         piece = np.repeat(np.arange(block.start, block.stop), length)
         row = pieces.after[piece] + np.arange(len(piece)) - np.repeat(stop - length, length)
         mask = pieces.mask[piece]
-        pixels = bilinear.Pixels(
-            grid=mask,
-            height=placed.sides[0, mask],
-            width=placed.sides[1, mask],
-            row=row - placed.corner[0, mask],
-            column=pieces.column[piece] - placed.corner[1, mask],
+        row_in_map, column_in_map = (
+            row - placed.corner[0, mask],
+            pieces.column[piece] - placed.corner[1, mask],
         )
-        inside = bilinear.values(placed.grids, pixels) > placed.threshold
+        if placed.begin is None:
+            pixels = bilinear.Pixels(
+                grid=mask,
+                height=placed.sides[0, mask],
+                width=placed.sides[1, mask],
+                row=row_in_map,
+                column=column_in_map,
+            )
+            inside = bilinear.values(placed.grids, pixels) > placed.threshold
+        else:
+            places = (
+                placed.in_samples(axis, mask, at) for axis, at in enumerate((row_in_map, column_in_map))
+            )
+            inside = bilinear.sampled(placed.grids, mask, *places) >= placed.threshold
         before = np.empty_like(inside)
         before[1:] = inside[:-1]
         before[stop - length] = pieces.upper[block.start : block.stop]

@@ -1,6 +1,8 @@
 """Instance masks from the mask head's small maps: run lengths, bitmaps and polygons, never an N × H × W stack.
 
-A pixel is foreground exactly where torchvision's `paste_masks_in_image` on the CPU exceeds the threshold.
+A pixel is foreground exactly where torchvision's `paste_masks_in_image` on the CPU exceeds the threshold, or by the
+rule "detectron2" where a map sampled at the pixel's centre reaches it: torchvision lays maps on whole pixels,
+Detectron2 and MMDetection do not.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Crop", "Polygons", "Rle", "crops", "decode", "encode", "outlines", "paste"]
 
+RULES = ("torchvision", "detectron2")
 FARTHEST = 1 << 31  # pixels; no image, and no map that torchvision could allocate, reaches so far
 
 
@@ -35,25 +38,40 @@ class Crop(NamedTuple):
     bitmap: NDArray[np.bool_]  # [h, w] in Fortran order; both 0 where the box does not touch the image
 
 
-def paste(probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> list[Rle]:
+def paste(
+    probabilities: Tensor,
+    boxes: Tensor,
+    size: tuple[int, int],
+    threshold: float = 0.5,
+    rule: str = "torchvision",
+) -> list[Rle]:
     """Masks of one image as COCO run lengths (Mask R-CNN, section 3.1, "mask representation").
 
-    probabilities: [N, M, M] float32, one map per box (M is 28 in the paper). boxes: [N, 4] float32 xyxy in
-    pixels of the image. size: (height, width) of the image. threshold: in [0, 1), foreground is above it.
+    Args:
+        probabilities: [N, M, M] float32, one map per box (M is 28 in the paper).
+        boxes: [N, 4] float32 xyxy in pixels of the image.
+        size: (height, width) of the image.
+        threshold: in [0, 1), foreground is above it, or with Detectron2's rule at least it.
+        rule: "torchvision" or "detectron2".
+
     Time and memory grow with the outlines' length, not with any area.
 
     A box that lies off the image, ends before it begins or is not finite gives an empty mask; torchvision
     raises RuntimeError for most of these. Raises ValueError where shapes or threshold are not as above.
     """
-    placed = _place(probabilities, boxes, size, threshold)
+    placed = _place(probabilities, boxes, size, threshold, rule)
     return [rle for masks, found in changes(placed) for rle in from_changes(found, masks, size)]
 
 
 def crops(
-    probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
+    probabilities: Tensor,
+    boxes: Tensor,
+    size: tuple[int, int],
+    threshold: float = 0.5,
+    rule: str = "torchvision",
 ) -> Iterator[Crop]:
     """The same masks as bitmaps, each cut to its box and zero outside. Arguments as for `paste`."""
-    placed = _place(probabilities, boxes, size, threshold)
+    placed = _place(probabilities, boxes, size, threshold, rule)
     (top, left), (height, width) = placed.start, placed.stop - placed.start
     first = np.append(0, np.cumsum(height * width + 1))  # numbers of the crops' first pixels
     placed = replace(placed, origin=first[:-1] - left * height - top, pitch=height)
@@ -65,10 +83,14 @@ def crops(
 
 
 def outlines(
-    probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
+    probabilities: Tensor,
+    boxes: Tensor,
+    size: tuple[int, int],
+    threshold: float = 0.5,
+    rule: str = "torchvision",
 ) -> list[Polygons]:
     """The same masks as COCO polygons, simplified to about a 400th of an object's side. Arguments as for `paste`."""
-    placed = _place(probabilities, boxes, size, threshold)
+    placed = _place(probabilities, boxes, size, threshold, rule)
     (top, left), (height, width) = placed.start, placed.stop - placed.start
     pitch = height + 1  # one row more than there are, so that no column's end is the next one's beginning
     first = np.append(0, np.cumsum(width * pitch))
@@ -79,48 +101,44 @@ def outlines(
         mask = np.searchsorted(first, place, side="right") - 1
         column, row = np.divmod(place - first[mask], pitch[mask])
         column, row = column + left[mask], row + top[mask]
-        exact = bilinear.crossings(placed.grids, placed.threshold, _above(placed, mask, column, row))
+        above = row - 1 - placed.corner[0, mask]
+        rows = placed.in_samples(0, mask, above), placed.in_samples(0, mask, above + 1)
+        across = placed.in_samples(1, mask, column - placed.corner[1, mask])
+        exact = bilinear.crossings(placed.grids, placed.threshold, mask, across, rows)
         border = (row == top[mask]) | (row == top[mask] + height[mask])  # cut off by the image there
         exact = np.where(border, row, row - 0.5 + exact)
         found += trace(Turns(mask - masks.start, column, row, exact), len(masks))
     return found
 
 
-def _above(
-    placed: Placement, mask: NDArray[np.int64], column: NDArray[np.int64], row: NDArray[np.int64]
-) -> bilinear.Pixels:
-    """The pixels over those of the image, in the resized maps."""
-    height, width = placed.sides[:, mask]
-    (y, x) = placed.corner[:, mask]
-    return bilinear.Pixels(mask, height, width, row - 1 - y, column - x)
-
-
-def _place(probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float) -> Placement:
-    """Where torchvision lays the maps: with a border of zeros, in boxes larger by that."""
-    if (
-        probabilities.ndim != 3
-        or probabilities.shape[1] != probabilities.shape[2]
-        or not probabilities.shape[1]
-    ):
-        raise ValueError(f"probabilities must be [N, M, M], not {list(probabilities.shape)}")
-    if boxes.shape != (len(probabilities), 4):
-        raise ValueError(f"boxes must be [{len(probabilities)}, 4], not {list(boxes.shape)}")
-    if min(size) < 0:
-        raise ValueError(f"an image cannot be {size[0]} × {size[1]} pixels")
-    if not 0 <= threshold < 1:
-        raise ValueError(f"the threshold must be in [0, 1), not {threshold}")
+def _place(
+    probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float, rule: str
+) -> Placement:
+    """Where a framework lays the maps: with a border of zeros, in boxes larger by that."""
+    _check(probabilities, boxes, size, threshold, rule)
     side = probabilities.shape[1]
     grids = np.zeros((len(boxes), side + 2, side + 2), dtype=np.float32)
     grids[:, 1:-1, 1:-1] = probabilities.detach().cpu().numpy()
     ends = (
         boxes.detach().to("cpu", torch.float32).numpy().T.reshape(2, 2, -1)[:, ::-1]
     )  # two of [2, N] y and x
-    with np.errstate(invalid="ignore", over="ignore"):
-        half = (ends[1] - ends[0]) * 0.5 * ((side + 2) / side)
-        centre = (ends[1] + ends[0]) * 0.5
-        ends = np.stack([centre - half, centre + half])
-        usable = (np.abs(ends) < FARTHEST).all(axis=(0, 1))  # false for what is not finite, too
-    corner, last = np.where(usable, ends, -1).astype(np.int64)  # towards zero; both inside the box
+    begin = spacing = None
+    if rule == "torchvision":
+        with np.errstate(invalid="ignore", over="ignore"):
+            half = (ends[1] - ends[0]) * 0.5 * ((side + 2) / side)
+            centre = (ends[1] + ends[0]) * 0.5
+            ends = np.stack([centre - half, centre + half])
+            usable = (np.abs(ends) < FARTHEST).all(axis=(0, 1))  # false for what is not finite, too
+        corner, last = np.where(usable, ends, -1).astype(np.int64)  # towards zero; both inside the box
+    else:
+        usable = (np.abs(ends) < FARTHEST).all(axis=(0, 1)) & (ends[0] < ends[1]).all(axis=0)
+        ends = np.where(usable, ends, np.array([0.0, 1.0]).reshape(2, 1, 1)).astype(np.float64)
+        spacing = (ends[1] - ends[0]) / side
+        # Samples lie in the middle of a map's cells, and pixels' centres half a pixel from the corner.
+        first, final = ends[0] - 0.5 * spacing - 0.5, ends[1] + 0.5 * spacing - 0.5
+        corner, last = np.ceil(first).astype(np.int64), np.floor(final).astype(np.int64)
+        begin = first - corner
+        last[:, ~usable] = corner[:, ~usable] - 1
     limit = np.array(size)[:, None]
     start = np.minimum(np.maximum(corner, 0), limit)
     stop = np.minimum(np.maximum(last + 1, 0), limit)
@@ -135,4 +153,23 @@ def _place(probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshol
         stop=stop,
         origin=np.arange(len(grids), dtype=np.int64) * (size[0] * size[1] + 1),
         pitch=np.full(len(grids), size[0], dtype=np.int64),
+        begin=begin,
+        spacing=spacing,
     )
+
+
+def _check(probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float, rule: str) -> None:
+    if (
+        probabilities.ndim != 3
+        or probabilities.shape[1] != probabilities.shape[2]
+        or not probabilities.shape[1]
+    ):
+        raise ValueError(f"probabilities must be [N, M, M], not {list(probabilities.shape)}")
+    if boxes.shape != (len(probabilities), 4):
+        raise ValueError(f"boxes must be [{len(probabilities)}, 4], not {list(boxes.shape)}")
+    if min(size) < 0:
+        raise ValueError(f"an image cannot be {size[0]} × {size[1]} pixels")
+    if not 0 <= threshold < 1:
+        raise ValueError(f"the threshold must be in [0, 1), not {threshold}")
+    if rule not in RULES:
+        raise ValueError(f"masks are pasted by one of the rules {', '.join(RULES)}, not {rule!r}")

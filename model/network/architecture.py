@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
+
+from model.network.conventions import TORCHVISION_NUMBERS, ConventionError, Conventions
 
 RESNETS = (
     "resnet18",
@@ -53,14 +55,41 @@ class Architecture:
     masks: str = (
         "sigmoid"  # a mask for each class, or "softmax": classes compete (Table 2b), "agnostic": one mask
     )
+    # Other frameworks' ResNets, pyramids and heads. 0 or (): as the backbone's name and the widths above say.
+    stem_channels: int = 0
+    res2_channels: int = 0  # that the first stage gives; each next one gives twice as many
+    bottleneck_channels: int = 0  # of the 3×3 convolutions between 1×1 ones, in the first stage
+    groups: int = 0  # of the 3×3 convolutions
+    stride_in_1x1: bool = (
+        False  # a stage's stride is in its first 1×1 convolution, as in the paper, not in the 3×3
+    )
+    rpn_channels: tuple[int, ...] = ()  # of each of the RPN's convolutions
+    box_fcs: int = 0  # fully connected layers of the box head
+    box_conv_channels: int = 0
+    head_norm: str = "batch"  # where FPN and heads have a norm: BatchNorm, or "group": GroupNorm of 32 groups
+    box_norm: bool = True  # behind the box head's convolutions, where it has some
+    conventions: Conventions = field(default_factory=Conventions)
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that an image is resized to, as torchvision computes it (in double precision).
+        """(height, width) that an image is resized to, as its framework computes it (in double precision).
 
         One pixel where torchvision rounds down to none and fails: images over 1333 times as long as wide.
         """
+        if self.conventions.resize == "detectron2":
+            return self._nearest(self.min_size / min(height, width), height, width)
         scale = min(self.min_size / min(height, width), self.max_size / max(height, width))
+        if self.conventions.resize == "mmdetection":
+            return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
         return max(1, int(height * scale)), max(1, int(width * scale))
+
+    def _nearest(self, scale: float, height: int, width: int) -> tuple[int, int]:
+        """Detectron2's rule, in its order of roundings: the shorter side exactly, then both down if need be."""
+        shorter = float(self.min_size)
+        high, wide = (shorter, scale * width) if height < width else (scale * height, shorter)
+        if max(high, wide) > self.max_size:
+            again = self.max_size / max(high, wide)
+            high, wide = high * again, wide * again
+        return max(1, int(high + 0.5)), max(1, int(wide + 0.5))
 
     def padded_shape(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the network's input for an image."""
@@ -71,6 +100,14 @@ class Architecture:
     def is_standard(self) -> bool:
         """Whether the prepared engine computes it; a C4, RoIPool, softmax and agnostic masks are torchvision's."""
         return self.pyramid and self.pooling == "align" and self.masks == "sigmoid"
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether torchvision's modules compute the same: numbers may differ from their defaults, rules may not."""
+        rules = self.conventions
+        numbers = {name: getattr(rules, name) for name in TORCHVISION_NUMBERS}
+        usual = all(getattr(self, name) == getattr(V1, name) for name in _FOREIGN)
+        return usual and rules == replace(Conventions(), **numbers)
 
     def validate(self) -> None:
         """Raise ArchitectureError for a description that cannot be built."""
@@ -111,6 +148,23 @@ class Architecture:
             raise ArchitectureError(f"pooling is 'align' or 'pool', not {self.pooling!r:.60}")
         if self.masks not in ("sigmoid", "softmax", "agnostic"):
             raise ArchitectureError(f"masks are 'sigmoid', 'softmax' or 'agnostic', not {self.masks!r:.60}")
+        if self.head_norm not in ("batch", "group"):
+            raise ArchitectureError(f"head_norm is 'batch' or 'group', not {self.head_norm!r}")
+        other = (self.stem_channels, self.res2_channels, self.bottleneck_channels, self.groups, self.box_fcs)
+        if min(*other, self.box_conv_channels, *self.rpn_channels) < 0:
+            raise ArchitectureError(f"sizes and widths of the architecture must be positive: {self}")
+        if self.rpn_channels and len(self.rpn_channels) != self.rpn_convs:
+            raise ArchitectureError(
+                f"{self.rpn_convs} convolutions of an RPN have {len(self.rpn_channels)} widths"
+            )
+        if self.conventions.anchor_levels and len(self.conventions.anchor_levels) != len(self.anchor_sizes):
+            raise ArchitectureError(
+                f"anchor_levels are {len(self.anchor_sizes)}, not {self.conventions.anchor_levels}"
+            )
+        try:
+            self.conventions.validate()
+        except ConventionError as error:
+            raise ArchitectureError(str(error)) from None
         if not self.pyramid and (
             self.backbone not in RESNETS or self.box_convs or self.fpn_norm or self.mask_convs > 1
         ):
@@ -121,7 +175,9 @@ class Architecture:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a file's metadata."""
-        return {k: v for k, v in asdict(self).items() if k not in _LATER or v != getattr(V1, k)}
+        values = asdict(self) | {"conventions": self.conventions.to_dict()}
+        defaults = {name: getattr(V1, name) for name in _LATER} | {"conventions": {}}
+        return {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
@@ -130,6 +186,11 @@ class Architecture:
             raise ArchitectureError(f"an architecture is a table of names and values, not {values!r}")
         known = {f.name: getattr(V1, f.name) for f in fields(cls)}
         values = {**{name: known[name] for name in _LATER}, **values}
+        if not isinstance(values["conventions"], Conventions):
+            try:
+                values["conventions"] = Conventions.from_dict(values["conventions"])
+            except ConventionError as error:
+                raise ArchitectureError(str(error)) from None
         for kind, names in ("unknown", set(values) - set(known)), ("missing", set(known) - set(values)):
             if names:
                 raise ArchitectureError(f"{kind} architecture fields: {', '.join(sorted(map(str, names)))}")
@@ -139,7 +200,7 @@ class Architecture:
 def _typed(name: str, value: Any, example: Any) -> Any:
     """The value in the example's type; JSON has no tuples, and writes 1.0 as it likes."""
     if isinstance(example, tuple) and isinstance(value, list | tuple):
-        return tuple(_typed(name, item, example[0]) for item in value)
+        return tuple(_typed(name, item, example[0] if example else 0) for item in value)
     if isinstance(example, float) and type(value) is int:
         return float(value)
     if type(value) is not type(example):
@@ -147,7 +208,11 @@ def _typed(name: str, value: Any, example: Any) -> Any:
     return value
 
 
-_LATER = ("pyramid", "pooling", "masks")
+_FOREIGN = (
+    "stem_channels", "res2_channels", "bottleneck_channels", "groups", "stride_in_1x1", "rpn_channels", "box_fcs",
+    "box_conv_channels", "head_norm", "box_norm",
+)  # fmt: skip
+_LATER = ("pyramid", "pooling", "masks", *_FOREIGN, "conventions")
 V1 = Architecture()
 V2 = Architecture(
     norm="batch", norm_eps=1e-5, fpn_norm=True, rpn_convs=2, box_convs=4, mask_norm=True

@@ -17,8 +17,9 @@ from torchvision.models.vgg import cfgs, make_layers
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from model.network.architecture import MOBILENETS
+from model.network.architecture import MOBILENETS, ArchitectureError
 from model.network.c4 import BINS, STRIDE, c4
+from model.network.conventions import of_one
 from model.network.mask_variants import AgnosticPredictor, SoftmaxHeads, SoftmaxPredictor
 from model.network.roi_pool import PyramidRoIPool
 
@@ -32,16 +33,21 @@ def build(architecture: Architecture, *, rpn_training: tuple[int, int] = (2000, 
     rpn_training: proposals before and after suppression while training, for each level and image.
     Raises ArchitectureError for a description that cannot be built.
     """
-    a = architecture
+    a, rules = architecture, architecture.conventions
     a.validate()
+    if not a.is_trainable:
+        raise ArchitectureError(
+            "a network that computes as another framework does can be served and calibrated, but not trained: training "
+            "follows torchvision's conventions"
+        )
     shared: nn.Module | None = None
     stage: nn.Module | None = None
     backbone: Any
-    sizes: tuple[tuple[int, ...], ...]
+    sizes: tuple[tuple[float, ...], ...]
     strides: tuple[int, ...]
     if a.pyramid:
         backbone, width = _backbone(a), a.box_channels
-        sizes = tuple((size,) for size in a.anchor_sizes)
+        sizes = rules.anchor_levels or tuple((size,) for size in a.anchor_sizes)
         strides, bins = (4, 8, 16, 32), (7, 14)
     else:
         backbone, stage, shared, width = c4(a.backbone, _norm(a))
@@ -57,8 +63,14 @@ def build(architecture: Architecture, *, rpn_training: tuple[int, int] = (2000, 
         "rpn_head": rpn_head,
         "rpn_pre_nms_top_n_train": rpn_training[0],
         "rpn_post_nms_top_n_train": rpn_training[1],
-        "rpn_pre_nms_top_n_test": a.proposals,
+        "rpn_pre_nms_top_n_test": rules.candidates or a.proposals,
         "rpn_post_nms_top_n_test": a.proposals,
+        "image_mean": of_one(rules.pixel_mean),
+        "image_std": of_one(rules.pixel_std),
+        "rpn_nms_thresh": rules.rpn_nms,
+        "box_score_thresh": rules.score_threshold,
+        "box_nms_thresh": rules.nms,
+        "box_detections_per_img": rules.detections,
         "box_roi_pool": pools[0],
         "box_head": box_head,
         "box_predictor": FastRCNNPredictor(width, a.classes),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from model.network.architecture import RESNETS
+from model.network.conventions import of_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ STAGES = {
     "resnext50_32x4d": ((3, 4, 6, 3), "bottleneck", 32, 4),
     "resnext101_32x8d": ((3, 4, 23, 3), "bottleneck", 32, 8),
 }
+GROUPS = 32  # of a GroupNorm, as in every framework
 EXPANSION = 4  # a bottleneck's output channels, for each of its stage's width
 
 
@@ -54,7 +56,10 @@ def skeleton(architecture: Architecture) -> nn.Module:
         raise ValueError(f"no skeleton for {architecture}")
     with torch.device("meta"):
         network = Group(
-            transform=Group(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]),
+            transform=Group(
+                image_mean=of_one(architecture.conventions.pixel_mean),
+                image_std=of_one(architecture.conventions.pixel_std),
+            ),
             backbone=_backbone(architecture),
             rpn=_Rpn(architecture),
             roi_heads=_roi_heads(architecture),
@@ -99,19 +104,19 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions, the stride in the second, as torchvision has it."""
+    """1×1, 3×3 and 1×1 convolutions; the stride is in the second, as torchvision has it, or in the first."""
 
     def __init__(
-        self, inputs: int, inner: int, outputs: int, stride: int, *, groups: int, norm: Norm
+        self, inputs: int, inner: int, outputs: int, strides: tuple[int, int], *, groups: int, norm: Norm
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
+        self.conv1 = nn.Conv2d(inputs, inner, 1, strides[0], bias=False)
         self.bn1 = norm(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=groups, bias=False)
+        self.conv2 = nn.Conv2d(inner, inner, 3, strides[1], 1, groups=groups, bias=False)
         self.bn2 = norm(inner)
         self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
         self.bn3 = norm(outputs)
-        self.downsample = _shortcut(inputs, outputs, stride, norm)
+        self.downsample = _shortcut(inputs, outputs, strides[0] * strides[1], norm)
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Sequential | None:
@@ -123,27 +128,28 @@ def _shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Sequenti
 class _Body(nn.Module):
     """A ResNet without its classifier; `return_layers` names the children that give C2 … C5."""
 
-    def __init__(self, backbone: str, norm: Norm) -> None:
+    def __init__(self, a: Architecture, norm: Norm) -> None:
         super().__init__()
-        depths, kind, groups, group_width = STAGES[backbone]
+        depths, kind, groups, group_width = STAGES[a.backbone]
+        groups, channels = a.groups or groups, a.stem_channels or 64
+        first = a.res2_channels or (64 if kind == "basic" else 64 * EXPANSION)
+        hidden = a.bottleneck_channels or group_width * groups
         self.return_layers = {f"layer{n}": str(n - 1) for n in (1, 2, 3, 4)}
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = norm(64)
+        self.conv1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
+        self.bn1 = norm(channels)
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         self.channels: list[int] = []
-        channels = 64
         for n, depth in enumerate(depths):
-            width = 64 * 2**n
-            outputs = width if kind == "basic" else EXPANSION * width
+            outputs, inner = first * 2**n, hidden * 2**n
             blocks: list[nn.Module] = []
             for index in range(depth):
                 stride = 2 if n > 0 and index == 0 else 1
                 if kind == "basic":
-                    blocks.append(BasicBlock(channels, width, stride, norm))
+                    blocks.append(BasicBlock(channels, outputs, stride, norm))
                 else:
-                    inner = group_width * 2**n * groups
-                    blocks.append(Bottleneck(channels, inner, outputs, stride, groups=groups, norm=norm))
+                    strides = (stride, 1) if a.stride_in_1x1 else (1, stride)
+                    blocks.append(Bottleneck(channels, inner, outputs, strides, groups=groups, norm=norm))
                 channels = outputs
             setattr(self, f"layer{n + 1}", nn.Sequential(*blocks))
             self.channels.append(channels)
@@ -151,8 +157,8 @@ class _Body(nn.Module):
 
 def _backbone(a: Architecture) -> Group:
     norm = partial(FrozenBatchNorm2d if a.norm == "frozen" else nn.BatchNorm2d, eps=a.norm_eps)
-    body = _Body(a.backbone, norm)
-    fpn_norm = nn.BatchNorm2d if a.fpn_norm else None
+    body = _Body(a, norm)
+    fpn_norm = _head_norm(a) if a.fpn_norm else None
     fpn = Group(
         inner_blocks=nn.ModuleList(_conv(c, a.fpn_channels, 1, norm=fpn_norm) for c in body.channels),
         layer_blocks=nn.ModuleList(
@@ -160,6 +166,11 @@ def _backbone(a: Architecture) -> Group:
         ),
     )
     return Group(body=body, fpn=fpn)
+
+
+def _head_norm(a: Architecture) -> Norm:
+    """What makes the norms of FPN and heads."""
+    return partial(nn.GroupNorm, GROUPS) if a.head_norm == "group" else nn.BatchNorm2d
 
 
 def _conv(
@@ -179,54 +190,71 @@ class _Rpn(nn.Module):
 
     def __init__(self, a: Architecture) -> None:
         super().__init__()
-        anchors = len(a.anchor_ratios)
-        hidden = [_conv(a.fpn_channels, a.fpn_channels, 3, relu=True) for _ in range(a.rpn_convs)]
+        rules = a.conventions
+        cells = [
+            cell_anchors(
+                sizes, a.anchor_ratios, by_size=rules.anchor_order == "size", whole=rules.anchor_rounding
+            )
+            for sizes in rules.anchor_levels or [(size,) for size in a.anchor_sizes]
+        ]
+        anchors = len(cells[0])
+        widths = [a.fpn_channels, *(a.rpn_channels or [a.fpn_channels] * a.rpn_convs)]
+        hidden = [_conv(i, o, 3, relu=True) for i, o in pairwise(widths)]
         self.head = Group(
             conv=nn.Sequential(*hidden),
-            cls_logits=nn.Conv2d(a.fpn_channels, anchors, 1),
-            bbox_pred=nn.Conv2d(a.fpn_channels, 4 * anchors, 1),
+            cls_logits=nn.Conv2d(widths[-1], anchors, 1),
+            bbox_pred=nn.Conv2d(widths[-1], 4 * anchors, 1),
         )
-        self.anchor_generator = Group(
-            cell_anchors=[cell_anchors(size, a.anchor_ratios) for size in a.anchor_sizes]
-        )
+        self.anchor_generator = Group(cell_anchors=cells)
         self.box_coder = Group(weights=(1.0, 1.0, 1.0, 1.0))
-        self.nms_thresh, self.score_thresh, self.min_size = 0.7, 0.0, 1e-3
-        self._proposals = a.proposals
+        self.nms_thresh, self.score_thresh, self.min_size = rules.rpn_nms, 0.0, rules.rpn_min_size
+        self._candidates, self._proposals = rules.candidates or a.proposals, a.proposals
 
     def pre_nms_top_n(self) -> int:
         """Anchors that are looked at, on each level."""
-        return self._proposals
+        return self._candidates
 
     def post_nms_top_n(self) -> int:
         """Proposals that are kept."""
         return self._proposals
 
 
-def cell_anchors(size: int, ratios: Sequence[float]) -> Tensor:
-    """[A, 4] float32 xyxy around 0: one anchor of area size² for each ratio of height to width, in whole pixels."""
+def cell_anchors(
+    sizes: Sequence[float], ratios: Sequence[float], *, by_size: bool = False, whole: bool = True
+) -> Tensor:
+    """[A, 4] float32 xyxy around 0: an anchor of area size² for each size and each ratio of height to width.
+
+    by_size: all ratios of the first size come first, not all sizes of the first ratio. whole: in whole pixels.
+    """
     heights = torch.tensor(ratios, dtype=torch.float32, device="cpu").sqrt()
-    h, w = heights * size, (1 / heights) * size
-    return (torch.stack([-w, -h, w, h], dim=1) / 2).round()
+    sides = torch.tensor(sizes, dtype=torch.float32, device="cpu")
+    h, w = ((part[:, None] * sides) for part in (heights, 1 / heights))  # [ratios, sizes]
+    h, w = ((side.T if by_size else side).flatten() for side in (h, w))
+    anchors = torch.stack([-w, -h, w, h], dim=1) / 2
+    return anchors.round() if whole else anchors
 
 
 def _roi_heads(a: Architecture) -> Group:
+    rules = a.conventions
     members: dict[str, Any] = {
-        "box_roi_pool": Group(output_size=(7, 7), sampling_ratio=2),
+        "box_roi_pool": Group(output_size=(rules.box_bins,) * 2, sampling_ratio=rules.box_samples),
         "box_head": _box_head(a),
         "box_predictor": Group(
             cls_score=nn.Linear(a.box_channels, a.classes),
             bbox_pred=nn.Linear(a.box_channels, 4 * a.classes),
         ),
         "box_coder": Group(weights=(10.0, 10.0, 5.0, 5.0)),
-        "score_thresh": 0.05,
-        "nms_thresh": 0.5,
-        "detections_per_img": 100,
+        "score_thresh": rules.score_threshold,
+        "nms_thresh": rules.nms,
+        "detections_per_img": rules.detections,
     }
     if a.mask_convs:
-        norm = nn.BatchNorm2d if a.mask_norm else None
+        norm = _head_norm(a) if a.mask_norm else None
         widths = [a.fpn_channels, *[a.mask_channels] * a.mask_convs]
         convs = [_conv(i, o, 3, norm=norm, relu=True) for i, o in pairwise(widths)]
-        members["mask_roi_pool"] = Group(output_size=(14, 14), sampling_ratio=2)
+        members["mask_roi_pool"] = Group(
+            output_size=(rules.mask_bins,) * 2, sampling_ratio=rules.mask_samples
+        )
         members["mask_head"] = nn.Sequential(*convs)
         members["mask_predictor"] = Group(
             conv5_mask=nn.ConvTranspose2d(a.mask_channels, a.mask_channels, 2, 2),
@@ -236,11 +264,14 @@ def _roi_heads(a: Architecture) -> Group:
 
 
 def _box_head(a: Architecture) -> nn.Module:
-    pooled = a.fpn_channels * 7 * 7
-    if not a.box_convs:
+    layers = a.box_fcs or (1 if a.box_convs else 2)
+    convs = [a.fpn_channels, *[a.box_conv_channels or a.fpn_channels] * a.box_convs]
+    pooled = convs[-1] * a.conventions.box_bins**2
+    if not a.box_convs and layers == 2:
         return Group(fc6=nn.Linear(pooled, a.box_channels), fc7=nn.Linear(a.box_channels, a.box_channels))
-    convs = [
-        _conv(a.fpn_channels, a.fpn_channels, 3, norm=nn.BatchNorm2d, relu=True) for _ in range(a.box_convs)
-    ]
-    layers = [*convs, nn.Flatten(), nn.Linear(pooled, a.box_channels), nn.ReLU()]
-    return nn.Sequential(*layers)
+    norm = _head_norm(a) if a.box_norm else None
+    modules: list[nn.Module] = [_conv(i, o, 3, norm=norm, relu=True) for i, o in pairwise(convs)]
+    modules.append(nn.Flatten())
+    for inputs, outputs in pairwise([pooled, *[a.box_channels] * layers]):
+        modules += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*modules)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from model.kernels.quantization import Ranges
 
 FORMAT = 1
+CHECKPOINTS = (".pth", ".pt", ".pkl")  # names of files that other frameworks write
 MOST_CONVS = 64  # layers in a row: each is made before its weights are looked for, and no head has ten
 MOST_RATIOS = 32  # anchors of a cell
 MOST_PROPOSALS = 10_000  # they are compared with one another; the paper's largest figure is 2,000
@@ -54,6 +55,7 @@ class Model:
     ap: dict[str, float] = field(default_factory=dict)  # "box", "mask" …, 0 to 1
     ap_source: str = ""  # on what it was measured, or who published it
     training: dict[str, Any] = field(default_factory=dict)
+    origin: str = ""  # the framework that it was imported from, if it was
     ranges: Ranges = field(default_factory=dict)  # of its activations, for int8; empty if never calibrated
     sha256: str = ""  # of the weights file
     notice: str | None = None  # something that whoever uses it should be told
@@ -106,6 +108,8 @@ def _write(path: Path, tensors: dict[str, Tensor], model: Model) -> None:
         "ap_source": model.ap_source,
         "training": model.training,
     }
+    if model.origin:
+        document["origin"] = model.origin
     if model.ranges:
         document["ranges"] = model.ranges
     part = path.with_name(path.name + ".part")
@@ -128,7 +132,7 @@ def read(path: Path, *, runnable: bool = True) -> tuple[nn.Module, Model]:
     model, tensors = _open(path)
     try:
         own = _empty(model.architecture)
-        _check(tensors, own.state_dict(), str(path))
+        check_tensors(tensors, own.state_dict(), str(path))
         if not runnable and has_skeleton(model.architecture):
             return fill(own, tensors), model
         network = _build(model.architecture)
@@ -169,10 +173,15 @@ def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:
     except FileNotFoundError:
         raise ModelError(f"{path}: there is no such file") from None
     except (SafetensorError, OSError) as error:
+        if path.suffix in CHECKPOINTS:
+            raise ModelError(
+                f"{path}: a checkpoint of another framework; `maskserve import {path}` makes a model file of it"
+            ) from None
         raise ModelError(f"{path}: not a readable safetensors file ({first_line(error)})") from error
     if "maskserve" not in metadata:
         raise ModelError(
             f"{path}: a safetensors file, but none that `maskserve train` wrote (no 'maskserve' entry in its metadata)"
+            f"; if it is a Mask R-CNN of torchvision, Detectron2 or MMDetection: maskserve import {path}"
         )
     try:
         document = json.loads(metadata["maskserve"])
@@ -193,6 +202,7 @@ def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:
             ap={str(k): float(v) for k, v in document["ap"].items()},
             ap_source=str(document.get("ap_source", "")),
             training=dict(document.get("training", {})),
+            origin=str(document.get("origin", "")),
             ranges={
                 str(name): (float(low), float(high))
                 for name, (low, high) in document.get("ranges", {}).items()
@@ -266,8 +276,8 @@ def _integer(value: Any) -> int:
     return value
 
 
-def _check(tensors: dict[str, Tensor], own: dict[str, Tensor], origin: str) -> None:
-    """Refuse tensors that are not those of a network. own: what that has, on whatever device."""
+def check_tensors(tensors: dict[str, Tensor], own: dict[str, Tensor], origin: str) -> None:
+    """Refuse tensors that are not those of a network, by a ModelError. own: what that has, on whatever device."""
     missing, foreign = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
     # torchvision's V1 file, made when BatchNorm was frozen, has no batch counters.
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]

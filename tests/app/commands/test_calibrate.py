@@ -101,7 +101,7 @@ def test_a_model_of_drawn_shapes_needs_no_images(folder: Path, monkeypatch: pyte
 def test_a_coco_model_gets_a_file_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     described = model_file.describe("maskrcnn_resnet50_fpn", THIN, ANIMALS)
-    monkeypatch.setattr(zoo, "load", lambda *_: (build(THIN), described))
+    monkeypatch.setattr(zoo, "load", lambda *_, **__: (build(THIN), described))
     result = calibrate("maskrcnn_resnet50_fpn", "photos")
     assert result.exit_code == 0, result.output
     assert ready(Path("maskrcnn_resnet50_fpn.safetensors"))

@@ -239,6 +239,7 @@ def test_the_threshold_decides_nothing_but_who_is_left_out() -> None:
     head: Any = BoxHead.__new__(BoxHead)
     head._class, head._box = (torch.eye(91), torch.zeros(91)), (torch.zeros(364, 91), torch.zeros(364))
     head._weights, head._least_score, head._overlap, head._most = (10.0, 10.0, 5.0, 5.0), 0.05, 0.5, 100
+    head._least_side, head._clamp_both = 0.01, False
     proposals = torch.tensor(
         [
             [560.0079956054688, 112.72061920166016, 573.58935546875, 126.30195617675781],

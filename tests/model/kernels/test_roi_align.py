@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import initLevelMapper
 
-from model.kernels.roi_align import TAPS, PyramidRoIAlign, level_of, taps
+from model.kernels.roi_align import ADAPTIVE, PyramidRoIAlign, Sampling, level_of, pooled, taps
 
 # Strides 4, 8, 16, 32 of a 128 × 192 input; two images.
 HEIGHT, WIDTH, BATCH, CHANNELS = 128, 192, 2, 3
@@ -147,8 +147,8 @@ def test_no_boxes_at_all_give_nothing_and_a_gradient_of_zeros() -> None:
 @pytest.mark.parametrize("bins", BINS)
 def test_weights_of_inner_bins_sum_to_one(bins: int) -> None:
     boxes = torch.tensor([[16.0, 16.0, 90.0, 77.0]])
-    rows, weights = taps(boxes, torch.tensor([1]), [(32, 48), (16, 24)], BATCH, bins)
-    assert rows.shape == weights.shape == (bins * bins, TAPS)
+    rows, weights = taps(boxes, torch.tensor([1]), [(32, 48), (16, 24)], BATCH, Sampling(bins))
+    assert rows.shape == weights.shape == (bins * bins, 16)
     torch.testing.assert_close(weights.sum(1), torch.ones(bins * bins))
     assert rows.min() >= 32 * 48  # the second image's rows of P2
     assert rows.max() < 2 * 32 * 48
@@ -171,3 +171,45 @@ def test_bfloat16_stays_near_float32() -> None:
 def test_result_lies_in_memory_channels_last() -> None:
     pooled = PyramidRoIAlign(7)(pyramid(), [torch.tensor([[8.0, 8.0, 60.0, 60.0]])] * 2, [])
     assert pooled.is_contiguous(memory_format=torch.channels_last)
+
+
+SAMPLINGS = [
+    pytest.param(Sampling(7, ADAPTIVE, aligned=True, level_rule="detectron2"), id="Detectron2's ROIAlignV2"),
+    pytest.param(Sampling(14, ADAPTIVE, level_rule="detectron2"), id="Detectron2's ROIAlign"),
+    pytest.param(Sampling(10, 3), id="three samples"),
+    pytest.param(Sampling(5, 2, aligned=True), id="aligned, two samples"),
+    pytest.param(Sampling(7, ADAPTIVE, aligned=True, level_rule="mmdetection"), id="MMDetection's"),
+]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_other_samplings_equal_torchvisions_operator(sampling: Sampling) -> None:
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(64, 96), (32, 48), (16, 24), (8, 12)]
+    maps = [torch.randn(2, 8, *shape, generator=generator) for shape in shapes]
+    table = torch.cat([m.permute(0, 2, 3, 1).reshape(-1, 8) for m in maps])
+    corners = torch.rand(300, 2, 2, generator=generator) * torch.tensor([400.0, 270.0]) - 8
+    boxes = torch.cat([corners.amin(1), corners.amax(1)], 1)
+    boxes[-5:, 2:] = boxes[-5:, :2]  # points
+    boxes[0] = torch.tensor([0.0, 100.0, 380.0, 101.0])  # on P2 and 14 cells to a bin
+    images = torch.randint(0, 2, (len(boxes),), generator=generator)
+    level = level_of(boxes, 4, sampling.level_rule)
+    expected = torch.zeros(len(boxes), 8, sampling.bins, sampling.bins)
+    for n, features in enumerate(maps):
+        rois = torch.cat([images[:, None].float(), boxes], 1)[level == n]
+        ratio = sampling.samples or -1
+        expected[level == n] = roi_align(features, rois, sampling.bins, 0.25 / 2**n, ratio, sampling.aligned)
+    found = pooled(table, shapes, boxes, images, sampling).permute(0, 3, 1, 2)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rule", "side", "level"),
+    [
+        pytest.param("torchvision", 223.99997, 2, id="torchvision's is for a little less"),
+        pytest.param("detectron2", 223.99997, 1, id="Detectron2's is not"),
+        pytest.param("mmdetection", 223.99997, 2, id="MMDetection's too"),
+    ],
+)
+def test_levels_of_boxes_at_a_border_follow_the_rule(rule: str, side: float, level: int) -> None:
+    assert level_of(torch.tensor([[0.0, 0.0, side, side]]), 4, rule).tolist() == [level]

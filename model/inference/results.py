@@ -1,0 +1,52 @@
+"""Detections in pixels of the input → instances in pixels of the image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from model.inference.proposals import clipped, large
+from model.instances import Instances
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from model.inference.roi_heads import Detections
+    from model.network.conventions import Conventions
+
+ANY_LENGTH = 1e-30  # pixels
+
+
+def to_instances(
+    detections: Detections,
+    grid: Tensor | None,
+    sizes: tuple[tuple[int, int], tuple[int, int]],
+    label_ids: Tensor,
+    conventions: Conventions,
+) -> Instances:
+    """What was found in one image.
+
+    Args:
+        detections: on the CPU.
+        grid: [N, M, M] probabilities of the masks, if there are any.
+        sizes: (height, width) of the image and of what it was resized to.
+        label_ids: [classes] int64, the category id of each of the network's outputs.
+        conventions: of the model.
+    """
+    boxes, scores, labels = detections
+    shape, size = sizes
+    upright = boxes * _scale(size, shape)
+    if conventions.drop_empty:
+        upright = clipped(upright, shape)
+        real = large(upright, ANY_LENGTH)
+        upright, scores, labels = upright[real], scores[real], labels[real]
+        grid = None if grid is None else grid[real]
+    return Instances(shape, upright, scores, label_ids[labels], grid, conventions.paste)
+
+
+def _scale(before: tuple[int, int], after: tuple[int, int]) -> Tensor:
+    """[4] float32: what the xyxy of boxes are multiplied with when an image of (height, width) is resized."""
+    height, width = (torch.tensor(n, dtype=torch.float32) for n in after)
+    ratios = width / before[1], height / before[0]
+    return torch.stack([*ratios, *ratios])

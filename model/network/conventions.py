@@ -1,0 +1,160 @@
+"""What frameworks compute differently around the same network, as plain values. The defaults are torchvision's.
+
+None of them raises an error when it is wrong, and each ruins answers: with the bundled model's weights, RoIAlign's half
+pixel alone costs 22 points of mask AP (docs/importing.md has the table).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+RESIZES = ("torchvision", "detectron2")
+LEVEL_RULES = ("torchvision", "detectron2", "mmdetection")
+PASTES = ("torchvision", "detectron2")
+# Conventions that are arguments of torchvision's own modules.
+TORCHVISION_NUMBERS = (
+    "pixel_mean", "pixel_std", "anchor_levels", "candidates", "rpn_nms", "score_threshold", "nms", "detections",
+    "paste",
+)  # fmt: skip
+MOST_SAMPLES = 8  # of RoIAlign, per bin and axis; adaptive sampling has no such limit
+
+
+class ConventionError(ValueError):
+    """The description names a convention that there is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conventions:
+    """How a framework computes what a Mask R-CNN leaves open."""
+
+    # The image: resized by the rule of a framework, normalised, and padded to multiples of `divisor`.
+    pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # RGB, of values 0 to 255
+    pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375)
+    resize: str = "torchvision"  # bilinear in floats; "detectron2": Pillow's on bytes
+    divisor: int = 32
+
+    # Proposals.
+    anchor_levels: tuple[tuple[float, ...], ...] = ()  # sizes at each level, where `anchor_sizes` does not do
+    anchor_order: str = (
+        "ratio"  # a cell's anchors: all sizes of the first ratio first, or "size": all ratios of a size
+    )
+    anchor_offset: float = 0.0  # of the first anchors' centre from the image's corner, in strides
+    anchor_rounding: bool = True  # to whole pixels
+    anchor_strides: str = "grid"  # input size // map size, or "level": 4, 8, 16, 32, 64
+    candidates: int = 0  # anchors of each level that go into NMS; 0: as many as proposals are kept
+    rpn_nms: float = 0.7  # IoU
+    rpn_min_size: float = 1e-3  # of a proposal, pixels of the input
+    rpn_sigmoid: bool = (
+        False  # anchors are ranked by probabilities, of which the highest are all 1, not by logits
+    )
+    clamp_both: bool = False  # a delta shrinks a box no further than it could enlarge one
+
+    # RoIAlign: bins per side, samples per bin and axis (0: one for each cell that the bin spans).
+    level_rule: str = "torchvision"  # by which a box's pyramid level is rounded
+    box_bins: int = 7
+    box_samples: int = 2
+    box_aligned: bool = False  # cells' centres lie half a cell from their corners
+    mask_bins: int = 14
+    mask_samples: int = 2
+    mask_aligned: bool = False
+
+    # Detections.
+    score_threshold: float = 0.05
+    nms: float = 0.5  # IoU, within a category
+    detections: int = 100  # per image
+    box_min_size: float = 1e-2  # pixels of the input; smaller boxes are dropped before NMS
+    drop_empty: bool = False  # boxes without area in the image, after all else
+    paste: str = (
+        "torchvision"  # masks on whole pixels, > 0.5, or "detectron2": sampled at pixels' centres, >= 0.5
+    )
+
+    def validate(self) -> None:
+        """Raise ConventionError for values that are none."""
+        for name, allowed in (
+            ("resize", RESIZES),
+            ("level_rule", LEVEL_RULES),
+            ("paste", PASTES),
+            ("anchor_order", ("ratio", "size")),
+            ("anchor_strides", ("grid", "level")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ConventionError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        for name in ("pixel_mean", "pixel_std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(map(math.isfinite, values)):
+                raise ConventionError(f"{name} is three numbers, not {values}")
+        if min(self.pixel_std) <= 0:
+            raise ConventionError(f"pixel_std is three numbers above 0, not {self.pixel_std}")
+        sizes = [size for level in self.anchor_levels for size in level]
+        if not all(self.anchor_levels) or not all(math.isfinite(size) and size > 0 for size in sizes):
+            raise ConventionError(
+                f"anchor sizes are numbers above 0, at least one a level: {self.anchor_levels}"
+            )
+        if len({len(level) for level in self.anchor_levels}) > 1:
+            raise ConventionError(f"each level has as many anchor sizes: {self.anchor_levels}")
+        if min(self.box_bins, self.mask_bins) < 1 or max(self.box_bins, self.mask_bins) > 64:
+            raise ConventionError(f"RoIAlign has 1 to 64 bins, not {self.box_bins} and {self.mask_bins}")
+        if not all(0 <= samples <= MOST_SAMPLES for samples in (self.box_samples, self.mask_samples)):
+            raise ConventionError(f"RoIAlign takes 0 to {MOST_SAMPLES} samples")
+        if self.divisor != 32:
+            raise ConventionError(f"the input is padded to multiples of 32, not of {self.divisor}")
+        if self.candidates < 0 or not 1 <= self.detections <= 1000:
+            raise ConventionError("candidates are 0 or more, detections 1 to 1000")
+        for name in ("rpn_nms", "nms", "score_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConventionError(f"{name} is from 0 to 1, not {getattr(self, name)}")
+        for name in ("rpn_min_size", "box_min_size", "anchor_offset"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ConventionError(f"{name} is a number from 0 up, not {getattr(self, name)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What differs from torchvision, as plain values."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(TORCHVISION, name)}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Conventions:
+        """The inverse of `to_dict`. Raises ConventionError on unknown names and values of the wrong type."""
+        if not isinstance(values, dict):
+            raise ConventionError(f"conventions are a table of names and values, not {values!r:.60}")
+        known = {f.name: getattr(TORCHVISION, f.name) for f in fields(cls)}
+        unknown = sorted(str(name) for name in set(values) - set(known))
+        if unknown:
+            raise ConventionError(f"unknown conventions: {', '.join(unknown)}")
+        made = cls(**{name: _typed(name, value, known[name]) for name, value in values.items()})
+        made.validate()
+        return made
+
+
+def _typed(name: str, value: Any, example: Any) -> Any:
+    """The value in the example's type; JSON has no tuples, and writes 1.0 as it likes."""
+    try:
+        if name == "anchor_levels":
+            return tuple(tuple(_number(size) for size in level) for level in value)
+        if isinstance(example, tuple):
+            return tuple(_number(item) for item in value)
+        if isinstance(example, float):
+            return _number(value)
+    except TypeError:
+        raise ConventionError(f"{name}: {value!r:.60} is not of the kind of {example!r}") from None
+    if type(value) is not type(example):
+        raise ConventionError(f"{name}: {value!r:.60} is no {type(example).__name__}")
+    return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(value)
+    return float(value)
+
+
+def of_one(values: Sequence[float]) -> list[float]:
+    """Values of 0 to 255 as parts of one, as torchvision states them: 0.224, not 0.22399999999999998."""
+    return [round(value / 255, 15) for value in values]
+
+
+TORCHVISION = Conventions()
