@@ -1,4 +1,4 @@
-"""`maskserve serve | healthcheck | segment | train | evaluate | calibrate | data | weights | key`: what can be typed.
+"""`maskserve serve | segment | train | evaluate | import | …`: what can be typed.
 
 Only so much is imported at the start: torch takes seconds, and `--help` should not.
 """
@@ -15,6 +15,7 @@ import typer
 
 from app.cli.data import data as data_commands
 from app.cli.evaluate import calibrate, evaluate
+from app.cli.import_model import import_model
 from app.cli.options import Device, Model, Precision, all_settings, flag, read_settings
 from app.cli.train import train
 from app.cli.weights import weights
@@ -216,6 +217,7 @@ def segment(
 
 for command in (train, evaluate, calibrate):
     cli.command()(command)
+cli.command("import")(import_model)
 
 
 @cli.command()

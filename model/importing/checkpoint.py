@@ -1,0 +1,112 @@
+"""What a file of weights is: the state dict in it, out of its wrappers, and which framework named its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from model.importing.reading import ReadingError, read
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Where training scripts put the state dict, in the order of preference: weights averaged over steps are what the
+# script that kept them evaluates.
+WRAPPERS = ("model_ema", "ema", "state_dict_ema", "ema_state_dict", "model", "model_state_dict", "state_dict")
+# MMEngine has swapped them when it saves: its `state_dict` is the average.
+MMENGINE_WRAPPERS = ("state_dict",)
+# What modules that wrap another put before its names: DataParallel, Lightning and own modules, torch.compile, EMA.
+PREFIXES = ("module.", "_orig_mod.", "model.", "ema_model.", "network.", "net.", "detector.")
+
+TORCHVISION, DETECTRON2, MMDETECTION = "torchvision", "Detectron2", "MMDetection"
+_SIGNS = {
+    TORCHVISION: ("backbone.body.", "roi_heads.box_predictor.cls_score.weight"),
+    DETECTRON2: ("proposal_generator.rpn_head.", "roi_heads."),
+    MMDETECTION: ("rpn_head.rpn_conv.", "roi_head.bbox_head"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A state dict and what stood around it."""
+
+    framework: str  # TORCHVISION, DETECTRON2 or MMDETECTION
+    tensors: dict[str, torch.Tensor]  # by the framework's own names
+    around: dict[str, Any] = field(default_factory=dict)  # what else the file holds, by its name
+    notes: tuple[str, ...] = ()  # how it was unwrapped, for whoever imports it
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read a file of weights, unwrap its state dict and recognise its framework. Raises ReadingError."""
+    document = read(path)
+    notes: list[str] = []
+    around: dict[str, Any] = {}
+    while isinstance(document, Mapping) and not _holds_tensors(document):
+        around.update({str(k): v for k, v in document.items() if str(k) not in WRAPPERS})
+        names = MMENGINE_WRAPPERS if "message_hub" in document or "meta" in document else WRAPPERS
+        found = [name for name in names if isinstance(document.get(name), Mapping) and document[name]]
+        if not found:
+            raise ReadingError(
+                f"{path}: holds no state dict: its entries are {_some(map(str, document))}, and weights are looked "
+                f"for at the top and in {', '.join(WRAPPERS)}"
+            )
+        others = f"; not used: {', '.join(found[1:])}" if found[1:] else ""
+        notes.append(f"weights from its entry {found[0]!r}{others}")
+        document = document[found[0]]
+    if not isinstance(document, Mapping):
+        raise ReadingError(f"{path}: holds a {type(document).__name__}, not a state dict")
+    tensors = {str(name): _tensor(value) for name, value in document.items() if _is_tensor(value)}
+    tensors, prefix = _without_prefixes(tensors)
+    if prefix:
+        notes.append(f"names without their prefix {prefix!r}")
+    return Checkpoint(_framework(path, tensors), tensors, around, tuple(notes))
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor | np.ndarray)
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "fiub":
+            return torch.empty(0)
+        return torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), requirements=("C", "W")))
+    tensor: torch.Tensor = value.detach()
+    return tensor
+
+
+def _holds_tensors(document: Mapping[Any, Any]) -> bool:
+    return sum(map(_is_tensor, document.values())) > len(document) / 2
+
+
+def _without_prefixes(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
+    """The tensors that have the prefix of most, under their names without it; what has another is not the model's."""
+    removed = ""
+    while True:
+        for prefix in PREFIXES:
+            inside = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+            if len(inside) > len(tensors) / 2:
+                tensors, removed = inside, removed + prefix
+                break
+        else:
+            return tensors, removed
+
+
+def _framework(path: Path, tensors: dict[str, torch.Tensor]) -> str:
+    for name, signs in _SIGNS.items():
+        if all(any(t.startswith(sign) for t in tensors) for sign in signs):
+            return name
+    raise ReadingError(
+        f"{path}: not the weights of a Mask R-CNN of torchvision, Detectron2 or MMDetection: its tensors are "
+        f"{_some(tensors)}"
+    )
+
+
+def _some(names: Any) -> str:
+    """The first few of many names."""
+    listed = list(names)
+    return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "") or "none"

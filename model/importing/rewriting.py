@@ -1,0 +1,71 @@
+"""Other ways of writing the same function, rewritten in ours: weights change, and no answer does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from model.importing.names import take
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # what our box predictors' deltas are multiplied by
+
+
+def rgb_first(tensors: dict[str, Tensor]) -> None:
+    """A first convolution of images in RGB, from one of images in BGR."""
+    first = "backbone.body.conv1.weight"
+    tensors[first] = take(tensors, first).flip(1)
+
+
+def fuse_by_sum(tensors: dict[str, Tensor]) -> None:
+    """A pyramid whose levels are sums, from one whose levels are means of lateral and upper level.
+
+    P4's sum is twice its mean, and P3's four times if its lateral is doubled, and so on; what reads them is scaled
+    back. All are powers of two, so that no bit changes.
+    """
+    for above in (1, 2, 3):
+        level = 3 - above
+        lateral, output = (f"backbone.fpn.{kind}_blocks.{level}" for kind in ("inner", "layer"))
+        layer = 1 if f"{lateral}.1.weight" in tensors else 0
+        for part in ("weight", "bias"):
+            tensors[f"{lateral}.{layer}.{part}"] = take(tensors, f"{lateral}.{layer}.{part}") * 2 ** (
+                above - 1
+            )
+        tensors[f"{output}.0.weight"] = take(tensors, f"{output}.0.weight") / 2**above
+
+
+def background_first(tensors: dict[str, Tensor], classes: int) -> None:
+    """Predictors with a row, or four, for each of the classes and the background first, from one where it is last.
+
+    Its boxes and masks, which other frameworks do not have, are zeros that nothing reads. One box or mask for all
+    classes becomes the same one for each.
+    """
+    for part in ("weight", "bias"):
+        scores = f"roi_heads.box_predictor.cls_score.{part}"
+        tensors[scores] = take(tensors, scores).roll(1, 0).contiguous()
+        for name, rows in (
+            (f"roi_heads.box_predictor.bbox_pred.{part}", 4),
+            (f"roi_heads.mask_predictor.mask_fcn_logits.{part}", 1),
+        ):
+            if name not in tensors and rows == 1:
+                continue
+            own = take(tensors, name)
+            if len(own) == rows and classes > 1:
+                own = own.repeat(classes, *([1] * (own.ndim - 1)))
+            tensors[name] = torch.cat([torch.zeros_like(own[:rows]), own])
+
+
+def scale_deltas(tensors: dict[str, Tensor], name: str, weights: Sequence[float]) -> None:
+    """A box predictor whose deltas are multiplied by our weights in place of those."""
+    if tuple(weights) == BOX_WEIGHTS:
+        return
+    factor = torch.tensor([ours / theirs for ours, theirs in zip(BOX_WEIGHTS, weights, strict=True)])
+    for part in ("weight", "bias"):
+        own = take(tensors, f"{name}.{part}")
+        rows = factor.repeat(len(own) // 4).view(-1, *([1] * (own.ndim - 1)))
+        tensors[f"{name}.{part}"] = own * rows

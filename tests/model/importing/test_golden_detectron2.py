@@ -1,0 +1,147 @@
+"""Detectron2's own answers (../shared/data/golden, its README says how to compare): resized shape, normalised input,
+feature maps, proposals, boxes, scores and masks, in this order, so that the first that differs names the convention.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from model.images.decode import decode as decode_image
+from model.importing.importer import import_model
+from model.inference.engine import Engine
+from model.instances import Options
+from model.masks.paste import decode, paste
+from model.masks.rle import Rle
+
+if TYPE_CHECKING:
+    from model.instances import Instances
+
+GOLDEN = Path(__file__).parents[4] / "shared/data/golden"
+pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden data is not here")
+
+# Folder, description in it, checkpoint.
+MODELS = [
+    ("r50_fpn", "model.json", "model_final.pth"),
+    ("r50_fpn", "model.json", "model_final.pkl"),
+    ("r50_fpn", "model.json", "model_final_py2.pkl"),
+    ("r50_fpn", "model_stride_in_3x3.json", "model_final.pth"),
+    ("r50_fpn_rgb", "model.json", "model_final.pth"),
+    ("cls_agnostic", "model.json", "model_final.pth"),
+    ("shapes", "model.json", "model_final.pth"),
+    ("shapes", "model_roialign1.json", "model_final.pth"),
+    ("odd", "model.json", "model_final.pth"),
+    ("x101_fpn", "model.json", "model_final.pkl"),
+    ("gn_heads", "model.json", "model_0004999.pth"),
+    ("keypoint", "model.json", "model_final.pth"),
+]
+IMAGES = ("dog_241x407.png", "scene_000012.jpg", "panorama_701x203.png")
+NOISE = ("again", "two threads", "no oneDNN", "float64")
+ANYTHING = Options(score_threshold=0.0, max_instances=1000)
+DOUBTFUL = 1e-3  # how near to a half a probability is that may fall on either side
+
+
+class Case(NamedTuple):
+    """A model, an image, and what Detectron2 made of it."""
+
+    engine: Engine
+    pixels: np.ndarray
+    arrays: Any
+    masks: list[Rle]
+    box: float  # how far a box may be off, pixels of the image
+    score: float
+
+
+@functools.cache
+def engine(folder: str, description: str, checkpoint: str) -> Engine:
+    where = GOLDEN / "detectron2" / folder
+    known = json.loads((where / description).read_text())
+    imported = import_model(where / checkpoint, config=where / known["config"])
+    return Engine(imported.network, imported.model, torch.device("cpu"))
+
+
+@pytest.fixture(params=MODELS, ids=" ".join)
+def model(request: pytest.FixtureRequest) -> tuple[str, str, str]:
+    chosen: tuple[str, str, str] = request.param
+    return chosen
+
+
+@pytest.fixture(params=IMAGES)
+def case(request: pytest.FixtureRequest, model: tuple[str, str, str]) -> Case:
+    where = GOLDEN / "detectron2" / model[0]
+    known = json.loads((where / model[1]).read_text())
+    answer = where / known["outputs"] / Path(request.param).stem
+    noise = {what: 10 * max(known["noise"][kind][what] for kind in NOISE) for what in ("box", "score")}
+    found = json.loads(answer.with_suffix(".json").read_text())["detections"]
+    return Case(
+        engine(*model),
+        decode_image((GOLDEN / "images" / request.param).read_bytes()),
+        np.load(answer.with_suffix(".npz")),
+        [Rle.from_coco(detection["rle"]) for detection in found if "rle" in detection],
+        **noise,
+    )
+
+
+def match(found: Instances, case: Case) -> list[int]:
+    """The instance that is nearest to each of Detectron2's, of its class."""
+    labels = [int(case.engine.model.categories[int(c)].id) for c in case.arrays["classes"]]
+    left, rows = set(range(len(found))), []
+    for box, label in zip(case.arrays["boxes"], labels, strict=True):
+        same = [n for n in left if int(found.labels[n]) == label]
+        assert same, "an instance was not found"
+        rows.append(min(same, key=lambda n: float(np.abs(found.boxes[n].numpy() - box).max())))
+        left.remove(rows[-1])
+    return rows
+
+
+@torch.inference_mode()
+def test_equals_detectron2(case: Case) -> None:
+    engine, expected = case.engine, case.arrays
+    height, width = case.pixels.shape[:2]
+    size, padded = engine.input_size(height, width), engine.padded_shape(height, width)
+    assert size == tuple(expected["resized"])
+    assert padded == tuple(expected["input_shape"][1:])
+
+    images = engine._normalise([case.pixels], [size], padded)
+    y, x = expected["input_patch_at"]
+    patch = images[0, :, y : y + 8, x : x + 8].numpy()
+    # The first convolution was turned to RGB; Detectron2's input is in the order of the configuration.
+    alike = [np.abs(p - expected["input_patch"]).max() for p in (patch, patch[::-1])]
+    assert min(alike) < 1e-4
+
+    maps = engine._dense(images)
+    cells = torch.split(maps.table, [h * w for h, w in maps.shapes[:4]])
+    for level, features in enumerate(cells, start=2):
+        np.testing.assert_allclose(features.mean(0), expected[f"feature_p{level}_mean"], atol=1e-4)
+        np.testing.assert_allclose(features.std(0), expected[f"feature_p{level}_std"], rtol=1e-3)
+
+    (proposals,) = engine._propose(maps, padded, [size])
+    assert len(proposals) == expected["proposal_count"]
+    np.testing.assert_allclose(proposals[:20], expected["proposals"], atol=0.05)
+
+    (found,) = engine.segment([case.pixels], [ANYTHING])
+    assert len(found) == len(expected["scores"])
+    rows = match(found, case)
+    np.testing.assert_allclose(found.boxes[rows], expected["boxes"], atol=case.box)
+    np.testing.assert_allclose(found.scores[rows], expected["scores"], atol=case.score)
+    if not case.masks:
+        return
+    assert found.probabilities is not None
+    probabilities = found.probabilities[rows]
+    stored = len(expected["mask_probs"])
+    np.testing.assert_allclose(probabilities[:stored], expected["mask_probs"], atol=5e-3)
+    pasted = paste(probabilities, found.boxes[rows], found.size, rule=found.pasting)
+    low, high = (
+        paste(probabilities, found.boxes[rows], found.size, threshold, found.pasting)
+        for threshold in (0.5 + DOUBTFUL, 0.5 - DOUBTFUL)
+    )
+    for ours, theirs, least, most in zip(pasted, case.masks, low, high, strict=True):
+        unlike = int(np.sum(decode(ours) != decode(theirs)))
+        doubtful = int(np.sum(decode(least) != decode(most)))
+        assert unlike <= doubtful + 4
