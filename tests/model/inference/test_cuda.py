@@ -14,7 +14,7 @@ from model.inference.engine import Engine
 from model.inference.limits import DetectionLimits
 from model.instances import Options
 from model.masks.paste import paste
-from tests.model.inference.test_engine import ARCHITECTURES, assert_same, described, network, photo
+from tests.model.inference.networks import ARCHITECTURES, assert_same, described, network, photo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
