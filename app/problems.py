@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MEDIA_TYPE = "application/problem+json"
-MAX_LISTED = 100  # names in a message; LVIS has 1,203 categories
+# Names in a message; LVIS has 1,203 categories.
+MAX_LISTED = 100
 
 
 class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so, and so do the subclasses
@@ -52,8 +53,9 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so, and so do the su
     )
 
     def __init__(self, detail: str | None = None, *, retry_after: float | None = None) -> None:
+        """detail: by default that of the class. retry_after: seconds."""
         self.detail = detail if detail is not None else self.default_detail
-        self.retry_after = retry_after  # seconds, or None
+        self.retry_after = retry_after
         super().__init__(self.detail)
 
     def document(self, request_id: str) -> dict[str, Any]:
@@ -110,8 +112,9 @@ class MethodNotAllowed(Problem):
     title = "Method not allowed"
 
     def __init__(self, detail: str, *, allow: str) -> None:
+        """allow: the methods of the path, separated by commas."""
         super().__init__(detail)
-        self.allow = allow  # the methods that the path has, comma-separated
+        self.allow = allow
 
     def headers(self) -> dict[str, str]:
         """With the methods of the path (RFC 9110, section 15.5.6)."""

@@ -1,13 +1,14 @@
-"""Which categories of the model the parameter `categories` names.
+"""Finds the categories of the model that the parameter `categories` names.
 
-Every category can be asked for, whatever its name: an exact name comes before an id, an id before a name in other
-letter case, and a value that is a name as a whole is not split at its commas.
+A client can name every category. An exact name comes before an id, and an id before a name in other letter case. A
+value that is a name as a whole is not split at its commas.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from app.problems import InvalidParameter, suggest
@@ -17,18 +18,24 @@ if TYPE_CHECKING:
 
     from model.data import Category
 
-CATEGORY_ID = re.compile(r"-?\d{1,19}", re.ASCII)  # 64 bits
+# Up to 64 bits.
+CATEGORY_ID = re.compile(r"-?\d{1,19}", re.ASCII)
 
 
 class CategoryNames:
-    """The categories of a model, by everything that a client may call them."""
+    """The categories of a model, by name and by id."""
 
     def __init__(self, categories: Sequence[Category]) -> None:
         self._exact = {category.name: category.id for category in categories}
         self._ids = {category.id for category in categories}
-        self._folded: dict[str, list[str]] = {}
-        for category in categories:
-            self._folded.setdefault(fold(category.name), []).append(category.name)
+
+    @cached_property
+    def _folded(self) -> dict[str, list[str]]:
+        """The exact names by their folded form. Built only when an item is neither an exact name nor an id."""
+        names: dict[str, list[str]] = {}
+        for name in self._exact:
+            names.setdefault(fold(name), []).append(name)
+        return names
 
     def ids(self, values: Iterable[str]) -> frozenset[int]:
         """The ids of the categories that the values of the parameter name. Raises InvalidParameter."""
@@ -71,5 +78,5 @@ class CategoryNames:
 
 
 def fold(name: str) -> str:
-    """The name without differences of letter case, of composed characters, and of blanks around it."""
+    """The name in a form that ignores letter case, the composition of characters, and blanks around it."""
     return unicodedata.normalize("NFC", name).strip().casefold()

@@ -82,12 +82,25 @@ class ServiceCollector(Collector):
 
 
 def gauge(name: str, meaning: str, value: float) -> Metric:
-    """A gauge without labels."""
+    """A gauge without labels.
+
+    Args:
+        name: without the prefix.
+        meaning: for Prometheus' HELP line.
+        value: at this moment.
+    """
     return GaugeMetricFamily(f"{PREFIX}{name}", meaning, value=float(value))
 
 
 def by_label(name: str, meaning: str, label: str, counts: Mapping[str, int]) -> Metric:
-    """A counter with one label, one series for each key of `counts`."""
+    """A counter with one label.
+
+    Args:
+        name: without the prefix.
+        meaning: for Prometheus' HELP line.
+        label: the name of the label.
+        counts: a series for each key, which is the value of the label.
+    """
     family = CounterMetricFamily(f"{PREFIX}{name}", meaning, labels=[label])
     for key, count in sorted(counts.items()):
         family.add_metric([key], count)

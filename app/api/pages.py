@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 PAGE = Path(__file__).parents[1] / "page"
-SWAGGER_UI = Path(str(files("fastapi_offline") / "static"))  # the files of Swagger UI 5, as a Python package
+# The files of Swagger UI 5, as a Python package.
+SWAGGER_UI = Path(str(files("fastapi_offline") / "static"))
 
 # The example scenes: of the installed wheel, or else of the checkout.
 EXAMPLES = PAGE / "examples"

@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from model.data import Category
 
 MaskFormat = Literal["rle", "polygon", "png", "none"]
-MAX_INSTANCES = 100  # as many as COCO evaluation counts, and as the networks keep
+# As many as COCO evaluation counts, and as the networks keep.
+MAX_INSTANCES = 100
 
-TIMEOUT_HEADER = "X-Request-Timeout-Ms"  # milliseconds from the request to its answer
-MAX_TIMEOUT_MS = 999_999_999  # eleven days, which is no limit
+# Milliseconds from the request to its answer.
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+# Eleven days, which is no limit.
+MAX_TIMEOUT_MS = 999_999_999
 
 JSON, NDJSON, PNG, JPEG = "application/json", "application/x-ndjson", "image/png", "image/jpeg"
 # The answer's media type for each range of an Accept header.
@@ -40,7 +43,8 @@ MEDIA_TYPES = {
 QUALITY = re.compile(r"(0(\.\d{0,3})?|1(\.0{0,3})?)", re.ASCII)
 
 DIGITS = re.compile(r"\s*\d+\s*", re.ASCII)
-MAX_ERRORS = 3  # in a message
+# Parameters that one message names.
+MAX_ERRORS = 3
 
 # What each parameter accepts, for the sentence "… must be …".
 ACCEPTED = {
@@ -93,7 +97,7 @@ class SegmentQuery(BaseModel):
     )
 
     def params(self, categories: Sequence[Category]) -> SegmentParams:
-        """The same for a model with `categories`. Raises InvalidParameter for a category that it does not have."""
+        """The options for a model with these categories. Raises InvalidParameter for an unknown category."""
         return SegmentParams(
             score_threshold=self.score_threshold,
             max_instances=self.max_instances,

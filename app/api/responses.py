@@ -78,7 +78,13 @@ def line(
 
 
 def document(model: Model, instances: Instances, mask_format: str = "rle") -> dict[str, Any]:
-    """The answer without the request's id; the same image always has the same one."""
+    """The answer without the request's id; the same image always has the same one.
+
+    Args:
+        model: names the categories.
+        instances: of the image.
+        mask_format: one of app.api.query.MaskFormat.
+    """
     height, width = instances.size
     return {
         "model": model.name,
@@ -140,7 +146,8 @@ def png_masks(probabilities: Tensor, instances: Instances) -> Iterator[dict[str,
     """Masks as 1-bit PNG files in base64, each cut to its box; black is background."""
     for left, top, bitmap in crops(probabilities, instances.boxes, instances.size, rule=instances.pasting):
         height, width = bitmap.shape
-        file = encode_png(bitmap if bitmap.size else np.zeros((1, 1), np.bool_))  # no PNG has no pixels
+        # A PNG has at least one pixel.
+        file = encode_png(bitmap if bitmap.size else np.zeros((1, 1), np.bool_))
         yield {
             "area": int(np.count_nonzero(bitmap)),
             "mask": {

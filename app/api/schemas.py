@@ -129,7 +129,8 @@ INSTANCE: Instance = {
     "score": 0.9981,
     "bbox": (2.04, 0.97, 4.01, 3.05),
     "area": 12,
-    "segmentation": {"size": (6, 9), "counts": "=3300000a0"},  # a block of 4 × 3 pixels
+    # A block of 4 × 3 pixels.
+    "segmentation": {"size": (6, 9), "counts": "=3300000a0"},
 }
 EXAMPLE: Answer = {
     "id": EXAMPLE_ID,

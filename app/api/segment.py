@@ -202,7 +202,8 @@ class SegmentRequest:
 
     service: Service
     timings: Timings
-    record: dict[str, Any]  # the log's fields
+    # The log's fields.
+    record: dict[str, Any]
     params: SegmentParams
     encode: Encode
 
