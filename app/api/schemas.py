@@ -18,14 +18,14 @@ EXAMPLE_ID = "0f6c1d0e5a7b4c3f9a2e8d7c6b5a4f3e"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4AAAAAElFTkSuQmCC"
 
 
-class Rle(TypedDict):
+class RleMask(TypedDict):
     """Compressed COCO RLE (masks=rle)."""
 
     size: Annotated[tuple[int, int], Field(description="[height, width]")]
     counts: str
 
 
-Polygons = Annotated[
+PolygonMask = Annotated[
     list[list[float]],
     Field(
         description="COCO polygons, [x1, y1, x2, y2, …] each (masks=polygon). Together they are the mask; a seam that "
@@ -55,7 +55,7 @@ class Instance(TypedDict):
         Field(description="[x, y, width, height] in pixels of the upright image, rounded to 2 decimals."),
     ]
     area: Annotated[float, Field(description="Pixels of the mask; with masks=none, the area of the box.")]
-    segmentation: NotRequired[Rle | Polygons]
+    segmentation: NotRequired[RleMask | PolygonMask]
     mask: NotRequired[PngMask]
 
 
