@@ -15,9 +15,6 @@ from maskserve.server import make_importable
 
 make_importable()
 
-from model.images.decode import decode
-from model.inference.engine import Engine
-from model.instances import Instances, Options
-from model.masks.paste import paste
+from model import Engine, Instances, Options, decode, paste
 
 __all__ = ["Engine", "Instances", "Options", "decode", "paste"]
