@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -22,6 +23,7 @@ from model.data.opening import open_dataset
 from model.data.shapes import held_out
 from model.evaluation.coco import FIGURES, Evaluation, evaluate, match_categories
 from model.evaluation.confusion import BACKGROUND
+from model.evaluation.matching import METRICS
 from model.inference.engine import Engine
 from model.instances import Options
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from model.data import Dataset, Sample
     from model.evaluation.coco import Scores
     from model.evaluation.confusion import ImageScore
+    from model.evaluation.matching import MatchingScores
     from model.instances import Instances
 
 # Images on the sheet of predictions, and on that of the worst images.
@@ -191,13 +194,15 @@ def to_document(engine: Engine, evaluation: Evaluation) -> dict[str, Any]:
         "worst": [asdict(image) for image in confusion.worst(WORST_COUNT)],
         "skipped": evaluation.unreadable,
     }
+    if evaluation.matching is not None:
+        document["matching"] = asdict(evaluation.matching)
     if evaluation.cityscapes is not None:
         document["cityscapes"] = asdict(evaluation.cityscapes)
     return document
 
 
 def print_tables(evaluation: Evaluation) -> None:
-    """Print COCO's twelve figures, AP by category, and the figures of Cityscapes if there are any."""
+    """Print COCO's figures, AP by category, the figures of matching, and those of Cityscapes if there are any."""
     console = Console()
     scores = scores_by_kind(evaluation)
     figures = Table(title=f"{evaluation.images} images, {evaluation.objects} objects")
@@ -215,6 +220,8 @@ def print_tables(evaluation: Evaluation) -> None:
         for category, values in own.per_category.items():
             table.add_row(category, *(format_figure(values[figure]) for figure in CATEGORY_COLUMNS))
         console.print(table)
+    if evaluation.matching is not None:
+        console.print(_matching_table(evaluation.matching))
     if evaluation.cityscapes is not None:
         cityscapes = evaluation.cityscapes
         table = Table(title="masks, by the Cityscapes protocol")
@@ -225,6 +232,20 @@ def print_tables(evaluation: Evaluation) -> None:
         table.add_section()
         table.add_row("mean", format_figure(cityscapes.ap), format_figure(cityscapes.ap50))
         console.print(table)
+
+
+def _matching_table(scores: MatchingScores) -> Table:
+    """A row for each IoU threshold, and one of means."""
+    table = Table(title=f"masks, matched one-to-one at a score of {scores.score_threshold:g}")
+    table.add_column("IoU")
+    for heading in ("TP/(TP+FP+FN), by image", "pooled", "F1", "precision", "recall", "panoptic quality"):
+        table.add_column(heading, justify="right")
+    columns = [scores.by_image["ap"], *(scores.pooled[metric] for metric in METRICS)]
+    for row, threshold in enumerate(scores.iou_thresholds):
+        table.add_row(f"{threshold:.2f}", *(format_figure(column[row]) for column in columns))
+    table.add_section()
+    table.add_row("mean", *(format_figure(fmean(column)) for column in columns))
+    return table
 
 
 def format_figure(value: float) -> str:

@@ -1,7 +1,7 @@
 """Evaluation of a model on a dataset, through the same engine that serves: COCO's AP and AR.
 
 The protocol is COCO's (cocodataset.org, "Detection Evaluation"), computed by pycocotools, which comes with the extra
-`train`. On Cityscapes, cityscapes.py adds the figures of its own protocol.
+`train`. matching.py adds the figures that microscopy uses, and on Cityscapes cityscapes.py those of its own protocol.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from model.data.cityscapes import Cityscapes
 from model.data.coco import coco_document
 from model.evaluation.cityscapes import CityscapesAp
 from model.evaluation.confusion import Confusion
+from model.evaluation.matching import Matching
 from model.instances import Instances, Options
 from model.masks.paste import paste
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from model.data import Category, Dataset, Sample
     from model.evaluation.cityscapes import CityscapesScores
+    from model.evaluation.matching import MatchingScores
     from model.inference.engine import Engine
 
 # pycocotools' twelve figures, in its order.
@@ -72,6 +74,8 @@ class Evaluation:
     mask: Scores | None
     # At a score of 0.5.
     confusion: Confusion
+    # TP / (TP + FP + FN), F1 and panoptic quality at a score of 0.5; None for a model without masks.
+    matching: MatchingScores | None = None
     # Only for a model with masks on Cityscapes.
     cityscapes: CityscapesScores | None = None
     # Images that were skipped, and why.
@@ -110,6 +114,7 @@ def evaluate(
     results: list[dict[str, Any]] = []
     masks = engine.model.architecture.mask_convs > 0
     confusion = Confusion(dataset.categories)
+    matching = Matching()
     cityscapes = CityscapesAp() if isinstance(dataset, Cityscapes) and masks else None
     unreadable: list[str] = []
     for index in range(len(dataset)):
@@ -127,6 +132,8 @@ def evaluate(
         records = coco_results(predicted, sample.image_id, ids)
         results += records
         confusion.add(index, truth, records, "segm" if masks else "bbox")
+        if masks:
+            matching.add(truth, records, (height, width))
         if cityscapes is not None and isinstance(dataset, Cityscapes):
             cityscapes.add(dataset.instance_ids(index), predicted, ids)
         if on_image is not None:
@@ -140,6 +147,7 @@ def evaluate(
         box=score(document, results, "bbox"),
         mask=score(document, results, "segm") if masks else None,
         confusion=confusion,
+        matching=matching.scores() if masks else None,
         cityscapes=cityscapes.scores() if cityscapes is not None else None,
         unreadable=tuple(unreadable),
     )

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from app.cli.main import cli
 from model.data.shapes import Shapes
 from model.evaluation.coco import CATEGORY_FIGURES
+from model.evaluation.matching import METRICS
+from model.network.build import build
+from model.zoo import model_file
+from tests.model.thin import THIN, thin_resnets
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
-
-    from tests.app.commands.training import Trained
 
 PICTURES = [
     "confusion.png",
@@ -26,8 +32,22 @@ PICTURES = [
 ]
 
 
-def test_evaluation_prints_all_figures_as_json_and_draws_plots(trained: Trained, tmp_path: Path) -> None:
-    arguments = ["evaluate", str(trained.path), "--data", str(trained.data), "--json", "--device", "cpu"]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a model that has random weights, and four labelled scenes."""
+    path = tmp_path_factory.mktemp("evaluation")
+    Shapes(seed=3, length=4, sides=(64, 96)).export(path / "data")
+    torch.manual_seed(0)
+    architecture = replace(THIN, proposals=20, max_size=96)
+    with thin_resnets():
+        model = model_file.describe("random", architecture, Shapes.categories)
+        model_file.save(path / "random.safetensors", build(architecture), model, half=True)
+        yield path
+
+
+def test_evaluation_prints_all_figures_as_json_and_draws_plots(folder: Path, tmp_path: Path) -> None:
+    model, data = str(folder / "random.safetensors"), str(folder / "data")
+    arguments = ["evaluate", model, "--data", data, "--json", "--device", "cpu"]
     result = CliRunner().invoke(cli, [*arguments, "--plots", str(tmp_path / "plots")])
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
@@ -36,7 +56,19 @@ def test_evaluation_prints_all_figures_as_json_and_draws_plots(trained: Trained,
     assert set(document["mask"]["per_category"]) == {c.name for c in Shapes.categories}
     assert set(document["box"]["per_category"]["circle"]) == set(CATEGORY_FIGURES)
     assert len(document["confusion"]["matrix"]) == len(Shapes.categories) + 1
+    assert document["matching"]["iou_thresholds"][::9] == [0.5, 0.95]
+    assert set(document["matching"]["by_image"]) == set(document["matching"]["pooled"]) == set(METRICS)
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == PICTURES
     for name in PICTURES:
         with Image.open(tmp_path / "plots" / name) as picture:
             assert min(picture.size) > 100
+
+
+def test_evaluation_prints_tables(folder: Path) -> None:
+    model, data = str(folder / "random.safetensors"), str(folder / "data")
+    result = CliRunner().invoke(
+        cli, ["evaluate", model, "--data", data, "--device", "cpu"], env={"COLUMNS": "200"}
+    )
+    assert result.exit_code == 0, result.output
+    for text in ("AR 100", "mask, by category", "TP/(TP+FP+FN), by image", "panoptic quality", "0.95"):
+        assert text in result.stdout

@@ -21,6 +21,7 @@ from app.commands.train import NetworkOptions
 from model.data.shapes import Shapes
 from model.training.train import read_log
 from model.zoo import model_file, zoo
+from tests.app.commands.training import as_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,15 +43,6 @@ def out(tmp_path: Path) -> Iterator[Path]:
         path.unlink()
 
 
-def command(options: dict[str, Any]) -> list[str]:
-    """The options of run_training as they are typed."""
-    words: list[str] = []
-    for name, value in options.items():
-        for item in value if isinstance(value, list) else [value]:
-            words += [f"--{name.replace('_', '-')}", str(item)]
-    return words
-
-
 def test_run_that_was_killed_ends_with_the_same_weights_bit_for_bit(scenes: Path, out: Path) -> None:
     options = {
         "steps": 8, "batch_size": 2, "workers": 0, "precision": "float32", "sizes": ["64"], "warmup": 2,
@@ -60,7 +52,7 @@ def test_run_that_was_killed_ends_with_the_same_weights_bit_for_bit(scenes: Path
     assert cli_train.run_training(source, out / "whole", NetworkOptions(), "cpu", options) == 0
     killed = out / "killed"
     process = subprocess.Popen(
-        [sys.executable, "-m", "app.cli", "train", "--data", str(scenes), "--out", str(killed), *command(options)],
+        [sys.executable, "-m", "app.cli", "train", "--data", str(scenes), "--out", str(killed), *as_arguments(options)],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     checkpoint, last = killed / "checkpoint.pt", int(np.random.default_rng().integers(3, 6))
@@ -101,7 +93,7 @@ def test_two_processes_train_as_one_does(scenes: Path, out: Path) -> None:
         [
             sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
             "--standalone", "-m", "app.cli", "train", "--data", str(scenes), "--out", str(out / "two"),
-            "--backbone", start.backbone or "", *command(options),
+            "--backbone", start.backbone or "", *as_arguments(options),
         ],
         cwd=ROOT, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip

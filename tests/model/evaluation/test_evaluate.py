@@ -58,6 +58,7 @@ def test_perfect_boxes_score_one(scenes):
     assert found.box.figures["AP"] == pytest.approx(1.0)
     assert found.box.figures["AR 100"] == pytest.approx(1.0)
     assert found.mask is None
+    assert found.matching is None
     assert found.ap() == {"box": 1.0, "box50": 1.0}
 
 
@@ -72,6 +73,8 @@ def test_full_boxes_as_masks_score_less_than_the_shapes_they_hide(scenes):
     assert found.mask is not None
     assert 0 < found.mask.figures["AP"] < 0.6 < found.box.figures["AP"]
     assert set(found.mask.per_category) == {c.name for c in CATEGORIES}
+    assert found.matching is not None
+    assert found.matching.true_positives[0] + found.matching.false_negatives[0] == found.objects
 
 
 def test_categories_are_matched_by_name_not_by_number(scenes):
