@@ -1,4 +1,4 @@
-"""The real process over real sockets: answers, refusals, and how it starts and ends."""
+"""A real process over real sockets: answers, refusals, start and end."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_all_three_body_forms_get_the_same_bytes_but_for_the_id(server: Any) -> 
     assert len(json.loads(answers.pop())["instances"]) == 20
 
 
-def test_two_hundred_concurrent_requests_of_mixed_sizes_get_the_answers_that_they_get_alone(
+def test_concurrent_requests_of_mixed_sizes_get_the_answers_that_they_get_alone(
     server: Any,
 ) -> None:
     sizes = [(320, 240), (240, 320), (300, 300), (640, 200), (200, 150), (150, 200), (128, 128), (333, 251)]
@@ -128,7 +128,7 @@ def test_two_hundred_concurrent_requests_of_mixed_sizes_get_the_answers_that_the
         assert without_id(response) == alone[number % len(images)]
 
 
-def test_nobody_waits_for_the_answers_of_others_on_a_cpu(server: Any) -> None:
+def test_on_a_cpu_answers_do_not_wait_for_a_batch(server: Any) -> None:
     """There a batch takes as long as its images one by one."""
     same = photo(320, 240)
 
@@ -146,7 +146,7 @@ def test_nobody_waits_for_the_answers_of_others_on_a_cpu(server: Any) -> None:
 # Refusals on the wire
 
 
-def test_a_client_that_sends_everything_first_still_reads_the_413(server: Any) -> None:
+def test_a_client_that_sends_the_whole_body_first_reads_the_413(server: Any) -> None:
     body = b"\xff" * 30_000_000  # more than all the buffers between here and there
     with Wire(server.url) as wire:
         wire.send("POST /segment HTTP/1.1", f"Content-Length: {len(body)}", body=body)
@@ -156,7 +156,7 @@ def test_a_client_that_sends_everything_first_still_reads_the_413(server: Any) -
     assert json.loads(content)["type"] == "urn:maskserve:problem:body-too-large"
 
 
-def test_a_refused_request_whose_body_has_arrived_does_not_cost_the_connection(server: Any) -> None:
+def test_a_refusal_after_the_whole_body_keeps_the_connection(server: Any) -> None:
     image = photo(64, 64)
     with Wire(server.url) as wire:
         for _ in range(2):
@@ -177,7 +177,7 @@ def test_a_chunked_body_without_end_is_cut_off_with_413(server: Any) -> None:
         assert wire.response()[0] == 413
 
 
-def test_a_client_that_asks_first_is_told_to_go_on_or_refused_before_it_sends(server: Any) -> None:
+def test_expect_100_continue_is_answered_before_the_body(server: Any) -> None:
     image = photo(64, 64)
     with Wire(server.url) as wire:
         wire.send("POST /segment HTTP/1.1", f"Content-Length: {len(image)}", "Expect: 100-continue")
@@ -199,7 +199,7 @@ def test_a_body_that_does_not_arrive_is_408(server: Any) -> None:
     assert headers["connection"] == "close"
 
 
-def test_a_client_that_hangs_up_harms_nobody(server: Any) -> None:
+def test_a_client_that_hangs_up_does_not_disturb_others(server: Any) -> None:
     image = photo(320, 240)
     for sent in (0, 100, len(image)):
         with Wire(server.url) as wire:
@@ -217,7 +217,7 @@ def test_a_connection_serves_many_requests_with_head_among_them(server: Any) -> 
         assert (status, wire.response()[0]) == (200, 200)
 
 
-def test_what_is_no_http_is_a_400_that_leaves_the_server_alone(server: Any) -> None:
+def test_malformed_http_gets_a_400(server: Any) -> None:
     with Wire(server.url) as wire:
         wire.socket.sendall(b"\x16\x03\x01 a TLS greeting\r\n\r\n")
         status, headers, body = wire.response()
@@ -235,7 +235,7 @@ def test_what_is_no_http_is_a_400_that_leaves_the_server_alone(server: Any) -> N
         pytest.param([b"4\r\nabcd\r\nZZ\r\n\r\n"], id="all-at-once"),
     ],
 )
-def test_a_body_whose_chunks_are_none_gets_one_answer_and_is_logged_as_malformed(
+def test_malformed_chunks_get_one_400_and_are_logged(
     server: Any, pieces: list[bytes], request: pytest.FixtureRequest
 ) -> None:
     name = request.node.callspec.id
@@ -277,7 +277,7 @@ def test_a_query_in_any_script_is_read_as_it_is_typed(server: Any, query: bytes,
             assert json.loads(body)["detail"].startswith(detail)
 
 
-def test_what_is_still_no_http_is_told_about_encoding(server: Any) -> None:
+def test_a_malformed_address_gets_a_hint_at_encoding(server: Any) -> None:
     with Wire(server.url) as wire:
         wire.socket.sendall(b"GET /\xe7")
         assert httpx.get(f"{server.url}/healthz").status_code == 200  # by now it has been read
@@ -321,7 +321,7 @@ def test_a_signal_during_the_load_ends_the_server_with_code_0(start: Callable[..
     assert running.ended() == 0
 
 
-def test_after_a_signal_accepted_requests_are_finished_and_new_ones_told_to_go_elsewhere(
+def test_after_a_signal_accepted_requests_finish_and_new_ones_get_503(
     start: Callable[..., Any],
 ) -> None:
     running = start().wait_until_ready()

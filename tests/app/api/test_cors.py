@@ -1,4 +1,4 @@
-"""Web pages of other origins: off by default, and what the setting lets them do."""
+"""Pages of other origins (CORS): off by default, and what the setting allows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def cors_headers(response: httpx.Response) -> dict[str, str]:
     return {name: value for name, value in response.headers.items() if name.startswith("access-control-")}
 
 
-def test_by_default_no_other_origin_is_let_in() -> None:
+def test_by_default_no_other_origin_is_allowed() -> None:
     assert cors_headers(ask("POST", "/segment", content=PHOTO, headers={"Origin": ORIGIN})) == {}
     preflight = ask("OPTIONS", "/segment", headers=PREFLIGHT)
     assert (preflight.status_code, cors_headers(preflight)) == (204, {})

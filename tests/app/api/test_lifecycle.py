@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pytest
 
 
-def test_probes_answer_while_the_model_loads_and_requests_are_told_to_come_back() -> None:
+def test_while_the_model_loads_probes_answer_and_requests_get_503() -> None:
     loading = threading.Event()
 
     def load() -> FakeEngine:
@@ -84,7 +84,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_service_with_one_line(
     assert not record.exc_info
 
 
-def test_a_warm_up_that_fails_asks_for_the_end() -> None:
+def test_a_failed_warm_up_ends_the_service() -> None:
     class Cold(FakeEngine):
         def warm_up(self) -> None:
             raise RuntimeError("no kernel image is available")

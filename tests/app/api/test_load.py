@@ -37,7 +37,7 @@ def test_a_full_queue_is_429_with_retry_after_at_once() -> None:
     assert int(refused.headers["retry-after"]) == refused.json()["retry_after"] >= 1
 
 
-def test_a_full_house_is_said_at_the_door_like_every_other_problem() -> None:
+def test_overload_is_refused_before_routing_with_a_complete_problem() -> None:
     async def run() -> tuple[httpx.Response, httpx.Response, str]:
         async with serving(max_queue_requests=1) as (client, app):
             with app.state.service.admission.admit(1):
@@ -121,7 +121,7 @@ def test_the_clients_time_limit_bounds_the_fetching_of_an_address(
     assert problem["detail"].startswith("The image did not arrive from its address within 0.0")
 
 
-def test_the_answer_has_the_time_that_the_body_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_the_body_shortens_the_time_for_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Timings, "total", lambda _: 0.25)
     release = threading.Event()
 
@@ -136,7 +136,7 @@ def test_the_answer_has_the_time_that_the_body_left_of_it(monkeypatch: pytest.Mo
     assert response.json()["detail"] == "The answer was not ready within 0.05 seconds."
 
 
-def test_a_client_that_leaves_while_waiting_frees_its_place_and_its_image_is_never_run() -> None:
+def test_the_image_of_a_disconnected_client_is_never_run() -> None:
     async def run() -> tuple[FakeEngine, int, list[Any]]:
         running, release = threading.Event(), threading.Event()
 
@@ -164,7 +164,7 @@ def test_a_client_that_leaves_while_waiting_frees_its_place_and_its_image_is_nev
     assert engine.images == 1
 
 
-def test_a_client_that_leaves_while_sending_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_disconnects_while_sending_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
     async def run() -> list[Any]:
@@ -178,7 +178,7 @@ def test_a_client_that_leaves_while_sending_is_no_error(caplog: pytest.LogCaptur
     assert any(" 499 " in record.getMessage() for record in caplog.records)
 
 
-def test_a_refused_client_has_its_answer_before_the_rest_of_its_body_is_thrown_away() -> None:
+def test_a_refusal_is_sent_before_the_rest_of_the_body_is_discarded() -> None:
     async def run() -> Scripted:
         async with serving(max_upload_bytes=1024) as (_, app):
             events = [

@@ -57,7 +57,7 @@ def test_openapi_documents_every_parameter_and_body_form_with_examples_that_work
     asyncio.run(run())
 
 
-def test_openapi_example_answer_is_a_true_one() -> None:
+def test_openapi_example_is_consistent() -> None:
     (instance,) = schemas.EXAMPLE["instances"]
     assert Rle.from_coco(instance["segmentation"]).area == instance["area"]
     assert list(instance["segmentation"]["size"]) == [
@@ -70,7 +70,7 @@ def test_openapi_example_answer_is_a_true_one() -> None:
 
 
 @pytest.mark.parametrize("masks", get_args(MaskFormat))
-def test_answers_are_what_their_types_say(masks: str) -> None:
+def test_answers_match_their_types(masks: str) -> None:
     answer = post(f"?masks={masks}").json()
     assert TypeAdapter(schemas.Answer).validate_python(answer, extra="forbid")
     assert len(answer["instances"]) == 2
@@ -84,5 +84,5 @@ def test_answers_are_what_their_types_say(masks: str) -> None:
         ("POST", "/segment", schemas.ProblemDocument),
     ],
 )
-def test_documents_are_what_their_types_say(method: str, path: str, kind: Any) -> None:
+def test_documents_match_their_types(method: str, path: str, kind: Any) -> None:
     assert TypeAdapter(kind).validate_python(ask(method, path).json(), extra="forbid")

@@ -22,14 +22,14 @@ def test_head_is_get_without_the_body(path: str) -> None:
     ("path", "allow"),
     [("/segment", "OPTIONS, POST"), ("/model", "GET, HEAD, OPTIONS"), ("/", "GET, HEAD, OPTIONS")],
 )
-def test_options_tells_the_methods(path: str, allow: str) -> None:
+def test_options_lists_the_methods(path: str, allow: str) -> None:
     response = ask("OPTIONS", path)
     assert response.status_code == 204
     assert response.headers["allow"] == allow
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-def test_pages_load_nothing_from_elsewhere_and_every_file_that_they_name_is_there(path: str) -> None:
+def test_pages_load_only_files_of_this_service(path: str) -> None:
     async def run() -> None:
         async with serving() as (client, _):
             page = await client.get(path)

@@ -1,4 +1,4 @@
-"""Every problem that a client can meet, by status, slug and detail."""
+"""Every problem that a client can get, by status, slug and detail."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_an_internal_error_is_logged_under_its_id_and_leaks_nothing(caplog: pyte
     assert any("the secret inside" in record.getMessage() for record in records)
 
 
-def test_an_error_that_nobody_expected_is_a_problem_too(
+def test_an_unexpected_error_is_a_problem_too(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.api.segment.choose_media_type", lambda _: fail())

@@ -1,4 +1,4 @@
-"""The query string and headers of POST /segment are understood completely or refused with what is accepted."""
+"""Parameters of POST /segment are read completely, or refused with what is accepted."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_options_are_read(query: str, options: SegmentParams) -> None:
         ("qqq=", 'no parameter "qqq"'),
     ],
 )
-def test_what_is_not_understood_is_refused_with_what_would_be_right(query: str, says: str) -> None:
+def test_an_invalid_parameter_is_refused_with_what_is_accepted(query: str, says: str) -> None:
     response, asked = ask(query)
     assert (response.status_code, asked) == (422, [])
     assert response.json()["type"] == "urn:maskserve:problem:invalid-parameter"
@@ -127,6 +127,6 @@ def test_three_wrong_parameters_are_named_at_once() -> None:
     ),
     st.lists(st.text(max_size=10)),
 )
-def test_no_parameters_are_an_error_of_the_service(given: dict[str, Any], names: list[str]) -> None:
+def test_no_parameters_cause_an_internal_error(given: dict[str, Any], names: list[str]) -> None:
     with contextlib.suppress(InvalidParameter):
         assert isinstance(parse({**given, "categories": names}, CATEGORIES), SegmentParams)

@@ -1,4 +1,4 @@
-"""Several images in one call: a line for each, in the order sent, whatever happens to the others."""
+"""Several images in one request: one line each, in the order sent, whatever happens to the others."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_bad_image_has_its_problem_and_the_others_their_results() -> None:
     assert all(line["request_id"] == response.headers["x-request-id"] for line in found if "status" in line)
 
 
-def test_one_image_is_answered_as_ever_unless_lines_are_asked_for() -> None:
+def test_one_image_gets_json_unless_ndjson_is_accepted() -> None:
     assert ask(PHOTO).headers["content-type"] == "application/json"
     (line,) = lines(ask(PHOTO, headers={"accept": NDJSON}))
     assert line["index"] == 0
@@ -116,7 +116,7 @@ def test_a_form_beyond_its_limits_is_refused_as_a_whole(
     assert says in response.json()["detail"]
 
 
-def test_an_image_that_fails_inside_is_told_apart_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_internal_error_of_one_image_is_logged_with_its_index(caplog: pytest.LogCaptureFixture) -> None:
     (first, second) = lines(ask(PHOTO, PHOTO, engine=FakeEngine(fail)))
     assert first["status"] == second["status"] == 500
     assert "secret" not in first["detail"]
@@ -128,7 +128,7 @@ def test_a_call_does_not_shed_its_own_images() -> None:
     assert [len(line["instances"]) for line in found] == [2] * 12
 
 
-def test_where_others_fill_the_queue_an_image_is_refused_and_told_when_to_retry() -> None:
+def test_when_other_requests_fill_the_queue_an_image_is_refused_with_retry_after() -> None:
     release = threading.Event()
 
     async def run() -> list[dict[str, Any]]:
@@ -171,7 +171,7 @@ def test_a_line_is_sent_before_later_images_are_done() -> None:
     assert asyncio.run(run()) == (1, 2)
 
 
-def test_a_client_that_leaves_frees_everything() -> None:
+def test_a_client_that_disconnects_frees_all_images() -> None:
     release = threading.Event()
     engine = FakeEngine(lambda: release.wait(PATIENCE))
 

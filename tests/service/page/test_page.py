@@ -243,7 +243,7 @@ def test_everything_can_be_done_with_the_keyboard(visit: Callable[..., Any], sce
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_to_complain_about(visit: Callable[..., Any], scene: Any, scheme: str) -> None:
+def test_axe_finds_no_violations(visit: Callable[..., Any], scene: Any, scheme: str) -> None:
     visited = visit(scene, color_scheme=scheme)
     page = visited.page
     check = Axe().run
@@ -319,7 +319,7 @@ def test_model_demonstration_notice_stages_and_queue_are_shown(
     assert json.loads(page.text_content("#json-text")) == scene.document
 
 
-def test_the_shown_command_and_program_run_and_get_what_is_seen(
+def test_the_snippets_run_and_get_what_the_page_shows(
     visit: Callable[..., Any], scene: Any, tmp_path: Path
 ) -> None:
     visited = visit(scene)

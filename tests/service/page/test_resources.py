@@ -1,4 +1,4 @@
-"""What the page takes is given back: pixels, listeners, time; and no caption is lost for another's length."""
+"""The page releases bitmaps and listeners, ends waits at once, and shortens captions that are too wide."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that hypothesis makes up, query, headers and body alike: each gets an answer of the contract."""
+"""Random requests from hypothesis: query, headers and body. Each gets an answer of the contract."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ QUERIES = st.one_of(
 
 @given(st.lists(st.tuples(QUERIES, HEADERS, BODIES), min_size=20, max_size=20))
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-def test_whatever_is_asked_is_answered_as_the_contract_says(
+def test_every_request_gets_an_answer_of_the_contract(
     requests: list[tuple[str, dict[str, bytes], bytes]],
 ) -> None:
     async def run() -> None:

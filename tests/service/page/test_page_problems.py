@@ -1,4 +1,4 @@
-"""The page where something is refused, missing or slow, and with moving pictures; against a real server."""
+"""The page when something is refused, missing or slow, and with videos; against a real server."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_refused_file_shows_the_problems_title_and_detail_and_what_to_do(visit
     visited.complaints.clear()  # the 415
 
 
-def test_a_service_that_is_gone_is_said_to_be_and_can_be_tried_again(
+def test_an_unreachable_service_is_reported_and_can_be_tried_again(
     visit: Callable[..., Any], answer: Any
 ) -> None:
     visited = visit()
@@ -79,7 +79,7 @@ def test_a_service_that_is_gone_is_said_to_be_and_can_be_tried_again(
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_busy_or_loading_service_is_asked_again_when_it_says(
+def test_a_busy_or_loading_service_is_asked_again_after_retry_after(
     visit: Callable[..., Any], answer: Any, status: int
 ) -> None:
     visited = visit(answer)
@@ -96,7 +96,7 @@ def test_a_busy_or_loading_service_is_asked_again_when_it_says(
     visited.complaints.clear()  # the refusal
 
 
-def test_a_wanted_key_can_be_entered_is_sent_and_stays_out_of_snippets_and_storage(
+def test_a_required_key_can_be_entered_and_stays_out_of_snippets_and_storage(
     visit: Callable[..., Any], answer: Any
 ) -> None:
     visited = visit()
@@ -149,7 +149,7 @@ def test_a_slow_answer_can_be_cancelled_and_a_new_picture_takes_its_place(
     assert not page.is_visible("#problem")
 
 
-def test_what_the_browser_cannot_show_is_segmented_all_the_same(visit: Callable[..., Any]) -> None:
+def test_a_file_that_the_browser_cannot_show_is_segmented(visit: Callable[..., Any]) -> None:
     visited = visit()
     visited.choose("scan.tiff", converted("TIFF"), "image/tiff")
     visited.wait_for_answer()
