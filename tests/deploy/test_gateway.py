@@ -139,6 +139,21 @@ def test_clients_are_limited_one_by_one_and_probes_are_not(
     assert not re.search(pattern, "/segment")
 
 
+def test_one_client_cannot_fill_the_temporary_files(
+    http: list[dict[str, Any]], server: list[dict[str, Any]]
+) -> None:
+    assert value(http, "limit_conn_zone")[0] == "$client"
+    assert value(http, "limit_conn_status") == ["429"]
+    zone, connections = value(server, "limit_conn")
+    assert f"zone={zone}:" in value(http, "limit_conn_zone")[1]
+    files = [value(server, name)[0] for name in ("client_max_body_size", "proxy_max_temp_file_size")]
+    compose = (ROOT / "docker-compose.yml").read_text()
+    [room] = re.findall(
+        r'tmpfs: \["/tmp:size=(\d+)m,[^]]*\]\n(?=    cap_drop)', compose.partition("  gateway:")[2]
+    )[:1]
+    assert int(connections) * max(int(size.removesuffix("m")) for size in files) <= int(room)
+
+
 def test_every_refusal_of_the_gateway_is_a_problem_document(server: list[dict[str, Any]]) -> None:
     handled = {int(s) for d in server if d["directive"] == "error_page" for s in d["args"][:-1]}
     assert handled >= {413, 429, 500, 502, 503, 504}
