@@ -20,7 +20,8 @@ from model.masks.paste import encode
 from model.network.architecture import SMALL
 from model.zoo.model_file import describe
 
-GOLDEN = Path(__file__).parents[4] / "shared" / "data" / "coco_eval_golden"
+GOLDEN = Path(__file__).parent / "golden"
+COCOAPI = Path(__file__).parents[4] / "shared" / "data" / "coco_eval_golden"
 
 
 class Oracle:
@@ -133,12 +134,22 @@ def test_object_size_of_a_mask_is_its_own_area_not_its_boxes():
     assert figures["AP small"] == figures["AP"]
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden COCO evaluation in shared/data is not here")
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_golden_evaluation_is_reproduced(kind):
-    expected = json.loads((GOLDEN / "EXPECTED.json").read_text())[kind]
-    truth = json.loads((GOLDEN / "instances_val2014_100.json").read_text())
-    results = json.loads((GOLDEN / f"instances_val2014_fake{kind}100_results.json").read_text())
+def test_golden_figures_are_those_of_pycocotools(kind):
+    """The files and their figures are made by golden/make.py."""
+    golden = json.loads((GOLDEN / "coco.json").read_text())
+    figures = score(golden["truth"], golden["results"], kind).figures
+    assert list(figures) == list(FIGURES)
+    assert figures == pytest.approx(golden["expected"][kind], rel=0, abs=1e-9)
+    assert min(figures.values()) > 0
+
+
+@pytest.mark.skipif(not COCOAPI.is_dir(), reason="needs cocoapi's golden set in shared/data")
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_golden_set_of_cocoapi_is_reproduced(kind):
+    expected = json.loads((COCOAPI / "EXPECTED.json").read_text())[kind]
+    truth = json.loads((COCOAPI / "instances_val2014_100.json").read_text())
+    results = json.loads((COCOAPI / f"instances_val2014_fake{kind}100_results.json").read_text())
     figures = score(truth, results, kind).figures
     assert list(figures) == list(FIGURES)
     assert np.allclose(list(figures.values()), list(expected.values()), rtol=0, atol=1e-9)

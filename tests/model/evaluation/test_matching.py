@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from model.evaluation.matching import IOU_THRESHOLDS, METRICS, Matching, Matchin
 from model.masks.rle import encode
 
 SIZE = (40, 48)
+# Our names of figures that have another name in StarDist.
+STARDIST = {"ap": "accuracy"}
 
 
 def annotate(mask: np.ndarray, category: int = 1, *, crowd: bool = False) -> dict[str, Any]:
@@ -100,11 +104,28 @@ def test_figures_of_random_images_are_those_of_the_definition(seed: int) -> None
             assert scores.pooled[metric][column] == scores.by_image[metric][column]
 
 
+def test_golden_figures_are_those_of_stardist() -> None:
+    """The file and its figures are made by golden/make.py."""
+    golden = json.loads((Path(__file__).parent / "golden" / "matching.json").read_text())
+    matching = Matching()
+    for image in golden["images"]:
+        truth, predicted = (
+            np.repeat(*np.array(image[kind]).T).reshape(golden["size"]) for kind in ("truth", "predicted")
+        )
+        matching.add(*to_records(truth, predicted), tuple(golden["size"]))
+    scores = matching.scores()
+    for key, ours in (("by_image", scores.by_image), ("pooled", scores.pooled)):
+        for metric in METRICS:
+            # StarDist computes IoUs in float32.
+            assert ours[metric] == pytest.approx(
+                golden["expected"][key][STARDIST.get(metric, metric)], abs=1e-6
+            )
+
+
 @pytest.mark.parametrize("by_image", [True, False], ids=["by image", "pooled"])
 def test_figures_of_random_images_are_those_of_stardist(by_image: bool) -> None:
     """Needs the dependency group `stardist`, in a virtual environment of its own."""
     stardist = pytest.importorskip("stardist.matching", reason="stardist is not installed: group `stardist`")
-    names = {"ap": "accuracy"}
     for seed in range(40):
         rng = np.random.default_rng(seed)
         images = [random_labels(rng) for _ in range(6)]
@@ -115,7 +136,7 @@ def test_figures_of_random_images_are_those_of_stardist(by_image: bool) -> None:
             truth, predicted, thresh=IOU_THRESHOLDS, by_image=by_image, show_progress=False
         )
         for metric in METRICS:
-            expected = [getattr(result, names.get(metric, metric)) for result in theirs]
+            expected = [getattr(result, STARDIST.get(metric, metric)) for result in theirs]
             # StarDist computes IoUs in float32.
             assert ours[metric] == pytest.approx(expected, abs=1e-6), (metric, by_image)
 
