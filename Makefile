@@ -49,7 +49,7 @@ bench-engine: $(READY)  ## the engine against torchvision's eager model: minutes
 	$(BIN)/python bench/engine.py --model shapes --precision int8 --rounds 15
 	$(BIN)/python bench/engine.py --model v1 --precision int8
 
-screenshots: $(READY) $(BROWSER)  ## make the pictures of the page in docs/images anew
+screenshots: $(READY) $(BROWSER)  ## take the pictures of the page in docs/images
 	$(BIN)/python docs/screenshots.py
 
 bench-capacity: $(READY)  ## what one replica answers a second, and its memory: minutes, and nothing else may run

@@ -8,8 +8,8 @@ many detections as --detections says. For int8 a model that is not calibrated ye
 scene is drawn, or for `shapes` an example enlarged and cropped. Every side goes from pixels to boxes, scores and masks:
 ours to COCO run lengths, torchvision's to its stack of masks, and with --encode to pycocotools' run lengths.
 
-Each side lives in a process of its own and waits while another runs. torchvision comes twice: as people run it, and
-with what `maskserve serve` tells glibc about freed memory, from which it gains more than we do.
+Each side lives in a process of its own and waits while another runs. torchvision is measured twice: with its
+defaults, and with what `maskserve serve` tells glibc about freed memory, from which it gains more than we do.
 
 Prints seconds (median of the rounds), ratios, ours by stage, the share of what the processor's measured
 matrix-product rate allows for torchvision's operations, and by how much the resident set peaks over the model's.
@@ -153,7 +153,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 @torch.inference_mode()
 def stages(engine: Engine, image: np.ndarray) -> dict[str, float]:
-    """Seconds of each part of one forward pass, the quickest of three."""
+    """Seconds of each part of one forward pass, the fastest of three."""
     size, padded = engine.input_size(*image.shape[:2]), engine.padded_shape(*image.shape[:2])
     taken: dict[str, list[float]] = {}
 

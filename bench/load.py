@@ -152,7 +152,7 @@ async def closed(load: Load, loop: ClosedLoop, seconds: float) -> float:
 
 
 async def soak(load: Load, count: int) -> None:
-    """So many requests from 8 clients; memory after the first thousand, after each tenth, and at the end."""
+    """`count` requests from 8 clients; prints the memory after the first thousand, after each tenth, and at the end."""
     loop, seconds = ClosedLoop(8), 5.0
     first = resident_bytes(load.replica)
     while (done := sum(loop.statuses.values())) < count:
@@ -195,7 +195,7 @@ def main() -> None:
         "--factors", type=float, nargs="*", default=[0.5, 0.8, 1.0, 2.0, 10.0], help="of the peak"
     )
     parser.add_argument("--disconnects", type=float, default=0.0, help="part of the clients that hang up")
-    parser.add_argument("--slow", type=int, default=0, help="clients that send a few bytes a second, besides")
+    parser.add_argument("--slow", type=int, default=0, help="more clients, which send a few bytes a second")
     parser.add_argument("--soak", type=int, default=0, help="only send so many requests and watch the memory")
     parser.add_argument("--set", nargs="*", default=[], dest="settings", help="MASKSERVE_NAME=value …")
     parser.add_argument("--plot", type=Path, help="picture of latency against load")

@@ -29,7 +29,7 @@ class ClosedLoop:
     # seconds, one of each turn
     p50: list[float] = field(default_factory=list)
     p99: list[float] = field(default_factory=list)
-    # milliseconds of each answer, by the service's clock: in the queue, and besides it and the forward pass
+    # milliseconds of each answer, by the service's clock: in the queue, and neither there nor in the forward pass
     queued: list[float] = field(default_factory=list)
     overheads: list[float] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""Makes the pictures of the demonstration page in docs/images/ anew: `.venv/bin/python docs/screenshots.py`.
+"""Takes the pictures of the page in docs/images/: `.venv/bin/python docs/screenshots.py`.
 
 It starts a server with the bundled model and needs Chromium (`apt-get install chromium`).
 """

@@ -292,7 +292,7 @@ class Client:
         except CancelledError:
             raise UnreachableError("the client was closed") from None
         finally:
-            # After Ctrl-C nobody waits for it.
+            # After Ctrl-C its result is not needed.
             future.cancel()
 
 

@@ -72,7 +72,7 @@ class Instance:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """The mask [H, W] of the whole image, made anew each time.
+        """The mask [H, W] of the whole image, computed on each access.
 
         Raises ValueError after masks="none", and AnswerError for what is no mask of this image.
         """

@@ -20,7 +20,7 @@ PATIENCE = 300.0  # seconds, met only when something hangs
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on."""
+    """A TCP port of 127.0.0.1 that is free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -37,7 +37,7 @@ def answers(url: str, seconds: float = 1.0) -> bool:
 
 
 class Replica:
-    """One `maskserve serve`, at the same address however often it is started anew."""
+    """One `maskserve serve`, at the same address however often it is restarted."""
 
     def __init__(self, name: str, folder: Path, **settings: object) -> None:
         """folder: for its log. settings: in lower case, as in app/settings.py."""
