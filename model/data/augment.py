@@ -1,4 +1,8 @@
-"""What training changes about a sample: mirrored, scaled by far, with objects of another sample pasted on."""
+"""Augmentation of training samples: horizontal flip, large-scale jitter and copy-paste.
+
+torchvision.transforms.v2 is not used: its transforms draw from torch's global generator, but a sample must depend only
+on the generator that it is given, and importing it takes each worker 1.2 s.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +18,31 @@ if TYPE_CHECKING:
 
     from model.data import Sample
 
-# ImageNet's mean colour, zero after normalisation: what fills an image that was made smaller than its canvas.
+# ImageNet's mean colour, which normalisation turns into 0: the canvas around a small image.
 FILL = (124, 116, 104)
-LEAST_PIXELS = 16  # of an object that cropping or pasting left over
+# Objects with fewer visible pixels after cropping or pasting are dropped.
+MIN_PIXELS = 16
 
 
-def mirrored(sample: Sample) -> Sample:
-    """The sample, left and right exchanged."""
+def flip(sample: Sample) -> Sample:
+    """Flip a sample horizontally."""
     width = sample.pixels.shape[1]
     boxes = sample.boxes
     boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
     return replace(sample, pixels=sample.pixels[:, ::-1], boxes=boxes, masks=sample.masks[:, :, ::-1])
 
 
-def jittered(sample: Sample, rng: Generator, scales: tuple[float, float], side: int) -> Sample:
+def jitter_scale(sample: Sample, rng: Generator, scales: tuple[float, float], side: int) -> Sample:
     """Large-scale jitter (Ghiasi et al., "Simple Copy-Paste", section 3): a random scale on a square canvas.
 
-    scales: 1.0 fits the image into the canvas. side: of the canvas, pixels. A larger image is cropped at random, a
-    smaller one lies at a random place. Objects of which too little is left are dropped.
+    An image larger than the canvas is cropped at random, a smaller one is placed at random. Objects with fewer than
+    MIN_PIXELS visible pixels are dropped.
+
+    Args:
+        sample: the image and its objects.
+        rng: draws scale and place.
+        scales: smallest and largest scale; 1.0 fits the image into the canvas.
+        side: of the canvas, pixels.
     """
     height, width = sample.pixels.shape[:2]
     scale = rng.uniform(*scales) * side / max(height, width)
@@ -51,13 +62,18 @@ def jittered(sample: Sample, rng: Generator, scales: tuple[float, float], side: 
             Image.fromarray(np.ascontiguousarray(before)).resize(size, Image.Resampling.NEAREST)
         )
         mask[y0:y1, x0:x1] = scaled[y0 - top : y1 - top, x0 - left : x1 - left]
-    return _remaining(replace(sample, pixels=canvas, masks=masks))
+    return _keep_visible(replace(sample, pixels=canvas, masks=masks))
 
 
-def pasted(sample: Sample, other: Sample, rng: Generator) -> Sample:
-    """Copy-paste (Ghiasi et al., section 3): a random part of another sample's objects on top of this one.
+def copy_paste(sample: Sample, other: Sample, rng: Generator) -> Sample:
+    """Copy-paste (Ghiasi et al., section 3): paste random objects of another sample onto this one.
 
-    Both are of one size. What the new objects hide is taken from the masks below them.
+    The new objects cover the masks below them.
+
+    Args:
+        sample: what to paste onto.
+        other: whose objects to paste; of the same size.
+        rng: draws which objects.
     """
     chosen = np.flatnonzero(rng.random(len(other.masks)) < rng.uniform(0, 1))
     if not len(chosen):
@@ -67,12 +83,12 @@ def pasted(sample: Sample, other: Sample, rng: Generator) -> Sample:
     pixels = np.where(cover[..., None], other.pixels, sample.pixels)
     masks = np.concatenate([sample.masks * ~cover, new]).astype(np.uint8)
     labels = np.concatenate([sample.labels, other.labels[chosen]])
-    return _remaining(replace(sample, pixels=pixels, labels=labels, masks=masks))
+    return _keep_visible(replace(sample, pixels=pixels, labels=labels, masks=masks))
 
 
-def _remaining(sample: Sample) -> Sample:
-    """The sample with the objects that can still be seen, and boxes around what can be seen of them."""
-    kept = [n for n, mask in enumerate(sample.masks) if int(mask.sum()) >= LEAST_PIXELS]
+def _keep_visible(sample: Sample) -> Sample:
+    """Drop objects that are no longer visible, and fit the boxes of the others to their masks."""
+    kept = [n for n, mask in enumerate(sample.masks) if int(mask.sum()) >= MIN_PIXELS]
     boxes = np.zeros((len(kept), 4), np.float32)
     for row, n in enumerate(kept):
         ys, xs = np.flatnonzero(sample.masks[n].any(1)), np.flatnonzero(sample.masks[n].any(0))

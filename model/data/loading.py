@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from model.data import DatasetError
-from model.data.augment import jittered, mirrored, pasted
+from model.data.augment import copy_paste, flip, jitter_scale
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,14 +123,16 @@ class _Augmented(TorchDataset[dict[str, Any]]):
         unreadable: list[str] = []
         sample, number = self._readable(index, unreadable)
         if rng.random() < self.changes.flip:
-            sample = mirrored(sample)
+            sample = flip(sample)
         if self.changes.jitter is not None:
-            sample = jittered(sample, rng, self.changes.jitter, self.changes.side)
+            sample = jitter_scale(sample, rng, self.changes.jitter, self.changes.side)
             if rng.random() < self.changes.copy_paste:
                 other, _ = self._readable(int(rng.integers(len(self.dataset))), unreadable)
                 if rng.random() < self.changes.flip:
-                    other = mirrored(other)
-                sample = pasted(sample, jittered(other, rng, self.changes.jitter, self.changes.side), rng)
+                    other = flip(other)
+                sample = copy_paste(
+                    sample, jitter_scale(other, rng, self.changes.jitter, self.changes.side), rng
+                )
         name = getattr(self.dataset, "name", None)
         return {
             "step": step,
