@@ -35,8 +35,8 @@ async def healthz(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """Readiness: red while the model loads, while the service shuts down, and when the device has failed."""
     service: Service = request.app.state.service
-    if trouble := service.not_ready_reason():
-        raise trouble
+    if problem := service.not_ready_reason():
+        raise problem
     return uncached({"status": "ready"})
 
 

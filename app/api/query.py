@@ -129,7 +129,9 @@ def explain(errors: Sequence[Any]) -> InvalidParameter:
 
 def explain_one(error: Mapping[str, Any]) -> str:
     """One sentence about one parameter. error: as pydantic's ValidationError lists them."""
-    name, value = next(part for part in error["loc"] if part not in ("query", "header")), error["input"]
+    # FastAPI puts "query" or "header" before the name.
+    place, *names = error["loc"]
+    name, value = names[0] if names and place in ("query", "header") else place, error["input"]
     if error["type"] == "extra_forbidden":
         return f'There is no parameter "{name[:40]}". {suggest(name, SegmentQuery.model_fields)}'
     if name != TIMEOUT_HEADER and not value.strip():

@@ -228,7 +228,7 @@ async def answer(work: SegmentRequest, upload: Upload, body: BodyBytes, seconds:
     try:
         async with deadline(seconds, "The answer was not ready"):
             admission.raise_unless_decoded_within(seconds, decoders.expected_wait())
-            begun = timings.total()
+            started = timings.total()
             found = await decoders.inspect(file)
             work.record.update({"format": found.format, "width": found.width, "height": found.height})
             if found.pixels > service.settings.max_image_pixels:
@@ -244,7 +244,7 @@ async def answer(work: SegmentRequest, upload: Upload, body: BodyBytes, seconds:
                 accepted=body.accepted,
             ) as permit:
                 image = await decoders.decode(file, found)
-                timings.passed("decode", timings.total() - begun)
+                timings.passed("decode", timings.total() - started)
                 del file
                 body.release()
                 segmented = await service.worker.segment(permit, image, work.params, expires)

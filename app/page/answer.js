@@ -48,13 +48,13 @@ export class Answer {
    * @param {{stages: [string, number][], roundTrip: number}} timings milliseconds
    */
   constructor(document, timings) {
-    const begun = performance.now();
+    const started = performance.now();
     this.document = document;
     this.timings = timings;
     this.width = document.image.width;
     this.height = document.image.height;
     this.instances = document.instances.map((record, index) => new Instance(record, index));
-    this.decoding = performance.now() - begun; // milliseconds
+    this.decoding = performance.now() - started; // milliseconds
   }
 
   /**

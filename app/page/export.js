@@ -30,7 +30,7 @@ export async function png(picture, instances, { opacity, labels }) {
   if (!below || !above) {
     throw new Error("no canvas");
   }
-  const begun = performance.now();
+  const started = performance.now();
   const view = { scale: 1, x: 0, y: 0 };
   const side = Math.min(width, height);
   const layer = new Layer(width, height);
@@ -40,7 +40,7 @@ export async function png(picture, instances, { opacity, labels }) {
   if (labels) {
     drawLabels(above, instances, view, Math.max(SMALLEST_LETTERS, Math.round(side / LETTERS_PER_SIDE)));
   }
-  took("export", begun, instances.length);
+  took("export", started, instances.length);
   picture.draw(below, view);
   below.drawImage(drawn, 0, 0);
   return new Promise((resolve, reject) => {

@@ -55,7 +55,7 @@ function open(file) {
   }
 }
 
-/** Show that work has begun. @param {string} text shown meanwhile */
+/** Show that work has started. @param {string} text shown meanwhile */
 function begin(text) {
   say(text);
   state.set({ busy: true, problem: null, answer: null, hovered: null, pinned: null, hidden: new Set() });

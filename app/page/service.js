@@ -99,7 +99,7 @@ async function problemOf(response) {
  * @throws {Problem}
  */
 export async function segment(file, signal) {
-  const begun = performance.now();
+  const started = performance.now();
   const type = file.type.startsWith("image/") ? file.type : "application/octet-stream";
   const response = await ask(`segment?${new URLSearchParams(REQUESTED)}`, {
     method: "POST",
@@ -108,7 +108,7 @@ export async function segment(file, signal) {
     signal,
   });
   const document = await response.json();
-  const roundTrip = performance.now() - begun;
+  const roundTrip = performance.now() - started;
   return new Answer(document, { stages: stagesOf(response.headers.get("Server-Timing") ?? ""), roundTrip });
 }
 

@@ -155,7 +155,7 @@ export class Stage {
   }
 
   drawMasks() {
-    const begun = performance.now();
+    const started = performance.now();
     const { instances, opacity, labels, picture } = this.scene;
     const context = contextOf(this.masks);
     const view = this.viewAt(this.fineness);
@@ -164,11 +164,11 @@ export class Stage {
     if (picture && labels) {
       drawLabels(context, instances, view, this.letters);
     }
-    took("masks", begun, instances.length);
+    took("masks", started, instances.length);
   }
 
   drawFocus() {
-    const begun = performance.now();
+    const started = performance.now();
     const { focus, opacity, picture } = this.scene;
     const context = contextOf(this.focus);
     context.clearRect(0, 0, this.focus.width, this.focus.height);
@@ -188,7 +188,7 @@ export class Stage {
       }
       drawLabels(context, [focus], view, this.letters);
     }
-    took("focus", begun, focus ? 1 : 0);
+    took("focus", started, focus ? 1 : 0);
   }
 }
 

@@ -5,13 +5,13 @@ let kept = 0;
 
 /**
  * @param {"masks" | "focus" | "export"} what
- * @param {number} begun by performance.now()
+ * @param {number} started by performance.now()
  * @param {number} instances that were painted
  */
-export function took(what, begun, instances) {
+export function took(what, started, instances) {
   if (++kept > KEPT) {
     performance.clearMeasures();
     kept = 1;
   }
-  performance.measure(`maskserve:${what}`, { start: begun, detail: instances });
+  performance.measure(`maskserve:${what}`, { start: started, detail: instances });
 }

@@ -105,6 +105,9 @@ def test_options_are_read(query: str, options: SegmentParams) -> None:
         ("score_treshold=0.5", "Did you mean score_threshold?"),
         ("qqq=1", "There are: score_threshold, max_instances, categories, masks."),
         ("qqq=", 'no parameter "qqq"'),
+        ("qqq=1&qqq=2", 'no parameter "qqq"'),
+        ("query=1", 'no parameter "query"'),
+        ("header=1", 'no parameter "header"'),
     ],
 )
 def test_an_invalid_parameter_is_refused_with_what_is_accepted(query: str, says: str) -> None:
