@@ -107,14 +107,14 @@ class AsyncClient:
 
         Raises a MaskserveError where the service has no result, and OSError for a file that cannot be read.
         """
-        answer = await self._call(await asyncio.to_thread(segment_request, image, options))
+        answer = await self._call(await request_for(image, options))
         return parse_result(answer.content, answer.headers)
 
     async def draw(
         self, image: Source, *, media_type: str = "image/png", **options: Unpack[SegmentOptions]
     ) -> bytes:
         """The image with its instances drawn on it, as a PNG or JPEG (`image/jpeg`) file. Raises as `segment`."""
-        answer = await self._call(await asyncio.to_thread(segment_request, image, options, media_type))
+        answer = await self._call(await request_for(image, options, media_type))
         if not answer.headers.get("content-type", "").startswith("image/"):
             raise AnswerError(f"the answer is no picture; it begins {answer.content[:60]!r}")
         return answer.content
@@ -294,6 +294,15 @@ class Client:
         finally:
             # After Ctrl-C its result is not needed.
             future.cancel()
+
+
+async def request_for(
+    image: Source, options: SegmentOptions, accept: str = "application/json"
+) -> dict[str, Any]:
+    """As `segment_request`, which reads files and encodes pixels on a thread."""
+    if isinstance(image, bytes):
+        return segment_request(image, options, accept)
+    return await asyncio.to_thread(segment_request, image, options, accept)
 
 
 async def first_bytes(response: httpx.Response, most: int) -> bytes:

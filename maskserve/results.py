@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MOST_PIXELS = 250_000_000
 
 
-class Crop(NamedTuple):
+class MaskCrop(NamedTuple):
     """The part of an image that a mask covers."""
 
     # pixels of the image
@@ -89,14 +89,14 @@ class Instance:
         raise ValueError('there is no mask: it was asked with masks="none"')
 
     @property
-    def crop(self) -> Crop:
+    def crop(self) -> MaskCrop:
         """The mask cut to its pixels, and where they lie; without any, an empty crop."""
         mask = self.mask
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if not len(rows):
-            return Crop(0, 0, np.zeros((0, 0), dtype=np.bool_))
+            return MaskCrop(0, 0, np.zeros((0, 0), dtype=np.bool_))
         top, left = int(rows[0]), int(columns[0])
-        return Crop(left, top, mask[top : rows[-1] + 1, left : columns[-1] + 1])
+        return MaskCrop(left, top, mask[top : rows[-1] + 1, left : columns[-1] + 1])
 
     def to_coco(self, image_id: int) -> dict[str, Any]:
         """The COCO results record; a mask that came as PNG becomes run lengths."""
