@@ -18,7 +18,7 @@ import httpx
 from anyio.from_thread import start_blocking_portal
 
 from maskserve.errors import AnswerError, DeadlineError, MaskserveError, ServiceError, UnreachableError
-from maskserve.requests import SegmentOptions, parse_json, parse_result, segment_request
+from maskserve.requests import SegmentOptions, parse_json, parse_result, request_for
 from maskserve.retry import retry_after, retrying
 
 if TYPE_CHECKING:
@@ -294,15 +294,6 @@ class Client:
         finally:
             # After Ctrl-C its result is not needed.
             future.cancel()
-
-
-async def request_for(
-    image: Source, options: SegmentOptions, accept: str = "application/json"
-) -> dict[str, Any]:
-    """As `segment_request`, which reads files and encodes pixels on a thread."""
-    if isinstance(image, bytes):
-        return segment_request(image, options, accept)
-    return await asyncio.to_thread(segment_request, image, options, accept)
 
 
 async def first_bytes(response: httpx.Response, most: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from pathlib import Path
@@ -61,6 +62,15 @@ def segment_request(
         "content": image_file(image),
         "headers": {"Accept": accept, "Content-Type": "application/octet-stream"},
     }
+
+
+async def request_for(
+    image: Source, options: SegmentOptions, accept: str = "application/json"
+) -> dict[str, Any]:
+    """As `segment_request`, which reads files and encodes pixels on a thread."""
+    if isinstance(image, bytes):
+        return segment_request(image, options, accept)
+    return await asyncio.to_thread(segment_request, image, options, accept)
 
 
 def image_file(image: Source) -> bytes:
