@@ -1,4 +1,4 @@
-"""API keys: who may ask, if the service is told to care. A key itself is stored nowhere, only its SHA-256."""
+"""API keys, if the service requires them. No key itself is stored, only its SHA-256."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ BEARER = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
 
 
 class KeysError(Exception):
-    """The file of keys cannot be used; the message says which line is wrong, and what a line looks like."""
+    """The file of keys cannot be used; the message says which line is wrong and what a line must look like."""
 
 
 class Keys:
-    """The keys that open the service, by the SHA-256 of each.
+    """The keys that the service accepts, by their SHA-256.
 
-    A hash made for speed is right here: keys are 256 random bits, which nobody finds by trying.
+    A fast hash is enough, because keys have 256 random bits, which cannot be found by trial.
     """
 
     def __init__(self, names: dict[bytes, str]) -> None:
-        self._names = names  # SHA-256 → whose key it is
+        # SHA-256 of a key → the name of its owner.
+        self._names = names
 
     @classmethod
     def load(cls, path: Path) -> Keys:
-        """The keys in a file: a line for each, its SHA-256 in hexadecimal digits and then a name; # begins a comment.
+        """Read a file of keys. Each line has the SHA-256 of a key in hexadecimal digits and a name; # begins a comment.
 
         Raises KeysError.
         """
@@ -48,8 +49,8 @@ class Keys:
             match = LINE.fullmatch(text)
             if match is None:
                 raise KeysError(
-                    f"line {number} of {path} is no API key: a line is the SHA-256 of a key in 64 hexadecimal digits, "
-                    "and a name; `maskserve key NAME` makes both"
+                    f"line {number} of {path} is not an API key: a line is the SHA-256 of a key in 64 hexadecimal "
+                    "digits, and a name; `maskserve key NAME` prints both"
                 )
             names[bytes.fromhex(match["digest"])] = match["name"] or f"line {number}"
         if not names:
@@ -57,25 +58,27 @@ class Keys:
         return cls(names)
 
     def owner(self, authorization: str) -> str:
-        """The name that belongs to the key in an Authorization header (RFC 6750, section 2.1).
+        """The owner's name of the key in an Authorization header (RFC 6750, section 2.1).
 
-        Every key is compared, in constant time, so that the time taken tells nothing. Raises Unauthorized.
+        It is compared with every key in constant time, so the duration reveals nothing. Raises Unauthorized.
         """
         match = BEARER.fullmatch(authorization)
         if match is None:
-            raise Unauthorized("This service wants an API key: send the header Authorization: Bearer <key>.")
-        given = digest(match[1])
+            raise Unauthorized(
+                "This service requires an API key: send the header Authorization: Bearer <key>."
+            )
+        given = hash_key(match[1])
         found = [name for known, name in self._names.items() if hmac.compare_digest(known, given)]
         if not found:
-            raise Unauthorized("The API key is not known here.")
+            raise Unauthorized("The API key is unknown.")
         return found[0]
 
 
-def digest(key: str) -> bytes:
-    """What is stored of a key."""
+def hash_key(key: str) -> bytes:
+    """The SHA-256 of a key, which is what is stored."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-def new_key() -> str:
-    """256 random bits, in characters that need no quoting anywhere."""
+def generate_key() -> str:
+    """256 random bits, in characters that need no quoting in a shell, a URL or a header."""
     return secrets.token_urlsafe(32)

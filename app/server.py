@@ -1,4 +1,4 @@
-"""The process around the application: it listens at once, says when it is ready, and leaves in good order."""
+"""The process around the application: it listens at once, logs when it is ready, and shuts down in order."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 
-from app import settings as settings_
 from app.http.connections import bounded
 from app.keys import KeysError
 from app.main import create_app
 from app.observability import logs
 from app.observability.tracing import TracingError
+from app.settings import Settings, format_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from types import FrameType
 
     from app.service import ServedEngine, Service
-    from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# Longer than the 60 seconds that nginx keeps an idle connection to us: if we closed it just as
-# the gateway sends a request on it, that request would end as a 502.
+# Longer than the 60 seconds for which nginx keeps an idle connection: if this side closed it just when nginx sends a
+# request on it, that request would fail with 502.
 KEEP_ALIVE_SECONDS = 75
+# Connections that wait to be accepted.
 BACKLOG = 2048
-CLOSING_SECONDS = 2.0  # for connections whose answer is just on its way
+# For connections whose answer is being sent when the main loop ends.
+CLOSING_SECONDS = 2.0
 
 
 def serve(settings: Settings, load: Callable[[], ServedEngine] | None = None) -> NoReturn:
-    """Serve until a signal or a failure, with which the process ends. load: as create_app takes it."""
-    logs.configure(settings)
-    log.info("settings: %s", settings_.effective(settings))
+    """Serve until a signal or a failure ends the process. load: see create_app."""
+    logs.configure_logging(settings)
+    log.info("settings: %s", format_settings(settings))
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
@@ -55,28 +56,29 @@ def serve(settings: Settings, load: Callable[[], ServedEngine] | None = None) ->
 
 
 def end_process(code: int) -> NoReturn:
-    """End without the interpreter's own end.
+    """End the process without the interpreter's finalization.
 
-    That one stops daemon threads wherever they are. In one that is inside torch, loading or at a batch that nobody
-    waits for any more, C++ takes it for an error, and the process ends with SIGABRT whatever its code was to be.
+    Finalization stops daemon threads wherever they are. If one of them is inside torch, because it loads a model or
+    runs a batch that was given up, C++ treats that as an error, and the process ends with SIGABRT instead of its exit
+    code.
     """
     logging.shutdown()
     os._exit(code)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections from now on; they wait until the event loop runs."""
+    """A listening socket. Connections are queued until the event loop runs."""
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     return socket.create_server(address[:2], family=family, backlog=BACKLOG)
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but a signal drains before anything closes, and the exit code is 0 unless the model failed."""
+    """uvicorn, but a signal drains the service before anything closes, and the exit code is 0 unless it fails."""
 
     def __init__(
         self, settings: Settings, listener: socket.socket, load: Callable[[], ServedEngine] | None = None
     ) -> None:
-        self.app = create_app(settings, load, on_failure=self.fail)
+        self.app = create_app(settings, load, on_failure=self.on_failure)
         super().__init__(
             uvicorn.Config(
                 self.app,
@@ -94,17 +96,18 @@ class Server(uvicorn.Server):
         self.listener = listener
         self.service: Service = self.app.state.service
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.leaving = False  # a signal has come
+        # A signal has come.
+        self.shutting_down = False
         self.tasks: set[asyncio.Future[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, while the model loads."""
+        """Listen while the model loads."""
         self.loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        self.spawn(self.announce())
+        self.spawn(self.log_ready())
 
-    async def announce(self) -> None:
-        """The line that says that requests are taken."""
+    async def log_ready(self) -> None:
+        """Log one line once requests are admitted."""
         await self.service.ready.wait()
         engine = self.service.engine
         if engine.model.notice:
@@ -114,60 +117,60 @@ class Server(uvicorn.Server):
             engine.model.name,
             engine.device,
             engine.precision,
-            url(self.listener),
+            local_url(self.listener),
         )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close everything in good order, unless a second signal says that there is no time for it."""
+        """Close everything in order, unless a second signal has come."""
         if not self.force_exit:
             await super().shutdown(sockets)
         if self.force_exit:
-            log.warning("ended at once by a second signal")
+            log.warning("a second signal has ended the process at once")
             end_process(self.exit_code)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal.signal's
-        """The first signal drains, the second ends at once. Runs wherever the main thread happens to be."""
-        if self.loop is None or self.leaving:
+        """The first signal drains, the second ends the process. Python calls it anywhere in the main thread."""
+        if self.loop is None or self.shutting_down:
             self.should_exit = self.force_exit = True
             return
-        self.leaving = True
+        self.shutting_down = True
         self.loop.call_soon_threadsafe(lambda: self.spawn(self.begin_shutdown()))
 
     async def begin_shutdown(self) -> None:
-        """Finish what was accepted, within the time there is for it, and let the main loop end."""
+        """Finish the admitted requests within drain_timeout, and end the main loop."""
         await self.service.begin_shutdown()
-        log.info("shutting down: finishing the requests that were accepted")
+        log.info("shutting down: finishing the admitted requests")
         deadline = time.monotonic() + self.settings.drain_timeout
         try:
             async with asyncio.timeout(self.settings.drain_timeout):
                 await self.service.drain()
         except TimeoutError:
             log.warning(
-                "%d requests unfinished after %g seconds are sent elsewhere (MASKSERVE_DRAIN_TIMEOUT)",
+                "%d requests are refused because they are unfinished after %g seconds (MASKSERVE_DRAIN_TIMEOUT)",
                 self.service.admission.requests,
                 self.settings.drain_timeout,
             )
-        self.end(max(CLOSING_SECONDS, deadline - time.monotonic()))
+        self.end_main_loop(max(CLOSING_SECONDS, deadline - time.monotonic()))
 
-    def fail(self) -> None:
-        """The model cannot be loaded or its device is lost: end with a code that asks for a restart."""
+    def on_failure(self) -> None:
+        """End with a code that makes the supervisor restart the process: the model or its device has failed."""
         self.exit_code = 1
-        self.end(CLOSING_SECONDS)
+        self.end_main_loop(CLOSING_SECONDS)
 
-    def end(self, seconds: float) -> None:
-        """Let the main loop end; connections that still do something have so many seconds."""
+    def end_main_loop(self, seconds: float) -> None:
+        """End the main loop; active connections have this many seconds to finish."""
         self.config.timeout_graceful_shutdown = math.ceil(seconds)
         self.should_exit = True
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
-        """Run beside the main loop, which keeps no reference of its own."""
+        """Run a coroutine beside the main loop, and keep the reference that the event loop does not keep."""
         task = asyncio.ensure_future(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
 
-def url(listener: socket.socket) -> str:
-    """The address to type into a browser on this machine."""
+def local_url(listener: socket.socket) -> str:
+    """The URL for a browser on this machine."""
     host, port = listener.getsockname()[:2]
     if host in ("0.0.0.0", "::"):  # noqa: S104 - compared with, not bound to
         host = "localhost"

@@ -81,21 +81,21 @@ class Settings(BaseSettings):
     )
     precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto",
-        description="Number format of the forward pass. `auto`: the quickest that the hardware computes in by "
-        "itself, bfloat16 or on older GPUs float16, else float32; float16 is for GPUs only. `int8`, for "
-        "CPUs with AVX512-VNNI, is quicker still, less exact, and needs a model that `maskserve calibrate` prepared.",
+        description="Number format of the forward pass. `auto`: the fastest that the hardware supports natively: "
+        "bfloat16, on older GPUs float16, else float32. float16 is for GPUs only. `int8`, for CPUs with AVX512-VNNI, "
+        "is faster still, less exact, and needs a model that `maskserve calibrate` has prepared.",
     )
     weights_dir: Path = Field(
         default_factory=default_folder,
-        description="Folder of downloaded weights (`maskserve weights fetch NAME`): by default weights/ in "
-        "the checkout that maskserve runs from, else maskserve/weights in your cache folder.",
+        description="Folder of downloaded weights (`maskserve weights fetch NAME`). By default weights/ in the "
+        "checkout that maskserve runs from, or else maskserve/weights in your cache folder.",
     )
     threads: int = Field(
         0,
         ge=0,
         le=1024,
-        description="CPU threads of one forward pass; 0 takes all that the process may use. Services on one "
-        "machine should share out its cores with this.",
+        description="CPU threads of one forward pass; 0 uses all cores that the process may use. Several services on "
+        "one machine should divide its cores with this setting.",
     )
 
     # What one request may ask
@@ -103,14 +103,14 @@ class Settings(BaseSettings):
         20 * MEBIBYTE,
         ge=1024,
         le=1024 * MEBIBYTE,
-        description="Largest image file in bytes; more is refused with 413 while it arrives.",
+        description="Largest image file in bytes; a larger one is refused with 413 while it arrives.",
     )
     max_image_pixels: int = Field(
         50_000_000,
         ge=1024,
         le=MAX_PIXELS,
-        description="Largest image in pixels (width × height), read from its header; more is refused with "
-        "413 before anything is decoded.",
+        description="Largest image in pixels (width × height) by its header; a larger one is refused with 413 before "
+        "it is decoded.",
     )
     max_images: int = Field(
         32,
@@ -128,15 +128,15 @@ class Settings(BaseSettings):
         60.0,
         gt=0,
         le=3600,
-        description="Seconds from the complete body to the answer; what takes longer is given up (504). A client "
-        "may ask for less with `X-Request-Timeout-Ms`, which counts from the request's header.",
+        description="Seconds from the complete body to the answer; a request that takes longer fails with 504. A "
+        "client may ask for less with `X-Request-Timeout-Ms`, which counts from the request's header.",
     )
     url_hosts: str = Field(
         "",
         max_length=4096,
         description='Hosts that images may be fetched from with `{"url": "https://…"}`, separated by commas: '
-        "`photos.example.com`, `*.example.com`, `cdn.example.com:8443`, or `*` for any. Empty: none, the "
-        "default. Whatever is named, only public addresses are ever asked.",
+        "`photos.example.com`, `*.example.com`, `cdn.example.com:8443`, or `*` for any. Empty, the "
+        "default: none. Only public addresses are ever contacted, whatever is named here.",
     )
     cors_origins: Annotated[str, AfterValidator(check_origins)] = Field(
         "",
@@ -146,8 +146,8 @@ class Settings(BaseSettings):
     )
     api_keys_file: Path | None = Field(
         None,
-        description="File of the API keys that /segment, /model and /metrics ask for, one a line as "
-        "`maskserve key NAME` writes it. Not set: no key is asked for.",
+        description="File of the API keys that /segment, /model and /metrics require, one on each line as "
+        "`maskserve key NAME` prints it. Not set: no key is required.",
     )
 
     # The queue
@@ -155,7 +155,7 @@ class Settings(BaseSettings):
         256,
         ge=1,
         le=100_000,
-        description="Requests that are decoded, waiting or running at once; more get 429.",
+        description="Requests in flight (being decoded, waiting or running); more get 429.",
     )
     max_queue_pixels: int = Field(
         500_000_000,
@@ -167,15 +167,14 @@ class Settings(BaseSettings):
         256 * MEBIBYTE,
         ge=2048,
         le=1024 * 1024 * MEBIBYTE,
-        description="Bytes of bodies that arrive or wait to be decoded; more get 429. At least twice "
-        "max_upload_bytes.",
+        description="Bytes of bodies that arrive or wait to be decoded; more get 429. At least twice max_upload_bytes.",
     )
     max_connections: int = Field(
         1024,
         ge=1,
         le=1_000_000,
-        description="Connections open at once; for more, the one that has been quiet for longest is closed. "
-        "Never more than the process may open files (ulimit -n).",
+        description="Connections open at the same time; for one more, the one that has been idle longest is closed. "
+        "Limited by the number of files that the process may open (ulimit -n).",
     )
     max_batch_size: int = Field(
         8,
@@ -187,8 +186,7 @@ class Settings(BaseSettings):
         12_000_000,
         ge=1024,
         le=10_000_000_000,
-        description="Input pixels of those images together, after resizing and padding; "
-        "one image alone always runs.",
+        description="Input pixels of those images together, after resizing and padding; one image alone may have more.",
     )
     decode_processes: int = Field(
         2,
@@ -199,52 +197,54 @@ class Settings(BaseSettings):
     )
     encode_threads: int = Field(2, ge=1, le=256, description="Threads that encode masks and write answers.")
 
-    # Life-cycle
+    # Life cycle
     heartbeat_timeout: float = Field(
         300.0,
         ge=2,
         le=86_400,
-        description="Seconds without a sign of life from the device after which /healthz turns red and those "
-        "who wait get 503; must be longer than the slowest batch. After twice as long the process ends.",
+        description="Seconds without a heartbeat of the device after which /healthz turns red and waiting requests get "
+        "503; must be longer than the slowest batch. After twice as long the process ends.",
     )
     drain_delay: float = Field(
         0.0,
         ge=0,
         le=3600,
-        description="Seconds after SIGTERM in which requests are still taken while /readyz is red, for load "
+        description="Seconds after SIGTERM during which requests are still admitted while /readyz is red, for load "
         "balancers that need time to notice.",
     )
     drain_timeout: float = Field(
-        30.0, ge=0, le=3600, description="Seconds after that in which accepted requests have to finish."
+        30.0, ge=0, le=3600, description="Seconds after that within which admitted requests have to finish."
     )
 
     # Logs
     log_format: Literal["auto", "text", "json"] = Field(
         "auto",
-        description="One line per event: `text` to read, `json` to collect, `auto`: text on a terminal.",
+        description="One line per event: `text` for people, `json` for collectors, `auto`: text on a terminal, "
+        "else json.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe event that is logged."
+        "info", description="Lowest severity that is logged."
     )
 
     tracing: bool = Field(
         False,
-        description="Send a span for each request to an OpenTelemetry collector; where it is, say the OTEL_ variables. "
+        description="Send a span for each request to an OpenTelemetry collector; the OTEL_ variables say where it is. "
         "Needs `pip install 'maskserve[tracing]'`.",
     )
 
     @field_validator("weights_dir", "api_keys_file")
     @classmethod
-    def home_is_expanded(cls, path: Path | None) -> Path | None:
-        """`~/weights` means the user's own folder also where no shell expanded it."""
+    def expand_home(cls, path: Path | None) -> Path | None:
+        """Expand `~`, because a variable of a compose file or a service unit passes no shell that would."""
         try:
             return path.expanduser() if path is not None else None
-        except RuntimeError as error:  # whose text speaks of a home directory without saying whose
+        except RuntimeError as error:
+            # Its own message does not say which user.
             raise ValueError(f"there is no such user's folder: {path}") from error
 
     @model_validator(mode="after")
-    def bytes_hold_two_uploads(self) -> Settings:
-        """JSON needs 4/3 of an image's bytes for it; below that, the largest image would never be let in."""
+    def check_queue_bytes(self) -> Settings:
+        """Base64 needs 4/3 of an image's bytes, so the largest image needs more room than its own size."""
         if self.max_queue_bytes < 2 * self.max_upload_bytes:
             raise ValueError(
                 f"MASKSERVE_MAX_QUEUE_BYTES={self.max_queue_bytes} is less than twice "
@@ -287,7 +287,7 @@ def load(overrides: Mapping[str, Any] | None = None) -> Settings:
     try:
         return Settings(**{field: value for field, value in (overrides or {}).items() if value is not None})
     except ValidationError as error:
-        raise SettingsError("\n".join(explain(error))) from None
+        raise SettingsError("\n".join(explain_errors(error))) from None
 
 
 def is_unknown(name: str, value: str) -> bool:
@@ -307,7 +307,7 @@ def unknown_name(name: str) -> str:
     return f"{name} is not a setting; {hint}"
 
 
-def explain(error: ValidationError) -> list[str]:
+def explain_errors(error: ValidationError) -> list[str]:
     """One line for each value that pydantic refused."""
     lines = []
     for item in error.errors():
@@ -318,6 +318,6 @@ def explain(error: ValidationError) -> list[str]:
     return lines
 
 
-def effective(settings: Settings) -> str:
-    """The settings in effect on one line, for the log at start; none of them is secret."""
+def format_settings(settings: Settings) -> str:
+    """All settings on one line, for the log at start; none of them is secret."""
     return " ".join(f"{field}={getattr(settings, field)}" for field in Settings.model_fields)

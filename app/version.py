@@ -1,4 +1,4 @@
-"""Which maskserve this is."""
+"""The version of maskserve."""
 
 from __future__ import annotations
 
@@ -10,4 +10,5 @@ def version() -> str:
     try:
         return metadata("maskserve")["Version"]
     except PackageNotFoundError:
-        return "0+source"  # run from a checkout that was not installed
+        # It runs from a checkout that was not installed.
+        return "0+source"

@@ -28,7 +28,7 @@ Folder = Annotated[
 ]
 Images = Annotated[
     Path | None,
-    typer.Option("--images", metavar="DIR", show_default=False, help="Where the images of a JSON file lie."),
+    typer.Option("--images", metavar="DIR", show_default=False, help="Folder of the images of a JSON file."),
 ]
 
 Split = Annotated[
@@ -50,14 +50,14 @@ def check(
     pixels: Annotated[
         bool,
         typer.Option(
-            "--pixels", help="Decode every image too, which finds files that end too early. Takes longer."
+            "--pixels", help="Also decode every image, which finds files that are cut short. Takes longer."
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Look at every image and annotation, count what is wrong, and show examples of each.
+    """Check every image and annotation, count the errors of each kind, and show examples.
 
-    Exits with 1 if there is something that training would refuse.
+    The exit code is 1 if training would refuse the data.
     """
     from model.data import DatasetError  # noqa: PLC0415 - imports NumPy and Pillow
     from model.data.check import check as check_dataset  # noqa: PLC0415 - likewise
@@ -76,13 +76,13 @@ def check(
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     if as_json:
-        typer.echo(orjson.dumps(_document(found), option=orjson.OPT_INDENT_2))
+        typer.echo(orjson.dumps(_to_document(found), option=orjson.OPT_INDENT_2))
     else:
-        _show(found)
+        _print_findings(found)
     raise typer.Exit(1 if found.errors or found.refusal is not None else 0)
 
 
-def _document(found: Findings) -> dict[str, object]:
+def _to_document(found: Findings) -> dict[str, object]:
     from model.data.check import WARNINGS  # noqa: PLC0415 - imports NumPy and Pillow
 
     return {
@@ -105,7 +105,7 @@ def _document(found: Findings) -> dict[str, object]:
     }
 
 
-def _show(found: Findings) -> None:
+def _print_findings(found: Findings) -> None:
     from model.data.check import WARNINGS  # noqa: PLC0415 - imports NumPy and Pillow
 
     console = Console(highlight=False)
@@ -136,17 +136,17 @@ def _show(found: Findings) -> None:
             f"\nIt cannot be trained on: {found.refusal}.", style="red", markup=False, soft_wrap=True
         )
     elif found.errors:
-        console.print("\nTraining refuses this folder, unless with --skip-damaged.", style="red")
+        console.print("\nTraining refuses this folder unless --skip-damaged is given.", style="red")
     else:
-        console.print("\nIt can be trained on.", style="green")
+        console.print("\nThis folder can be used for training.", style="green")
 
 
 @data.command()
 def take(
     path: Folder,
-    out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="The folder to make.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="The folder to create.")],
     *,
-    count: Annotated[int, typer.Option("--count", min=1, help="How many images, the first ones.")] = 30,
+    count: Annotated[int, typer.Option("--count", min=1, help="Number of images, from the first.")] = 30,
     categories: Annotated[
         str | None,
         typer.Option(metavar="A,B,…", show_default="all that occur", help="Only these categories, by name."),
@@ -154,7 +154,7 @@ def take(
     images: Images = None,
     split: Split = None,
 ) -> None:
-    """Copy the first images with objects, and their annotations, into a folder of its own in COCO's format."""
+    """Copy the first images that have objects, and their annotations, into a new folder in COCO's format."""
     from model.data import DatasetError  # noqa: PLC0415 - imports NumPy and Pillow
     from model.data.subset import take as copy  # noqa: PLC0415 - likewise
 
@@ -168,17 +168,17 @@ def take(
 
 @data.command()
 def draw(
-    out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="The folder to make.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="The folder to create.")],
     *,
-    count: Annotated[int, typer.Option("--count", min=1, help="How many scenes.")] = 100,
+    count: Annotated[int, typer.Option("--count", min=1, help="Number of scenes.")] = 100,
     seed: Annotated[
-        int, typer.Option(min=0, help="Other seeds draw other scenes; `--data shapes` draws those of seed 1.")
+        int, typer.Option(min=0, help="Each seed draws other scenes; `--data shapes` has those of seed 1.")
     ] = 3,
     sides: Annotated[
-        tuple[int, int], typer.Option(metavar="LEAST MOST", help="Shortest and longest image side, pixels.")
+        tuple[int, int], typer.Option(metavar="MIN MAX", help="Shortest and longest image side in pixels.")
     ] = (200, 600),
 ) -> None:
-    """Draw scenes of ten kinds of shapes into a folder in COCO's format."""
+    """Draw scenes with ten kinds of shapes into a folder in COCO's format."""
     from model.data.shapes import Shapes  # noqa: PLC0415 - imports NumPy and Pillow
 
     try:

@@ -1,6 +1,6 @@
-"""`maskserve serve | segment | train | evaluate | import | …`: what can be typed.
+"""`maskserve serve | segment | train | evaluate | import | …`: the commands and their arguments.
 
-Only so much is imported at the start: torch takes seconds, and `--help` should not.
+Commands import what they need when they run: torch takes seconds, and `--help` should not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import typer
 from app.cli.data import data as data_commands
 from app.cli.evaluate import calibrate, evaluate
 from app.cli.import_model import import_model
-from app.cli.options import Device, Model, Precision, all_settings, flag, read_settings
+from app.cli.options import Device, Model, Precision, list_settings, read_settings, setting_option
 from app.cli.train import train
 from app.cli.weights import weights
 from app.version import version
@@ -33,9 +33,9 @@ cli.add_typer(weights, name="weights")
 cli.add_typer(data_commands, name="data")
 
 
-def show_version(wanted: bool) -> None:
-    """Print the version and end."""
-    if wanted:
+def show_version(given: bool) -> None:
+    """Print the version and exit."""
+    if given:
         typer.echo(f"maskserve {version()}")
         raise typer.Exit
 
@@ -44,27 +44,28 @@ def show_version(wanted: bool) -> None:
 def maskserve(
     _: Annotated[
         bool,
-        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and end."),
+        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
     """Mask R-CNN as a REST service: post an image, get category, score, box and mask of every object."""
 
 
-@cli.command(epilog=all_settings())
+@cli.command(epilog=list_settings())
 def serve(
-    host: Annotated[str | None, flag("host", "--host", "ADDRESS")] = None,
-    port: Annotated[int | None, flag("port", "--port", "PORT")] = None,
+    host: Annotated[str | None, setting_option("host", "--host", "ADDRESS")] = None,
+    port: Annotated[int | None, setting_option("port", "--port", "PORT")] = None,
     model: Model = None,
     device: Device = None,
     precision: Precision = None,
 ) -> None:
     """Serve a model over HTTP until Ctrl-C or SIGTERM.
 
-    It listens at once and says when it is ready. The address has a page then, and documentation at /docs.
+    It listens at once and logs when it is ready. Then there is a page at its address, and the API's documentation at
+    /docs.
     """
-    given = read_settings(host=host, port=port, model=model, device=device, precision=precision)
-    # Until the server handles it: as process 1 of a container nobody else does, and `docker stop` would wait.
-    # At once: an exception would come up in the middle of some import, which may take it for its own affair.
+    settings = read_settings(host=host, port=port, model=model, device=device, precision=precision)
+    # Until the server handles SIGTERM: process 1 of a container ignores it by default, and `docker stop` would wait.
+    # The process ends at once, because an exception could be caught by whatever import it interrupts.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     # Imports make next to no garbage, and looking for it takes a seventh of their time.
     gc.disable()
@@ -72,27 +73,27 @@ def serve(
 
     gc.freeze()
     gc.enable()
-    run(given)
+    run(settings)
 
 
 @cli.command()
 def healthcheck(
-    host: Annotated[str | None, flag("host", "--host", "ADDRESS")] = None,
-    port: Annotated[int | None, flag("port", "--port", "PORT")] = None,
+    host: Annotated[str | None, setting_option("host", "--host", "ADDRESS")] = None,
+    port: Annotated[int | None, setting_option("port", "--port", "PORT")] = None,
     *,
     ready: Annotated[
         bool,
-        typer.Option("--ready", help="Ask /readyz, whether it takes requests, instead of /healthz."),
+        typer.Option("--ready", help="Ask /readyz (whether it admits requests) instead of /healthz."),
     ] = False,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.1, help="How long an answer may take.")
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Time limit for the answer.")
     ] = 3.0,
 ) -> None:
-    """Ask the service on this machine how it is; exit code 0 if it is well, else 1 and one line that says why.
+    """Check the health of the service on this machine: exit code 0 if it is healthy, else 1 and one line that says why.
 
-    It finds the service by the same settings that the service was started with.
+    It finds the service by the settings that the service was started with.
     """
-    from app.commands.healthcheck import check  # noqa: PLC0415 - http.client, which no other command needs
+    from app.commands.healthcheck import check  # noqa: PLC0415 - no other command needs http.client
 
     status, line = check(read_settings(host=host, port=port), "/readyz" if ready else "/healthz", timeout)
     typer.echo(line, err=status != 0)
@@ -111,13 +112,13 @@ def segment(
         typer.Option(
             metavar="URL",
             show_default=False,
-            help="Let a running service do it, as http://localhost:8000. What it sheds is tried again.",
+            help="Use a running service, as http://localhost:8000. What it refuses under load is sent again.",
         ),
     ] = None,
     api_key_file: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", show_default=False, help="With --url: file whose first line is the service's key."
+            metavar="FILE", show_default=False, help="With --url: file whose first line is the API key."
         ),
     ] = None,
     out: Annotated[
@@ -125,45 +126,48 @@ def segment(
         typer.Option(
             metavar="FILE",
             show_default=False,
-            help="With --url: one file of all results. The same command goes on where it was interrupted.",
+            help="With --url: one file for all results. An interrupted command continues when it is run again.",
         ),
     ] = None,
     file_format: Annotated[
         str,
-        typer.Option(
-            "--format", metavar="coco|coco-dataset|cvat|label-studio", help="What that file is to be."
-        ),
+        typer.Option("--format", metavar="coco|coco-dataset|cvat|label-studio", help="Format of that file."),
     ] = "coco",
     overlay_dir: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
             show_default=False,
-            help="With --url: draw each image's instances into this folder.",
+            help="With --url: folder for the images with their instances drawn on them.",
         ),
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=256, help="With --url: requests open at once.")] = 8,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=256, help="With --url: requests open at the same time.")
+    ] = 8,
     deadline: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="With --url: for each image, over all tries.")
+        float,
+        typer.Option(min=0.1, metavar="SECONDS", help="With --url: limit for each image, over all attempts."),
     ] = 300.0,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print what the service would answer: one JSON document a line.")
+        bool, typer.Option("--json", help="Print the answers of the service, one JSON document on each line.")
     ] = False,
     overlay: Annotated[
         Path | None,
         typer.Option(
             metavar="OUT",
             show_default=False,
-            help="Draw the instances on the image, into this PNG or JPEG file; with several images, "
-            "into this folder.",
+            help="PNG or JPEG file for the image with its instances drawn on it; with several images, a folder.",
         ),
     ] = None,
     score_threshold: Annotated[
         str | None,
-        typer.Option(metavar="0–1", show_default="0.5", help="Instances that score at least this."),
+        typer.Option(metavar="0–1", show_default="0.5", help="Only instances with at least this score."),
     ] = None,
     max_instances: Annotated[
-        str | None, typer.Option(metavar="1–100", show_default="100", help="At most so many, the best ones.")
+        str | None,
+        typer.Option(
+            metavar="1–100", show_default="100", help="At most this many, those with the highest scores."
+        ),
     ] = None,
     categories: Annotated[
         list[str] | None,
@@ -178,16 +182,16 @@ def segment(
         typer.Option(
             metavar="rle|polygon|png|none",
             show_default="rle",
-            help="How JSON spells masks; `none`: boxes only, quicker.",
+            help="Format of the masks in JSON; `none`: boxes only, which is faster.",
         ),
     ] = None,
     model: Model = None,
     device: Device = None,
     precision: Precision = None,
 ) -> None:
-    """Find the instances in image files, by a service or, without one, with the same code.
+    """Find the instances in image files, in this process or with --url by a service.
 
-    Prints a table for each image, or with --json a line that `jq` and `COCO.loadRes` take.
+    Prints a table for each image, or with --json a line for `jq` and `COCO.loadRes`.
     """
     parameters = {
         "score_threshold": score_threshold,
@@ -198,7 +202,7 @@ def segment(
     if url is not None:
         if model or device or precision or overlay:
             raise typer.BadParameter(
-                "--model, --device, --precision and --overlay are for work without --url."
+                "--model, --device, --precision and --overlay cannot be combined with --url."
             )
         from app.commands.segment_url import Connection, Output, run  # noqa: PLC0415 - imports httpx
 
@@ -206,13 +210,11 @@ def segment(
         output = Output(out, file_format, overlay_dir, as_json=as_json)
         raise typer.Exit(run(images, parameters, connection, output))
     if out or overlay_dir:
-        raise typer.BadParameter(
-            "--out and --overlay-dir need --url; without it there are --json and --overlay."
-        )
-    given = read_settings(model=model, device=device, precision=precision)
+        raise typer.BadParameter("--out and --overlay-dir need --url; without it, use --json and --overlay.")
+    settings = read_settings(model=model, device=device, precision=precision)
     from app.commands.segment_files import run as run_here  # noqa: PLC0415 - imports torch
 
-    raise typer.Exit(run_here(images, parameters, given, as_json=as_json, overlay=overlay))
+    raise typer.Exit(run_here(images, parameters, settings, as_json=as_json, overlay=overlay))
 
 
 for command in (train, evaluate, calibrate):
@@ -222,23 +224,25 @@ cli.command("import")(import_model)
 
 @cli.command()
 def key(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is; appears in the log.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The owner of the key, for the log.")],
 ) -> None:
-    """Make an API key: the key itself on stderr, for its owner, and on stdout the line for the file of keys.
+    """Generate an API key: print the key on stderr, for its owner, and the line for the file of keys on stdout.
 
     maskserve key phone-app >> keys.txt; MASKSERVE_API_KEYS_FILE=keys.txt maskserve serve
     """
-    from app.keys import LINE, digest, new_key  # noqa: PLC0415 - imports Starlette, which `--help` does without
+    from app.keys import LINE, generate_key, hash_key  # noqa: PLC0415 - imports Starlette
 
-    made = new_key()
-    line = f"{digest(made).hex()} {name}"
+    secret = generate_key()
+    line = f"{hash_key(secret).hex()} {name}"
     if "#" in name or name != name.strip() or not LINE.fullmatch(line):
-        typer.echo("maskserve: a name has 1 to 64 characters, no # and no space at its ends", err=True)
+        typer.echo(
+            "maskserve: a name must have 1 to 64 characters, no # and no space at either end", err=True
+        )
         raise typer.Exit(2)
-    typer.echo(made, err=True)
+    typer.echo(secret, err=True)
     typer.echo(line)
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line."""
     cli()

@@ -1,6 +1,6 @@
-"""`maskserve healthcheck`: is the service beside this process well? For a container's HEALTHCHECK, which has no curl.
+"""`maskserve healthcheck`: the health of the service on this machine, for the HEALTHCHECK of an image without curl.
 
-It asks over HTTP, as a gateway would. Only the standard library is used, because it runs every few seconds.
+It asks over HTTP, as a gateway does. It imports only the standard library, because it runs every few seconds.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from app.settings import Settings
 
-HEALTHY, UNHEALTHY = 0, 1  # exit codes, Docker's
-LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - listens everywhere, so it is asked here
+# Docker's exit codes.
+HEALTHY, UNHEALTHY = 0, 1
+# Where to ask a service that listens on every interface.
+LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing is bound
 
 
 def check(settings: Settings, path: str, seconds: float) -> tuple[int, str]:
-    """Exit code and one line that says why.
+    """The exit code, and one line that says why.
 
-    settings: those of the service, for its address. path: /healthz or /readyz. seconds: limit of the time until
-    the answer; a service that takes longer is not well.
+    Args:
+        settings: those of the service, for its address.
+        path: /healthz or /readyz.
+        seconds: within which a healthy service answers.
     """
     host = LOCAL.get(settings.host, settings.host)
     address = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}{path}"
@@ -34,16 +38,16 @@ def check(settings: Settings, path: str, seconds: float) -> tuple[int, str]:
     except OSError as error:
         return UNHEALTHY, f"{address}: {error.strerror or error}"
     except http.client.HTTPException as error:
-        return UNHEALTHY, f"{address}: what answers is no HTTP ({error!r})"
+        return UNHEALTHY, f"{address}: the answer is not HTTP ({error!r})"
     finally:
         connection.close()
     if response.status == 200:
         return HEALTHY, f"{address}: ok"
-    return UNHEALTHY, f"{address}: {response.status} {reason(body) or response.reason}"
+    return UNHEALTHY, f"{address}: {response.status} {problem_detail(body) or response.reason}"
 
 
-def reason(body: bytes) -> str:
-    """What a problem document says went wrong; nothing if the body is none."""
+def problem_detail(body: bytes) -> str:
+    """The detail of a problem document; empty if the body is not one."""
     try:
         document = json.loads(body)
     except ValueError:

@@ -92,8 +92,8 @@ def report(
         samples: list[tuple[Sample, Instances]] = []
         engine = Engine(network, model, torch.device(device), "float32")
         evaluation = evaluate_with_progress(engine, validation, samples)
-        held_out = source.measured_on == SHAPES
-        where = HELD_OUT_SCENES if held_out else str(source.measured_on)
+        held_out = source.evaluation_data == SHAPES
+        where = HELD_OUT_SCENES if held_out else str(source.evaluation_data)
         model = replace(model, ap=evaluation.ap(), ap_source=f"measured on {where}")
         draw_plots(evaluation, engine, validation, samples, out)
         pictures += [

@@ -1,4 +1,4 @@
-"""What `maskserve train` and `maskserve evaluate` were told to read; apart from them, because they import torch."""
+"""The data that `maskserve train` and `maskserve evaluate` are to read. Apart from them, because they import torch."""
 
 from __future__ import annotations
 
@@ -16,18 +16,23 @@ class Source:
     """Datasets by name: "shapes", a folder in COCO's or Cityscapes' format, or the path of a COCO JSON file."""
 
     data: str
-    images: Path | None = None  # where the images of a JSON file lie
-    validation: str | None = None  # what a trained model is measured on
-    split: str | None = None  # of Cityscapes; by default it is trained on "train" and measured on "val"
-    backgrounds: Path | None = None  # photos to draw some of the scenes on
-    skip_damaged: bool = False  # leave out what cannot be used, instead of refusing the data
+    # Folder of the images of a JSON file.
+    images: Path | None = None
+    # The dataset that a trained model is evaluated on.
+    validation: str | None = None
+    # Of Cityscapes; by default "train" for training and "val" for evaluation.
+    split: str | None = None
+    # Folder of photos on which some of the scenes are drawn.
+    backgrounds: Path | None = None
+    # Leave out what cannot be used, instead of refusing the data.
+    skip_damaged: bool = False
 
     @property
-    def drawn(self) -> bool:
-        """Whether the data is the scenes that draw themselves."""
+    def is_shapes(self) -> bool:
+        """Whether the data is the scenes of shapes that maskserve draws."""
         return self.data == SHAPES
 
     @property
-    def measured_on(self) -> str | None:
-        """What to measure on: what was said; for drawn scenes, if nothing was said, held-out ones."""
-        return self.validation if self.validation is not None else SHAPES if self.drawn else None
+    def evaluation_data(self) -> str | None:
+        """The dataset to evaluate on: `validation`, by default held-out scenes for drawn ones."""
+        return self.validation if self.validation is not None else SHAPES if self.is_shapes else None

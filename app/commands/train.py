@@ -90,7 +90,7 @@ def run_training(
         given = {name: value for name, value in overrides.items() if value is not None}
         base = recipe_named(recipe)
         dataset = open_training_data(source, boxes=network.masks == "none")
-        on = source.measured_on
+        on = source.evaluation_data
         facts: dict[str, Any] = {"hardware": hardware(device), "versions": versions(), "data": source.data}
         if on is not None:
             facts["validation"] = on
@@ -103,7 +103,7 @@ def run_training(
             # The model to start from has no masks.
             dataset = open_training_data(source, boxes=True)
         validation = None if on is None else open_evaluation_data(on, source, boxes=boxes)
-        name = SHAPES if source.drawn else out.name
+        name = SHAPES if source.is_shapes else out.name
         model = model_file.describe(name, architecture, dataset.categories, training=facts | origin)
         if (fault := model_file.fault(model)) is not None:
             # Otherwise the file could not be read when the run is over.
@@ -194,7 +194,7 @@ def _start_from_model(
 
 def open_training_data(source: Source, *, boxes: bool = False) -> Dataset:
     """The data to train on. boxes: only boxes are needed. Raises DatasetError, TrainingError."""
-    if source.drawn:
+    if source.is_shapes:
         return training(source.backgrounds)
     if source.backgrounds is not None:
         raise TrainingError(

@@ -214,7 +214,7 @@ class RequestContext:
         seconds = self.seconds or self.timings.total()
         stages = {**self.timings.stages, "total": seconds}
         reason = self.record.setdefault("reason", self.default_reason())
-        self.metrics.exchange(self.method, self.path, self.status, reason, stages)
+        self.metrics.record_request(self.method, self.path, self.status, reason, stages)
         if self.path == "/segment" and self.status == 200:
             self.metrics.response_bytes.observe(self.bytes)
         quiet = self.path in QUIET_PATHS and self.status < 400

@@ -1,6 +1,6 @@
-"""What the service says on stderr: one line an event, as text for people or as JSON for collectors.
+"""The log on stderr: one line for each event, as text for people or as JSON for collectors.
 
-No line holds image content. A request's line carries the id that its answer carried.
+No line holds image content. The line of a request holds the id that its answer has.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ import orjson
 if TYPE_CHECKING:
     from app.settings import Settings
 
-FIELDS = "fields"  # attribute of a log record that holds what JSON lines carry besides the message
+# The attribute of a log record that holds the additional fields of its JSON line.
+FIELDS = "fields"
 
 
-def configure(settings: Settings) -> None:
-    """Send the log of the whole process to stderr, in the settings' format and from their severity on."""
+def configure_logging(settings: Settings) -> None:
+    """Send the log of the whole process to stderr, in the format and from the severity that the settings name."""
     as_text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(TextLines() if as_text else JsonLines())
+    handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
-    # uvicorn tells of every start and stop what our own lines say better; the form parser warns of every
-    # damaged form, which is the client's affair and has its 400.
+    # uvicorn's lines about start and stop repeat the service's own. The form parser warns of every damaged form,
+    # which is the client's mistake and has been answered with 400.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
-class TextLines(logging.Formatter):
+class TextFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.123Z INFO message`, a traceback below it where there is one."""
 
     def __init__(self) -> None:
@@ -43,8 +44,8 @@ class TextLines(logging.Formatter):
         return f"{timestamp(record)} {super().format(record)}"
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line; a request has its id, method, path, status and milliseconds as fields."""
+class JsonFormatter(logging.Formatter):
+    """One JSON object on each line; that of a request has its id, method, path, status and milliseconds as fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as JSON."""
@@ -61,6 +62,6 @@ class JsonLines(logging.Formatter):
 
 
 def timestamp(record: logging.LogRecord) -> str:
-    """When the record was made: RFC 3339, UTC, milliseconds."""
+    """The time of the record: RFC 3339, UTC, with milliseconds."""
     seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
     return f"{seconds}.{int(record.msecs):03d}Z"

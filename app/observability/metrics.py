@@ -36,17 +36,17 @@ BATCHES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 
 class Metrics:
-    """The counters and histograms that are written to, and the registry that holds all."""
+    """The counters and histograms, and the registry that holds all metrics of one service."""
 
-    def __init__(self, paths: tuple[str, ...], most_seconds: float) -> None:
-        """paths: those that get a label of their own. most_seconds: that an exchange may take, the top bucket."""
-        # When each series began: half as many samples again, for nobody.
+    def __init__(self, paths: tuple[str, ...], max_seconds: float) -> None:
+        """paths: those that get a label of their own. max_seconds: of a request, the last bucket of durations."""
+        # The time when each series was created would add half as many samples again, which nothing uses.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._paths = frozenset(paths)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        seconds = (*(bound for bound in SECONDS if bound < most_seconds), most_seconds)
+        seconds = (*(bound for bound in SECONDS if bound < max_seconds), max_seconds)
         self.requests = Counter(
             "maskserve_requests",
             "HTTP requests answered; reason is ok, client-gone, or the slug of the problem.",
@@ -86,8 +86,10 @@ class Metrics:
         for stage in STAGES:
             self.stages.labels(stage)
 
-    def exchange(self, method: str, path: str, status: int, reason: str, stages: Mapping[str, float]) -> None:
-        """One request has been answered, or its client has gone."""
+    def record_request(
+        self, method: str, path: str, status: int, reason: str, stages: Mapping[str, float]
+    ) -> None:
+        """Record a request that has been answered, or whose client has gone."""
         known = path if path in self._paths else "other"
         self.requests.labels(method if method in METHODS else "other", known, str(status), reason).inc()
         if path == "/segment":
@@ -95,7 +97,7 @@ class Metrics:
                 self.stages.labels(stage).observe(seconds)
 
     def record_attempt(self, attempt: Attempt, input_size: Callable[[int, int], tuple[int, int]]) -> None:
-        """An attempt at a batch has ended. input_size: of the engine."""
+        """Record an attempt at a batch. input_size: the engine's."""
         self.device_seconds.inc(attempt.seconds)
         passed = [(entry, answer) for entry, answer in attempt.answers if isinstance(answer, SegmentResult)]
         if passed:
@@ -108,5 +110,5 @@ class Metrics:
             self.instances.observe(len(segmented.instances))
 
     def text(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -1,23 +1,25 @@
-"""Memory that a forward pass frees is kept for the next one, until it is much."""
+"""Keeps the memory that a forward pass frees for the next one, and returns it to the system on request."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 
-# glibc's numbers of the parameters (malloc.h), and what they are set to.
+# glibc's numbers of its parameters (malloc.h).
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
-_KEPT = 2**31 - 1  # bytes free at the heap's end before any go back to the system: the most that can be said
+# Free bytes at the end of the heap from which on they are returned to the system: the largest value there is.
+_KEPT = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed instead of giving it back to the kernel; say if it did.
+    """Tell glibc to keep freed memory instead of returning it to the kernel; return whether it does.
 
-    A ResNet-50 allocates and frees some 30 tensors of 28 to 56 MB per image. glibc returns each to the kernel at once,
-    which then has to find and clear every page anew: a tenth of the pass, measured on a virtual machine. The process
-    stays as large as its largest pass. One heap for all threads, because those of threads are limited to 64 MB.
+    A ResNet-50 allocates and frees some 30 tensors of 28 to 56 MB for each image. By default glibc returns each to
+    the kernel at once, which then has to find and clear every page again: a tenth of the forward pass, measured on a
+    virtual machine. The process stays as large as its largest pass. All threads share one heap, because the heaps of
+    threads are limited to 64 MB.
 
-    Does nothing where the C library is not glibc.
+    Does nothing if the C library is not glibc.
     """
     libc = _glibc()
     values = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _KEPT), (_ARENA_MAX, 1))
@@ -25,7 +27,7 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> None:
-    """Give what is kept back to the kernel: milliseconds for hundreds of megabytes."""
+    """Return the kept memory to the kernel, which takes milliseconds for hundreds of megabytes."""
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
 
@@ -34,4 +36,5 @@ def _glibc() -> ctypes.CDLL | None:
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "gnu_get_libc_version") and hasattr(libc, "mallopt") else None  # else: musl
+    # musl, for one, has neither.
+    return libc if hasattr(libc, "gnu_get_libc_version") and hasattr(libc, "mallopt") else None

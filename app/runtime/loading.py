@@ -1,4 +1,4 @@
-"""The engine that the settings name, for the service and for the command line alike."""
+"""Loads the engine that the settings name, for the service and for the command line."""
 
 from __future__ import annotations
 
@@ -16,15 +16,12 @@ from model.zoo.model_file import ModelError
 if TYPE_CHECKING:
     from app.settings import Settings
 
-LOAD_ERRORS = (
-    EngineError,
-    ModelError,
-    WeightsError,
-)  # those that say in one line what is wrong and what to do
+# Errors whose messages say in one line what is wrong and what to do.
+LOAD_ERRORS = (EngineError, ModelError, WeightsError)
 
 
 def load_engine(settings: Settings) -> Engine:
-    """Load the model. Blocks for seconds, or as long as its weights take to arrive. Raises LOAD_ERRORS."""
+    """Load the model. Blocks for seconds, or until its weights are downloaded. Raises LOAD_ERRORS."""
     torch.set_num_threads(settings.threads or usable_cpus())
     engine = Engine.load(
         settings.model,
@@ -32,5 +29,6 @@ def load_engine(settings: Settings) -> Engine:
         precision=settings.precision,
         weights_folder=settings.weights_dir,
     )
-    keep_freed_memory()  # only now: what loading frees, several times the model, is not needed again
+    # Only now, because loading frees several times the model's size, which is not needed again.
+    keep_freed_memory()
     return engine

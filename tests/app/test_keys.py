@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli.main import cli
-from app.keys import Keys, KeysError, digest, new_key
+from app.keys import Keys, KeysError, generate_key, hash_key
 from app.problems import Unauthorized
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def test_keys_of_a_file_open_the_service_under_their_names(tmp_path: Path) -> None:
-    first, second = new_key(), new_key()
+    first, second = generate_key(), generate_key()
     path = tmp_path / "keys"
     path.write_text(
-        f"# who may ask\n{digest(first).hex()} phone app\n\n{digest(second).hex().upper()}  # nobody\n",
+        f"# who may ask\n{hash_key(first).hex()} phone app\n\n{hash_key(second).hex().upper()}  # nobody\n",
         encoding="utf-8",
     )
     keys = Keys.load(path)
@@ -30,17 +30,17 @@ def test_keys_of_a_file_open_the_service_under_their_names(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("authorization", "says"),
     [
-        ("", "wants an API key"),
-        ("Basic dXNlcjpwYXNz", "wants an API key"),
-        ("Bearer", "wants an API key"),
-        ("Bearer two words", "wants an API key"),
-        ("Bearer wrong", "not known"),
-        ("Bearer \udcff", "not known"),
+        ("", "requires an API key"),
+        ("Basic dXNlcjpwYXNz", "requires an API key"),
+        ("Bearer", "requires an API key"),
+        ("Bearer two words", "requires an API key"),
+        ("Bearer wrong", "unknown"),
+        ("Bearer \udcff", "unknown"),
     ],
 )
 def test_anything_else_is_unauthorised(authorization: str, says: str) -> None:
     with pytest.raises(Unauthorized, match=says) as caught:
-        Keys({digest("right"): "owner"}).owner(authorization)
+        Keys({hash_key("right"): "owner"}).owner(authorization)
     assert caught.value.headers()["WWW-Authenticate"] == "Bearer"
 
 
@@ -49,7 +49,7 @@ def test_anything_else_is_unauthorised(authorization: str, says: str) -> None:
     [
         ("", "there is no API key in"),
         ("# nothing but a comment\n", "there is no API key in"),
-        ("\nsecret name\n", "line 2 of .* is no API key"),
+        ("\nsecret name\n", "line 2 of .* is not an API key"),
         ("ab" * 31 + "\n", "line 1 of"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.api.query import MAX_TIMEOUT_MS, TIMEOUT_HEADER
-from app.keys import digest
+from app.keys import hash_key
 from app.observability.logs import FIELDS
 from app.service import WATCH_SECONDS
 from tests.app.fakes import PATIENCE, PHOTO, FakeEngine, ask, picture, serving, until
@@ -146,7 +146,7 @@ def test_uploads_beyond_their_common_memory_are_refused_and_leave_no_trace() -> 
 def keyed(tmp_path: Path) -> dict[str, Any]:
     """The setting that asks for one key."""
     path = tmp_path / "keys"
-    path.write_text(f"{digest(KEY).hex()} phone app\n", encoding="utf-8")
+    path.write_text(f"{hash_key(KEY).hex()} phone app\n", encoding="utf-8")
     return {"api_keys_file": path}
 
 

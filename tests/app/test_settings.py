@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import Settings, SettingsError, default, effective, load, variable
+from app.settings import Settings, SettingsError, default, format_settings, load, variable
 
 
 def test_every_setting_has_a_meaning() -> None:
@@ -132,6 +132,6 @@ def test_a_file_of_settings_in_the_working_folder_is_not_read(
 
 
 def test_the_effective_settings_name_every_field() -> None:
-    line = effective(Settings())
+    line = format_settings(Settings())
     assert "port=8000" in line
     assert all(f"{name}=" in line for name in Settings.model_fields)

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 
-from app.observability.logs import FIELDS, JsonLines, TextLines
+from app.observability.logs import FIELDS, JsonFormatter, TextFormatter
 
 
 def record(message: str, **fields: object) -> logging.LogRecord:
@@ -19,11 +19,11 @@ def record(message: str, **fields: object) -> logging.LogRecord:
 
 
 def test_text_has_time_severity_and_message() -> None:
-    assert TextLines().format(record("ready")) == "2026-01-01T00:00:00.500Z INFO ready"
+    assert TextFormatter().format(record("ready")) == "2026-01-01T00:00:00.500Z INFO ready"
 
 
 def test_json_has_the_fields_of_a_request_on_one_line() -> None:
-    line = JsonLines().format(record("POST /segment", id="a\nb", status=200))
+    line = JsonFormatter().format(record("POST /segment", id="a\nb", status=200))
     assert "\n" not in line
     assert json.loads(line) == {
         "time": "2026-01-01T00:00:00.500Z",
@@ -41,6 +41,6 @@ def test_json_keeps_a_traceback_on_the_line() -> None:
         int("broken")
     except ValueError:
         made.exc_info = sys.exc_info()
-    line = JsonLines().format(made)
+    line = JsonFormatter().format(made)
     assert "\n" not in line
     assert "ValueError: invalid literal" in json.loads(line)["traceback"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from app.runtime.cpus import quota, usable_cpus
+from app.runtime.cpus import cgroup_quota, usable_cpus
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 )
 def test_the_quota_of_a_control_group(tmp_path: Path, text: str, cores: float) -> None:
     (tmp_path / "cpu.max").write_text(text)
-    assert quota(tmp_path) == cores
+    assert cgroup_quota(tmp_path) == cores
 
 
 @pytest.mark.parametrize(("microseconds", "cores"), [("-1", math.inf), ("50000", 0.5)])
@@ -27,11 +27,11 @@ def test_the_quota_of_an_old_control_group(tmp_path: Path, microseconds: str, co
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{microseconds}\n")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert quota(tmp_path) == cores
+    assert cgroup_quota(tmp_path) == cores
 
 
 def test_without_control_groups_there_is_no_quota(tmp_path: Path) -> None:
-    assert quota(tmp_path) == math.inf
+    assert cgroup_quota(tmp_path) == math.inf
     assert usable_cpus(tmp_path) >= 1
 
 
