@@ -27,7 +27,7 @@ async def healthz(request: Request) -> Response:
     """Liveness: green while the model loads and while the device gives signs of life, under any load."""
     service: Service = request.app.state.service
     if not service.is_alive():
-        raise NotReady(service.failure or "The device gives no sign of life.", retry_after=5)
+        raise NotReady(service.failure or "The device does not respond.", retry_after=5)
     return uncached({"status": "ok"})
 
 
