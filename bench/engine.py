@@ -46,8 +46,8 @@ from bench.masks import highest_resident, processor
 from bench.synthetic_weights import synthetic_weights
 from model.data import Category
 from model.data.drawing import undergrowth
-from model.inference.calibration import measured
-from model.inference.devices import resolved
+from model.inference.calibration import measure_ranges
+from model.inference.devices import resolve_precision
 from model.inference.engine import Engine
 from model.instances import Options
 from model.masks.paste import paste
@@ -164,16 +164,16 @@ def stages(engine: Engine, image: np.ndarray) -> dict[str, float]:
         return result
 
     for _ in range(3):
-        inputs = timed("resize and normalise", lambda: engine._normalise([image], [size], padded))
-        maps = timed("backbone, pyramid, RPN head", lambda: engine._dense(inputs))
+        inputs = timed("resize and normalise", lambda: engine._preprocess([image], [size], padded))
+        maps = timed("backbone, pyramid, RPN head", lambda: engine._extract(inputs))
         proposals = timed("proposals", lambda: engine._propose(maps, padded, [size]))
-        features = timed("RoIAlign and box head", lambda: engine._boxes.features(maps, proposals))
-        allowed = {"threshold": 0.05, "allowed": engine._named, "most": 100}
+        features = timed("RoIAlign and box head", lambda: engine._box_head.features(maps, proposals))
+        allowed = {"score_threshold": 0.05, "allowed": engine._is_category, "max_instances": 100}
         boxes, scores, labels = timed(
-            "detections", lambda: engine._boxes.detections(features, proposals[0], size, **allowed)
+            "detections", lambda: engine._box_head.detect(features, proposals[0], size, **allowed)
         )
-        if engine._masks is not None and len(labels):
-            grids = timed("mask head", lambda: engine._masks(maps, [boxes], labels))
+        if engine._mask_head is not None and len(labels):
+            grids = timed("mask head", lambda: engine._mask_head(maps, [boxes], labels))
             found = engine._instances((boxes, scores, labels), grids, image.shape[:2], size)
             timed("run lengths", lambda: encoded(found))
     return {name: min(values) for name, values in taken.items()}
@@ -202,13 +202,13 @@ def side(given: argparse.Namespace) -> None:
     run: Callable[[np.ndarray], int]
     if given.side == "ours":
         if given.precision == "int8" and not model.ranges:
-            model = replace(model, ranges=measured(network, model.architecture, [image]))
+            model = replace(model, ranges=measure_ranges(network, model.architecture, [image]))
         engine = Engine(network, model, torch.device("cpu"), given.precision)
         del network
         engine.warm_up()
         run = partial(ours, engine)
         # torch multiplies no matrices in int8; its convolutions' share of the other rate may pass 100 %.
-        numbers = resolved("auto", engine.device) if engine.precision == "int8" else engine.precision
+        numbers = resolve_precision("auto", engine.device) if engine.precision == "int8" else engine.precision
         facts = {"precision": engine.precision, "rate": rate(numbers), "numbers": numbers}
         facts["padded"] = engine.padded_shape(*image.shape[:2])
     else:

@@ -15,7 +15,13 @@ from app.runtime.loading import LOAD_ERRORS
 from model.data.shapes import CATEGORIES, training
 from model.images.decode import ImageError, decode
 from model.images.files import images_in
-from model.inference.calibration import IMAGES, INT8_BACKBONES, examples, measured, supports_int8
+from model.inference.calibration import (
+    INT8_BACKBONES,
+    MAX_IMAGES,
+    measure_ranges,
+    sample_images,
+    supports_int8,
+)
 from model.zoo import model_file, zoo
 
 if TYPE_CHECKING:
@@ -48,10 +54,12 @@ def run_calibration(name: str, images: Sequence[Path], out: Path | None, weights
         files = [file for path in images for file in image_files(path)]
         if images and not files:
             return complain(f"no images in {', '.join(map(str, images))}", BAD_USAGE)
-        pixels, count = (decode_files(files), len(files)) if images else (examples(training()), IMAGES)
+        pixels, count = (
+            (decode_files(files), len(files)) if images else (sample_images(training()), MAX_IMAGES)
+        )
         with progress_bar(transient=True) as bar:
             shown = bar.track(pixels, count, description="calibrating")
-            model = replace(model, ranges=measured(network, model.architecture, shown))
+            model = replace(model, ranges=measure_ranges(network, model.architecture, shown))
         source = zoo.file_of(name)
         target = out or source or Path(f"{model.name}.safetensors")
         if source is None:

@@ -16,7 +16,7 @@ from app.commands.source import SHAPES
 from app.commands.terminal import progress_bar
 from model.data.shapes import PHOTO_PART, Shapes
 from model.evaluation.card import card
-from model.inference.calibration import IMAGES, examples, measured, supports_int8
+from model.inference.calibration import MAX_IMAGES, measure_ranges, sample_images, supports_int8
 from model.inference.engine import Engine
 from model.training.train import read_log
 from model.zoo import model_file
@@ -82,8 +82,10 @@ def report(
     network, model = model_file.read(path)
     if supports_int8(model.architecture):
         with progress_bar(transient=True) as bar:
-            images = bar.track(examples(dataset), min(IMAGES, len(dataset)), description="calibrating")
-            model = replace(model, ranges=measured(network, model.architecture, images))
+            images = bar.track(
+                sample_images(dataset), min(MAX_IMAGES, len(dataset)), description="calibrating"
+            )
+            model = replace(model, ranges=measure_ranges(network, model.architecture, images))
     log = read_log(out / "log.jsonl")
     plots.training_curve(log, out / "training.png")
     pictures = [("Training losses", "training.png")]

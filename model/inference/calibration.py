@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from model.inference.features import FeatureExtractor
-from model.inference.preprocess import Normaliser
+from model.inference.preprocess import Preprocessor
 from model.kernels.convolution import Conv, Format, Layer
 from model.network.architecture import MOBILENETS
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from model.network.architecture import Architecture
 
 # Enough: half as many of the bundled model's scenes change no convolution's range by more than 6 %.
-IMAGES = 64
+MAX_IMAGES = 64
 
 # Of an image's results the part that may lie beyond either end of the range, and is cut off there: a few outliers would
 # make every other number coarser. Calibrated on 32 images, the bundled model lost 0.05 points of box AP on 100 held-out
 # scenes with it, 0.55 with the whole range.
-BEYOND = 1e-4
-SEEN = 1 << 18  # results of a convolution that are looked at in an image, evenly spread
+OUTLIERS = 1e-4
+MAX_SAMPLES = 1 << 18  # results of a convolution that are looked at in an image, evenly spread
 
 INT8_BACKBONES = "int8 is for ResNet, ResNeXt and VGG-16 backbones and pyramids without GroupNorm"
 
@@ -58,7 +58,7 @@ def is_calibrated(network: Any, ranges: Ranges) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Watching(Format):
+class _RecordingFormat(Format):
     """Ordinary convolutions that note what their results reach."""
 
     names: Mapping[nn.Module, str] = field(default_factory=dict)
@@ -66,41 +66,43 @@ class _Watching(Format):
 
     def conv(self, conv: nn.Conv2d, norm: nn.Module | None = None, activation: str = "none") -> Layer:
         """One that notes."""
-        return _Watched(conv, self, norm, activation)
+        return _RecordingConv(conv, self, norm, activation)
 
     def output_conv(self, conv: nn.Conv2d) -> Layer:
         """One that does not: its results stay floats."""
         return Conv(conv, self)
 
 
-class _Watched(Conv):
-    def __init__(self, conv: nn.Conv2d, form: _Watching, norm: nn.Module | None, activation: str) -> None:
+class _RecordingConv(Conv):
+    def __init__(
+        self, conv: nn.Conv2d, form: _RecordingFormat, norm: nn.Module | None, activation: str
+    ) -> None:
         super().__init__(conv, form, norm=norm, activation=activation)
         self._seen = form.seen[form.names[conv]]
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         y = super().__call__(x, residual, out)
-        self._seen.append(_ends(y))
+        self._seen.append(_range_of(y))
         return y
 
 
-def _ends(x: Tensor) -> tuple[float, float]:
+def _range_of(x: Tensor) -> tuple[float, float]:
     numbers = x.flatten()
-    numbers = numbers[:: -(-len(numbers) // SEEN)]
-    inside = 1 + int(BEYOND * len(numbers))
+    numbers = numbers[:: -(-len(numbers) // MAX_SAMPLES)]
+    inside = 1 + int(OUTLIERS * len(numbers))
     low, high = (numbers.topk(inside, largest=largest).values[-1] for largest in (False, True))
     return float(low), float(high)
 
 
-def examples(dataset: Dataset) -> Iterator[np.ndarray]:
+def sample_images(dataset: Dataset) -> Iterator[np.ndarray]:
     """At most IMAGES of a dataset's images, evenly spread: [H, W, 3] uint8 each."""
-    count = min(IMAGES, len(dataset))
+    count = min(MAX_IMAGES, len(dataset))
     for n in range(count):
         yield dataset[n * len(dataset) // count].pixels
 
 
 @torch.inference_mode()
-def measured(network: Any, architecture: Architecture, images: Iterable[np.ndarray]) -> Ranges:
+def measure_ranges(network: Any, architecture: Architecture, images: Iterable[np.ndarray]) -> Ranges:
     """The range of each convolution's results, with activation and sum, averaged over the images.
 
     network: as model.network.architecture.build gives it. images: [H, W, 3] uint8, RGB, each.
@@ -108,12 +110,14 @@ def measured(network: Any, architecture: Architecture, images: Iterable[np.ndarr
     """
     if not supports_int8(architecture):
         raise ValueError(f"{architecture.backbone} cannot run in int8; {INT8_BACKBONES}")
-    form = _Watching(torch.device("cpu"), torch.float32, {m: name for name, m in network.named_modules()})
+    form = _RecordingFormat(
+        torch.device("cpu"), torch.float32, {m: name for name, m in network.named_modules()}
+    )
     resize = architecture.conventions.resize
-    normalise, dense = Normaliser(network.transform, form, resize), FeatureExtractor(network, form)
+    preprocess, extract = Preprocessor(network.transform, form, resize), FeatureExtractor(network, form)
     for image in images:
         size, padded = architecture.input_size(*image.shape[:2]), architecture.padded_shape(*image.shape[:2])
-        dense(normalise([image], [size], padded))
+        extract(preprocess([image], [size], padded))
     if not any(form.seen.values()):
         raise ValueError("without images there is nothing to measure")
     ends = {

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
     from model.inference.features import FeatureMaps
 
-MOST = 32  # shapes that are recorded; each keeps its input and its maps, all share the memory of what lies between
-IDLE = 256  # batches after which a recording that none of them used makes room for another shape
+# Shapes that are recorded. Each keeps its input and its maps; all share the memory of what lies between.
+MAX_RECORDINGS = 32
+# After so many batches a recording that none of them used makes room for another shape.
+IDLE_BATCHES = 256
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +37,8 @@ class CudaGraphCache:
     What a call returns is overwritten by the next call. Calls come with the device as the current one.
     """
 
-    def __init__(self, dense: Callable[[Tensor], FeatureMaps]) -> None:
-        self._dense = dense
+    def __init__(self, extract: Callable[[Tensor], FeatureMaps]) -> None:
+        self._extract = extract
         self._recordings: dict[tuple[int, ...], _Recording] = {}
         self._refused: set[tuple[int, ...]] = set()  # shapes that could not be recorded
         self._batches = 0
@@ -50,31 +52,31 @@ class CudaGraphCache:
         self._batches += 1
         recording = self._recordings.get(shape)
         if recording is None:
-            if shape in self._refused or not self._room():
-                return self._dense(images)
-            recording = self._recorded(images)
+            if shape in self._refused or not self._has_room():
+                return self._extract(images)
+            recording = self._record(images)
             if recording is None:
                 self._refused.add(shape)
-                return self._dense(images)
+                return self._extract(images)
             self._recordings[shape] = recording
         recording.used = self._batches
         recording.inputs.copy_(images)
         recording.graph.replay()
         return recording.maps
 
-    def _room(self) -> bool:
+    def _has_room(self) -> bool:
         """Whether one more may be recorded. Drops the one that was idle longest if it was idle long enough: shapes that
         take turns must not drive one another out, since to record takes longer than to run.
         """
-        if len(self._recordings) < MOST:
+        if len(self._recordings) < MAX_RECORDINGS:
             return True
         shape, oldest = min(self._recordings.items(), key=lambda item: item[1].used)
-        if self._batches - oldest.used <= IDLE:
+        if self._batches - oldest.used <= IDLE_BATCHES:
             return False
         del self._recordings[shape]
         return True
 
-    def _recorded(self, images: Tensor) -> _Recording | None:
+    def _record(self, images: Tensor) -> _Recording | None:
         """None where this cannot be recorded. Raises what the dense part raises when it merely runs."""
         inputs = images.clone()
         before = torch.cuda.current_stream()
@@ -84,7 +86,7 @@ class CudaGraphCache:
         self._stream.wait_stream(before)
         with torch.cuda.stream(self._stream):
             for _ in range(2):
-                self._dense(inputs)
+                self._extract(inputs)
         before.wait_stream(self._stream)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
@@ -94,7 +96,7 @@ class CudaGraphCache:
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
             ):
-                maps = self._dense(inputs)
+                maps = self._extract(inputs)
         except RuntimeError as error:
             torch.cuda.set_stream(before)  # torch does not go back where the recording's end fails
             torch.cuda.synchronize()  # raises if it is the device that failed
@@ -104,7 +106,7 @@ class CudaGraphCache:
             return None
         return _Recording(graph, inputs, maps, self._batches)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Give the recordings' memory back, as when a batch has run out of it."""
         self._recordings.clear()
         self._refused.clear()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
-def device_named(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
     """The device called "cpu", "cuda", "cuda:1" …, or "auto": a GPU if there is one.
 
     Raises EngineError for one that cannot be used.
@@ -37,7 +37,7 @@ def device_named(name: str) -> torch.device:
         if (device.index or 0) >= count:
             raise EngineError(f"device {name!r} was asked for, but {count} CUDA devices are usable here")
         capability, built_for = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
-        if not runs_on(capability, built_for):
+        if not has_kernels_for(capability, built_for):
             generation = "{}.{}".format(*capability)
             raise EngineError(
                 f"this torch has no kernels for a GPU of compute capability {generation}: it was built for "
@@ -46,7 +46,7 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def runs_on(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
+def has_kernels_for(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
     """Whether one of a build's architectures, such as "sm_90" or "compute_90", runs on a GPU.
 
     Machine code runs on the same major and later minor generations, PTX on all later ones (CUDA's guide,
@@ -60,7 +60,7 @@ def runs_on(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
     return False
 
 
-def resolved(precision: str, device: torch.device) -> str:
+def resolve_precision(precision: str, device: torch.device) -> str:
     """The number format that `precision` means on a device: "float32", "bfloat16", "float16" or "int8".
 
     "auto" is the quickest that the hardware computes in by itself: bfloat16 on processors with AVX512-BF16 or AMX
@@ -72,7 +72,7 @@ def resolved(precision: str, device: torch.device) -> str:
     cuda = device.type == "cuda"
     if precision == "auto":
         if not cuda:
-            return "bfloat16" if multiplies_bfloat16() else "float32"
+            return "bfloat16" if has_bfloat16() else "float32"
         generation = torch.cuda.get_device_capability(device)[0]
         return "bfloat16" if generation >= 8 else "float16" if generation >= 7 else "float32"
     if precision == "float16" and not cuda:
@@ -84,14 +84,14 @@ def resolved(precision: str, device: torch.device) -> str:
     return precision
 
 
-def multiplies_bfloat16() -> bool:
+def has_bfloat16() -> bool:
     """Whether the processor has instructions for it. Without them bfloat16 works, but slower than float32."""
     cpu = torch.cpu
     return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())  # noqa: SLF001 (no public name)
 
 
 @contextmanager
-def current(device: torch.device, precision: str) -> Iterator[None]:
+def use_device(device: torch.device, precision: str) -> Iterator[None]:
     """A GPU is the calling thread's current one, and float32 means float32 on it; of the CPU nothing is changed."""
     if device.type != "cuda":
         yield

@@ -1,8 +1,8 @@
 """The forward pass: images → Instances (Mask R-CNN, section 3: the RPN proposes, RoIAlign and the heads decide).
 
-Gives torchvision's answers from parts that were prepared for speed (dense.py, proposals.py, heads.py), and leaves out
-what nobody asked for: instances below the caller's score threshold or outside his categories never reach the mask
-head, and masks are never pasted (masks.py encodes them from the 28×28 grid). docs/engine.md is the tour.
+Gives torchvision's answers from parts that are prepared for speed (features.py, proposals.py, roi_heads.py), and leaves
+out what was not asked for: instances below the caller's score threshold or outside the wanted categories never reach
+the mask head, and masks are never pasted (model/masks/ encodes them from the 28×28 grid). docs/engine.md is the tour.
 """
 
 from __future__ import annotations
@@ -18,19 +18,17 @@ from torch.nn import functional
 
 from model.errors import EngineError, OutOfDeviceMemory, device_error
 from model.importing.importer import load_checkpoint
-from model.inference.calibration import INT8_BACKBONES, is_calibrated, supports_int8
 from model.inference.cuda_graphs import CudaGraphCache
-from model.inference.devices import current, device_named, multiplies_bfloat16, resolved
+from model.inference.devices import find_device, resolve_precision, use_device
 from model.inference.features import FeatureExtractor
 from model.inference.fixed_size import detect_without_sync
+from model.inference.formats import choose_formats
 from model.inference.limits import DetectionLimits
-from model.inference.preprocess import Normaliser
+from model.inference.preprocess import Preprocessor
 from model.inference.proposals import ProposalGenerator
 from model.inference.results import to_instances
 from model.inference.roi_heads import BoxHead, MaskHead
 from model.instances import Options
-from model.kernels import int8
-from model.kernels.convolution import Format
 from model.kernels.nms import load_operators
 from model.zoo import catalogue as weights
 from model.zoo import model_file, zoo
@@ -58,39 +56,42 @@ class Engine:
     def __init__(
         self, network: nn.Module, model: model_file.Model, device: torch.device, precision: str = "float32"
     ) -> None:
-        """network: a trained torchvision detector on the CPU, in float32; what is prepared from it is a copy.
+        """Prepare a network. What is kept of it is a copy.
 
-        precision: one of model.inference.devices.PRECISIONS. Raises EngineError where the device cannot compute in it.
+        Args:
+            network: trained, on the CPU: torchvision's detector, or a skeleton of it (model/network/skeleton.py).
+            model: what is known of it.
+            device: where it is to run.
+            precision: one of model.inference.devices.PRECISIONS.
+
+        Raises EngineError where the device cannot compute in that precision or a kernel cannot be loaded.
         """
         self.model, self.device = model, device
         self.batches = device.type == "cuda"
-        self.precision = resolved(precision, device)
+        self.precision = resolve_precision(precision, device)
         parts: Any = network
-        if self.precision == "int8":
-            form, first, dense = _in_int8(parts, model)
-        else:
-            form = Format(device, getattr(torch, self.precision))
-            first, dense = form, None
+        formats = choose_formats(parts, model, device, self.precision)
+        form = formats.heads
         conventions = self._conventions = model.architecture.conventions
-        self._normalise = Normaliser(parts.transform, first, conventions.resize)
+        self._preprocess = Preprocessor(parts.transform, formats.images, conventions.resize)
         self._label_ids = model.label_ids()
-        # torchvision's COCO models have outputs that are no category, such as 12, which COCO skips.
-        self._named = torch.zeros(model.architecture.classes, dtype=torch.bool)
-        self._named[list(model.labels)] = True
-        self._plain: TorchvisionFallback | None = None
-        self._masks: MaskHead | None = None
+        # [classes]. torchvision's COCO models have outputs that are no category, such as 12, which COCO skips.
+        self._is_category = torch.zeros(model.architecture.classes, dtype=torch.bool)
+        self._is_category[list(model.labels)] = True
+        self._fallback: TorchvisionFallback | None = None
+        self._mask_head: MaskHead | None = None
         if not model.architecture.is_standard:
             from model.inference.fallback import TorchvisionFallback  # noqa: PLC0415 - imports torchvision
 
-            self._plain = TorchvisionFallback(network, form)
+            self._fallback = TorchvisionFallback(network, form)
             return
         load_operators()  # or the first image would find out that there are none
-        dense = dense or FeatureExtractor(parts, form)
-        self._dense: Callable[[Tensor], FeatureMaps] = CudaGraphCache(dense) if self.batches else dense
+        extract = FeatureExtractor(parts, formats.features)
+        self._extract: Callable[[Tensor], FeatureMaps] = CudaGraphCache(extract) if self.batches else extract
         self._propose = ProposalGenerator(parts.rpn, device, conventions)
-        self._boxes = BoxHead(parts.roi_heads, form, conventions)
+        self._box_head = BoxHead(parts.roi_heads, form, conventions)
         if model.architecture.mask_convs:
-            self._masks = MaskHead(parts.roi_heads, form, conventions)
+            self._mask_head = MaskHead(parts.roi_heads, form, conventions)
 
     @classmethod
     def load(
@@ -103,12 +104,16 @@ class Engine:
     ) -> Engine:
         """An engine for a model by its name in the zoo or the path of its file, ours or another framework's.
 
-        device: "cpu", "cuda", "cuda:1" …, or "auto": a GPU if there is one. weights_folder: where downloaded
-        weights lie; model.zoo.catalogue.default_folder() if None.
+        Args:
+            name: as model.zoo.zoo.load takes it, or the path of another framework's checkpoint.
+            device: "cpu", "cuda", "cuda:1" …, or "auto": a GPU if there is one.
+            precision: one of model.inference.devices.PRECISIONS.
+            weights_folder: where downloaded weights lie; model.zoo.catalogue.default_folder() if None.
+
         Raises EngineError, model.zoo.model_file.ModelError, model.zoo.errors.WeightsError.
         """
-        chosen = device_named(device)
-        resolved(precision, chosen)  # complains before minutes go into fetching weights
+        chosen = find_device(device)
+        resolve_precision(precision, chosen)  # complains before minutes go into fetching weights
         folder = weights_folder if weights_folder is not None else weights.default_folder()
         path = Path(name).expanduser()
         if path.suffix in model_file.CHECKPOINTS and path.exists():
@@ -147,15 +152,15 @@ class Engine:
     def _warm_up_with(self, images: Sequence[np.ndarray]) -> None:
         """Run a batch of blank images of one shape."""
         self.segment(images, [Options(score_threshold=0.0)] * len(images))
-        if self._masks is None:
+        if self._mask_head is None:
             return
         # Nothing is found in them, so the mask head has one box to itself.
         shape = images[0].shape[:2]
         (height, width), size = self.padded_shape(*shape), self.input_size(*shape)
-        with current(self.device, self.precision):
-            maps = self._dense(self._normalise(images[:1], [size], (height, width)))
+        with use_device(self.device, self.precision):
+            maps = self._extract(self._preprocess(images[:1], [size], (height, width)))
             box = torch.tensor([[0.0, 0.0, width, height]], device=self.device)
-            self._masks(maps, [box], torch.ones(1, dtype=torch.int64, device=self.device)).cpu()
+            self._mask_head(maps, [box], torch.ones(1, dtype=torch.int64, device=self.device)).cpu()
 
     def device_memory(self) -> dict[str, int]:
         """Bytes of the GPU's memory by kind: "allocated" to tensors, "reserved" by torch; nothing for a CPU."""
@@ -181,15 +186,15 @@ class Engine:
             raise EngineError("the images of a batch must have the same padded shape")
         if not images:
             return []
-        with current(self.device, self.precision):
+        with use_device(self.device, self.precision):
             return self._segment_or_raise(images, options)
 
     def _segment_or_raise(self, images: Sequence[np.ndarray], options: Sequence[Options]) -> list[Instances]:
         try:
             if self.batches:
                 return self._forward(images, options)
-            # Two cores are as busy with one image as with eight. One at a time takes an eighth of the memory, and
-            # nobody's answer can depend on his neighbours, not even in the last bit.
+            # Two cores are as busy with one image as with eight. One at a time takes an eighth of the memory, and no
+            # answer can depend on the other images of its batch, not even in the last bit.
             return [
                 found
                 for image, wanted in zip(images, options, strict=True)
@@ -202,8 +207,8 @@ class Engine:
             # The traceback holds the frames of the failed attempt, and they its tensors.
             traceback.clear_frames(error.__traceback__)
             if isinstance(failure, OutOfDeviceMemory):
-                if self._plain is None and isinstance(self._dense, CudaGraphCache):
-                    self._dense.forget()
+                if self._fallback is None and isinstance(self._extract, CudaGraphCache):
+                    self._extract.clear()
                 torch.cuda.empty_cache()
             raise failure from error
 
@@ -213,26 +218,26 @@ class Engine:
         sizes = [self.input_size(*shape) for shape in shapes]
         padded = self.padded_shape(*shapes[0])
         allowed = torch.stack([self._allowed(o) for o in options])
-        if self._plain is not None:
-            pixels = self._normalise(images, sizes, padded)
-            plain, grids = self._plain(pixels, sizes, allowed.to(self.device), options)
+        if self._fallback is not None:
+            pixels = self._preprocess(images, sizes, padded)
+            detections_of_all, grids = self._fallback(pixels, sizes, allowed.to(self.device), options)
             return [
-                self._instances(_on_cpu(detections), grid, shape, size)
-                for detections, grid, shape, size in zip(plain, grids, shapes, sizes, strict=True)
+                self._instances(_to_cpu(detections), grid, shape, size)
+                for detections, grid, shape, size in zip(detections_of_all, grids, shapes, sizes, strict=True)
             ]
         wanted = DetectionLimits(sizes, options, allowed, self.device) if self.batches else None
-        maps = self._dense(self._normalise(images, sizes, padded))
+        maps = self._extract(self._preprocess(images, sizes, padded))
         found = None
         if wanted is not None:
-            found = detect_without_sync(self._propose, self._boxes, maps, padded, wanted)
-        on_device, on_host = found or self._found(maps, padded, sizes, options, allowed)
-        grids = self._grids(maps, on_device, options)
+            found = detect_without_sync(self._propose, self._box_head, maps, padded, wanted)
+        on_device, on_host = found or self._detect(maps, padded, sizes, options, allowed)
+        grids = self._mask_probabilities(maps, on_device, options)
         return [
             self._instances(detections, grid, shape, size)
             for detections, grid, shape, size in zip(on_host, grids, shapes, sizes, strict=True)
         ]
 
-    def _found(
+    def _detect(
         self,
         maps: FeatureMaps,
         padded: tuple[int, int],
@@ -242,35 +247,35 @@ class Engine:
     ) -> tuple[list[Detections], list[Detections]]:
         """Each image's detections on the device, and the same on the CPU."""
         proposals = self._propose(maps, padded, sizes)
-        features = torch.split(self._boxes.features(maps, proposals), [len(boxes) for boxes in proposals])
+        features = torch.split(self._box_head.features(maps, proposals), [len(boxes) for boxes in proposals])
         found = [
-            self._boxes.detections(
+            self._box_head.detect(
                 rois,
                 boxes,
                 size,
-                threshold=wanted.score_threshold,
-                allowed=named,
-                most=wanted.max_instances,
+                score_threshold=wanted.score_threshold,
+                allowed=wanted_classes,
+                max_instances=wanted.max_instances,
             )
-            for rois, boxes, size, wanted, named in zip(
+            for rois, boxes, size, wanted, wanted_classes in zip(
                 features, proposals, sizes, options, allowed.to(self.device), strict=True
             )
         ]
-        return found, [_on_cpu(detections) for detections in found]
+        return found, [_to_cpu(detections) for detections in found]
 
     def _allowed(self, wanted: Options) -> Tensor:
-        """[classes] bool: the network's outputs that the caller wants to hear of."""
-        allowed = self._named
+        """[classes] bool: the network's outputs that the caller wants."""
+        allowed = self._is_category
         if wanted.categories is not None:
             chosen = torch.tensor(sorted(wanted.categories), dtype=torch.int64)
             allowed = allowed & torch.isin(self._label_ids, chosen)
         return allowed
 
-    def _grids(
+    def _mask_probabilities(
         self, maps: FeatureMaps, found: Sequence[Detections], options: Sequence[Options]
     ) -> list[Tensor | None]:
         """For each image [N, 28, 28] float32 probabilities of the instances' own classes, where wanted."""
-        if self._masks is None:
+        if self._mask_head is None:
             return [None] * len(found)
         boxes = [b if o.masks else b[:0] for (b, _, _), o in zip(found, options, strict=True)]
         counts, side = [len(b) for b in boxes], 2 * self._conventions.mask_bins
@@ -278,10 +283,10 @@ class Engine:
         grids = torch.zeros((0, side, side))
         if count := sum(counts):
             if self.batches:  # some sizes and no more, for each of which libraries choose their kernels anew
-                spare = _rounded(count) - count
+                spare = _round_up(count) - count
                 boxes[-1] = functional.pad(boxes[-1], (0, 0, 0, spare))
                 labels = functional.pad(labels, (0, spare))
-            grids = self._masks(maps, boxes, labels)[:count].cpu()
+            grids = self._mask_head(maps, boxes, labels)[:count].cpu()
         parts = torch.split(grids, counts)
         return [grid if o.masks else None for grid, o in zip(parts, options, strict=True)]
 
@@ -291,29 +296,11 @@ class Engine:
         return to_instances(detections, grid, (shape, size), self._label_ids, self._conventions)
 
 
-def _rounded(count: int) -> int:
+def _round_up(count: int) -> int:
     """The next power of two up to 64, then the next multiple of 64."""
     return int(2 ** (count - 1).bit_length()) if count <= 64 else -(-count // 64) * 64
 
 
-def _on_cpu(detections: Detections) -> Detections:
+def _to_cpu(detections: Detections) -> Detections:
     boxes, scores, labels = detections
     return boxes.cpu(), scores.cpu(), labels.cpu()
-
-
-def _in_int8(network: Any, model: model_file.Model) -> tuple[Format, Format, FeatureExtractor]:
-    """What the heads compute in, what the image is normalised in, and the dense part. Raises EngineError."""
-    if not supports_int8(model.architecture):
-        raise EngineError(f"{model.architecture.backbone} cannot run in int8; {INT8_BACKBONES}")
-    if not is_calibrated(network, model.ranges):
-        raise EngineError(
-            f"{model.name} has not been calibrated for int8; `maskserve calibrate MODEL IMAGE…` does it once, with "
-            "some images of the kind that it will see, and writes the result into the model's file"
-        )
-    cpu = torch.device("cpu")
-    form = Format(cpu, torch.bfloat16 if multiplies_bfloat16() else torch.float32)
-    return (
-        form,
-        Format(cpu, torch.float32),
-        FeatureExtractor(network, int8.Int8Format.from_ranges(network, model.ranges, form.dtype)),
-    )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from model.kernels.convolution import Format, Step
 
 LEVELS = 4  # P2 … P5, which RoIAlign reads; the RPN reads P6 too
-_NOTHING = (nn.Identity, nn.Dropout)
+_NO_OPS = (nn.Identity, nn.Dropout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class FeatureMaps:
     deltas: list[Tensor]  # P2 … P6, each [B, H * W * A, 4]
 
 
-def steps(modules: Iterable[tuple[str, nn.Module]], form: Format) -> list[tuple[str, Step]]:
+def prepare(modules: Iterable[tuple[str, nn.Module]], form: Format) -> list[tuple[str, Step]]:
     """Modules that follow one another as callables, each under the name of the last module that it stands for.
 
     Raises TypeError for a module that there is no way to prepare.
@@ -59,18 +59,18 @@ def steps(modules: Iterable[tuple[str, nn.Module]], form: Format) -> list[tuple[
         elif kind in ("BasicBlock", "Bottleneck"):
             step = _Residual(module, form)
         elif kind == "InvertedResidual":
-            step = _Inverted(module, form)
+            step = _InvertedResidual(module, form)
         elif isinstance(module, nn.Sequential):
-            step = _Chain([s for _, s in steps(module.named_children(), form)])
+            step = _Chain([s for _, s in prepare(module.named_children(), form)])
         elif isinstance(module, nn.MaxPool2d):
             size: Any = module.kernel_size
             halves = (size, module.stride, module.padding) in ((2, 2, 0), (3, 2, 1)) and module.dilation == 1
             step = form.elementwise(
-                partial(_halved, size=size) if halves and form.device.type == "cpu" else module
+                partial(_max_pool, size=size) if halves and form.device.type == "cpu" else module
             )
         elif kind == "SqueezeExcitation":
             step = copy.deepcopy(module).to(form.device, form.dtype)
-        elif isinstance(module, _NOTHING):
+        elif isinstance(module, _NO_OPS):
             continue
         else:
             raise TypeError(f"no way to prepare a {type(module).__name__} for inference")
@@ -88,7 +88,7 @@ class _Chain:
         return x
 
 
-def _halved(x: Tensor, size: int) -> Tensor:
+def _max_pool(x: Tensor, size: int) -> Tensor:
     """Max pooling 3×3, stride 2, padding 1, or 2×2, stride 2, of a tensor [B, C, H, W] with even sides.
 
     As maxima of shifted views it takes a third of torch's time on the CPU (3×3), whose kernel writes an int64 index for
@@ -119,18 +119,18 @@ class _Residual:
         # else reads: a stage's output goes on into a block of another shape.
         self._shortcut: Step | None = None
         if block.downsample is not None:
-            self._shortcut = _Chain([s for _, s in steps(block.downsample.named_children(), form)])
+            self._shortcut = _Chain([s for _, s in prepare(block.downsample.named_children(), form)])
 
     def __call__(self, x: Any) -> Any:
         y = self._first(x)
         return self._last(y, residual=x if self._shortcut is None else self._shortcut(x))
 
 
-class _Inverted:
+class _InvertedResidual:
     """MobileNetV3's block (Howard et al., "Searching for MobileNetV3", section 3)."""
 
     def __init__(self, block: Any, form: Format) -> None:
-        self._inner = _Chain([s for _, s in steps(block.block.named_children(), form)])
+        self._inner = _Chain([s for _, s in prepare(block.block.named_children(), form)])
         self._sums = bool(block.use_res_connect)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -148,16 +148,18 @@ class FeatureExtractor:
         """
         body, fpn, head = network.backbone.body, network.backbone.fpn, network.rpn.head
         self._form = form
-        self._body = [(step, name in body.return_layers) for name, step in steps(body.named_children(), form)]
-        self._lateral = [_only(block, form) for block in fpn.inner_blocks]
-        self._smooth = [_only(block, form) for block in fpn.layer_blocks]
+        self._body = [
+            (step, name in body.return_layers) for name, step in prepare(body.named_children(), form)
+        ]
+        self._lateral = [_single_conv(block, form) for block in fpn.inner_blocks]
+        self._smooth = [_single_conv(block, form) for block in fpn.layer_blocks]
         self._hidden = [
-            step for _, stack in steps(head.conv.named_children(), form) for step in _links(stack)
+            step for _, stack in prepare(head.conv.named_children(), form) for step in _links(stack)
         ]
         self._anchors = int(head.cls_logits.out_channels)
-        self._scores = form.output_conv(_side_by_side(head.cls_logits, head.bbox_pred))
-        self._doubled, self._halved = (
-            form.elementwise(_doubled),
+        self._scores = form.output_conv(_concat_convs(head.cls_logits, head.bbox_pred))
+        self._upsample, self._subsample = (
+            form.elementwise(_upsample),
             form.elementwise(lambda x: x[:, :, ::2, ::2]),
         )
 
@@ -170,12 +172,14 @@ class FeatureExtractor:
                 features.append(x)
         shapes = [(int(f.shape[2]), int(f.shape[3])) for f in features]
         cells = sum(len(images) * h * w for h, w in shapes)
-        table = torch.empty((cells, self._smooth[0].depth), dtype=self._form.dtype, device=images.device)
-        levels = self._pyramid(features, _views(table, len(images), shapes))
+        table = torch.empty(
+            (cells, self._smooth[0].out_channels), dtype=self._form.dtype, device=images.device
+        )
+        levels = self._pyramid(features, _level_views(table, len(images), shapes))
         del features, x
-        levels.append(self._halved(levels[-1]))  # P6
+        levels.append(self._subsample(levels[-1]))  # P6
         shapes.append((int(levels[-1].shape[2]), int(levels[-1].shape[3])))
-        scored = [self._scored(level) for level in levels]
+        scored = [self._score_anchors(level) for level in levels]
         return FeatureMaps(
             table=table,
             shapes=shapes,
@@ -187,11 +191,11 @@ class FeatureExtractor:
         """P2 … P5, also in `places`, from C2 … C5 (Lin et al., "Feature Pyramid Networks", section 3)."""
         inner, levels = None, []
         for lateral, smooth, place in zip(self._lateral[::-1], self._smooth[::-1], places[::-1], strict=True):
-            inner = lateral(features.pop(), residual=None if inner is None else self._doubled(inner))
+            inner = lateral(features.pop(), residual=None if inner is None else self._upsample(inner))
             levels.append(smooth(inner, out=place))
         return levels[::-1]
 
-    def _scored(self, level: Any) -> Tensor:
+    def _score_anchors(self, level: Any) -> Tensor:
         """[B, H * W, 5 A]: objectness of a cell's anchors, then their deltas."""
         for conv in self._hidden:
             level = conv(level)
@@ -199,7 +203,7 @@ class FeatureExtractor:
         return both.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def _side_by_side(*convs: nn.Conv2d) -> nn.Conv2d:
+def _concat_convs(*convs: nn.Conv2d) -> nn.Conv2d:
     """One 1×1 convolution that gives the channels of several."""
     weight, bias = (torch.cat([c.get_parameter(name).detach() for c in convs]) for name in ("weight", "bias"))
     both = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
@@ -207,16 +211,16 @@ def _side_by_side(*convs: nn.Conv2d) -> nn.Conv2d:
     return both
 
 
-def _doubled(x: Tensor) -> Tensor:
+def _upsample(x: Tensor) -> Tensor:
     """Twice as high and wide, [B, C, 2 H, 2 W], each cell on the four that it covers."""
     batch, channels, height, width = x.shape
     rows = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(batch, height, 2, width, 2, channels)
     return rows.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
 
 
-def _only(block: nn.Module, form: Format) -> Layer:
+def _single_conv(block: nn.Module, form: Format) -> Layer:
     """The one convolution that a block is."""
-    ((_, step),) = steps([("", block)], form)
+    ((_, step),) = prepare([("", block)], form)
     (conv,) = _links(step)
     return conv
 
@@ -229,7 +233,7 @@ def _links(step: Step) -> list[Layer]:
     return convs
 
 
-def _views(table: Tensor, batch: int, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+def _level_views(table: Tensor, batch: int, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
     """The parts of a table [cells, C] that hold feature maps of (height, width), each as [B, C, H, W]."""
     parts = torch.split(table, [batch * h * w for h, w in shapes])
     return [p.view(batch, h, w, -1).permute(0, 3, 1, 2) for p, (h, w) in zip(parts, shapes, strict=True)]

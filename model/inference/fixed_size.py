@@ -1,7 +1,7 @@
 """The way from maps to detections in tensors of a fixed size, for GPUs: the host waits once for a whole batch.
 
-proposals.py and heads.py do the same with as many boxes as there are, and ask the device how many at every turn. What
-this way cannot decide, it says; then they do it.
+`ProposalGenerator.__call__` and `BoxHead.detect` do the same with as many boxes as there are, and wait for the device
+to say how many. They take over where this way is not final.
 """
 
 from __future__ import annotations
@@ -22,21 +22,28 @@ def detect_without_sync(
     head: BoxHead,
     maps: FeatureMaps,
     padded: tuple[int, int],
-    wanted: DetectionLimits,
+    limits: DetectionLimits,
 ) -> tuple[list[Detections], list[Detections]] | None:
-    """Each image's detections on the device, and the same on the host; None where this way cannot be sure of them."""
-    proposals, real, sure = propose.fixed(maps, padded, wanted.limits)
+    """Each image's detections on the device, and the same on the host; None where they are not final.
+
+    Args:
+        propose: makes the proposals.
+        head: finds instances in them.
+        maps: of the batch.
+        padded: (height, width) of the input.
+        limits: what is asked of each image.
+    """
+    proposals, is_proposal, is_final = propose.propose_fixed(maps, padded, limits.image_ends)
     features = head.features(maps, list(proposals))
-    boxes, scores, labels, counts, sure_too = head.fixed(features, proposals, real, wanted)
-    batch, most = scores.shape
+    boxes, scores, labels, counts, is_final_too = head.detect_fixed(features, proposals, is_proposal, limits)
+    batch, count = scores.shape
     columns = (boxes.flatten(1), scores, labels.float(), counts[:, None].float())
-    answer = torch.cat(
-        [torch.cat(columns, 1).flatten(), (sure & sure_too).float()[None]]
-    ).cpu()  # the host waits
+    # The one place where the host waits.
+    answer = torch.cat([torch.cat(columns, 1).flatten(), (is_final & is_final_too).float()[None]]).cpu()
     if not answer[-1]:
         return None
-    there = torch.split(answer[:-1].view(batch, -1), [4 * most, most, most, 1], 1)
-    on_host = there[0].view(batch, most, 4), there[1], there[2].long()
+    there = torch.split(answer[:-1].view(batch, -1), [4 * count, count, count, 1], 1)
+    on_host = there[0].view(batch, count, 4), there[1], there[2].long()
     found = there[3].long().flatten().tolist()
     on_device, host = (
         [(b[n, :count], s[n, :count], k[n, :count]) for n, count in enumerate(found)]

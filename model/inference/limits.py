@@ -32,7 +32,7 @@ class DetectionLimits:
             [w, h, w, h, o.score_threshold, o.max_instances] for (h, w), o in zip(sizes, options, strict=True)
         ]
         table = torch.cat([torch.tensor(rows, dtype=torch.float32), allowed.float()], 1).to(device)
-        self.limits = table[:, None, :4]  # [B, 1, 4]
-        self.threshold = table[:, 4, None, None]  # [B, 1, 1]
-        self.most = table[:, 5].long()  # [B]
+        self.image_ends = table[:, None, :4]  # [B, 1, 4]
+        self.score_threshold = table[:, 4, None, None]  # [B, 1, 1]
+        self.max_instances = table[:, 5].long()  # [B]
         self.allowed = table[:, None, 6:] > 0  # [B, 1, classes]

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 # Times the result's pixels from which an image is not turned into floats as a whole: 12 megapixels take 41 ms instead
 # of 111, and 120 MB less; a 640 × 480 photo, 5 ms by torch's kernel, would take 14.
-LARGE = 4
+LARGE_FACTOR = 4
 
 
-class Normaliser:
+class Preprocessor:
     """Images [H, W, 3] uint8 → a batch [B, 3, H', W'], as torchvision's GeneralizedRCNNTransform makes it, or what the
     model's own framework has in its place.
     """
@@ -40,7 +40,7 @@ class Normaliser:
         self._scale = (1 / (255 * deviation)).to(form.device)
         self._shift = (-mean / deviation).to(form.device)
         self._form = form
-        self._resize_bytes = BYTES.get(resize)
+        self._resize_bytes = RESIZE_BYTES.get(resize)
 
     def __call__(
         self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], padded: tuple[int, int]
@@ -52,12 +52,14 @@ class Normaliser:
             if self._resize_bytes is not None:
                 resized = self._resize_bytes(image, size).to(device, torch.float32)
             else:
-                resized = _resized(image, size) if device.type == "cpu" else _uploaded(image, size, device)
+                resized = (
+                    _resize(image, size) if device.type == "cpu" else _upload_and_resize(image, size, device)
+                )
             row[: size[0], : size[1]] = torch.addcmul(self._shift, resized, self._scale)
         return batch.permute(0, 3, 1, 2)
 
 
-def _by_pillow(image: np.ndarray, size: tuple[int, int]) -> Tensor:
+def _resize_with_pillow(image: np.ndarray, size: tuple[int, int]) -> Tensor:
     """[h, w, 3] uint8: bilinear with antialiasing, as Detectron2's ResizeTransform."""
     if image.shape[:2] == size:
         return torch.from_numpy(np.require(image, requirements=("C", "W")))
@@ -66,18 +68,18 @@ def _by_pillow(image: np.ndarray, size: tuple[int, int]) -> Tensor:
 
 
 # Frameworks that resize bytes, where torchvision resizes floats: what is rounded and what is antialiased differs.
-BYTES = {"detectron2": _by_pillow}
+RESIZE_BYTES = {"detectron2": _resize_with_pillow}
 
 
-def _resized(image: np.ndarray, size: tuple[int, int]) -> Tensor:
+def _resize(image: np.ndarray, size: tuple[int, int]) -> Tensor:
     """[h, w, 3] float32 in 0 to 255: bilinear, without antialiasing, as torch.nn.functional.interpolate."""
     pixels = torch.from_numpy(np.require(image, requirements=("C", "W")))
-    if image.shape[0] * image.shape[1] <= LARGE * size[0] * size[1]:
-        return _interpolated(pixels, size)
-    low, high, part = _taps(image.shape[0], size[0])
+    if image.shape[0] * image.shape[1] <= LARGE_FACTOR * size[0] * size[1]:
+        return _interpolate(pixels, size)
+    low, high, part = _bilinear_taps(image.shape[0], size[0])
     lines = pixels.flatten(1)  # [H, 3 W]
     rows = torch.lerp(lines[low].float(), lines[high].float(), part[:, None])
-    low, high, part = _taps(image.shape[1], size[1])
+    low, high, part = _bilinear_taps(image.shape[1], size[1])
     left, right = (
         rows.gather(1, (3 * columns[:, None] + torch.arange(3)).flatten().expand(size[0], -1))
         for columns in (low, high)
@@ -85,13 +87,13 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> Tensor:
     return torch.lerp(left, right, part.repeat_interleave(3)).view(*size, 3)
 
 
-def _interpolated(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+def _interpolate(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """The same of [H, W, 3] uint8 by torch's own kernel, all pixels as floats."""
     planes = pixels.permute(2, 0, 1)[None].to(torch.float32, memory_format=torch.contiguous_format)
     return functional.interpolate(planes, size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
 
 
-def _taps(before: int, after: int) -> tuple[Tensor, Tensor, Tensor]:
+def _bilinear_taps(before: int, after: int) -> tuple[Tensor, Tensor, Tensor]:
     """For each of `after` places the two of `before` that it lies between, and how far it is to the second."""
     scale = torch.tensor(before / after, dtype=torch.float32)
     place = ((torch.arange(after, dtype=torch.float32) + 0.5) * scale - 0.5).clamp(min=0)
@@ -99,7 +101,7 @@ def _taps(before: int, after: int) -> tuple[Tensor, Tensor, Tensor]:
     return low, (low + 1).clamp(max=before - 1), place - low
 
 
-def _uploaded(image: np.ndarray, size: tuple[int, int], device: torch.device) -> Tensor:
+def _upload_and_resize(image: np.ndarray, size: tuple[int, int], device: torch.device) -> Tensor:
     """The same on a GPU: bytes go there from pinned memory without waiting, and become floats there."""
     pixels = torch.from_numpy(np.require(image, requirements=("C", "W"))).pin_memory()
-    return _interpolated(pixels.to(device, non_blocking=True), size)
+    return _interpolate(pixels.to(device, non_blocking=True), size)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model.kernels.nms import best, keep_mask, nms, overlapping
+from model.kernels.nms import keep_mask, nms, overlap_matrix, top_after_nms
 from model.network.conventions import TORCHVISION
 
 if TYPE_CHECKING:
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from model.inference.features import FeatureMaps
     from model.network.conventions import Conventions
 
-LONGEST = math.log(
-    1000 / 16
-)  # a delta makes a box at most e to this times as long, as in the Fast R-CNN code
+# A delta makes a box at most e to this times as long, as in the Fast R-CNN code.
+MAX_LOG_RATIO = math.log(1000 / 16)
 
 
-def decode(deltas: Tensor, boxes: Tensor, weights: Sequence[float], *, clamp_both: bool = False) -> Tensor:
+def decode_boxes(
+    deltas: Tensor, boxes: Tensor, weights: Sequence[float], *, clamp_both: bool = False
+) -> Tensor:
     """Boxes moved by deltas (Fast R-CNN, "bounding-box regression"): [..., 4] xyxy float32.
 
     Args:
@@ -35,28 +36,28 @@ def decode(deltas: Tensor, boxes: Tensor, weights: Sequence[float], *, clamp_bot
         weights: what dx, dy, dw and dh were multiplied with in training.
         clamp_both: a box shrinks no further either than to the part that it may grow by.
     """
-    least = -LONGEST if clamp_both else None
+    lowest = -MAX_LOG_RATIO if clamp_both else None
     wx, wy, ww, wh = weights
     dx, dy, dw, dh = deltas.float().unbind(-1)
     x0, y0, x1, y1 = boxes.unbind(-1)
     width, height = x1 - x0, y1 - y0
     x = dx / wx * width + (x0 + 0.5 * width)
     y = dy / wy * height + (y0 + 0.5 * height)
-    half_width = 0.5 * ((dw / ww).clamp(least, LONGEST).exp() * width)
-    half_height = 0.5 * ((dh / wh).clamp(least, LONGEST).exp() * height)
+    half_width = 0.5 * ((dw / ww).clamp(lowest, MAX_LOG_RATIO).exp() * width)
+    half_height = 0.5 * ((dh / wh).clamp(lowest, MAX_LOG_RATIO).exp() * height)
     return torch.stack([x - half_width, y - half_height, x + half_width, y + half_height], -1)
 
 
-def clipped(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes [N, 4] cut to an image of (height, width) pixels."""
     limit = boxes.new_tensor([size[1], size[0], size[1], size[0]])
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
-def large(boxes: Tensor, least: float) -> Tensor:
-    """[...] bool: which boxes [..., 4] are at least `least` pixels long both ways."""
+def are_large(boxes: Tensor, min_side: float) -> Tensor:
+    """[...] bool: which boxes [..., 4] are at least `min_side` pixels long both ways."""
     sides = boxes[..., 2:] - boxes[..., :2]
-    return (sides >= least).all(-1)
+    return (sides >= min_side).all(-1)
 
 
 class ProposalGenerator:
@@ -64,11 +65,12 @@ class ProposalGenerator:
 
     def __init__(self, rpn: Any, device: torch.device, conventions: Conventions = TORCHVISION) -> None:
         """rpn: in evaluation mode. conventions: what its framework computes otherwise than torchvision."""
-        self._cells = [cell.float().to(device) for cell in rpn.anchor_generator.cell_anchors]  # each [A, 4]
-        self._before, self._after = rpn.pre_nms_top_n(), rpn.post_nms_top_n()
-        self._overlap, self._least = float(rpn.nms_thresh), float(rpn.min_size)
-        self._weights = rpn.box_coder.weights
-        self._clamp_both, self._offset = conventions.clamp_both, conventions.anchor_offset
+        cells = rpn.anchor_generator.cell_anchors
+        self._cell_anchors = [cell.float().to(device) for cell in cells]  # each [A, 4]
+        self._pre_nms_top_n, self._post_nms_top_n = rpn.pre_nms_top_n(), rpn.post_nms_top_n()
+        self._iou_threshold, self._min_size = float(rpn.nms_thresh), float(rpn.min_size)
+        self._box_weights = rpn.box_coder.weights
+        self._clamp_both, self._anchor_offset = conventions.clamp_both, conventions.anchor_offset
         self._by_probability = conventions.rpn_sigmoid
         self._by_level = conventions.anchor_strides == "level"
         if rpn.score_thresh > 0:
@@ -81,69 +83,71 @@ class ProposalGenerator:
 
         padded: (height, width) of the input. sizes: of each image in it.
         """
-        levels = [self._best(maps, level, padded) for level in range(len(maps.shapes))]
+        levels = [self._top_anchors(maps, level, padded) for level in range(len(maps.shapes))]
         return [self._nms([(s[n], b[n]) for s, b in levels], size) for n, size in enumerate(sizes)]
 
-    def fixed(
+    def propose_fixed(
         self, maps: FeatureMaps, padded: tuple[int, int], limits: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same in tensors of a fixed size: boxes [B, R, 4], which of them are proposals [B, R], whether this is
-        sure [] (see suppression.py).
+        """The same in tensors of a fixed size, without waiting for the device.
+
+        Returns boxes [B, R, 4], which of them are proposals [B, R], and whether this is final [] (see kernels/nms.py).
 
         limits: [B, 1, 4], where each image ends: its width, height, width, height in input pixels.
         """
-        levels = [self._best(maps, level, padded) for level in range(len(maps.shapes))]
+        levels = [self._top_anchors(maps, level, padded) for level in range(len(maps.shapes))]
         batch, longest = len(limits), max(int(scores.shape[1]) for scores, _ in levels)
-        usable = limits.new_zeros((batch, len(levels), longest), dtype=torch.bool)
-        over = limits.new_zeros((batch, len(levels), longest, longest), dtype=torch.bool)
+        valid = limits.new_zeros((batch, len(levels), longest), dtype=torch.bool)
+        overlaps = limits.new_zeros((batch, len(levels), longest, longest), dtype=torch.bool)
         clipped_boxes = []
         for n, (level_scores, level_boxes) in enumerate(levels):
             count = int(level_scores.shape[1])
             boxes = torch.minimum(level_boxes.clamp(min=0), limits)
             clipped_boxes.append(boxes)
-            usable[:, n, :count] = large(boxes, self._least)
-            over[:, n, :count, :count] = overlapping(
-                boxes, self._overlap
-            )  # a level at a time, to save memory
-        keep, sure = keep_mask(over, usable)
-        keep &= keep.cumsum(-1) <= self._after
+            valid[:, n, :count] = are_large(boxes, self._min_size)
+            # A level at a time, to save memory.
+            overlaps[:, n, :count, :count] = overlap_matrix(boxes, self._iou_threshold)
+        keep, is_final = keep_mask(overlaps, valid)
+        keep &= keep.cumsum(-1) <= self._post_nms_top_n
         kept = torch.cat([keep[:, n, : scores.shape[1]] for n, (scores, _) in enumerate(levels)], 1)
         scores = torch.cat([scores for scores, _ in levels], 1).masked_fill(~kept, -torch.inf)
-        order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self._after]
+        order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self._post_nms_top_n]
         boxes = torch.cat(clipped_boxes, 1).gather(1, order[..., None].expand(-1, -1, 4))
-        real = kept.gather(1, order)
+        is_proposal = kept.gather(1, order)
         # The others may be NaN, of which RoIAlign would make rows that there are not.
-        return torch.where(real[..., None], boxes, 0.0), real, sure
+        return torch.where(is_proposal[..., None], boxes, 0.0), is_proposal, is_final
 
-    def _best(self, maps: FeatureMaps, level: int, padded: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _top_anchors(self, maps: FeatureMaps, level: int, padded: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Objectness [B, K] and boxes [B, K, 4] of a level's best anchors, best first."""
-        logits, cell = maps.objectness[level], self._cells[level]
+        logits, cell = maps.objectness[level], self._cell_anchors[level]
         height, width = maps.shapes[level]
-        count = min(self._before, int(logits.shape[1]))
+        count = min(self._pre_nms_top_n, int(logits.shape[1]))
         if self._by_probability:  # many are 1, and the first of them are the best
-            scores, best = (x[:, :count] for x in logits.sigmoid().sort(dim=1, descending=True, stable=True))
+            scores, top = (x[:, :count] for x in logits.sigmoid().sort(dim=1, descending=True, stable=True))
         else:
-            scores, best = logits.topk(count, dim=1)
-        place = best // len(cell)
+            scores, top = logits.topk(count, dim=1)
+        place = top // len(cell)
         # torchvision's strides are whole numbers even where a level's size is not a whole part of the input's.
         down, right = (4 * 2**level,) * 2 if self._by_level else (padded[0] // height, padded[1] // width)
         x, y = (place % width) * right, (place // width) * down
-        anchors = cell[best % len(cell)] + torch.stack([x, y, x, y], -1)
-        if self._offset:
-            anchors += self._offset * anchors.new_tensor([right, down, right, down])
-        deltas = maps.deltas[level].gather(1, best[..., None].expand(-1, -1, 4))
-        return scores, decode(deltas, anchors, self._weights, clamp_both=self._clamp_both)
+        anchors = cell[top % len(cell)] + torch.stack([x, y, x, y], -1)
+        if self._anchor_offset:
+            anchors += self._anchor_offset * anchors.new_tensor([right, down, right, down])
+        deltas = maps.deltas[level].gather(1, top[..., None].expand(-1, -1, 4))
+        return scores, decode_boxes(deltas, anchors, self._box_weights, clamp_both=self._clamp_both)
 
     def _nms(self, levels: list[tuple[Tensor, Tensor]], size: tuple[int, int]) -> Tensor:
-        boxes = clipped(torch.cat([boxes for _, boxes in levels]), size)
+        boxes = clip_boxes(torch.cat([boxes for _, boxes in levels]), size)
         scores = torch.cat([scores for scores, _ in levels])
         level = torch.cat([scores.new_full((len(scores),), n) for n, (scores, _) in enumerate(levels)])
-        usable = large(boxes, self._least)
-        boxes, scores, level = boxes[usable], scores[usable], level[usable]
+        valid = are_large(boxes, self._min_size)
+        boxes, scores, level = boxes[valid], scores[valid], level[valid]
 
-        def survive(rows: Tensor) -> Tensor:
+        def run_nms(rows: Tensor) -> Tensor:
             # One call for each level: together they would compare every box with those of other levels too.
             among = [(level[rows] == n).nonzero()[:, 0] for n in range(len(levels))]
-            return torch.cat([own[nms(boxes[rows[own]], scores[rows[own]], self._overlap)] for own in among])
+            return torch.cat(
+                [own[nms(boxes[rows[own]], scores[rows[own]], self._iou_threshold)] for own in among]
+            )
 
-        return boxes[best(scores, self._after, survive)]
+        return boxes[top_after_nms(scores, self._post_nms_top_n, run_nms)]

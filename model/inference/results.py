@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from model.inference.proposals import clipped, large
+from model.inference.proposals import are_large, clip_boxes
 from model.instances import Instances
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def to_instances(
     shape, size = sizes
     upright = boxes * _scale(size, shape)
     if conventions.drop_empty:
-        upright = clipped(upright, shape)
-        real = large(upright, ANY_LENGTH)
+        upright = clip_boxes(upright, shape)
+        real = are_large(upright, ANY_LENGTH)
         upright, scores, labels = upright[real], scores[real], labels[real]
         grid = None if grid is None else grid[real]
     return Instances(shape, upright, scores, label_ids[labels], grid, conventions.paste)

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from model.inference.features import LEVELS, steps
-from model.inference.proposals import clipped, decode, large
+from model.inference.features import LEVELS, prepare
+from model.inference.proposals import are_large, clip_boxes, decode_boxes
 from model.kernels.convolution import Format, Linear
-from model.kernels.nms import best, keep_mask, nms_by_label, overlapping
-from model.kernels.roi_align import Sampling, pooled
+from model.kernels.nms import batched_nms, keep_mask, overlap_matrix, top_after_nms
+from model.kernels.roi_align import Sampling, roi_align
 from model.network.conventions import TORCHVISION
 
 if TYPE_CHECKING:
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
     from model.kernels.convolution import Step
     from model.network.conventions import Conventions
 
-# Classes of proposals that score enough, in one image, in `fixed`; trained models have some hundreds.
-CANDIDATES = 1024
+# Classes of proposals that score enough, in one image, in `detect_fixed`; trained models have some hundreds.
+MAX_CANDIDATES = 1024
 
 Detections = tuple["Tensor", "Tensor", "Tensor"]  # boxes [N, 4], scores [N], labels [N] (network classes)
 
 
-def _rois(maps: FeatureMaps, boxes: Sequence[Tensor], sampling: Sampling) -> Tensor:
+def _pool_rois(maps: FeatureMaps, boxes: Sequence[Tensor], sampling: Sampling) -> Tensor:
     """[ΣR, bins, bins, C] of the boxes [R, 4] of each image of the batch."""
     # Not from a list of numbers, for whose upload a GPU's host would wait.
     image = torch.cat(
         [torch.full((len(b),), n, dtype=torch.int64, device=b.device) for n, b in enumerate(boxes)]
     )
-    return pooled(maps.table, maps.shapes[:LEVELS], torch.cat(list(boxes)), image, sampling)
+    return roi_align(maps.table, maps.shapes[:LEVELS], torch.cat(list(boxes)), image, sampling)
 
 
 def _sampling(pool: Any, bins: int, samples: int, *, aligned: bool, rule: str) -> Sampling:
@@ -66,7 +66,7 @@ class BoxHead:
             layers = [head.fc6, head.fc7]
         else:  # FastRCNNConvFCHead: convolutions, then Flatten, then fully connected layers with ReLU
             convs = [(name, m) for name, m in head.named_children() if isinstance(m, nn.Sequential)]
-            self._convs = [step for _, step in steps(convs, form)]
+            self._convs = [step for _, step in prepare(convs, form)]
             layers = [m for m in head.children() if isinstance(m, nn.Linear)]
         # Pooled features lie channels last, so the first layer's columns are put in that order.
         first = layers[0].weight.detach()
@@ -82,13 +82,13 @@ class BoxHead:
             for layer in (predictor.cls_score, predictor.bbox_pred)
         )
         self._weights = heads.box_coder.weights
-        self._least_score, self._overlap = float(heads.score_thresh), float(heads.nms_thresh)
-        self._most = int(heads.detections_per_img)
-        self._least_side, self._clamp_both = conventions.box_min_size, conventions.clamp_both
+        self._score_threshold, self._iou_threshold = float(heads.score_thresh), float(heads.nms_thresh)
+        self._max_detections = int(heads.detections_per_img)
+        self._min_side, self._clamp_both = conventions.box_min_size, conventions.clamp_both
 
     def features(self, maps: FeatureMaps, proposals: Sequence[Tensor]) -> Tensor:
         """[ΣR, D] float32 from the proposals of each image, [R, 4] xyxy in input pixels."""
-        x = _rois(maps, proposals, self._sampling)
+        x = _pool_rois(maps, proposals, self._sampling)
         if self._convs:
             x = x.permute(0, 3, 1, 2)
             for conv in self._convs:
@@ -100,73 +100,87 @@ class BoxHead:
         return x.float()
 
     def _decode(self, deltas: Tensor, proposals: Tensor) -> Tensor:
-        return decode(deltas, proposals, self._weights, clamp_both=self._clamp_both)
+        return decode_boxes(deltas, proposals, self._weights, clamp_both=self._clamp_both)
 
-    def detections(
+    def detect(
         self,
         features: Tensor,
         proposals: Tensor,
         size: tuple[int, int],
         *,
-        threshold: float,
+        score_threshold: float,
         allowed: Tensor,
-        most: int,
+        max_instances: int,
     ) -> Detections:
         """One image's instances by falling score, boxes in input pixels.
 
-        features: [R, D]. proposals: [R, 4]. size: (height, width) of the image in the input. threshold: the least
-        score. allowed: [classes] bool, the network's outputs that may be found. most: as many at most.
+        Args:
+            features: [R, D].
+            proposals: [R, 4] xyxy in input pixels.
+            size: (height, width) of the image in the input.
+            score_threshold: instances score at least this.
+            allowed: [classes] bool, the network's outputs that may be found.
+            max_instances: the best-scoring ones are kept.
         """
         scores = functional.linear(features, *self._class).softmax(-1)
-        enough = (scores > self._least_score) & (scores >= threshold) & allowed
+        is_candidate = (scores > self._score_threshold) & (scores >= score_threshold) & allowed
         # Boxes that score less cannot suppress those that score more: to leave them out changes nothing.
-        row, label = enough.nonzero(as_tuple=True)
-        some = enough.any(1)
-        deltas = functional.linear(features[some], *self._box).view(-1, scores.shape[1], 4)
-        deltas = deltas[some.cumsum(0)[row] - 1, label]
-        boxes = clipped(self._decode(deltas, proposals[row]), size)
-        usable = large(boxes, self._least_side)
-        boxes, label, score = boxes[usable], label[usable], scores[row, label][usable]
+        row, label = is_candidate.nonzero(as_tuple=True)
+        has_candidate = is_candidate.any(1)
+        deltas = functional.linear(features[has_candidate], *self._box).view(-1, scores.shape[1], 4)
+        deltas = deltas[has_candidate.cumsum(0)[row] - 1, label]
+        boxes = clip_boxes(self._decode(deltas, proposals[row]), size)
+        valid = are_large(boxes, self._min_side)
+        boxes, label, score = boxes[valid], label[valid], scores[row, label][valid]
 
-        def survive(rows: Tensor) -> Tensor:
-            return nms_by_label(boxes[rows], score[rows], label[rows], self._overlap)
+        def run_nms(rows: Tensor) -> Tensor:
+            return batched_nms(boxes[rows], score[rows], label[rows], self._iou_threshold)
 
-        keep = best(score, min(self._most, most), survive)
+        keep = top_after_nms(score, min(self._max_detections, max_instances), run_nms)
         return boxes[keep], score[keep], label[keep]
 
-    def fixed(
-        self, features: Tensor, proposals: Tensor, real: Tensor, wanted: DetectionLimits
+    def detect_fixed(
+        self, features: Tensor, proposals: Tensor, is_proposal: Tensor, limits: DetectionLimits
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The same of all images in tensors of a fixed size: boxes [B, D, 4], scores [B, D], labels [B, D], how many of
-        them were found [B], whether this is sure [].
+        """The same of all images in tensors of a fixed size, without waiting for the device.
 
-        features: [B * R, D]. proposals: [B, R, 4], of which `real` [B, R] says which there are.
+        Returns boxes [B, D, 4], scores [B, D], labels [B, D], how many of them were found [B], and whether this is
+        final [].
+
+        Args:
+            features: [B * R, D].
+            proposals: [B, R, 4] xyxy in input pixels.
+            is_proposal: [B, R] bool, which of these there are.
+            limits: what is asked of each image.
         """
         batch = len(proposals)
-        scores = functional.linear(features, *self._class).softmax(-1).view(*real.shape, -1)
-        enough = (
-            (scores > self._least_score) & (scores >= wanted.threshold) & wanted.allowed & real[..., None]
+        scores = functional.linear(features, *self._class).softmax(-1).view(*is_proposal.shape, -1)
+        is_candidate = (
+            (scores > self._score_threshold)
+            & (scores >= limits.score_threshold)
+            & limits.allowed
+            & is_proposal[..., None]
         )
-        candidates = min(CANDIDATES, scores[0].numel())
-        ranked = scores.masked_fill(~enough, -1.0).flatten(1).topk(candidates, 1)
+        candidates = min(MAX_CANDIDATES, scores[0].numel())
+        ranked = scores.masked_fill(~is_candidate, -1.0).flatten(1).topk(candidates, 1)
         row, label = ranked.indices // scores.shape[2], ranked.indices % scores.shape[2]
         deltas = functional.linear(features, *self._box).view(batch, -1, 4)
         deltas = deltas.gather(1, ranked.indices[..., None].expand(-1, -1, 4))
         anchors = proposals.gather(1, row[..., None].expand(-1, -1, 4))
-        boxes = torch.minimum(self._decode(deltas, anchors).clamp(min=0), wanted.limits)
-        usable = (ranked.values > 0) & large(boxes, self._least_side)
-        over = overlapping(boxes, self._overlap) & (label[:, :, None] == label[:, None, :])
-        keep, sure = keep_mask(over, usable)
-        sure = sure & (enough.flatten(1).sum(1) <= candidates).all()
+        boxes = torch.minimum(self._decode(deltas, anchors).clamp(min=0), limits.image_ends)
+        valid = (ranked.values > 0) & are_large(boxes, self._min_side)
+        overlaps = overlap_matrix(boxes, self._iou_threshold) & (label[:, :, None] == label[:, None, :])
+        keep, is_final = keep_mask(overlaps, valid)
+        is_final = is_final & (is_candidate.flatten(1).sum(1) <= candidates).all()
         # What is kept to the front, in its order, which is that of the scores.
-        first = keep.int().sort(dim=1, descending=True, stable=True).indices[:, : self._most]
-        counts = torch.minimum(keep.sum(1), wanted.most.clamp(max=self._most))
+        first = keep.int().sort(dim=1, descending=True, stable=True).indices[:, : self._max_detections]
+        counts = torch.minimum(keep.sum(1), limits.max_instances.clamp(max=self._max_detections))
         return (
             boxes.gather(1, first[..., None].expand(-1, -1, 4)),
             ranked.values.gather(1, first),
             label.gather(1, first),
             counts,
-            sure,
+            is_final,
         )
 
 
@@ -180,10 +194,9 @@ class MaskHead:
         )
         self.side = 2 * conventions.mask_bins  # of what it gives
         predictor = heads.mask_predictor
-        self._convs = [step for _, step in steps(heads.mask_head.named_children(), form)]
-        up = (
-            predictor.conv5_mask
-        )  # 2×2 with stride 2: a product of its own for each of the four cells it makes of one
+        self._convs = [step for _, step in prepare(heads.mask_head.named_children(), form)]
+        # 2×2 with stride 2: each of the four cells that it makes of one is a product of its own.
+        up = predictor.conv5_mask
         if (up.kernel_size, up.stride, up.padding) != ((2, 2), (2, 2), (0, 0)):
             raise TypeError("no way to prepare this upsampling of a mask head")
         weight = up.weight.detach().permute(2, 3, 1, 0).flatten(0, 2)  # [2 * 2 * D, C]
@@ -194,7 +207,7 @@ class MaskHead:
 
     def __call__(self, maps: FeatureMaps, boxes: Sequence[Tensor], labels: Tensor) -> Tensor:
         """[N, side, side] float32. boxes: of each image, N in all, [n, 4] xyxy in input pixels. labels: [N]."""
-        x = _rois(maps, boxes, self._sampling).permute(0, 3, 1, 2)
+        x = _pool_rois(maps, boxes, self._sampling).permute(0, 3, 1, 2)
         for conv in self._convs:
             x = conv(x)
         x = self._up(x.permute(0, 2, 3, 1))  # [N, bins, bins, 4 D]

@@ -65,7 +65,7 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.BatchNorm2d | nn.GroupNorm) or type(module).__name__ == "FrozenBatchNorm2d"
 
 
-def folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+def fold(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     """Weight and bias of the one convolution that stands for a convolution and the norm behind it, in float64."""
     weight = conv.weight.detach().to(torch.float64, copy=True)
     bias = torch.zeros(len(weight), dtype=torch.float64) if conv.bias is None else conv.bias.detach().double()
@@ -90,7 +90,7 @@ class Layer:
             raise TypeError(f"no way to prepare a convolution with padding {conv.padding_mode!r}")
         self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
         self.groups, self.activation = conv.groups, activation
-        self.channels, self.depth = conv.in_channels, conv.out_channels
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         three = conv.kernel_size == (3, 3) and conv.groups == 1
         ones = (conv.stride, conv.padding, conv.dilation) == ((1, 1), (1, 1), (1, 1))
         self.can_use_winograd = three and ones and activation in ("none", "relu")
@@ -111,7 +111,7 @@ class Conv(Layer):
         self, conv: nn.Conv2d, form: Format, *, norm: nn.Module | None = None, activation: str = "none"
     ) -> None:
         super().__init__(conv, activation)
-        weight, bias = folded(conv, norm)
+        weight, bias = fold(conv, norm)
         self.bias = bias.to(form.device, form.dtype)
         self.weight = weight.to(form.device, form.dtype, memory_format=torch.channels_last)
         self._packed: dict[torch.Size, Tensor] = {}  # by shape of the input; see `_weight_for`
@@ -125,19 +125,19 @@ class Conv(Layer):
         winograd = self._winograd_for(x)
         if winograd is not None:
             return winograd(x, residual, out)
-        y = self._fused(x, residual) if self._fuses else self._plain(x, residual)
+        y = self._fused(x, residual) if self._fuses else self._unfused(x, residual)
         return y if out is None else out.copy_(y)
 
     def _winograd_for(self, x: Tensor) -> Winograd | None:
         """What computes the convolution of x [B, C, H, W] by Winograd; None if that does not pay."""
-        if not (self._fuses and self.can_use_winograd and should_use_winograd(x, self.depth)):
+        if not (self._fuses and self.can_use_winograd and should_use_winograd(x, self.out_channels)):
             return None
         if self._winograd is None and (kernel := kernel_for(x.dtype)) is not None:
             relu = self.activation == "relu"
             self._winograd = Winograd(self.weight.float(), self.bias.float(), kernel, x.dtype, relu=relu)
         return self._winograd
 
-    def _plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
+    def _unfused(self, x: Tensor, residual: Tensor | None) -> Tensor:
         y = functional.conv2d(
             x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )

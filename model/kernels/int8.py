@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from model.kernels.convolution import Format, Layer, folded
+from model.kernels.convolution import Format, Layer, fold
 from model.kernels.quantization import QuantParams, Ranges
 from model.kernels.winograd import Winograd, kernel_for, should_use_winograd
 
@@ -113,7 +113,7 @@ class Int8Conv(Layer):
         if activation not in ("none", "relu"):
             raise TypeError(f"no way to prepare a convolution with {activation} in int8")
         super().__init__(conv, activation)
-        weight, bias = folded(conv, norm)
+        weight, bias = fold(conv, norm)
         scales = weight.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
         self._weight = (weight / scales[:, None, None, None]).round().to(torch.int8)
         self._weight_scales, self._weight_zero_points = (
@@ -134,7 +134,7 @@ class Int8Conv(Layer):
         out: [B, K, H', W'], where the result is put as floats besides.
         """
         params = self._output_params
-        if params is not None and self.can_use_winograd and should_use_winograd(x.values, self.depth):
+        if params is not None and self.can_use_winograd and should_use_winograd(x.values, self.out_channels):
             values = self._winograd_conv(x, residual, params)
         else:
             values = self._direct_conv(x, residual)

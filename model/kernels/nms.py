@@ -23,27 +23,29 @@ if TYPE_CHECKING:
 LIBRARY = {".so", ".pyd", ".dylib"}
 # A box survives if no better survivor overlaps it. Each pass settles every box whose better ones are settled; so many
 # passes are needed as boxes stand in the longest row of which each would suppress the next. See docs/engine.md.
-PASSES = 16
-
-
+MAX_PASSES = 16
 # As many boxes are tried at first, for each that is wanted. The bundled model's RPN needed 1.7 to 2.9 on eight images.
-AHEAD = 2.5
+TRIED_PER_BOX = 2.5
 
 
-def best(scores: Tensor, most: int, survive: Callable[[Tensor], Tensor]) -> Tensor:
-    """Indices of the `most` best boxes that survive, by falling score.
+def top_after_nms(scores: Tensor, count: int, run_nms: Callable[[Tensor], Tensor]) -> Tensor:
+    """Indices of the `count` best boxes that survive, by falling score.
 
-    scores: [K]. survive: of indices by falling score the positions of those that survive among them. Better boxes
-    decide over worse ones and never the other way, so nothing changes if the worst are not looked at.
+    Better boxes suppress worse ones and never the other way, so nothing changes if the worst are not looked at.
+
+    Args:
+        scores: [K].
+        count: how many boxes are wanted at most.
+        run_nms: takes indices of boxes by falling score, and gives the positions of the survivors among them.
     """
     order = scores.sort(descending=True, stable=True).indices
-    ahead = int(AHEAD * most)
+    ahead = int(TRIED_PER_BOX * count)
     if ahead < len(order):
         tried = order[:ahead]
-        kept = tried[survive(tried).sort().values]
-        if len(kept) >= most:
-            return kept[:most]
-    return order[survive(order).sort().values][:most]
+        kept = tried[run_nms(tried).sort().values]
+        if len(kept) >= count:
+            return kept[:count]
+    return order[run_nms(order).sort().values][:count]
 
 
 @cache
@@ -70,19 +72,26 @@ def load_operators() -> Any:
     return torch.ops.torchvision
 
 
-def nms(boxes: Tensor, scores: Tensor, most: float) -> Tensor:
-    """[N] int64: the boxes that no better survivor overlaps by more than `most`, by falling score.
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """[N] int64: the boxes that no better survivor overlaps with an IoU above the threshold, by falling score.
 
-    boxes: [K, 4] xyxy. scores: [K].
+    Args:
+        boxes: [K, 4] xyxy.
+        scores: [K].
+        iou_threshold: the largest intersection over union that two survivors may have.
     """
-    kept: Tensor = load_operators().nms(boxes, scores, most)
+    kept: Tensor = load_operators().nms(boxes, scores, iou_threshold)
     return kept
 
 
-def nms_by_label(boxes: Tensor, scores: Tensor, labels: Tensor, most: float) -> Tensor:
+def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
     """[N] int64, as `nms`, but only boxes of the same label suppress one another.
 
-    boxes: [K, 4] float32 xyxy. scores: [K] float32. labels: [K] int64.
+    Args:
+        boxes: [K, 4] float32 xyxy, not below 0.
+        scores: [K] float32.
+        labels: [K] int64.
+        iou_threshold: as for `nms`.
     """
     if not len(boxes):
         return labels
@@ -90,11 +99,11 @@ def nms_by_label(boxes: Tensor, scores: Tensor, labels: Tensor, most: float) -> 
     # distance stays what it was.
     apart = boxes.double()
     apart = apart + (labels * (apart.max() + 1))[:, None]
-    return nms(apart, scores.double(), most)
+    return nms(apart, scores.double(), iou_threshold)
 
 
-def overlapping(boxes: Tensor, most: float) -> Tensor:
-    """[..., K, K] bool: whether box j comes before box i and shares more than `most` with it (intersection over union).
+def overlap_matrix(boxes: Tensor, iou_threshold: float) -> Tensor:
+    """[..., K, K] bool: whether box j comes before box i and their IoU is above the threshold.
 
     boxes: [..., K, 4] xyxy float32, best first. The arithmetic is that of torchvision.ops.nms.
     """
@@ -103,7 +112,7 @@ def overlapping(boxes: Tensor, most: float) -> Tensor:
     width = _pairs(torch.minimum, x1).sub_(_pairs(torch.maximum, x0)).clamp_(min=0)
     height = _pairs(torch.minimum, y1).sub_(_pairs(torch.maximum, y0)).clamp_(min=0)
     shared = width.mul_(height)
-    return (shared / _pairs(torch.add, area).sub_(shared) > most).tril(-1)
+    return (shared / _pairs(torch.add, area).sub_(shared) > iou_threshold).tril(-1)
 
 
 def _pairs(of: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
@@ -111,13 +120,13 @@ def _pairs(of: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
     return of(x[..., :, None], x[..., None, :])
 
 
-def keep_mask(over: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
-    """Which boxes survive, [..., K] bool, and whether that is final, [] bool: if not, PASSES were too few.
+def keep_mask(overlaps: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Which boxes survive, [..., K] bool, and whether that is final, [] bool: if not, MAX_PASSES were too few.
 
-    over: as `overlapping` gives it. usable: [..., K] bool, the boxes that take part.
+    overlaps: as `overlap_matrix` gives it. valid: [..., K] bool, the boxes that take part.
     """
-    keep = before = usable
-    for _ in range(PASSES):
+    keep = before = valid
+    for _ in range(MAX_PASSES):
         before = keep
-        keep = usable & ~(over & before[..., None, :]).any(-1)
+        keep = valid & ~(overlaps & before[..., None, :]).any(-1)
     return keep, (keep == before).all()

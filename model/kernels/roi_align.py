@@ -67,7 +67,7 @@ def _axis(start: Tensor, length: Tensor, bins: int, limit: Tensor, samples: int)
     return cells.view(shape), weights.view(shape)
 
 
-def _merged(cells: Tensor, weights: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+def _merge_taps(cells: Tensor, weights: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
     """The same taps [R, bins, 2 * samples] with each cell once: [R, bins, samples + 1].
 
     For samples that lie no more than a cell apart.
@@ -132,8 +132,8 @@ def _taps(
     x, x_weights = _axis(corner[:, 0], sides[:, 0], sampling.bins, widths, samples[0])
     y, y_weights = _axis(corner[:, 1], sides[:, 1], sampling.bins, heights, samples[1])
     if sampling.samples == ADAPTIVE:
-        x, x_weights = _merged(x, x_weights, widths)
-        y, y_weights = _merged(y, y_weights, heights)
+        x, x_weights = _merge_taps(x, x_weights, widths)
+        y, y_weights = _merge_taps(y, y_weights, heights)
         # A box of no length has no samples.
         y_weights = y_weights * (sides > 0).all(1)[:, None, None]
     y = (first + images * heights * widths)[:, None, None] + y * widths[:, None, None]
@@ -172,7 +172,7 @@ class _Gather(torch.autograd.Function):
         return gradient, None, None
 
 
-def pooled(
+def roi_align(
     table: Tensor, shapes: Sequence[tuple[int, int]], boxes: Tensor, images: Tensor, sampling: Sampling
 ) -> Tensor:
     """[R, bins, bins, C] from features laid out as `taps` counts them: [cells, C]. Arguments as for `taps`."""
@@ -224,4 +224,4 @@ class PyramidRoIAlign(nn.Module):
         counts = torch.tensor([len(b) for b in boxes], device=table.device)
         images = torch.repeat_interleave(torch.arange(len(boxes), device=table.device), counts)
         shapes = [(int(m.shape[2]), int(m.shape[3])) for m in maps]
-        return pooled(table, shapes, torch.cat(boxes), images, Sampling(self.bins)).permute(0, 3, 1, 2)
+        return roi_align(table, shapes, torch.cat(boxes), images, Sampling(self.bins)).permute(0, 3, 1, 2)

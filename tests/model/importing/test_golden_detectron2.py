@@ -108,14 +108,14 @@ def test_equals_detectron2(case: Case) -> None:
     assert size == tuple(expected["resized"])
     assert padded == tuple(expected["input_shape"][1:])
 
-    images = engine._normalise([case.pixels], [size], padded)
+    images = engine._preprocess([case.pixels], [size], padded)
     y, x = expected["input_patch_at"]
     patch = images[0, :, y : y + 8, x : x + 8].numpy()
     # The first convolution was turned to RGB; Detectron2's input is in the order of the configuration.
     alike = [np.abs(p - expected["input_patch"]).max() for p in (patch, patch[::-1])]
     assert min(alike) < 1e-4
 
-    maps = engine._dense(images)
+    maps = engine._extract(images)
     cells = torch.split(maps.table, [h * w for h, w in maps.shapes[:4]])
     for level, features in enumerate(cells, start=2):
         np.testing.assert_allclose(features.mean(0), expected[f"feature_p{level}_mean"], atol=1e-4)

@@ -59,10 +59,10 @@ def test_recordings_give_what_their_kernels_give(precision: str) -> None:
     shapes = [(96, 128), (128, 96), (96, 96)]
     images = [photo(*shape, seed=seed) for seed in range(2) for shape in shapes]
     replayed = [engine.segment([image], [OPTIONS])[0] for image in images]
-    captured: Any = engine._dense
+    captured: Any = engine._extract
     assert isinstance(captured, CudaGraphCache)
     assert len(captured._recordings) == len(shapes)
-    engine._dense = captured._dense
+    engine._extract = captured._extract
     for image, found in zip(images, replayed, strict=True):
         assert_same(found, engine.segment([image], [OPTIONS])[0])
     assert replayed[0].boxes.tolist() != replayed[3].boxes.tolist()  # not the first image's again
@@ -84,9 +84,11 @@ def test_the_host_waits_for_nothing_until_all_is_found() -> None:
     wanted = DetectionLimits([size], [OPTIONS], engine._allowed(OPTIONS)[None], GPU)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        maps = engine._dense(engine._normalise([image], [size], padded))
-        proposals, real, _ = engine._propose.fixed(maps, padded, wanted.limits)
-        engine._boxes.fixed(engine._boxes.features(maps, list(proposals)), proposals, real, wanted)
+        maps = engine._extract(engine._preprocess([image], [size], padded))
+        proposals, real, _ = engine._propose.propose_fixed(maps, padded, wanted.image_ends)
+        engine._box_head.detect_fixed(
+            engine._box_head.features(maps, list(proposals)), proposals, real, wanted
+        )
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -108,7 +110,7 @@ def test_running_out_of_memory_is_named_and_survived() -> None:
 def test_warm_up_records_both_orientations_and_four_sizes_of_batch() -> None:
     engine = engine_of("small")
     engine.warm_up()
-    captured: Any = engine._dense
+    captured: Any = engine._extract
     assert len(captured._recordings) == 8
 
 

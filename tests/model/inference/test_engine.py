@@ -120,7 +120,7 @@ def test_input_sizes_are_torchvisions_along_a_row(engine: Engine, width: int) ->
 
 @pytest.mark.parametrize("size", [(1, 13), (13, 1), (11, 17), (427, 640), (1, 5000), (5000, 3)])
 def test_network_sees_images_of_the_size_that_is_announced(engine: Engine, size: tuple[int, int]) -> None:
-    with Calls(engine, "_dense") as batches:
+    with Calls(engine, "_extract") as batches:
         engine.segment([photo(*size)], [Options()])
     assert [tuple(batch.shape) for (batch,) in batches] == [(1, 3, *engine.padded_shape(*size))]
 
@@ -164,8 +164,13 @@ def test_the_threshold_decides_nothing_but_who_is_left_out() -> None:
     """Two boxes of a high class that overlap by a half, in a batched_nms that moved its boxes in float32."""
     head: Any = BoxHead.__new__(BoxHead)
     head._class, head._box = (torch.eye(91), torch.zeros(91)), (torch.zeros(364, 91), torch.zeros(364))
-    head._weights, head._least_score, head._overlap, head._most = (10.0, 10.0, 5.0, 5.0), 0.05, 0.5, 100
-    head._least_side, head._clamp_both = 0.01, False
+    head._weights, head._score_threshold, head._iou_threshold, head._max_detections = (
+        (10.0, 10.0, 5.0, 5.0),
+        0.05,
+        0.5,
+        100,
+    )
+    head._min_side, head._clamp_both = 0.01, False
     proposals = torch.tensor(
         [
             [560.0079956054688, 112.72061920166016, 573.58935546875, 126.30195617675781],
@@ -179,8 +184,8 @@ def test_the_threshold_decides_nothing_but_who_is_left_out() -> None:
     allowed = torch.ones(91, dtype=torch.bool).index_fill(0, torch.tensor([0]), False)
     counts = []
     for threshold in (0.05, 0.5):
-        _, scores, _ = head.detections(
-            features, proposals, (800, 1088), threshold=threshold, allowed=allowed, most=100
+        _, scores, _ = head.detect(
+            features, proposals, (800, 1088), score_threshold=threshold, allowed=allowed, max_instances=100
         )
         counts.append(int((scores >= 0.5).sum()))
     assert counts[0] == counts[1]

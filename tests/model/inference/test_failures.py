@@ -44,7 +44,7 @@ def failing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[[Except
 
     def fail(error: Exception) -> _Failing:
         forward = _Failing(error)
-        monkeypatch.setattr(engine, "_dense", forward)
+        monkeypatch.setattr(engine, "_extract", forward)
         return forward
 
     return fail
@@ -99,7 +99,7 @@ def test_lost_device_is_named(
 ) -> None:
     failing(RuntimeError(text))
     ready = torch.zeros(1, 3, 96, 128)
-    monkeypatch.setattr(engine, "_normalise", lambda *_: ready)
+    monkeypatch.setattr(engine, "_preprocess", lambda *_: ready)
     monkeypatch.setattr(engine, "device", torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     with pytest.raises(DeviceFailed, match=text):
@@ -121,9 +121,9 @@ def test_recordings_are_dropped_where_memory_ran_out(
 ) -> None:
     captured = CudaGraphCache(failing(torch.OutOfMemoryError("CUDA out of memory.")))
     forget = mock.Mock()
-    monkeypatch.setattr(captured, "forget", forget)
-    monkeypatch.setattr(CudaGraphCache, "__call__", lambda made, images: made._dense(images))
-    monkeypatch.setattr(engine, "_dense", captured)
+    monkeypatch.setattr(captured, "clear", forget)
+    monkeypatch.setattr(CudaGraphCache, "__call__", lambda made, images: made._extract(images))
+    monkeypatch.setattr(engine, "_extract", captured)
     with pytest.raises(OutOfDeviceMemory):
         segment(engine, photo(96, 128))
     forget.assert_called_once_with()

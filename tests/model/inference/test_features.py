@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bench.synthetic_weights import synthetic_weights
 from model.inference import cuda_graphs as graphs
 from model.inference.cuda_graphs import CudaGraphCache
-from model.inference.features import FeatureExtractor, FeatureMaps, _halved, steps
+from model.inference.features import FeatureExtractor, FeatureMaps, _max_pool, prepare
 from model.kernels.convolution import Format
 from model.network.architecture import BACKBONES, SMALL, Architecture
 
@@ -55,7 +55,7 @@ def test_maps_are_torchvisions(architecture: Architecture) -> None:
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 2, 2), (1, 16, 24), (3, 8, 6)])
 def test_maxima_are_torchs(batch: int, height: int, width: int, pool: nn.MaxPool2d) -> None:
     x = torch.randn(batch, 5, height, width).contiguous(memory_format=torch.channels_last)
-    found = _halved(x, pool.kernel_size)
+    found = _max_pool(x, pool.kernel_size)
     assert torch.equal(found, pool(x))
     # Of a batch of one, too, as oneDNN reads strides; it would fall back to slow kernels or fail.
     assert found.stride() == torch.empty(found.shape, memory_format=torch.channels_last).stride()
@@ -64,7 +64,7 @@ def test_maxima_are_torchs(batch: int, height: int, width: int, pool: nn.MaxPool
 @pytest.mark.parametrize("module", [nn.LeakyReLU(), nn.Linear(3, 3), nn.ConvTranspose2d(3, 3, 2)])
 def test_modules_that_nobody_knows_are_refused_by_name(module: nn.Module) -> None:
     with pytest.raises(TypeError, match=type(module).__name__):
-        steps([("odd", module)], FLOAT)
+        prepare([("odd", module)], FLOAT)
 
 
 # CUDA graphs: torch's own objects need a GPU, so these stand in for them
@@ -129,13 +129,13 @@ def test_each_shape_is_recorded_once_and_replayed_on_its_own_input(recorder: lis
 def test_number_of_recordings_is_bounded_and_they_can_be_forgotten(
     recorder: list[_Graph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs, "MOST", 1)
+    monkeypatch.setattr(graphs, "MAX_RECORDINGS", 1)
     captured = CudaGraphCache(as_it_is)
     first, second = images(1), images(2)
     captured(first)
     assert captured(second).table is second  # as it is, unrecorded
     assert len(recorder) == 1
-    captured.forget()
+    captured.clear()
     captured(second)
     assert len(recorder) == 2
 
@@ -143,8 +143,8 @@ def test_number_of_recordings_is_bounded_and_they_can_be_forgotten(
 def test_what_was_long_idle_makes_room_for_another_shape(
     recorder: list[_Graph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs, "MOST", 2)
-    monkeypatch.setattr(graphs, "IDLE", 3)
+    monkeypatch.setattr(graphs, "MAX_RECORDINGS", 2)
+    monkeypatch.setattr(graphs, "IDLE_BATCHES", 3)
     captured = CudaGraphCache(as_it_is)
     old, used, new = images(1), images(2), images(3)
     for x in (old, used):

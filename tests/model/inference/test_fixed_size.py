@@ -88,7 +88,7 @@ def test_numbers_that_overflowed_cost_only_their_own_image(
 ) -> None:
     """NaN reaches no index, which a GPU would not survive."""
     made = engine(at_once=together)
-    expected, dense = made.segment(IMAGES, OPTIONS), made._dense
+    expected, dense = made.segment(IMAGES, OPTIONS), made._extract
     spoilt = iter([True, False, False])
 
     def overflowing(images: torch.Tensor) -> Any:
@@ -98,7 +98,7 @@ def test_numbers_that_overflowed_cost_only_their_own_image(
                 deltas[0] = torch.nan
         return maps
 
-    monkeypatch.setattr(made, "_dense", overflowing)
+    monkeypatch.setattr(made, "_extract", overflowing)
     first, *others = made.segment(IMAGES, OPTIONS)
     assert len(first) == 0
     assert_same(others, expected[1:])
@@ -107,8 +107,8 @@ def test_numbers_that_overflowed_cost_only_their_own_image(
 def test_the_mask_head_sees_few_numbers_of_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
     """For each, a GPU's libraries would choose kernels anew."""
     made, seen = engine(), []
-    head: Any = made._masks
-    monkeypatch.setattr(made, "_masks", lambda *args: (seen.append(len(args[2])), head(*args))[1])
+    head: Any = made._mask_head
+    monkeypatch.setattr(made, "_mask_head", lambda *args: (seen.append(len(args[2])), head(*args))[1])
     found = made.segment(IMAGES, OPTIONS)
     count = sum(len(f) for f, o in zip(found, OPTIONS, strict=True) if o.masks)
     assert seen == [1 << (count - 1).bit_length() if count <= 64 else -(-count // 64) * 64]
@@ -118,11 +118,11 @@ def test_the_mask_head_sees_few_numbers_of_boxes(monkeypatch: pytest.MonkeyPatch
 def at_once(made: Engine) -> object:
     sizes, padded = [made.input_size(*i.shape[:2]) for i in IMAGES], made.padded_shape(96, 128)
     wanted = DetectionLimits(sizes, OPTIONS, torch.stack([made._allowed(o) for o in OPTIONS]), CPU)
-    maps = made._dense(made._normalise(IMAGES, sizes, padded))
-    return detect_without_sync(made._propose, made._boxes, maps, padded, wanted)
+    maps = made._extract(made._preprocess(IMAGES, sizes, padded))
+    return detect_without_sync(made._propose, made._box_head, maps, padded, wanted)
 
 
-@pytest.mark.parametrize(("module", "limit"), [(suppression, "PASSES"), (heads, "CANDIDATES")])
+@pytest.mark.parametrize(("module", "limit"), [(suppression, "MAX_PASSES"), (heads, "MAX_CANDIDATES")])
 def test_what_this_way_is_not_sure_of_goes_the_other(
     module: Any, limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,11 +163,11 @@ def test_the_host_waits_for_nothing_until_all_is_found() -> None:
     made = engine()
     sizes, padded = [made.input_size(*i.shape[:2]) for i in IMAGES], made.padded_shape(96, 128)
     wanted = DetectionLimits(sizes, OPTIONS, torch.stack([made._allowed(o) for o in OPTIONS]), CPU)
-    maps = made._dense(made._normalise(IMAGES, sizes, padded))
-    made._boxes.features(maps, [torch.zeros(1, 4)] * 3)  # what is uploaded once for a shape
+    maps = made._extract(made._preprocess(IMAGES, sizes, padded))
+    made._box_head.features(maps, [torch.zeros(1, 4)] * 3)  # what is uploaded once for a shape
     with _Asking() as mode:
-        proposals, real, _ = made._propose.fixed(maps, padded, wanted.limits)
-        made._boxes.fixed(made._boxes.features(maps, list(proposals)), proposals, real, wanted)
+        proposals, real, _ = made._propose.propose_fixed(maps, padded, wanted.image_ends)
+        made._box_head.detect_fixed(made._box_head.features(maps, list(proposals)), proposals, real, wanted)
     assert mode.asked == []
     with _Asking() as mode:  # which does see what the other way asks
         made._propose(maps, padded, sizes)

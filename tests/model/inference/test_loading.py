@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 
 from model.errors import EngineError
 from model.images.decode import decode as decode_image
-from model.inference.devices import current, device_named, resolved, runs_on
+from model.inference.devices import find_device, has_kernels_for, resolve_precision, use_device
 from model.inference.engine import Engine
 from model.masks.paste import decode, paste
 from model.network.architecture import DIVISIBLE
@@ -83,7 +83,7 @@ def test_auto_takes_a_gpu_if_there_is_one(usable: int, device: str, monkeypatch:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: usable)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90"])
-    assert device_named("auto") == torch.device(device)
+    assert find_device("auto") == torch.device(device)
 
 
 def test_gpus_that_torch_was_not_built_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,8 +101,8 @@ def test_gpus_that_torch_was_not_built_for_are_refused(monkeypatch: pytest.Monke
     [((7, 0), False), ((7, 5), True), ((8, 9), True), ((9, 0), False), ((10, 0), True)],
 )
 def test_machine_code_runs_on_its_own_major_generation(capability: tuple[int, int], runs: bool) -> None:
-    assert runs_on(capability, ["sm_75", "sm_80", "sm_100a"]) is runs
-    assert runs_on(capability, ["compute_70"])
+    assert has_kernels_for(capability, ["sm_75", "sm_80", "sm_100a"]) is runs
+    assert has_kernels_for(capability, ["compute_70"])
 
 
 def test_a_gpu_is_the_current_one_and_its_float32_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_a_gpu_is_the_current_one_and_its_float32_is_float32(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "device", device)
     second = torch.device("cuda:1")
     for precision, reduced in [("float32", False), ("bfloat16", True)]:
-        with current(second, precision):
+        with use_device(second, precision):
             assert torch.backends.cudnn.allow_tf32 is reduced
         assert torch.backends.cudnn.allow_tf32
     assert entered == [second] * 2
@@ -133,7 +133,7 @@ def test_a_pass_makes_the_engines_device_the_current_one(
         entered.append((device, precision))
         return contextlib.nullcontext()
 
-    monkeypatch.setattr(module, "current", noted)
+    monkeypatch.setattr(module, "use_device", noted)
     segment(engine, photo(96, 128))
     assert entered == [(CPU, "float32")]
 
@@ -158,7 +158,7 @@ def test_auto_precision_on_a_cpu_is_what_it_has_instructions_for(
 ) -> None:
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda name=name: name in instructions)
-    assert resolved("auto", CPU) == precision
+    assert resolve_precision("auto", CPU) == precision
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_auto_precision_on_a_gpu_is_by_its_generation(
     generation: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (generation, 0))
-    assert resolved("auto", torch.device("cuda")) == precision
+    assert resolve_precision("auto", torch.device("cuda")) == precision
 
 
 def test_float16_is_refused_on_a_cpu() -> None:

@@ -84,7 +84,7 @@ def test_each_image_of_a_batch_has_its_own_options(engine: Engine) -> None:
 
 
 def test_mask_head_sees_only_the_instances_that_were_asked_for(engine: Engine) -> None:
-    with Calls(engine, "_masks") as calls:
+    with Calls(engine, "_mask_head") as calls:
         segment(engine, photo(96, 128), masks=False)
         assert calls == []
         segment(engine, photo(96, 128), score_threshold=1.1)
@@ -134,7 +134,7 @@ def test_warm_up_runs_every_part_though_it_finds_nothing() -> None:
     unsure: Any = copy.deepcopy(network(THIN_SMALL))
     unsure.roi_heads.score_thresh = 1.0
     engine = Engine(unsure, described(THIN_SMALL), CPU, "float32")
-    with Calls(engine, "_dense") as images, Calls(engine, "_masks") as masks:
+    with Calls(engine, "_extract") as images, Calls(engine, "_mask_head") as masks:
         engine.warm_up()
     assert images
     assert [len(labels) for _, _, labels in masks] == [1]
@@ -143,11 +143,11 @@ def test_warm_up_runs_every_part_though_it_finds_nothing() -> None:
 def test_warm_up_of_what_runs_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of()
     engine.batches = True
-    with Calls(engine, "_dense") as calls:
+    with Calls(engine, "_extract") as calls:
         engine.warm_up()
     shapes = {tuple(images.shape) for (images,) in calls}
     assert shapes == {(n, 3, *size) for n in (1, 2, 4, 8) for size in [(96, 128), (128, 96)]}
-    whole, ran = engine._dense, []
+    whole, ran = engine._extract, []
 
     def small(images: Tensor) -> Any:
         ran.append(len(images))
@@ -155,7 +155,7 @@ def test_warm_up_of_what_runs_in_batches(monkeypatch: pytest.MonkeyPatch) -> Non
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return whole(images)
 
-    monkeypatch.setattr(engine, "_dense", small)
+    monkeypatch.setattr(engine, "_extract", small)
     engine.warm_up()
     assert max(ran) == 4
     assert ran[-1] == 1
@@ -163,6 +163,6 @@ def test_warm_up_of_what_runs_in_batches(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_warm_up_of_a_network_without_masks() -> None:
     engine = engine_of(replace(THIN_SMALL, mask_convs=0))
-    with Calls(engine, "_dense") as images:
+    with Calls(engine, "_extract") as images:
         engine.warm_up()
     assert len(images) == 1

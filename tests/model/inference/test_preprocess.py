@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from model.inference import preprocess as pixels
-from model.inference.preprocess import Normaliser
+from model.inference.preprocess import Preprocessor
 from model.kernels.convolution import Format
 
 MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -26,7 +26,7 @@ def both(
     transform = GeneralizedRCNNTransform(low, high, MEAN, DEVIATION)
     expected, _ = transform([torch.from_numpy(image).permute(2, 0, 1) / 255 for image in images])
     padded = int(expected.tensors.shape[2]), int(expected.tensors.shape[3])
-    found = Normaliser(transform, Format(torch.device("cpu"), dtype))(images, expected.image_sizes, padded)
+    found = Preprocessor(transform, Format(torch.device("cpu"), dtype))(images, expected.image_sizes, padded)
     return found, expected.tensors
 
 
@@ -44,7 +44,7 @@ def test_any_size_equals_torchvision(height: int, width: int, limits: tuple[int,
 @pytest.mark.parametrize("size", [(700, 933), (2000, 150), (199, 1700)])
 def test_large_images_equal_torchvision(size: tuple[int, int]) -> None:
     found, expected = both([noise(*size)], 96, 160, torch.float32)
-    assert size[0] * size[1] > pixels.LARGE * found.shape[2] * found.shape[3]
+    assert size[0] * size[1] > pixels.LARGE_FACTOR * found.shape[2] * found.shape[3]
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
 
 
@@ -65,7 +65,7 @@ def test_read_only_and_strided_images_are_read() -> None:
     image = noise(96, 128)
     wide = np.repeat(image, 2, axis=1)[:, ::2]
     wide.flags.writeable = False
-    normalise = Normaliser(
+    normalise = Preprocessor(
         GeneralizedRCNNTransform(96, 160, MEAN, DEVIATION), Format(torch.device("cpu"), torch.float32)
     )
     one, other = (normalise([photo], [(96, 128)], (96, 128)) for photo in (image, wide))
@@ -75,7 +75,7 @@ def test_read_only_and_strided_images_are_read() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
 def test_one_pixel_is_stretched(size: tuple[int, int]) -> None:
     transform = GeneralizedRCNNTransform(32, 64, MEAN, DEVIATION)
-    normalise = Normaliser(transform, Format(torch.device("cpu"), torch.float32))
+    normalise = Preprocessor(transform, Format(torch.device("cpu"), torch.float32))
     image = np.full((*size, 3), 255, np.uint8)
     found = normalise([image], [(32, 64)], (32, 64))
     white = (1 - torch.tensor(MEAN)) / torch.tensor(DEVIATION)

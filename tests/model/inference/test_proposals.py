@@ -15,7 +15,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from model.inference.features import FeatureMaps
-from model.inference.proposals import ProposalGenerator, clipped, decode, large
+from model.inference.proposals import ProposalGenerator, are_large, clip_boxes, decode_boxes
 
 ANCHORS = ((8,), (16,), (32,), (64,), (128,))
 
@@ -93,13 +93,13 @@ def test_boxes_are_decoded_as_torchvision_does(deltas: list[float], weights: tup
     boxes = torch.tensor([[3.0, 4.0, 33.5, 20.0], [0.0, 0.0, 0.0, 0.0], [-5.0, 2.0, 900.0, 3.0]])
     codes = torch.tensor([deltas]).expand(3, 4)
     expected = BoxCoder(weights).decode_single(codes, boxes)
-    torch.testing.assert_close(decode(codes, boxes, weights), expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(decode_boxes(codes, boxes, weights), expected, atol=1e-4, rtol=1e-5)
 
 
 def test_boxes_are_cut_and_sorted_out_as_torchvision_does() -> None:
     torch.manual_seed(0)
     boxes = torch.randn(500, 4) * 60
     boxes[:50, 2:] = boxes[:50, :2] + 1e-3
-    cut = clipped(boxes, (40, 70))
+    cut = clip_boxes(boxes, (40, 70))
     assert torch.equal(cut, clip_boxes_to_image(boxes, (40, 70)))
-    assert large(cut, 1e-2).nonzero()[:, 0].tolist() == remove_small_boxes(cut, 1e-2).tolist()
+    assert are_large(cut, 1e-2).nonzero()[:, 0].tolist() == remove_small_boxes(cut, 1e-2).tolist()

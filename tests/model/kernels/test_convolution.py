@@ -12,7 +12,7 @@ from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
 from model.kernels import convolution
-from model.kernels.convolution import ACTIVATIONS, Conv, Format, Linear, folded
+from model.kernels.convolution import ACTIVATIONS, Conv, Format, Linear, fold
 from model.kernels.winograd import kernel_for
 
 FLOAT = Format(torch.device("cpu"), torch.float32)
@@ -147,7 +147,7 @@ def test_fully_connected_layers_are_torchs(form: Format, shape: tuple[int, ...])
 def test_fold_of_a_frozen_norm_without_eps_keeps_tiny_variances_apart() -> None:
     conv, norm = pair("frozen", kernel_size=1)
     norm.running_var[0] = 1e-12
-    weight, bias = folded(conv, norm)
+    weight, bias = fold(conv, norm)
     assert weight.dtype == bias.dtype == torch.float64
     torch.testing.assert_close(
         weight[0] / conv.weight[0].double(), (norm.weight[0].double() * 1e6).expand(8, 1, 1)

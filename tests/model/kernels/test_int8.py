@@ -15,11 +15,11 @@ from bench.synthetic_weights import synthetic_weights
 from model.data.shapes import Shapes
 from model.errors import EngineError
 from model.images.decode import decode
-from model.inference.calibration import examples, is_calibrated, measured
-from model.inference.devices import resolved
+from model.inference.calibration import is_calibrated, measure_ranges, sample_images
+from model.inference.devices import resolve_precision
 from model.inference.engine import Engine
 from model.inference.features import FeatureExtractor
-from model.inference.preprocess import Normaliser
+from model.inference.preprocess import Preprocessor
 from model.instances import Options
 from model.kernels import int8
 from model.kernels.convolution import Conv, Format
@@ -185,9 +185,9 @@ def picture(seed: int) -> np.ndarray:
 def test_maps_are_nearly_those_of_floats(architecture: Architecture) -> None:
     pixels = picture(0)
     network: Any = synthetic_weights(architecture, torch.from_numpy(pixels).permute(2, 0, 1) / 255)
-    ranges = measured(network, architecture, [pixels, picture(1)])
+    ranges = measure_ranges(network, architecture, [pixels, picture(1)])
     size, padded = architecture.input_size(*pixels.shape[:2]), architecture.padded_shape(*pixels.shape[:2])
-    images = Normaliser(network.transform, FLOAT)([pixels], [size], padded)
+    images = Preprocessor(network.transform, FLOAT)([pixels], [size], padded)
     with torch.inference_mode():
         exact = FeatureExtractor(network, FLOAT)(images)
         half = FeatureExtractor(network, Format(CPU, torch.bfloat16))(images.bfloat16())
@@ -204,7 +204,7 @@ def calibrated() -> tuple[nn.Module, model_file.Model]:
     """The bundled model, whether its file is calibrated or not."""
     network, model = model_file.read(zoo.bundled())
     images = [decode(path.read_bytes()) for path in EXAMPLES]
-    return network, replace(model, ranges=measured(network, model.architecture, images))
+    return network, replace(model, ranges=measure_ranges(network, model.architecture, images))
 
 
 @needs_vnni
@@ -234,7 +234,7 @@ def test_heads_compute_in_floats_where_the_processor_has_no_bfloat16(
     engine = Engine(*calibrated, CPU, "int8")
     engine.warm_up()
     assert engine.precision == "int8"
-    assert engine._boxes._layers[0]._weight.dtype == torch.float32
+    assert engine._box_head._layers[0]._weight.dtype == torch.float32
 
 
 # What cannot run so
@@ -243,12 +243,12 @@ def test_heads_compute_in_floats_where_the_processor_has_no_bfloat16(
 def test_it_is_refused_without_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     with pytest.raises(EngineError, match="int8 needs an x86 processor with AVX512-VNNI; here there are"):
-        resolved("int8", CPU)
+        resolve_precision("int8", CPU)
 
 
 def test_it_is_refused_on_a_gpu() -> None:
     with pytest.raises(EngineError, match="int8 is for CPUs; on a GPU there are"):
-        resolved("int8", torch.device("cuda"))
+        resolve_precision("int8", torch.device("cuda"))
 
 
 @needs_vnni
@@ -270,7 +270,7 @@ def test_mobilenets_are_refused_by_name(backbone: str) -> None:
     architecture = replace(THIN, backbone=backbone)
     network = synthetic_weights(architecture, torch.rand(3, 96, 128))
     with pytest.raises(ValueError, match=f"{backbone} cannot run in int8; int8 is for ResNet"):
-        measured(network, architecture, [picture(0)])
+        measure_ranges(network, architecture, [picture(0)])
     with pytest.raises(EngineError, match=f"{backbone} cannot run in int8; int8 is for ResNet"):
         Engine(network, model_file.describe("thin", architecture, ()), CPU, "int8")
 
@@ -278,11 +278,11 @@ def test_mobilenets_are_refused_by_name(backbone: str) -> None:
 def test_nothing_is_measured_without_images() -> None:
     network = synthetic_weights(THIN, torch.rand(3, 96, 128))
     with pytest.raises(ValueError, match="without images"):
-        measured(network, THIN, [])
+        measure_ranges(network, THIN, [])
 
 
 def test_examples_are_spread_over_a_dataset() -> None:
-    assert len(list(examples(Shapes(seed=1, length=3, sides=(64, 96))))) == 3
+    assert len(list(sample_images(Shapes(seed=1, length=3, sides=(64, 96))))) == 3
 
 
 def test_the_bundled_model_is_calibrated() -> None:

@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, nms
+from torchvision import ops
+from torchvision.ops import nms
 
 from model.errors import EngineError
-from model.kernels.nms import PASSES, best, keep_mask, load_operators, nms_by_label, overlapping
+from model.kernels.nms import (
+    MAX_PASSES,
+    batched_nms,
+    keep_mask,
+    load_operators,
+    overlap_matrix,
+    top_after_nms,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,9 +40,9 @@ def in_a_row(count: int) -> Tensor:
     return torch.cat([left, torch.zeros_like(left), left + 10, torch.full_like(left, 10.0)], 1)
 
 
-def kept(boxes: Tensor, most: float, usable: Tensor | None = None) -> tuple[list[int], bool]:
+def kept(boxes: Tensor, most: float, valid: Tensor | None = None) -> tuple[list[int], bool]:
     everything = torch.ones(len(boxes), dtype=torch.bool)
-    keep, sure = keep_mask(overlapping(boxes, most), everything if usable is None else usable)
+    keep, sure = keep_mask(overlap_matrix(boxes, most), everything if valid is None else valid)
     return keep.nonzero()[:, 0].tolist(), bool(sure)
 
 
@@ -61,26 +69,26 @@ def test_no_boxes_at_all_are_no_trouble() -> None:
     assert kept(torch.zeros(0, 4), 0.5) == ([], True)
 
 
-@pytest.mark.parametrize("count", [PASSES, PASSES + 1, 4 * PASSES])
+@pytest.mark.parametrize("count", [MAX_PASSES, MAX_PASSES + 1, 4 * MAX_PASSES])
 def test_a_row_longer_than_the_passes_is_not_called_final(count: int) -> None:
     boxes = in_a_row(count)
     found, sure = kept(boxes, 0.3)
-    assert sure is (count <= PASSES)
+    assert sure is (count <= MAX_PASSES)
     assert found == theirs(boxes, 0.3) or not sure
 
 
 def test_unusable_boxes_neither_survive_nor_suppress() -> None:
     boxes = scattered(200, 60.0)
-    usable = torch.arange(200) % 3 > 0
-    found, sure = kept(boxes, 0.4, usable)
+    valid = torch.arange(200) % 3 > 0
+    found, sure = kept(boxes, 0.4, valid)
     assert sure
-    places = usable.nonzero()[:, 0]
-    assert found == places[theirs(boxes[usable], 0.4)].tolist()
+    places = valid.nonzero()[:, 0]
+    assert found == places[theirs(boxes[valid], 0.4)].tolist()
 
 
 def test_many_at_once_are_each_by_itself() -> None:
     boxes = torch.stack([scattered(100, 80.0, seed) for seed in range(6)])
-    keep, sure = keep_mask(overlapping(boxes, 0.5), torch.ones(6, 100, dtype=torch.bool))
+    keep, sure = keep_mask(overlap_matrix(boxes, 0.5), torch.ones(6, 100, dtype=torch.bool))
     assert sure
     for row, one in zip(keep, boxes, strict=True):
         assert row.nonzero()[:, 0].tolist() == theirs(one, 0.5)
@@ -100,13 +108,13 @@ def test_the_best_of_the_first_few_are_the_best_of_all(room: float, most: int, l
     scores = (torch.rand(300, generator=torch.Generator().manual_seed(1)) * 50).round()  # with ties
     looked_at = []
 
-    def survive(rows: Tensor) -> Tensor:
+    def run_nms(rows: Tensor) -> Tensor:
         looked_at.append(len(rows))
         return nms(boxes[rows], scores[rows], 0.5)
 
     order = scores.sort(descending=True, stable=True).indices
     expected = order[nms(boxes[order], scores[order], 0.5).sort().values][:most]
-    torch.testing.assert_close(best(scores, most, survive), expected, rtol=0, atol=0)
+    torch.testing.assert_close(top_after_nms(scores, most, run_nms), expected, rtol=0, atol=0)
     assert looked_at == looks
 
 
@@ -119,8 +127,8 @@ def test_suppression_by_label_is_torchvisions(count: int) -> None:
     corners = torch.rand(count, 2) * 1000
     boxes = torch.cat([corners, corners + torch.rand(count, 2) * 300], 1)
     scores, labels = torch.rand(count), torch.randint(0, 91, (count,))
-    found = nms_by_label(boxes, scores, labels, 0.5)
-    assert torch.equal(found, batched_nms(boxes.double(), scores.double(), labels, 0.5))
+    found = batched_nms(boxes, scores, labels, 0.5)
+    assert torch.equal(found, ops.batched_nms(boxes.double(), scores.double(), labels, 0.5))
     if count > 999:
         assert len(found) < count
 

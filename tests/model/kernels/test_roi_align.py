@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torchvision.ops import MultiScaleRoIAlign, roi_align
+from torchvision import ops
+from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from model.kernels.roi_align import ADAPTIVE, PyramidRoIAlign, Sampling, level_of, pooled, taps
+from model.kernels.roi_align import ADAPTIVE, PyramidRoIAlign, Sampling, level_of, roi_align, taps
 
 # Strides 4, 8, 16, 32 of a 128 × 192 input; two images.
 HEIGHT, WIDTH, BATCH, CHANNELS = 128, 192, 2, 3
@@ -198,8 +199,10 @@ def test_other_samplings_equal_torchvisions_operator(sampling: Sampling) -> None
     for n, features in enumerate(maps):
         rois = torch.cat([images[:, None].float(), boxes], 1)[level == n]
         ratio = sampling.samples or -1
-        expected[level == n] = roi_align(features, rois, sampling.bins, 0.25 / 2**n, ratio, sampling.aligned)
-    found = pooled(table, shapes, boxes, images, sampling).permute(0, 3, 1, 2)
+        expected[level == n] = ops.roi_align(
+            features, rois, sampling.bins, 0.25 / 2**n, ratio, sampling.aligned
+        )
+    found = roi_align(table, shapes, boxes, images, sampling).permute(0, 3, 1, 2)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
