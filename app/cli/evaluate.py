@@ -1,4 +1,4 @@
-"""`maskserve evaluate | calibrate`: what can be typed. cli_evaluate.py and cli_calibrate.py do it, and import torch."""
+"""`maskserve evaluate | calibrate`: the arguments. The work is in app/commands, which imports torch."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="shapes|PATH",
-        help="`shapes`: scenes that maskserve draws; else a folder in COCO's format (instances.json or "
+        help="`shapes`: scenes that maskserve draws; or a folder in COCO's format (instances.json or "
         "annotations/….json, and images/), the JSON file itself, or the folder with Cityscapes' leftImg8bit/ "
         "and gtFine/.",
     ),
 ]
 Images = Annotated[
     Path | None,
-    typer.Option("--images", metavar="DIR", show_default=False, help="Where the images of a JSON file lie."),
+    typer.Option("--images", metavar="DIR", show_default=False, help="Folder of the images of a JSON file."),
 ]
 Split = Annotated[
     str | None,
-    typer.Option(metavar="train|val", show_default="train, and val to measure on", help="Of Cityscapes."),
+    typer.Option(metavar="train|val", show_default="train, and val for evaluation", help="Of Cityscapes."),
 ]
 SkipDamaged = Annotated[
     bool,
     typer.Option(
         "--skip-damaged",
-        help="Leave out images and annotations that cannot be used, which otherwise stop the start.",
+        help="Leave out images and annotations that cannot be used. Without it, they are an error.",
     ),
 ]
 
@@ -57,13 +57,13 @@ def evaluate(
         typer.Option(
             metavar="DIR",
             show_default=False,
-            help="Draw curves, confusion, sample predictions and the worst images there.",
+            help="Folder for plots: curves, confusion matrix, sample predictions and the worst images.",
         ),
     ] = None,
 ) -> None:
-    """Measure a model's box and mask AP by COCO's protocol, on drawn scenes or a labelled folder.
+    """Evaluate a model's box and mask AP by COCO's protocol, on drawn scenes or a labelled folder.
 
-    On Cityscapes its own instance AP is measured besides. It runs through the same engine that serves.
+    On Cityscapes, its own instance AP is evaluated too. The model runs in the engine that serves it.
     """
     from app.commands.evaluate import run_evaluation  # noqa: PLC0415 - imports torch
 
@@ -89,8 +89,8 @@ def calibrate(
         typer.Argument(
             metavar="IMAGE…",
             show_default=False,
-            help="Files, or folders of files: a few dozen images of the kind that the model will see. None for a "
-            "model of drawn shapes, which draws them itself.",
+            help="Image files, or folders of them: a few dozen of the kind that the model will see. A model of drawn "
+            "shapes needs none.",
         ),
     ] = None,
     *,
@@ -99,13 +99,13 @@ def calibrate(
         typer.Option(
             metavar="FILE",
             show_default=False,
-            help="File to write; by default the model's own, for a COCO model NAME.safetensors.",
+            help="File to write; by default the model's own, or NAME.safetensors for a COCO model.",
         ),
     ] = None,
 ) -> None:
-    """Prepare a model for `--precision int8`: measure what its activations reach, and write that into its file.
+    """Prepare a model for `--precision int8`: measure the ranges of its activations, and write them into its file.
 
-    Models that `maskserve train` makes are calibrated already, on their training images.
+    Models from `maskserve train` have been calibrated on their training images.
     """
     from app.commands.calibrate import run_calibration  # noqa: PLC0415 - imports torch
 

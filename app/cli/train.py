@@ -1,4 +1,4 @@
-"""`maskserve train`: what can be typed. cli_train.py does it, and imports torch."""
+"""`maskserve train`: the arguments. The work is in app/commands/train.py, which imports torch."""
 
 from __future__ import annotations
 
@@ -23,22 +23,25 @@ def train(
         typer.Option(
             metavar="DIR",
             show_default=False,
-            help="Photos to draw some of the scenes of `shapes` on, so that the model does not fire at photos.",
+            help="Folder of photos as backgrounds of some of the `shapes` scenes, against false positives on photos.",
         ),
     ] = None,
     validation: Annotated[
         str | None,
-        typer.Option(metavar="shapes|PATH", show_default=False, help="What to measure the result on."),
+        typer.Option(metavar="shapes|PATH", show_default=False, help="Dataset to evaluate the result on."),
     ] = None,
     out: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Run folder: log, checkpoint, model, card. A run in it is resumed."),
+        typer.Option(
+            metavar="DIR",
+            help="Run folder: log, checkpoint, model, card. An interrupted run in it is resumed.",
+        ),
     ] = Path("runs/model"),
     architecture: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="`small` (ResNet-18, 64 channels), a backbone with FPN: resnet50, vgg16, …, or resnet50-c4.",
+            help="`small` (ResNet-18, 64 channels), a backbone with FPN (resnet50, vgg16, …), or resnet50-c4.",
         ),
     ] = "small",
     pooling: Annotated[
@@ -48,7 +51,7 @@ def train(
         str,
         typer.Option(
             metavar="sigmoid|softmax|agnostic|none",
-            help="A mask for each class; masks whose classes compete; one mask for all; or a Faster R-CNN.",
+            help="One mask for each class; masks of competing classes; one mask for all classes; or a Faster R-CNN.",
         ),
     ] = "sigmoid",
     channels: Annotated[
@@ -56,7 +59,7 @@ def train(
         typer.Option(
             min=1,
             show_default="the architecture's",
-            help="Of the FPN and the heads. A model to go on from is widened to them, and begins as what it was.",
+            help="Channels of the FPN and the heads. A model of --initial is widened; at first it computes the same.",
         ),
     ] = None,
     input_sides: Annotated[
@@ -65,7 +68,7 @@ def train(
             "--input",
             metavar="SHORT LONG",
             show_default="the architecture's",
-            help="What images are resized to when the model is used: the shorter side, and most for the longer one.",
+            help="Size that images are resized to for the model: the shorter side, and the maximum for the longer one.",
         ),
     ] = None,
     initial: Annotated[
@@ -73,8 +76,8 @@ def train(
         typer.Option(
             metavar="MODEL",
             show_default="random weights",
-            help="Go on from a model (a name or a file), whose architecture is taken too. Categories that it knows by "
-            "name keep what they learned.",
+            help="Start from a model (a name or a file), with its architecture. Categories with the same name keep "
+            "their weights.",
         ),
     ] = None,
     backbone: Annotated[
@@ -89,8 +92,8 @@ def train(
         str,
         typer.Option(
             metavar="NAME",
-            help="What the options below default to: small, paper, paper-c4, torchvision or cityscapes; the values "
-            "shown are those of small.",
+            help="Defaults of the options below: small, paper, paper-c4, torchvision or cityscapes. The values shown "
+            "are those of small.",
         ),
     ] = "small",
     device: Annotated[str, typer.Option(metavar="DEVICE", help="`cpu`, `cuda`, `cuda:1` …")] = "cpu",
@@ -102,14 +105,15 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(min=0, show_default="0.0007")] = None,
     weight_decay: Annotated[float | None, typer.Option(min=0, show_default="0.05")] = None,
     warmup: Annotated[
-        int | None, typer.Option(min=0, show_default="250", help="Steps until the full learning rate.")
+        int | None,
+        typer.Option(min=0, show_default="250", help="Steps until the full learning rate is reached."),
     ] = None,
     schedule: Annotated[
         str | None,
         typer.Option(
             metavar="linear|step|cosine",
             show_default="linear",
-            help="How the learning rate falls: from 40 % of the run on to 0, by ×0.1 at 40 % and 90 %, or as a cosine.",
+            help="Decay of the learning rate: linear to 0 from 40 % of the run, ×0.1 at 40 % and 90 %, or a cosine.",
         ),
     ] = None,
     sizes: Annotated[
@@ -117,8 +121,8 @@ def train(
         typer.Option(
             metavar="[STEP:]A,B,…",
             show_default="around the architecture's",
-            help="Shorter image sides to draw from. With STEP, from that step on; may be given several times: small "
-            "images first teach as much in less time.",
+            help="Shorter image sides to choose from at random. With STEP, from that step on; may be repeated: "
+            "training on small images first takes less time.",
         ),
     ] = None,
     precision: Annotated[
@@ -126,7 +130,7 @@ def train(
         typer.Option(
             metavar="auto|float32|bfloat16|float64",
             show_default="auto",
-            help="`auto`: bfloat16 where the hardware computes in it. float64 is slow, and for comparing runs.",
+            help="`auto`: bfloat16 where the hardware computes in it. float64 is slow, and for comparisons.",
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, show_default="0")] = None,
@@ -144,21 +148,22 @@ def train(
     ] = None,
     clip: Annotated[
         float | None,
-        typer.Option(show_default="10", help="Most that the gradient's norm may be; above 0."),
+        typer.Option(show_default="10", help="Maximum norm of the gradient, above 0."),
     ] = None,
     flip: Annotated[
-        float | None, typer.Option(min=0, max=1, show_default="0.5", help="How often images are mirrored.")
+        float | None,
+        typer.Option(min=0, max=1, show_default="0.5", help="Probability that an image is mirrored."),
     ] = None,
     jitter: Annotated[
         tuple[float, float] | None,
         typer.Option(
-            metavar="LEAST MOST",
+            metavar="MIN MAX",
             show_default="none",
-            help="Large-scale jitter: random scales on a square canvas, like 0.1 2.0.",
+            help="Large-scale jitter: random scales on a square canvas, for example 0.1 2.0.",
         ),
     ] = None,
     jitter_side: Annotated[
-        int | None, typer.Option(min=32, show_default="1024", help="Of that canvas, pixels.")
+        int | None, typer.Option(min=32, show_default="1024", help="Side of that canvas in pixels.")
     ] = None,
     copy_paste: Annotated[
         float | None,
@@ -166,7 +171,7 @@ def train(
             min=0,
             max=1,
             show_default="0",
-            help="How often objects of another image are pasted on; with --jitter.",
+            help="Probability that objects of another image are pasted; with --jitter.",
         ),
     ] = None,
     frozen_stages: Annotated[
@@ -175,37 +180,37 @@ def train(
             min=0,
             max=4,
             show_default="0, or 1 with --backbone",
-            help="Stages of the backbone, from the first, that are not trained.",
+            help="Number of stages of the backbone, from the first, that are not trained.",
         ),
     ] = None,
     rois: Annotated[
         int | None,
-        typer.Option(min=1, show_default="160", help="Boxes of an image that the heads learn from."),
+        typer.Option(min=1, show_default="160", help="Boxes of each image that the heads are trained on."),
     ] = None,
     box_weight: Annotated[
-        float | None, typer.Option(min=0, show_default="2", help="Of L_box in the sum of the losses.")
+        float | None, typer.Option(min=0, show_default="2", help="Weight of L_box in the sum of the losses.")
     ] = None,
     validate_every: Annotated[
         int | None,
         typer.Option(
             min=0,
-            show_default="only in the end",
-            help="Steps between measurements; best.safetensors is then the best model so far.",
+            show_default="only at the end",
+            help="Steps between evaluations; best.safetensors is then the best model so far.",
         ),
     ] = None,
     patience: Annotated[
         int | None,
         typer.Option(
             min=0,
-            show_default="no end",
-            help="End after so many measurements without a better model.",
+            show_default="no limit",
+            help="Stop after this many evaluations without a better model.",
         ),
     ] = None,
 ) -> None:
     """Train a Mask R-CNN on a labelled folder and write it as one file that `maskserve serve` takes.
 
-    An interrupted run goes on where its last checkpoint was when the same command is typed again. With several
-    GPUs: `torchrun --nproc-per-node 8 -m maskserve train --device cuda …`; the batch size is that of all together.
+    The same command resumes an interrupted run from its last checkpoint. With several GPUs: `torchrun
+    --nproc-per-node 8 -m maskserve train --device cuda …`; the batch size is that of all together.
     """
     # Batches come in a hundred shapes, each with some 150 oneDNN primitives; its cache of 1,024 would build them anew
     # for nearly every step. Seen in one run on 2 cores: about 1.05 s a step before, 0.8 s after a restart with it;

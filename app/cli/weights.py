@@ -1,6 +1,6 @@
-"""`maskserve weights list | fetch | verify`: the models that can be downloaded, and what is here of them.
+"""`maskserve weights list | fetch | verify`: the weights that can be downloaded, and their state on this machine.
 
-The catalogue, the transfer and the checks are those of model/zoo/catalogue.py; this is how they look on a terminal.
+model/zoo/catalogue.py has the catalogue, the download and the checks; here they are presented on a terminal.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from model.zoo.download import Tell
 
 BUNDLED = "shapes"
-LINE_BYTES = 20_000_000  # where nobody watches and the end is not known, a line each so many bytes
+# Between two lines of progress, if stderr is not a terminal and the size of the file is unknown.
+LINE_BYTES = 20_000_000
 
 weights = typer.Typer(help="List, fetch and verify the models' weights.", no_args_is_help=True)
 
@@ -40,23 +41,28 @@ Folder = Annotated[
         envvar="MASKSERVE_WEIGHTS_DIR",
         metavar="DIR",
         show_default=False,
-        help="Folder of downloaded weights. By default it is weights/ in the checkout that maskserve runs "
-        "from, else maskserve/weights in your cache folder.",
+        help="Folder of downloaded weights. By default weights/ in the checkout that maskserve runs from, or else "
+        "maskserve/weights in your cache folder.",
     ),
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One model as `list` shows it."""
+class ModelStatus:
+    """A model, and the state of its weights on this machine, as `list` shows them."""
 
     name: str
-    dataset: str  # what it was trained on
-    box_ap: float | None  # percent
+    # That it was trained on.
+    dataset: str
+    # Percent.
+    box_ap: float | None
     mask_ap: float | None
-    size: int | None  # bytes of the whole file
-    state: str  # verified, partial, missing or damaged; the bundled model: bundled, missing or damaged
-    received: int  # bytes that are here
+    # Bytes of the complete file.
+    size: int | None
+    # verified, partial, missing or damaged; of the bundled model bundled, missing or damaged.
+    state: str
+    # Bytes on this machine.
+    received: int
     path: str
     url: str | None
 
@@ -66,33 +72,35 @@ def list_weights(
     folder: Folder = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Show every model by name, how good it is, and whether its weights are here.
+    """List every model with its average precision and the state of its weights on this machine.
 
-    AP: mean average precision at IoU .50 to .95, percent, on validation data of what it was trained on.
+    AP: mean average precision at IoU .50 to .95, percent, on the validation split of its training data.
     """
     with errors_in_one_line():
-        place = resolve(folder)
-        rows = [bundled(), *(row(entry, place) for entry in downloadable.catalogue())]
+        place = resolve_folder(folder)
+        models = [bundled_status(), *(download_status(entry, place) for entry in downloadable.catalogue())]
     if as_json:
-        typer.echo(json.dumps({"folder": str(place), "weights": [asdict(each) for each in rows]}, indent=2))
+        typer.echo(
+            json.dumps({"folder": str(place), "weights": [asdict(model) for model in models]}, indent=2)
+        )
         return
     table = Table("name", "trained on", box=None, pad_edge=False)
     for heading in ("box AP", "mask AP", "size"):
         table.add_column(heading, justify="right")
     table.add_column("state")
-    for each in rows:
-        share = f", {each.received / each.size:.0%}" if each.state == "partial" and each.size else ""
+    for model in models:
+        share = f", {model.received / model.size:.0%}" if model.state == "partial" and model.size else ""
         table.add_row(
-            each.name,
-            each.dataset,
-            "–" if each.box_ap is None else f"{each.box_ap:.1f}",
-            "–" if each.mask_ap is None else f"{each.mask_ap:.1f}",
-            "–" if each.size is None else megabytes(each.size),
-            each.state + share,
+            model.name,
+            model.dataset,
+            "–" if model.box_ap is None else f"{model.box_ap:.1f}",
+            "–" if model.mask_ap is None else f"{model.mask_ap:.1f}",
+            "–" if model.size is None else megabytes(model.size),
+            model.state + share,
         )
     Console(highlight=False).print(table)
     typer.echo(f"\nFolder: {place}")
-    if any(each.url and each.state != "verified" for each in rows):
+    if any(model.url and model.state != "verified" for model in models):
         typer.echo("To download one: maskserve weights fetch NAME")
 
 
@@ -103,23 +111,25 @@ def fetch(
     mirror: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", show_default=False, help="Take URL/FILE instead of the official address."
+            metavar="URL", show_default=False, help="Download URL/FILE instead of the official URL."
         ),
     ] = None,
 ) -> None:
     """Download the weights of one model and verify them.
 
-    An interrupted download continues where it stopped. Behind a proxy, set HTTPS_PROXY.
+    An interrupted download continues when it is run again. Behind a proxy, set HTTPS_PROXY.
     """
     if name == BUNDLED:
         typer.echo(f"{BUNDLED} comes with maskserve: there is nothing to fetch", err=True)
-        typer.echo(bundled().path)
+        typer.echo(bundled_status().path)
         return
     try:
-        with errors_in_one_line(), display(name) as (progress, tell):
-            file = downloadable.fetch(name, resolve(folder), base_url=mirror, progress=progress, tell=tell)
+        with errors_in_one_line(), show_progress(name) as (progress, tell):
+            file = downloadable.fetch(
+                name, resolve_folder(folder), base_url=mirror, progress=progress, tell=tell
+            )
     except KeyboardInterrupt:
-        typer.echo("stopped; the same command continues where it stopped", err=True)
+        typer.echo("interrupted; the same command continues from here", err=True)
         raise typer.Exit(130) from None
     typer.echo(file)
 
@@ -131,15 +141,15 @@ def verify(
     ] = None,
     folder: Folder = None,
 ) -> None:
-    """Read the weights that are here and compare their sha256 with the official one, or the bundled model's own.
+    """Compare the sha256 of the weights on this machine with the official one, or the bundled model's own.
 
-    Exits with 1 if a file is damaged, or if the model that was asked for is not here.
+    The exit code is 1 if a file is damaged, or if the weights of the named model are missing.
     """
     failed = False
     with errors_in_one_line():
-        place = resolve(folder)
+        place = resolve_folder(folder)
         if name in (None, BUNDLED):
-            own = bundled()
+            own = bundled_status()
             if own.state == "missing":
                 failed = name is not None
                 typer.echo(f"{BUNDLED}: missing: {own.path}", err=failed)
@@ -148,7 +158,7 @@ def verify(
             else:
                 failed = True
                 typer.echo(f"{BUNDLED}: damaged, sha256 {found}: {own.path}", err=True)
-        for entry in chosen(name):
+        for entry in select_downloads(name):
             try:
                 found = downloadable.verify(entry.path(place), entry.sha256)
                 typer.echo(f"{entry.name}: verified, sha256 {found}")
@@ -162,19 +172,19 @@ def verify(
         raise typer.Exit(1)
 
 
-def chosen(name: str | None) -> tuple[downloadable.Weights, ...]:
-    """The catalogue's entries of that name, which are all if there is none and none for the bundled model."""
+def select_downloads(name: str | None) -> tuple[downloadable.Weights, ...]:
+    """The catalogue's entry of that name, without a name all; the bundled model is not in the catalogue."""
     if name is None:
         return downloadable.catalogue()
     return () if name == BUNDLED else (downloadable.find(name),)
 
 
-def row(entry: downloadable.Weights, folder: Path) -> Row:
-    """What is known of downloadable weights and what the folder has of them."""
+def download_status(entry: downloadable.Weights, folder: Path) -> ModelStatus:
+    """The status of weights that can be downloaded into a folder."""
     path = entry.path(folder)
     received = path.stat().st_size if path.exists() else Partial(path).size
     state = downloadable.state(entry, folder)
-    return Row(
+    return ModelStatus(
         entry.name,
         entry.dataset,
         entry.box_ap,
@@ -187,29 +197,30 @@ def row(entry: downloadable.Weights, folder: Path) -> Row:
     )
 
 
-def bundled() -> Row:
-    """The model that comes with maskserve. Its AP is in the file itself, see model/zoo/zoo.py."""
+def bundled_status() -> ModelStatus:
+    """The status of the model that comes with maskserve. Its AP is in the file itself, see model/zoo/zoo.py."""
     path = downloadable.bundled_folder() / f"{BUNDLED}.safetensors"
     if not path.exists():
-        return Row(BUNDLED, BUNDLED, None, None, None, "missing", 0, str(path), None)
+        return ModelStatus(BUNDLED, BUNDLED, None, None, None, "missing", 0, str(path), None)
     size = path.stat().st_size
     try:
-        with safe_open(path, framework="np") as file:  # reads the header and compares it with the size
+        # Opening reads the header and compares it with the size of the file.
+        with safe_open(path, framework="np") as file:
             ap = json.loads(file.metadata()["maskserve"])["ap"]
         box, mask = (100 * float(ap[kind]) if kind in ap else None for kind in ("box", "mask"))
     except (SafetensorError, OSError, ValueError, TypeError, KeyError):
-        return Row(BUNDLED, BUNDLED, None, None, size, "damaged", size, str(path), None)
-    return Row(BUNDLED, BUNDLED, box, mask, size, "bundled", size, str(path), None)
+        return ModelStatus(BUNDLED, BUNDLED, None, None, size, "damaged", size, str(path), None)
+    return ModelStatus(BUNDLED, BUNDLED, box, mask, size, "bundled", size, str(path), None)
 
 
-def resolve(folder: Path | None) -> Path:
-    """The folder that was asked for, with ~ as the user's own, else the default one."""
+def resolve_folder(folder: Path | None) -> Path:
+    """The folder as given, with ~ expanded, or else the default one."""
     return downloadable.default_folder() if folder is None else folder.expanduser()
 
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Turn what may go wrong into one line on stderr and exit code 1."""
+    """Print an error as one line on stderr, and exit with 1."""
     try:
         yield
     except WeightsError as error:
@@ -218,8 +229,8 @@ def errors_in_one_line() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def display(name: str) -> Iterator[tuple[Report, Tell]]:
-    """Show a transfer on stderr: as a bar on a terminal, else as a line for every tenth of the file."""
+def show_progress(name: str) -> Iterator[tuple[Report, Tell]]:
+    """Show a download on stderr: as a bar on a terminal, else as a line for each tenth of the file."""
     bar = progress_bar(DownloadColumn(), TransferSpeedColumn())
     if bar.console.is_terminal:
         with bar:
@@ -244,5 +255,5 @@ def display(name: str) -> Iterator[tuple[Report, Tell]]:
 
 
 def megabytes(count: int) -> str:
-    """A number of bytes as a person reads it."""
+    """A number of bytes in megabytes."""
     return f"{count / 1e6:.0f} MB"

@@ -228,7 +228,7 @@ def test_stopped_fetch_says_that_it_can_go_on(
     result = run("fetch", "net", "--folder", folder)
     assert (result.exit_code, result.stderr) == (
         130,
-        "stopped; the same command continues where it stopped\n",
+        "interrupted; the same command continues from here\n",
     )
 
 
