@@ -77,6 +77,7 @@ def describe(engine: ServedEngine) -> ModelDocument:
         "sha256": model.sha256,
         "ap": model.ap,
         "ap_source": model.ap_source,
+        "origin": model.origin,
         "device": str(engine.device),
         "precision": engine.precision,
         "input_size": {

@@ -110,6 +110,7 @@ class ModelDocument(TypedDict):
     sha256: Annotated[str, Field(description="Checksum of the weights file.")]
     ap: Annotated[dict[str, Any], Field(description="Average precision, 0 to 1, on validation data.")]
     ap_source: Annotated[str, Field(description="Which data it was measured on, and by whom.")]
+    origin: Annotated[str, Field(description="The framework that it was imported from; empty if none.")]
     device: str
     precision: str
     input_size: InputSize
@@ -146,6 +147,7 @@ MODEL_EXAMPLE: ModelDocument = {
     "sha256": "bf2d0c1e… (64 hexadecimal digits)",
     "ap": {"box": 0.379, "mask": 0.346},
     "ap_source": "COCO val2017",
+    "origin": "",
     "device": "cuda:0",
     "precision": "float32",
     "input_size": {"shorter_side": 800, "longer_side_at_most": 1333},

@@ -22,7 +22,8 @@ def import_model(
         typer.Option(
             metavar="FILE",
             show_default=False,
-            help="Detectron2: its YAML configuration; by default config.yaml beside the file.",
+            help="Detectron2: its YAML configuration; by default config.yaml beside the file. MMDetection: a Python "
+            "configuration, which is read and never run; by default the one that the file holds.",
         ),
     ] = None,
     categories: Annotated[
@@ -63,7 +64,7 @@ def import_model(
         ),
     ] = None,
 ) -> None:
-    """Make a model that can be served of a Mask R-CNN from torchvision or Detectron2.
+    """Make a model that can be served of a Mask R-CNN from torchvision, Detectron2 or MMDetection.
 
     It says what it recognised, what it took from the file and what it assumed; what it does not know it refuses by
     name.

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from model.importing import detectron2, torchvision
+from model.importing import detectron2, mmdetection, torchvision
 from model.importing.changes import apply
 from model.importing.checkpoint import DETECTRON2, MMDETECTION, open_checkpoint
 from model.importing.detectron2_config import read_config
@@ -103,9 +103,7 @@ def _convert(
         imported.report.taken.insert(0, f"settings from {config or beside}")
         return imported
     if checkpoint.framework == MMDETECTION:
-        raise ImportingError(
-            "a checkpoint of MMDetection, which is not supported yet; torchvision's and Detectron2's are"
-        )
+        return mmdetection.convert(checkpoint, config, categories)
     if config is not None:
         raise ImportingError("a checkpoint of torchvision, which has no configuration: leave --config out")
     return torchvision.convert(checkpoint, categories)

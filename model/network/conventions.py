@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-RESIZES = ("torchvision", "detectron2")
+RESIZES = ("torchvision", "detectron2", "mmdetection")
 LEVEL_RULES = ("torchvision", "detectron2", "mmdetection")
 PASTES = ("torchvision", "detectron2")
 # Conventions that are arguments of torchvision's own modules.
@@ -35,7 +35,7 @@ class Conventions:
     # The image: resized by the rule of a framework, normalised, and padded to multiples of `divisor`.
     pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # RGB, of values 0 to 255
     pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375)
-    resize: str = "torchvision"  # bilinear in floats; "detectron2": Pillow's on bytes
+    resize: str = "torchvision"  # bilinear in floats; on bytes: "detectron2", "mmdetection"
     divisor: int = 32
 
     # Proposals.
