@@ -133,6 +133,14 @@ def segment(
         str,
         typer.Option("--format", metavar="coco|coco-dataset|cvat|label-studio", help="Format of that file."),
     ] = "coco",
+    ids: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="With --out: the label file to measure the results against; image and category ids are taken from it.",
+        ),
+    ] = None,
     overlay_dir: Annotated[
         Path | None,
         typer.Option(
@@ -207,10 +215,10 @@ def segment(
         from app.commands.segment_url import Connection, Output, run  # noqa: PLC0415 - imports httpx
 
         connection = Connection(url, api_key_file, deadline, concurrency)
-        output = Output(out, file_format, overlay_dir, as_json=as_json)
+        output = Output(out, file_format, overlay_dir, as_json, ids)
         raise typer.Exit(run(images, parameters, connection, output))
-    if out or overlay_dir:
-        raise typer.BadParameter("--out and --overlay-dir need --url; without it, use --json and --overlay.")
+    if out or overlay_dir or ids:
+        raise typer.BadParameter("--out, --ids and --overlay-dir need --url; without it, use --json and --overlay.")
     settings = read_settings(model=model, device=device, precision=precision)
     from app.commands.segment_files import run as run_here  # noqa: PLC0415 - imports torch
 

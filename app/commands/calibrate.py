@@ -14,7 +14,7 @@ from app.runtime.cpus import usable_cpus
 from app.runtime.loading import LOAD_ERRORS
 from model.data.shapes import CATEGORIES, training
 from model.images.decode import ImageError, decode
-from model.images.files import images_in
+from model.images.files import find_images
 from model.inference.calibration import (
     INT8_BACKBONES,
     MAX_IMAGES,
@@ -51,22 +51,30 @@ def run_calibration(name: str, images: Sequence[Path], out: Path | None, weights
                 f"give images like those that {model.name} will segment: maskserve calibrate {name} IMAGE…",
                 BAD_USAGE,
             )
-        files = [file for path in images for file in image_files(path)]
+        files, skipped = find_files(images)
         if images and not files:
-            return complain(f"no images in {', '.join(map(str, images))}", BAD_USAGE)
+            first = f"; {skipped[0]}" if skipped else ""
+            return complain(f"no images in {', '.join(map(str, images))}{first}", BAD_USAGE)
+        unread = len(skipped)
         pixels, count = (
-            (decode_files(files), len(files)) if images else (sample_images(training()), MAX_IMAGES)
+            (decode_files(files, skipped), len(files)) if images else (sample_images(training()), MAX_IMAGES)
         )
         with progress_bar(transient=True) as bar:
             shown = bar.track(pixels, count, description="calibrating")
-            model = replace(model, ranges=measure_ranges(network, model.architecture, shown))
+            try:
+                model = replace(model, ranges=measure_ranges(network, model.architecture, shown))
+            except ValueError as error:
+                return complain(skipped[unread] if len(skipped) > unread else str(error), BAD_FILE)
+        count -= len(skipped) - unread
+        for reason in skipped:
+            typer.echo(f"skipped: {reason}", err=True)
         source = zoo.file_of(name)
         target = out or source or Path(f"{model.name}.safetensors")
         if source is None:
             model_file.save(target, network, model)
         else:
             model_file.rewrite_metadata(target, source, model)
-    except (*LOAD_ERRORS, ImageError) as error:
+    except LOAD_ERRORS as error:
         return complain(str(error), BAD_FILE)
     except OSError as error:
         return complain(file_error(error), BAD_FILE)
@@ -77,15 +85,26 @@ def run_calibration(name: str, images: Sequence[Path], out: Path | None, weights
     return 0
 
 
-def image_files(path: Path) -> list[Path]:
-    """The image files in a folder, or the path itself if it is not a folder."""
-    return images_in(path) if path.is_dir() else [path]
+def find_files(images: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The image files among files and in folders, and why other pictures in the folders are not read."""
+    files: list[Path] = []
+    skipped: list[str] = []
+    for path in images:
+        if path.is_dir():
+            found, others = find_images(path, recursive=True)
+            files += found
+            skipped += [f"{other}: {reason}" for other, reason in others.items()]
+        else:
+            files.append(path)
+    return files, skipped
 
 
-def decode_files(files: Sequence[Path]) -> Iterator[np.ndarray]:
-    """The pixels of each file. Raises OSError, or ImageError naming the file."""
+def decode_files(files: Sequence[Path], skipped: list[str]) -> Iterator[np.ndarray]:
+    """The pixels of each file; why a damaged one has none is added to `skipped`. Raises OSError."""
     for file in files:
         try:
-            yield decode(file.read_bytes())
+            pixels = decode(file.read_bytes())
         except ImageError as error:
-            raise ImageError(f"{file}: {error}") from None
+            skipped.append(f"{file}: {error}")
+        else:
+            yield pixels

@@ -10,6 +10,7 @@ import typer
 from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
 from app.commands.journal import AnswerJournal
+from app.commands.label_ids import LabelIds
 from app.commands.terminal import (
     BAD_FILE,
     BAD_USAGE,
@@ -21,7 +22,8 @@ from app.commands.terminal import (
 )
 from maskserve import AnswerError, Client, MaskserveError, Result
 from maskserve.export import coco_dataset, coco_results, cvat, image_ids, label_studio
-from model.images.files import images_in
+from model.data import DatasetError
+from model.images.files import find_images, nothing_found
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -66,6 +68,8 @@ class Output:
     overlay_folder: Path | None
     # Whether they are printed as JSON rather than as tables.
     as_json: bool
+    # Label file whose image and category ids the results get.
+    ids: Path | None = None
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Raise ValueError, with a message for the user, if this cannot be written."""
@@ -73,6 +77,8 @@ class Output:
             raise ValueError(f"--format must be one of {', '.join(FORMATS)}, not {self.file_format}")
         if self.file_format in ("cvat", "label-studio") and options.get("masks") == "none":
             raise ValueError(f"--format {self.file_format} needs masks")
+        if self.ids is not None and (self.file is None or self.file_format != "coco"):
+            raise ValueError("--ids needs --out, in the format coco")
 
 
 def run(images: Sequence[Path], query: Mapping[str, Any], connection: Connection, output: Output) -> int:
@@ -88,13 +94,18 @@ def run(images: Sequence[Path], query: Mapping[str, Any], connection: Connection
     try:
         output.check(options)
         client = connection.open_client()
-        files = expand_folders(images)
+        files, unread = expand_folders(images)
+        labels = None if output.ids is None else LabelIds.read(output.ids)
+        if labels is not None:
+            labels.image_ids(files)  # what has no id is said before the work
         overlays = {} if output.overlay_folder is None else overlay_paths(files, output.overlay_folder)
         journal = None if output.file is None else AnswerJournal(output.file, options)
-    except ValueError as error:
+    except (ValueError, DatasetError) as error:
         return complain(str(error), BAD_USAGE)
     except OSError as error:
         return complain(file_error(error), BAD_FILE)
+    for path, reason in unread.items():
+        typer.echo(f"maskserve: {path}: {reason}", err=True)
     done = {} if journal is None else journal.read(files)
     if done:
         typer.echo(f"maskserve: {len(done)} of {len(files)} images have their results already", err=True)
@@ -117,34 +128,40 @@ def run(images: Sequence[Path], query: Mapping[str, Any], connection: Connection
                     print_result(path, outcome, as_json=output.as_json)
             if output.file is not None and journal is not None:
                 categories = client.model()["categories"] if output.file_format == "coco-dataset" else []
-                write_results(output.file, output.file_format, journal.read(files), files, categories)
+                write_results(output, journal.read(files), files, categories, labels)
     except KeyboardInterrupt:
         return complain("interrupted; the same command continues from here", INTERRUPTED)
     except MaskserveError as error:
         return complain(str(error), BAD_FILE)
     except OSError as error:
         return complain(file_error(error), BAD_FILE)
-    if failed:
-        again = "; the same command tries them again" if journal is not None else ""
-        return complain(f"{failed} of {len(files)} images have no result{again}", BAD_FILE)
+    if failed or unread:
+        again = "; the same command tries them again" if journal is not None and failed else ""
+        count = len(files) + len(unread)
+        return complain(f"{failed + len(unread)} of {count} images have no result{again}", BAD_FILE)
     if journal is not None:
         journal.delete()
         typer.echo(f"maskserve: the results of {len(files)} images are in {output.file}", err=True)
     return 0
 
 
-def expand_folders(images: Sequence[Path]) -> dict[Path, Path]:
-    """Image file → the folder that it was found in, or lies in. Raises ValueError for a folder without images."""
+def expand_folders(images: Sequence[Path]) -> tuple[dict[Path, Path], dict[Path, str]]:
+    """Image file → the folder that it was found in, or lies in; pictures in the folders that are not read → why.
+
+    Raises ValueError for a folder without images.
+    """
     files: dict[Path, Path] = {}
+    others: dict[Path, str] = {}
     for path in images:
         if not path.is_dir():
             files[path] = path.parent
             continue
-        found = images_in(path, recursive=True)
+        found, unread = find_images(path, recursive=True)
         if not found:
-            raise ValueError(f"{path}: no images in this folder")
+            raise ValueError(nothing_found(path, unread))
         files |= dict.fromkeys(found, path)
-    return files
+        others |= unread
+    return files, others
 
 
 def overlay_paths(files: Mapping[Path, Path], folder: Path) -> Mapping[Path, Path]:
@@ -156,24 +173,30 @@ def overlay_paths(files: Mapping[Path, Path], folder: Path) -> Mapping[Path, Pat
 
 
 def write_results(
-    out: Path,
-    file_format: str,
+    output: Output,
     answers: Mapping[Path, Result],
     files: Mapping[Path, Path],
     categories: list[dict[str, Any]],
+    labels: LabelIds | None = None,
 ) -> None:
     """Write one file of all results, completely or not at all.
 
     Args:
-        out: the file.
-        file_format: one of FORMATS.
+        output: the file and its format.
         answers: by image.
         files: image → the folder that its name in the results is relative to.
         categories: of the model, for "coco-dataset".
+        labels: where ids of images and categories come from; by default they are counted, and the model's.
     """
-    named = [(path.relative_to(files[path]).as_posix(), result) for path, result in answers.items()]
+    if output.file is None:
+        return
+    names = {path: path.relative_to(files[path]).as_posix() for path in answers}
+    named = [(names[path], result) for path, result in answers.items()]
     ids = image_ids([name for name, _ in named])
-    match file_format:
+    match output.file_format:
+        case "coco" if labels is not None:
+            ids = {names[path]: number for path, number in labels.image_ids(answers).items()}
+            content = orjson.dumps(list(labels.rename(coco_results(named, ids))))
         case "coco":
             content = orjson.dumps(coco_results(named, ids))
         case "coco-dataset":
@@ -182,9 +205,14 @@ def write_results(
             content = cvat(named).encode()
         case _:
             content = orjson.dumps(label_studio(named))
-    temporary = out.with_name(f"{out.name}.tmp")
+    write_whole(output.file, content)
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file completely or not at all."""
+    temporary = file.with_name(f"{file.name}.tmp")
     temporary.write_bytes(content)
-    temporary.replace(out)
+    temporary.replace(file)
 
 
 def write_overlays(

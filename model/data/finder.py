@@ -14,6 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from model.images.files import is_hidden
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -87,11 +89,11 @@ class ImageFinder:
         if self._by_path is None:
             self._by_path = {}
             for path in _files_below(self.root):
-                self._by_path.setdefault(_fold(path.as_posix()), []).append(path)
-                self._by_name.setdefault(_fold(path.name), []).append(path)
+                self._by_path.setdefault(fold(path.as_posix()), []).append(path)
+                self._by_name.setdefault(fold(path.name), []).append(path)
         tails = list(_tails(name, self.root))
-        last = _fold(tails[-1].name) if tails else ""
-        alike = [self._by_path.get(_fold(path.as_posix()), []) for path in tails]
+        last = fold(tails[-1].name) if tails else ""
+        alike = [self._by_path.get(fold(path.as_posix()), []) for path in tails]
         if tails and len(tails[-1].parts) == 1:
             alike.append(self._by_name.get(last, []))
         for found in alike:
@@ -147,11 +149,6 @@ def _tails(name: str, root: Path) -> Iterator[PurePosixPath]:
                     yield PurePosixPath(*parts[start:])
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none that people put there: hidden ones, and macOS' resource forks."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
 def _files_below(root: Path) -> Iterator[Path]:
     count = 0
     for folder, folders, files in os.walk(root):
@@ -164,7 +161,8 @@ def _files_below(root: Path) -> Iterator[Path]:
             return
 
 
-def _fold(path: str) -> str:
+def fold(path: str) -> str:
+    """A path as all ways to write it are alike: capitals, percent-encoding and the spelling of accents aside."""
     return unicodedata.normalize("NFC", unquote(path)).casefold()
 
 

@@ -135,7 +135,7 @@ def _read_images(listed: Sequence[Any]) -> tuple[list[LabelledImage], list[Probl
             problems.append(
                 Problem(NO_IMAGE, where, f"id is {quote(image.get('id'))}, but a number or a name is needed")
             )
-        elif (name := _file_name(image)) is None:
+        elif (name := file_name_of(image)) is None:
             told = f"file_name is {quote(image.get('file_name'))}, but the name of a file is needed"
             problems.append(Problem(NO_IMAGE, f"image {quote(image['id'])}", told))
         else:
@@ -155,7 +155,7 @@ def _read_images(listed: Sequence[Any]) -> tuple[list[LabelledImage], list[Probl
     return list(images.values()), problems
 
 
-def _file_name(image: dict[str, Any]) -> str | None:
+def file_name_of(image: dict[str, Any]) -> str | None:
     """The image's name, or the end of its address, which is all that LVIS has."""
     for key in ("file_name", "coco_url", "path", "filename", "flickr_url"):
         value = image.get(key)

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from model.data import DatasetError
-from model.data.finder import is_hidden
+from model.images.files import is_hidden
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -23,7 +23,7 @@ from model.data.outlines import (
     turned,
 )
 from model.images.decode import ImageError, decode
-from model.images.files import SUFFIXES, images_in
+from model.images.files import find_images, nothing_found
 from model.masks.paste import encode
 
 if TYPE_CHECKING:
@@ -64,12 +64,12 @@ def training(backgrounds: Path | None = None) -> Shapes:
 def photos_in(folder: Path) -> tuple[Path, ...]:
     """The photos of a folder, by name. Raises DatasetError."""
     try:
-        found = tuple(images_in(folder))
+        found, others = find_images(folder)
     except OSError as error:
         raise DatasetError(f"{folder}: cannot be read as a folder of photos: {error.strerror}") from error
     if not found:
-        raise DatasetError(f"{folder}: has no photos, whose names end in {', '.join(SUFFIXES)}")
-    return found
+        raise DatasetError(nothing_found(folder, others))
+    return tuple(found)
 
 
 def held_out() -> Shapes:

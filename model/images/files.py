@@ -1,16 +1,71 @@
-"""Image files in folders, told by their names."""
+"""Image files in folders, told by what they hold; what people did not put there is passed over."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from model.images.formats import ACCEPTED, UnsupportedImage, format_of
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+BEGINNING = 4096  # bytes, which tell an image's format
+
+# Suffixes of the formats that are read, and of pictures in formats that are not.
+READ = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
+))  # fmt: skip
+NOT_READ = frozenset((
+    ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".ico", ".psd", ".svg", ".tga", ".exr", ".hdr",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".dcm",
+))  # fmt: skip
 
 
 def images_in(folder: Path, *, recursive: bool = False) -> list[Path]:
     """The image files in a folder, sorted by path; with `recursive` those in its subfolders too. Raises OSError."""
-    paths = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
+    return find_images(folder, recursive=recursive)[0]
+
+
+def find_images(folder: Path, *, recursive: bool = False) -> tuple[list[Path], dict[Path, str]]:
+    """The image files in a folder, whatever they are called, and why each other picture in it is not read.
+
+    Hidden files and folders, and macOS' resource forks, are passed over, as are files that are no pictures. A damaged
+    image counts as one, as does any file that is called like one. Both results are sorted by path. Raises OSError for
+    a folder that cannot be read.
+    """
+    found: list[Path] = []
+    others: dict[Path, str] = {}
+    for path in sorted(_visible_files(folder, recursive=recursive)):
+        try:
+            with path.open("rb") as file:
+                format_of(file.read(BEGINNING))
+        except UnsupportedImage as error:
+            if path.suffix.lower() in READ:
+                found.append(path)  # it should be an image, so that decoding tells why it is none
+            elif path.suffix.lower() in NOT_READ:
+                others[path] = str(error)
+        except OSError as error:
+            others[path] = f"cannot be read: {error.strerror or error}"
+        else:
+            found.append(path)
+    return found, others
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none that people put there: hidden ones, and macOS' resource forks."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def nothing_found(folder: Path, others: dict[Path, str]) -> str:
+    """What to say of a folder without images that can be read."""
+    first = next((f"; {path.name}: {reason}" for path, reason in others.items()), "")
+    return f"{folder}: no images ({ACCEPTED}) in this folder{first}"
+
+
+def _visible_files(folder: Path, *, recursive: bool) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    files: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if recursive and not is_hidden(name)]
+        files += [path for name in names if not is_hidden(name) and (path := Path(place, name)).is_file()]
+    return files

@@ -112,7 +112,7 @@ def test_a_coco_model_gets_a_file_of_its_own(folder: Path, monkeypatch: pytest.M
     [
         pytest.param(["auto", "photos"], 2, "name a model", id="auto"),
         pytest.param(["model.safetensors"], 2, "calibrate model.safetensors IMAGE…", id="no images"),
-        pytest.param(["model.safetensors", "."], 2, "no images in .", id="a folder without images"),
+        pytest.param(["model.safetensors", "empty"], 2, "no images in empty", id="a folder without images"),
         pytest.param(["model.safetensors", "none.jpg"], 1, "none.jpg: No such file", id="a missing image"),
         pytest.param(["model.safetensors", "photos/notes.txt"], 1, "photos/notes.txt: ", id="no image"),
         pytest.param(["none.safetensors", "photos"], 1, "there is no such file", id="a missing model"),
@@ -125,6 +125,7 @@ def test_what_cannot_be_done_is_one_line(
     folder: Path, arguments: list[str], code: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
+    (folder / "empty").mkdir()
     result = calibrate(*arguments)
     assert result.exit_code == code
     assert message in result.stderr
