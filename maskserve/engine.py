@@ -15,6 +15,9 @@ from maskserve.server import make_importable
 
 make_importable()
 
-from model import Engine, Instances, Options, decode, paste
+from model.images.decode import decode
+from model.inference.engine import Engine
+from model.instances import Instances, Options
+from model.masks.paste import paste
 
 __all__ = ["Engine", "Instances", "Options", "decode", "paste"]

@@ -15,9 +15,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="shapes|PATH",
-        help="`shapes`: scenes that maskserve draws; or a folder in COCO's format (instances.json or "
-        "annotations/….json, and images/), the JSON file itself, or the folder with Cityscapes' leftImg8bit/ "
-        "and gtFine/.",
+        help="`shapes`: scenes that maskserve draws; or a labelled folder as COCO, Roboflow, CVAT, Label Studio and "
+        "others leave it, its JSON file, or the folder with Cityscapes' leftImg8bit/ and gtFine/.",
     ),
 ]
 Images = Annotated[
@@ -36,6 +35,15 @@ SkipDamaged = Annotated[
     ),
 ]
 
+LooseNames = Annotated[
+    bool,
+    typer.Option(
+        "--loose-names",
+        help="Take categories of model and data for the same whose names differ only by capitals, blanks, hyphens or "
+        "underscores.",
+    ),
+]
+
 
 def evaluate(
     model: Annotated[
@@ -46,6 +54,7 @@ def evaluate(
     images: Images = None,
     split: Split = None,
     skip_damaged: SkipDamaged = False,
+    loose_names: LooseNames = False,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="`auto`, `cpu`, `cuda` …")] = "auto",
     precision: Annotated[
         str,
@@ -70,7 +79,7 @@ def evaluate(
     raise typer.Exit(
         run_evaluation(
             model,
-            Source(data, images, split=split, skip_damaged=skip_damaged),
+            Source(data, images, split=split, skip_damaged=skip_damaged, loose_names=loose_names),
             device,
             precision,
             read_settings().weights_dir,

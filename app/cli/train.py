@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.evaluate import Data, Images, SkipDamaged, Split  # noqa: TC001 - typer reads them
+from app.cli.evaluate import Data, Images, LooseNames, SkipDamaged, Split  # noqa: TC001 - typer reads them
 from app.commands.source import Source
 
 
@@ -30,6 +30,13 @@ def train(
         str | None,
         typer.Option(metavar="shapes|PATH", show_default=False, help="Dataset to evaluate the result on."),
     ] = None,
+    validation_images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", show_default=False, help="Where the images of the validation's JSON file lie."
+        ),
+    ] = None,
+    loose_names: LooseNames = False,
     out: Annotated[
         Path,
         typer.Option(
@@ -243,6 +250,8 @@ def train(
         "validate_every": validate_every,
         "patience": patience,
     }
-    source = Source(data, images, validation, split, backgrounds, skip_damaged)
+    source = Source(
+        data, images, validation, split, backgrounds, skip_damaged, validation_images, loose_names
+    )
     network = NetworkOptions(architecture, pooling, masks, initial, backbone, channels, input_sides)
     raise typer.Exit(run_training(source, out, network, device, overrides, recipe=recipe))

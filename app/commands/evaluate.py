@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from app.commands.datasets import check_evaluation_data
 from app.commands.source import SHAPES, Source
 from app.commands.terminal import BAD_USAGE, complain, progress_bar
 from app.runtime.cpus import usable_cpus
@@ -71,6 +72,7 @@ def run_evaluation(
     try:
         engine = Engine.load(model, device=device, precision=precision, weights_folder=weights_folder)
         dataset = open_evaluation_data(source.data, source, boxes=engine.model.architecture.mask_convs == 0)
+        check_evaluation_data(dataset, engine.model.categories, loose_names=source.loose_names)
         samples: list[tuple[Sample, Instances]] = []
         evaluation = evaluate_with_progress(engine, dataset, samples)
         if plots is not None:
@@ -106,10 +108,14 @@ def open_evaluation_data(name: str, source: Source, *, boxes: bool = False) -> D
     """
     if name == SHAPES:
         return held_out()
+    images = source.validation_images
+    if images is None and name == source.data:
+        images = source.images
     return open_dataset(
         Path(name),
-        source.images if name == source.data else None,
-        split=source.split,
+        images,
+        # With a validation, the split is that of the training data.
+        split=None if source.validation is not None else source.split,
         otherwise="val",
         skip_damaged=source.skip_damaged,
         boxes=boxes,
@@ -166,7 +172,11 @@ def draw_plots(
     options = Options(categories=frozenset(ids))
     worst: list[tuple[ImageScore, Sample, Instances]] = []
     for image in evaluation.confusion.worst(WORST_COUNT):
-        sample = dataset[image.index]
+        try:
+            sample = dataset[image.index]
+        except DatasetError:
+            # It could be read when it was evaluated.
+            continue
         (predicted,) = engine.segment([sample.pixels], [options])
         labels = torch.tensor([ids[label] for label in predicted.labels.tolist()], dtype=torch.int64)
         worst.append((image, sample, replace(predicted, labels=labels)))

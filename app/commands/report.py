@@ -14,6 +14,8 @@ import typer
 from app.commands.evaluate import draw_plots, evaluate_with_progress, print_tables
 from app.commands.source import SHAPES
 from app.commands.terminal import progress_bar
+from model.data import DatasetError
+from model.data.coco import CocoFolder
 from model.data.shapes import PHOTO_PART, Shapes
 from model.evaluation.card import card
 from model.inference.calibration import MAX_IMAGES, measure_ranges, sample_images, supports_int8
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from app.commands.source import Source
     from model.data import Dataset, Sample
+    from model.evaluation.coco import Evaluation
     from model.instances import Instances
 
 HELD_OUT_SCENES = "500 scenes of a seed that was never trained on"
@@ -35,6 +38,19 @@ def describe_scenes(scenes: Shapes) -> str:
     """The drawn training data, for the model card."""
     text = f"the first {len(scenes):,} scenes of seed {scenes.seed} that `model/data/shapes.py` draws"
     return text + f", {100 * PHOTO_PART:.0f} % of them on {len(scenes.photos)} photos" * bool(scenes.photos)
+
+
+def describe_data(dataset: Dataset, name: str) -> str:
+    """The training data, for the model card: what was learned from, and what was left out."""
+    if isinstance(dataset, Shapes):
+        return describe_scenes(dataset)
+    return f"{name}; {dataset.tally()}" if isinstance(dataset, CocoFolder) else name
+
+
+def describe_skipped(evaluation: Evaluation | None) -> str:
+    """How many images of the evaluation could not be read, as the end of a sentence."""
+    count = 0 if evaluation is None else len(evaluation.unreadable)
+    return f" ({count} of its images could not be read)" if count else ""
 
 
 def validate(path: Path, steps: int, out: Path, dataset: Dataset, device: str) -> float:
@@ -85,15 +101,22 @@ def report(
             images = bar.track(
                 sample_images(dataset), min(MAX_IMAGES, len(dataset)), description="calibrating"
             )
-            model = replace(model, ranges=measure_ranges(network, model.architecture, images))
+            try:
+                model = replace(model, ranges=measure_ranges(network, model.architecture, images))
+            except ValueError as error:
+                typer.echo(f"not calibrated for int8: {error}", err=True)
     log = read_log(out / "log.jsonl")
     plots.training_curve(log, out / "training.png")
     pictures = [("Training losses", "training.png")]
     evaluation = None
-    if validation is not None:
-        samples: list[tuple[Sample, Instances]] = []
-        engine = Engine(network, model, torch.device(device), "float32")
-        evaluation = evaluate_with_progress(engine, validation, samples)
+    samples: list[tuple[Sample, Instances]] = []
+    engine = Engine(network, model, torch.device(device), "float32")
+    try:
+        evaluation = None if validation is None else evaluate_with_progress(engine, validation, samples)
+    except DatasetError as error:
+        # The files were there when the run started; the model and its card are worth keeping all the same.
+        typer.echo(f"not evaluated: {error}", err=True)
+    if evaluation is not None and validation is not None:
         held_out = source.evaluation_data == SHAPES
         where = HELD_OUT_SCENES if held_out else str(source.evaluation_data)
         model = replace(model, ap=evaluation.ap(), ap_source=f"measured on {where}")
@@ -106,14 +129,16 @@ def report(
             ("The worst images: ground truth on the left, predictions on the right", "worst.jpg"),
         ]
         print_tables(evaluation)
+        for reason in evaluation.unreadable:
+            typer.echo(f"skipped: {reason}", err=True)
     model_file.rewrite_metadata(path, path, model)
     text = card(
         model,
         evaluation,
         log,
         command=shlex.join(["maskserve", *sys.argv[1:]]),
-        data=describe_scenes(dataset) if isinstance(dataset, Shapes) else source.data,
-        measured_on=model.ap_source.removeprefix("measured on "),
+        data=describe_data(dataset, source.data),
+        measured_on=model.ap_source.removeprefix("measured on ") + describe_skipped(evaluation),
         pictures=pictures,
     )
     card_path = path.with_suffix(".md")

@@ -26,6 +26,10 @@ class Source:
     backgrounds: Path | None = None
     # Leave out what cannot be used, instead of refusing the data.
     skip_damaged: bool = False
+    # Folder of the images of the validation's JSON file.
+    validation_images: Path | None = None
+    # Take categories whose names differ only by capitals, blanks, hyphens or underscores for the same.
+    loose_names: bool = False
 
     @property
     def is_shapes(self) -> bool:

@@ -13,6 +13,7 @@ import torch
 import typer
 from rich.progress import MofNCompleteColumn, TextColumn
 
+from app.commands.datasets import announce_training_data, check_evaluation_data, label_digests
 from app.commands.evaluate import missing_packages, open_evaluation_data
 from app.commands.report import report, validate
 from app.commands.source import SHAPES, Source
@@ -102,7 +103,12 @@ def run_training(
         if boxes and network.masks != "none":
             # The model to start from has no masks.
             dataset = open_training_data(source, boxes=True)
+        announce_training_data(dataset)
+        facts |= label_digests(labels=dataset)
         validation = None if on is None else open_evaluation_data(on, source, boxes=boxes)
+        if validation is not None:
+            check_evaluation_data(validation, dataset.categories, loose_names=source.loose_names)
+            facts |= label_digests(validation_labels=validation)
         name = SHAPES if source.is_shapes else out.name
         model = model_file.describe(name, architecture, dataset.categories, training=facts | origin)
         if (fault := model_file.fault(model)) is not None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
+    from model.data.masks import InstanceMasks
+
 
 @dataclass(frozen=True, slots=True)
 class Category:
@@ -25,7 +27,7 @@ class Sample:
     pixels: np.ndarray  # [H, W, 3] uint8, RGB
     boxes: np.ndarray  # [N, 4] float32, xyxy, pixels
     labels: np.ndarray  # [N] int64, category ids
-    masks: np.ndarray  # [N, H, W] uint8, 0 or 1: what is visible of each object
+    masks: np.ndarray | InstanceMasks  # [N, H, W] uint8, 0 or 1: what is visible of each object
     visibility: np.ndarray | None = None  # [N] float, the visible part of each object, where it is known
 
 

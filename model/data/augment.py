@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from model.data.masks import InstanceMasks
+
 if TYPE_CHECKING:
     from numpy.random import Generator
     from numpy.typing import NDArray
@@ -29,7 +31,9 @@ def flip(sample: Sample) -> Sample:
     width = sample.pixels.shape[1]
     boxes = sample.boxes
     boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
-    return replace(sample, pixels=sample.pixels[:, ::-1], boxes=boxes, masks=sample.masks[:, :, ::-1])
+    return replace(
+        sample, pixels=sample.pixels[:, ::-1], boxes=boxes, masks=InstanceMasks.of(sample.masks).mirrored()
+    )
 
 
 def jitter_scale(sample: Sample, rng: Generator, scales: tuple[float, float], side: int) -> Sample:
@@ -54,14 +58,18 @@ def jitter_scale(sample: Sample, rng: Generator, scales: tuple[float, float], si
     left, top = (int(rng.integers(min(0, s), max(0, s) + 1)) for s in slack)
     canvas = np.empty((side, side, 3), np.uint8)
     canvas[:] = FILL
-    masks = np.zeros((len(sample.masks), side, side), np.uint8)
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + size[0], side), min(top + size[1], side)
     canvas[y0:y1, x0:x1] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
-    for mask, before in zip(masks, sample.masks, strict=True):
+
+    def place(before: NDArray[np.uint8]) -> NDArray[np.uint8]:
         scaled = np.asarray(
             Image.fromarray(np.ascontiguousarray(before)).resize(size, Image.Resampling.NEAREST)
         )
+        mask = np.zeros((side, side), np.uint8)
         mask[y0:y1, x0:x1] = scaled[y0 - top : y1 - top, x0 - left : x1 - left]
+        return mask
+
+    masks = InstanceMasks.of(sample.masks).map(place, (side, side))
     return _keep_visible(replace(sample, pixels=canvas, masks=masks))
 
 
@@ -78,19 +86,18 @@ def copy_paste(sample: Sample, other: Sample, rng: Generator) -> Sample:
     chosen = np.flatnonzero(rng.random(len(other.masks)) < rng.uniform(0, 1))
     if not len(chosen):
         return sample
-    new = other.masks[chosen]
-    cover: NDArray[np.bool_] = np.asarray(new.any(axis=0))  # [H, W]
+    new = InstanceMasks.of(other.masks)[chosen]
+    cover = new.union()  # [H, W]
     pixels = np.where(cover[..., None], other.pixels, sample.pixels)
-    masks = np.concatenate([sample.masks * ~cover, new]).astype(np.uint8)
+    below = InstanceMasks.of(sample.masks).map(lambda mask: mask * ~cover, new.size)
+    masks = InstanceMasks([*below.crops, *new.crops], new.size)
     labels = np.concatenate([sample.labels, other.labels[chosen]])
     return _keep_visible(replace(sample, pixels=pixels, labels=labels, masks=masks))
 
 
 def _keep_visible(sample: Sample) -> Sample:
     """Drop objects that are no longer visible, and fit the boxes of the others to their masks."""
-    kept = [n for n, mask in enumerate(sample.masks) if int(mask.sum()) >= MIN_PIXELS]
-    boxes = np.zeros((len(kept), 4), np.float32)
-    for row, n in enumerate(kept):
-        ys, xs = np.flatnonzero(sample.masks[n].any(1)), np.flatnonzero(sample.masks[n].any(0))
-        boxes[row] = xs[0], ys[0], xs[-1] + 1, ys[-1] + 1
-    return replace(sample, boxes=boxes, labels=sample.labels[kept], masks=sample.masks[kept], visibility=None)
+    masks = InstanceMasks.of(sample.masks)
+    kept = np.flatnonzero(masks.areas() >= MIN_PIXELS)
+    masks = masks[kept]
+    return replace(sample, boxes=masks.boxes(), labels=sample.labels[kept], masks=masks, visibility=None)

@@ -10,9 +10,10 @@ import numpy as np
 from model.data import Category, DatasetError, Sample
 from model.data.labels import MISSING_FILE, first_of_each, read_labels
 from model.data.layout import Place, locate
+from model.data.masks import InstanceMasks, MaskCrop
 from model.data.photos import read_pixels
-from model.data.segmentation import measure, to_bitmap, to_rle
-from model.data.tally import Tally, tally
+from model.data.segmentation import measure, to_rle
+from model.data.tally import Tally, digest, tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -70,42 +71,42 @@ class CocoFolder:
         """(height, width) as annotated, or as the image is where the labels do not say it."""
         return self._images[index].found_size
 
-    def tally(self) -> Tally:
-        """What can be learned from it, and what was left out."""
-        return tally(self._labels, boxes=self._boxes)
+    @property
+    def has_outlines(self) -> bool:
+        """Whether any object has one, so that masks can be measured."""
+        return any(annotation.segmentation for image in self._images for annotation in image.annotations)
+
+    def tally(self, *, boxes: bool | None = None) -> Tally:
+        """What can be learned from it, and what was left out. boxes: learn those alone, by default as opened."""
+        return tally(self._labels, boxes=self._boxes if boxes is None else boxes)
+
+    def digest(self) -> str:
+        """A hash of everything that is learned from: changed labels have another one."""
+        return digest(self._labels)
 
     def __getitem__(self, index: int) -> Sample:
         """Image `index` with its objects; those without any area, and crowds, are left out. Raises DatasetError."""
         size = self.size(index)
         pixels = read_pixels(self.file(index), size)
-        boxes, labels, masks = [], [], []
+        labels, crops = [], []
         for annotation in self._images[index].annotations:
-            if annotation.crowd:
-                continue
-            mask = self._mask(annotation, size)
-            if mask is None or not mask.any():
-                continue
-            ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            boxes.append([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])
-            labels.append(annotation.category_id)
-            masks.append(mask)
-        return Sample(
-            self._images[index].id,
-            pixels,
-            np.array(boxes, np.float32).reshape(-1, 4),
-            np.array(labels, np.int64),
-            np.array(masks, np.uint8).reshape(-1, *size),
-        )
+            crop = None if annotation.crowd else self._crop(annotation, size)
+            if crop is not None and crop.bitmap.size:
+                labels.append(annotation.category_id)
+                crops.append(crop)
+        masks = InstanceMasks(crops, size)
+        return Sample(self._images[index].id, pixels, masks.boxes(), np.array(labels, np.int64), masks)
 
-    def _mask(self, annotation: Annotation, size: tuple[int, int]) -> np.ndarray | None:
-        mask = to_bitmap(annotation.segmentation, size)
-        if mask is not None or not self._boxes or annotation.box is None:
-            return mask
+    def _crop(self, annotation: Annotation, size: tuple[int, int]) -> MaskCrop | None:
+        rle = to_rle(annotation.segmentation, size)
+        if rle is not None:
+            return MaskCrop.from_rle(rle)
+        if not self._boxes or annotation.box is None:
+            return None
         x, y, width, height = annotation.box
-        mask = np.zeros(size, np.uint8)
-        left, top = max(0, round(x)), max(0, round(y))
-        mask[top : max(0, round(y + height)), left : max(0, round(x + width))] = 1
-        return mask
+        left, right = (min(max(0, round(v)), size[1]) for v in (x, x + width))
+        top, bottom = (min(max(0, round(v)), size[0]) for v in (y, y + height))
+        return MaskCrop(left, top, np.ones((bottom - top, right - left), np.uint8))
 
     def annotations(self, sample: Sample) -> list[dict[str, Any]]:
         """What the file says of the image, crowds included, as COCO's evaluation needs it.

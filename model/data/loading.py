@@ -15,13 +15,16 @@ from torch.utils.data import Dataset as TorchDataset
 
 from model.data import DatasetError
 from model.data.augment import copy_paste, flip, jitter_scale
+from model.data.masks import InstanceMasks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
     from model.data import Dataset, Sample
+
+    InputSize = Callable[[int, int, int], tuple[int, int]]
 
 # Batches hold images of like shape, because a batch is padded to its largest height and width. Bounds of
 # width / height, after torchvision's reference recipe (k = 3: seven groups between 1:2 and 2:1).
@@ -35,7 +38,9 @@ class Batch:
     step: int
     image_ids: list[int]
     images: list[Tensor]  # each [3, H, W] uint8
-    targets: list[dict[str, Tensor]]  # boxes [N, 4] float32, labels [N] int64, masks [N, H, W] uint8
+    targets: list[
+        dict[str, Tensor]
+    ]  # boxes [N, 4] float32, labels [N] int64, masks [N, h, w] uint8, see `batches`
     names: list[str]  # what to call each image in a message
     places: list[int]  # of each image in the batch that all processes share
     unreadable: list[str]  # images that others took the place of, and why
@@ -46,7 +51,7 @@ class Schedule:
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int, first: int, steps: int) -> None:
         self.batch_size, self.seed, self.first, self.steps = batch_size, seed, first, steps
-        aspects = np.array([w / h for h, w in (dataset.size(i) for i in range(len(dataset)))])
+        aspects = np.array([_aspect(dataset, index) for index in range(len(dataset))])
         self.groups = np.searchsorted(_ASPECT_BOUNDS, aspects)
         self.per_epoch = -(-len(dataset) // batch_size)
 
@@ -78,6 +83,15 @@ class Schedule:
         rest = [index for key in sorted(waiting) for index in waiting[key]]
         batches += [rest[n : n + self.batch_size] for n in range(0, len(rest), self.batch_size)]
         return [batches[n] for n in rng.permutation(len(batches)).tolist()]
+
+
+def _aspect(dataset: Dataset, index: int) -> float:
+    """Width / height; 1 for an image whose header is damaged, which another takes the place of."""
+    try:
+        height, width = dataset.size(index)
+    except DatasetError:
+        return 1.0
+    return width / height
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +126,16 @@ class _Share:
 class _Augmented(TorchDataset[dict[str, Any]]):
     """Samples as tensors; what happens to one is a function of the seed, the step and its number."""
 
-    def __init__(self, dataset: Dataset, label_of: dict[int, int], seed: int, changes: Augmentation) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        label_of: dict[int, int],
+        seed: int,
+        changes: Augmentation,
+        input_size: InputSize | None,
+    ) -> None:
         self.dataset, self.label_of, self.seed, self.changes = dataset, label_of, seed, changes
+        self.input_size = input_size
 
     def __getitem__(self, key: tuple[int | None, int, int]) -> dict[str, Any]:
         index, step, place = key
@@ -144,11 +166,14 @@ class _Augmented(TorchDataset[dict[str, Any]]):
             "target": {
                 "boxes": torch.from_numpy(np.ascontiguousarray(sample.boxes)).reshape(-1, 4),
                 "labels": torch.tensor([self.label_of[n] for n in sample.labels.tolist()], dtype=torch.int64),
-                "masks": torch.from_numpy(
-                    sample.masks.copy()
-                ),  # an empty view keeps its negative strides otherwise
+                "masks": InstanceMasks.of(sample.masks).resize(self._size(sample, step)),
             },
         }
+
+    def _size(self, sample: Sample, step: int) -> tuple[int, int]:
+        """(height, width) that the network takes the image at, or its own."""
+        height, width = int(sample.pixels.shape[0]), int(sample.pixels.shape[1])
+        return (height, width) if self.input_size is None else self.input_size(step, height, width)
 
     def _readable(self, index: int, unreadable: list[str]) -> tuple[Sample, int]:
         """Sample `index`, or the next one that can be read: one damaged file must not end a run of days."""
@@ -189,15 +214,28 @@ def batches(
     workers: int = 0,
     changes: Augmentation | None = None,
     share: tuple[int, int] = (0, 1),
+    input_size: InputSize | None = None,
 ) -> Iterator[Batch]:
     """Batches for the steps `first` … `steps` - 1.
 
-    labels: category id → the network's class. workers: processes that render or decode ahead; 0 does it in place.
-    changes: of the samples, by default mirroring as often as `flip`. share: this process's number, and how many there
-    are. An image that cannot be read is replaced by the next; DatasetError if none can.
+    Args:
+        dataset: the images.
+        labels: category id → the network's class.
+        batch_size: images a step.
+        steps: of the whole run.
+        first: the step to begin with.
+        seed: of the order and of all changes.
+        flip: how often images are mirrored, where `changes` says nothing.
+        workers: processes that render or decode ahead; 0 does it in place.
+        changes: of the samples.
+        share: this process's number, and how many there are.
+        input_size: from the step and an image's height and width to the (height, width) that the network resizes it to.
+            Masks come in that size, which is far smaller than that of photos; by default in the image's.
+
+    An image that cannot be read is replaced by the next; DatasetError if none can.
     """
     loader = DataLoader(
-        _Augmented(dataset, labels, seed, changes if changes is not None else Augmentation(flip)),
+        _Augmented(dataset, labels, seed, changes if changes is not None else Augmentation(flip), input_size),
         batch_sampler=_Share(Schedule(dataset, batch_size, seed, first, steps), *share),
         num_workers=workers,
         collate_fn=_collate,

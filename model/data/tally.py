@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -40,8 +42,12 @@ class Tally:
         reasons = self._reasons()
         return text + (f"; left out: {', '.join(reasons)}" if reasons else "")
 
+    def problems(self) -> list[str]:
+        """The images and annotations that cannot be used, by reason."""
+        return [f"{kind} × {count}" for kind, count in self.left_out.items()]
+
     def _reasons(self) -> list[str]:
-        reasons = [f"{kind} × {count}" for kind, count in self.left_out.items()]
+        reasons = self.problems()
         for count, what in (
             (self.crowds, "crowds (iscrowd is 1)"),
             (self.only_boxes, "objects with a box and no outline"),
@@ -51,11 +57,11 @@ class Tally:
                 reasons.append(f"{what} × {count}")
         return reasons
 
-    def refusal(self) -> str | None:
-        """Why there is nothing to train on, and the way out; None if there is something."""
+    def refusal(self, purpose: str = "train") -> str | None:
+        """Why there is nothing to train (or measure) on, and the way out; None if there is something."""
         if self.objects:
             return None
-        told = f"there is nothing to train on: {_count(self.images, 'image')} without any object to learn"
+        told = f"there is nothing to {purpose} on: {_count(self.images, 'image')} without any object to learn"
         if self.only_boxes:
             boxes = _count(self.only_boxes, "object")
             return f"{told}; {boxes} have a box but no outline: --masks none trains on boxes alone"
@@ -114,3 +120,12 @@ def _is_learned(found: Tally, annotation: Annotation, image: LabelledImage, *, b
     else:
         return True
     return False
+
+
+def digest(labels: Labels) -> str:
+    """SHA-256 of the categories, images and annotations that can be used, however the file spells them."""
+    found = hashlib.sha256(json.dumps([(c.id, c.name) for c in labels.categories]).encode())
+    for image in labels.usable():
+        objects = [(a.category_id, a.crowd, a.box, a.segmentation) for a in image.annotations]
+        found.update(json.dumps([image.name, image.size, objects]).encode())
+    return found.hexdigest()

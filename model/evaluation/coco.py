@@ -112,7 +112,7 @@ def evaluate(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
-    masks = engine.model.architecture.mask_convs > 0
+    masks = engine.model.architecture.mask_convs > 0 and getattr(dataset, "has_outlines", True)
     confusion = Confusion(dataset.categories)
     matching = Matching()
     cityscapes = CityscapesAp() if isinstance(dataset, Cityscapes) and masks else None

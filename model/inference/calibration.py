@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from model.data import DatasetError
 from model.inference.features import FeatureExtractor
 from model.inference.preprocess import Preprocessor
 from model.kernels.convolution import Conv, Format, Layer
@@ -95,10 +97,11 @@ def _range_of(x: Tensor) -> tuple[float, float]:
 
 
 def sample_images(dataset: Dataset) -> Iterator[np.ndarray]:
-    """At most IMAGES of a dataset's images, evenly spread: [H, W, 3] uint8 each."""
+    """At most MAX_IMAGES of a dataset's images, evenly spread, without damaged ones: [H, W, 3] uint8 each."""
     count = min(MAX_IMAGES, len(dataset))
     for n in range(count):
-        yield dataset[n * len(dataset) // count].pixels
+        with contextlib.suppress(DatasetError):
+            yield dataset[n * len(dataset) // count].pixels
 
 
 @torch.inference_mode()

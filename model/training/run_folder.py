@@ -65,6 +65,9 @@ def record_settings(run: Path, model: model_file.Model, recipe: Recipe, *, write
         "architecture": model.architecture.to_dict(),
         "categories": [asdict(category) for category in model.categories],
         "data": model.training.get("data"),
+        "labels": model.training.get("labels"),
+        "validation": model.training.get("validation"),
+        "validation labels": model.training.get("validation_labels"),
         "backgrounds": model.training.get("backgrounds"),
         "initial": model.training.get("initial"),
         "backbone": model.training.get("backbone"),
@@ -94,12 +97,14 @@ def record_settings(run: Path, model: model_file.Model, recipe: Recipe, *, write
                 for key, value in settings["recipe"].items()
                 if before["recipe"].get(key, value) != value
             ]
-        whole = ("architecture", "categories", "data", "backgrounds", "initial", "backbone")
+        whole = ("architecture", "categories", "data", "labels", "backgrounds", "initial", "backbone")
         changed += [f"the {key}" for key in whole if before.get(key, settings[key]) != settings[key]]
+        # A validation may be added or left out, but the best score of one says nothing about another.
+        for key in ("validation", "validation labels"):
+            if None not in (before.get(key), settings[key]) and before[key] != settings[key]:
+                changed.append(f"the {key}")
         if changed:
-            raise TrainingError(
-                f"{run} holds a run with other settings ({', '.join(changed)}); choose another folder"
-            )
+            raise TrainingError(f"{run} holds a run with other settings ({', '.join(changed)}); {remedy}")
     if write:
         _write_json(path, settings)
 

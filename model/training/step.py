@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.functional import interpolate
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.kernels.roi_align import PyramidRoIAlign
@@ -83,6 +84,7 @@ def start(
         network.transform = SharedTransform(network.transform, group)
         if torch.device(device).type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    keep_resized_masks(network.transform)
     network.to(device, _dtype(recipe)).to(memory_format=torch.channels_last).train()
     freeze(network, recipe.frozen_stages)
     trained = [p for p in network.parameters() if p.requires_grad]
@@ -135,14 +137,8 @@ def step(
     """
     network: Any = state.network
     _seed(network, recipe, batch)
-    if recipe.jitter:
-        # The canvas keeps its size.
-        network.transform.min_size, network.transform.max_size = (recipe.jitter_side,), recipe.jitter_side
-    else:
-        generator = torch.Generator().manual_seed(_step_seed(recipe, batch.step))
-        sizes = recipe.sizes(batch.step)
-        size = sizes[int(torch.randint(len(sizes), (), generator=generator))]
-        network.transform.min_size, network.transform.max_size = (size,), recipe.max_size
+    shorter, longer = InputSize(recipe).limits(batch.step)
+    network.transform.min_size, network.transform.max_size = (shorter,), longer
     for parameters in state.optimizer.param_groups:
         parameters["lr"] = recipe.rate(batch.step)
     part, total, losses = _losses(network, batch, recipe, device, group, autocast=autocast)
@@ -189,6 +185,49 @@ def _to_float32(_module: nn.Module, _inputs: object, output: Any) -> Any:
 def _dtype(recipe: Recipe) -> torch.dtype:
     """The type of the weights, and of everything that autocast leaves as it is."""
     return torch.float64 if recipe.precision == "float64" else torch.float32
+
+
+@dataclass(frozen=True, slots=True)
+class InputSize:
+    """What the images of a step are resized to: a function of the recipe and the step's number alone.
+
+    Workers resize masks by it, so that those of large photos are small before they are bitmaps.
+    """
+
+    recipe: Recipe
+
+    def limits(self, step: int) -> tuple[int, int]:
+        """The shorter side to resize to, and the limit of the longer one, in pixels."""
+        if self.recipe.jitter:
+            # The canvas keeps its size.
+            return self.recipe.jitter_side, self.recipe.jitter_side
+        generator = torch.Generator().manual_seed(_step_seed(self.recipe, step))
+        sizes = self.recipe.sizes(step)
+        return sizes[int(torch.randint(len(sizes), (), generator=generator))], self.recipe.max_size
+
+    def __call__(self, step: int, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of an image after torchvision's transform has resized it."""
+        shorter, longer = self.limits(step)
+        scale = min(shorter / min(height, width), longer / max(height, width))
+        return int(height * scale), int(width * scale)
+
+
+def keep_resized_masks(transform: Any) -> None:
+    """Make torchvision's transform leave masks alone that have the size of the resized image already."""
+    resize = transform.resize
+
+    def resize_image_and_boxes(
+        image: Tensor, target: dict[str, Tensor] | None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        masks = target.pop("masks", None) if target is not None else None
+        image, target = resize(image, target)
+        if target is not None and masks is not None:
+            if masks.shape[-2:] != image.shape[-2:]:
+                masks = interpolate(masks[:, None].float(), size=image.shape[-2:])[:, 0].byte()
+            target["masks"] = masks
+        return image, target
+
+    transform.resize = resize_image_and_boxes
 
 
 def _step_seed(recipe: Recipe, step: int) -> int:

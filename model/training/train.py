@@ -24,7 +24,7 @@ from model.training.run_folder import (
     record_settings,
     save_checkpoint,
 )
-from model.training.step import TERMS, State, start, step, uses_bfloat16
+from model.training.step import TERMS, InputSize, State, start, step, uses_bfloat16
 from model.zoo import model_file
 
 if TYPE_CHECKING:
@@ -86,6 +86,11 @@ def train(
     validates = validate is not None and recipe.validate_every > 0
     result = run / (BEST if validates else LAST)
     if state.stopped or state.step >= recipe.steps:
+        if group.first:
+            log.warning(
+                "%s: nothing is trained, the run is over after %d steps; give more --steps, or another --out",
+                run, state.step,
+            )  # fmt: skip
         return result
     if group.first:
         record_environment(run, device, group.world)
@@ -101,6 +106,7 @@ def train(
         workers=recipe.workers,
         changes=Augmentation(recipe.flip, jitter, recipe.jitter_side, recipe.copy_paste),
         share=(group.rank, group.world),
+        input_size=InputSize(recipe),
     )
     autocast = uses_bfloat16(recipe.precision, device)
     run_log = RunLog(run, state.step) if group.first else None
@@ -138,13 +144,14 @@ def train(
 def _validate(state: State, validate: Callable[[Path, int], float], recipe: Recipe, run: Path) -> float:
     """Validate the weights file of this step, copy it if it is the best so far, and return its score."""
     score = validate(run / LAST, state.step)
-    if score > state.best or not (run / BEST).exists():
-        state.best, state.validations_since_best = score, 0
+    better = score > state.best
+    state.validations_since_best = 0 if better else state.validations_since_best + 1
+    # Of models with the same score, above all 0, the later one: the first is hardly trained.
+    if score >= state.best or not (run / BEST).exists():
+        state.best = max(state.best, score)
         part = run / f"{BEST}.part"
         shutil.copyfile(run / LAST, part)
         part.replace(run / BEST)
-    else:
-        state.validations_since_best += 1
     state.stopped = 0 < recipe.patience <= state.validations_since_best
     return score
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from maskserve.server import REQUIRED
+from model.data.shapes import Shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -182,32 +183,13 @@ def test_a_foreign_module_called_model_is_not_mistaken_for_the_engines(
     assert "a module called 'model' is loaded already" in done.stderr.splitlines()[-1]
 
 
-CHILDREN = """
-import multiprocessing, subprocess, sys
-from maskserve.server import make_importable
-
-if __name__ == "__main__":
-    make_importable()
-    code = "__import__('model.masks.rle').__file__"
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        print(pool.apply(eval, [code]))
-    print(subprocess.check_output([sys.executable, "-c", f"print({code})"], text=True), end="")
-"""
-
-
-def test_child_processes_find_the_code(with_server: Path, tmp_path: Path) -> None:
-    """As workers that read training images are started, and programs."""
-    (tmp_path / "children.py").write_text(CHILDREN)
-    done = run(with_server / "python", "children.py", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 2
-    assert all(Path(line).is_relative_to(with_server.parent) for line in done.stdout.splitlines())
-
-
-def test_torchrun_starts_the_installed_command(with_server: Path, tmp_path: Path) -> None:
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "1", "--standalone"]
+def test_processes_that_the_installed_command_starts_find_the_code(with_server: Path, tmp_path: Path) -> None:
+    """Training reads images in workers of its own."""
+    Shapes(seed=3, length=2, sides=(64, 96)).export(tmp_path / "scenes")
     done = run(
-        with_server / "python", *torchrun, "-m", "maskserve", "--version", cwd=tmp_path, OMP_NUM_THREADS="1"
-    )
+        with_server / "maskserve", "train", "--data", "scenes", "--out", "out", "--steps", "1", "--batch-size", "1",
+        "--workers", "1", "--sizes", "64", "--rois", "8",
+        cwd=tmp_path, OMP_NUM_THREADS="1",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert f"maskserve {PROJECT['project']['version']}" in done.stdout
+    assert (tmp_path / "out" / "model.safetensors").exists()

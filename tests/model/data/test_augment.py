@@ -62,7 +62,7 @@ def test_pasted_objects_hide_what_is_below_them() -> None:
     made = copy_paste(below, above, rng)
     while len(made.labels) == 1:  # it pastes a random part of the objects, here all or none
         made = copy_paste(below, above, rng)
-    assert made.masks.sum((1, 2)).tolist() == [200, 400]
+    assert np.asarray(made.masks).sum((1, 2)).tolist() == [200, 400]
     assert made.boxes.tolist() == [[10, 10, 20, 30], [20, 10, 40, 30]]
     assert not (made.masks[0] & made.masks[1]).any()
     assert (made.pixels[made.masks[1].astype(bool)] == 90).all()
@@ -71,7 +71,7 @@ def test_pasted_objects_hide_what_is_below_them() -> None:
 def test_object_that_is_covered_all_over_is_gone() -> None:
     rng = np.random.default_rng(3)
     below, above = painted((10, 10, 10)), painted((5, 5, 30), colour=90)
-    counts = {tuple(copy_paste(below, above, rng).masks.sum((1, 2)).tolist()) for _ in range(20)}
+    counts = {tuple(np.asarray(copy_paste(below, above, rng).masks).sum((1, 2)).tolist()) for _ in range(20)}
     assert counts == {(100,), (900,)}
 
 

@@ -45,7 +45,7 @@ def test_polygon_becomes_mask_box_and_label(write):
     assert sample.image_id == 7
     assert sample.pixels.shape == (40, 60, 3)
     assert sample.masks.shape == (1, 40, 60)
-    assert sample.masks.sum() == 100
+    assert sample.masks.areas().sum() == 100
     assert sample.boxes.tolist() == [[10, 10, 20, 20]]
     assert sample.labels.tolist() == [5]
 
@@ -169,4 +169,4 @@ def test_real_coco_annotations_are_read():
         truth = [a for a in folder.annotations(sample) if not a["iscrowd"]]
         assert len(sample.labels) == len(truth)
         areas = [a["area"] for a in truth]
-        assert np.allclose(sample.masks.sum((1, 2)), areas, rtol=0.15, atol=30)
+        assert np.allclose(sample.masks.areas(), areas, rtol=0.15, atol=30)

@@ -1,0 +1,158 @@
+"""The masks of one image, each kept as the part inside its box, so that memory grows with objects and not with pixels.
+
+A photo of 12 megapixels with 200 objects would take 2.4 GB as bitmaps of the whole image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, overload
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+from model.masks.rle import decompress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class MaskCrop:
+    """The part of one mask inside its box."""
+
+    left: int  # of the first column, pixels of the image
+    top: int  # of the first row
+    bitmap: NDArray[np.uint8]  # [h, w], 0 or 1; no sides where the mask is empty
+
+    @classmethod
+    def from_bitmap(cls, bitmap: NDArray[Any], left: int = 0, top: int = 0) -> Self:
+        """The smallest crop that has everything of a bitmap [H, W] whose first pixel is at `left`, `top`."""
+        ys, xs = np.flatnonzero(bitmap.any(1)), np.flatnonzero(bitmap.any(0))
+        if not len(ys):
+            return cls(left, top, np.zeros((0, 0), np.uint8))
+        crop = bitmap[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
+        return cls(left + int(xs[0]), top + int(ys[0]), np.array(crop != 0, np.uint8))
+
+    @classmethod
+    def from_rle(cls, rle: Mapping[str, Any]) -> Self:
+        """The crop of compressed COCO run lengths; only the columns that the mask touches are painted."""
+        counts = rle["counts"]
+        runs = decompress(counts.encode("ascii") if isinstance(counts, str) else counts)
+        ends = np.cumsum(runs)
+        starts, stops = ends[:-1:2], ends[1::2]
+        starts, stops = starts[stops > starts], stops[stops > starts]
+        if not len(starts):
+            return cls(0, 0, np.zeros((0, 0), np.uint8))
+        height = int(rle["size"][0])
+        left, right = int(starts[0]) // height, (int(stops[-1]) - 1) // height
+        edges = np.stack([starts, stops], 1).reshape(-1) - left * height
+        lengths = np.diff(edges, prepend=0, append=(right + 1 - left) * height)
+        painted = np.repeat(np.arange(len(lengths), dtype=np.uint8) & 1, lengths)
+        return cls.from_bitmap(painted.reshape(-1, height).T, left)
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom edge, pixels of the image."""
+        height, width = self.bitmap.shape
+        return self.left, self.top, self.left + width, self.top + height
+
+
+class InstanceMasks(Sequence["NDArray[np.uint8]"]):
+    """N masks of one image; as a sequence or an array it is [N, H, W] uint8, made when it is asked for."""
+
+    def __init__(self, crops: Iterable[MaskCrop], size: tuple[int, int]) -> None:
+        """size: (height, width) of the image, pixels."""
+        self.crops, self.size = list(crops), size
+
+    @classmethod
+    def of(cls, masks: NDArray[Any] | InstanceMasks) -> InstanceMasks:
+        """The same masks, cropped. masks: [N, H, W], whatever is not zero is foreground."""
+        if isinstance(masks, InstanceMasks):
+            return masks
+        return cls(map(MaskCrop.from_bitmap, masks), (masks.shape[1], masks.shape[2]))
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
+    @overload
+    def __getitem__(self, index: slice | Sequence[int] | NDArray[Any]) -> InstanceMasks: ...
+    def __getitem__(self, index: Any) -> NDArray[np.uint8] | InstanceMasks:
+        """One mask as a bitmap [H, W]; or several, by a slice, their numbers, or a truth value for each."""
+        if isinstance(index, int | np.integer):
+            return self._bitmap(self.crops[index])
+        chosen = np.arange(len(self.crops))[index]
+        return InstanceMasks([self.crops[n] for n in chosen.tolist()], self.size)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        dense = np.zeros(self.shape, np.uint8)
+        for bitmap, crop in zip(dense, self.crops, strict=True):
+            self._paint(bitmap, crop)
+        return dense if dtype is None else dense.astype(dtype)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, height, width)."""
+        return len(self.crops), *self.size
+
+    def boxes(self) -> NDArray[np.float32]:
+        """[N, 4] xyxy, pixels."""
+        return np.array([crop.box for crop in self.crops], np.float32).reshape(-1, 4)
+
+    def areas(self) -> NDArray[np.int64]:
+        """[N] pixels."""
+        return np.array([int(crop.bitmap.sum()) for crop in self.crops], np.int64)
+
+    def mirrored(self) -> InstanceMasks:
+        """Left and right exchanged."""
+        width = self.size[1]
+        flipped = [MaskCrop(width - crop.box[2], crop.top, crop.bitmap[:, ::-1]) for crop in self.crops]
+        return InstanceMasks(flipped, self.size)
+
+    def map(
+        self, change: Callable[[NDArray[np.uint8]], NDArray[Any]], size: tuple[int, int]
+    ) -> InstanceMasks:
+        """Each mask's bitmap [H, W] changed, one at a time. size: (height, width) of what `change` makes."""
+        return InstanceMasks((MaskCrop.from_bitmap(change(bitmap)) for bitmap in self), size)
+
+    def union(self) -> NDArray[np.bool_]:
+        """[H, W]: where any of them is."""
+        found = np.zeros(self.size, np.bool_)
+        for crop in self.crops:
+            x0, y0, x1, y1 = crop.box
+            found[y0:y1, x0:x1] |= crop.bitmap != 0
+        return found
+
+    def resize(self, size: tuple[int, int]) -> torch.Tensor:
+        """[N, h, w] uint8 of another size (height, width), by the nearest pixel, as torch's `interpolate` does it."""
+        found = torch.zeros((len(self.crops), *size), dtype=torch.uint8)
+        rows, columns = (_nearest(before, after) for before, after in zip(self.size, size, strict=True))
+        for mask, crop in zip(found.numpy(), self.crops, strict=True):
+            x0, y0, x1, y1 = crop.box
+            top, bottom = np.searchsorted(rows, (y0, y1))
+            left, right = np.searchsorted(columns, (x0, x1))
+            part = np.ix_(rows[top:bottom] - y0, columns[left:right] - x0)
+            mask[top:bottom, left:right] = crop.bitmap[part]
+        return found
+
+    def _bitmap(self, crop: MaskCrop) -> NDArray[np.uint8]:
+        bitmap = np.zeros(self.size, np.uint8)
+        self._paint(bitmap, crop)
+        return bitmap
+
+    def _paint(self, bitmap: NDArray[np.uint8], crop: MaskCrop) -> None:
+        x0, y0, x1, y1 = crop.box
+        bitmap[y0:y1, x0:x1] = crop.bitmap
+
+
+def _nearest(before: int, after: int) -> NDArray[np.int64]:
+    """[after]: which of `before` pixels each pixel of another size takes; ascending."""
+    numbers = torch.arange(before, dtype=torch.float32).reshape(1, 1, before, 1)
+    resized = interpolate(numbers, size=(after, 1))
+    return resized.reshape(-1).to(torch.int64).numpy()

@@ -1,0 +1,61 @@
+"""Masks kept as crops are the same masks, and take memory by objects and not by pixels."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from torch.nn.functional import interpolate
+
+from model.data.masks import InstanceMasks, MaskCrop
+
+
+def blobs(count: int, size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    """[count, H, W] random masks: rectangles with holes, some at the border, one empty, one everywhere."""
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((count, *size), np.uint8)
+    for mask in masks:
+        y, x = (int(rng.integers(0, side)) for side in size)
+        part = mask[y : y + int(rng.integers(1, 20)), x : x + int(rng.integers(1, 20))]
+        part[:] = rng.random(part.shape) < 0.7
+    masks[0], masks[1] = 0, 1
+    return masks
+
+
+@pytest.mark.parametrize("size", [(40, 60), (1, 50), (50, 1), (33, 31)])
+def test_crops_are_the_masks_that_they_came_from(size: tuple[int, int]) -> None:
+    masks = blobs(12, size)
+    rles = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
+    for kept in (InstanceMasks.of(masks), InstanceMasks(map(MaskCrop.from_rle, rles), size)):
+        assert np.array_equal(np.asarray(kept), masks)
+        assert kept.shape == masks.shape
+        assert kept.areas().tolist() == masks.sum((1, 2)).tolist()
+        assert np.array_equal(kept.union(), masks.any(0))
+        assert np.array_equal(np.asarray(kept.mirrored()), masks[:, :, ::-1])
+        assert np.array_equal(np.asarray(kept[2:5]), masks[2:5])
+        assert np.array_equal(np.asarray(kept[np.array([4, 1])]), masks[[4, 1]])
+        assert all(np.array_equal(ours, theirs) for ours, theirs in zip(kept, masks, strict=True))
+    x0, y0, x1, y1 = kept.boxes()[1].tolist()
+    assert (x0, y0, x1, y1) == (0, 0, size[1], size[0])
+
+
+@pytest.mark.parametrize("size", [(20, 30), (40, 60), (97, 131), (39, 7), (1, 1)])
+def test_masks_are_resized_as_torchvision_resizes_them_for_training(size: tuple[int, int]) -> None:
+    masks = blobs(12, (40, 60))
+    theirs = interpolate(torch.from_numpy(masks)[:, None].float(), size=size)[:, 0].byte()
+    assert torch.equal(InstanceMasks.of(masks).resize(size), theirs)
+    assert InstanceMasks([], (40, 60)).resize(size).shape == (0, *size)
+
+
+def test_resizing_takes_no_bitmap_of_the_whole_image() -> None:
+    size = (3000, 4000)
+    crops = [MaskCrop(20 * n, 15 * n, np.ones((100, 100), np.uint8)) for n in range(190)]
+    tracemalloc.start()
+    made = InstanceMasks(crops, size).resize((300, 400))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert made.shape == (190, 300, 400)
+    assert peak < 20e6  # the bitmaps would take 2.3 GB
