@@ -218,7 +218,9 @@ def segment(
         output = Output(out, file_format, overlay_dir, as_json, ids)
         raise typer.Exit(run(images, parameters, connection, output))
     if out or overlay_dir or ids:
-        raise typer.BadParameter("--out, --ids and --overlay-dir need --url; without it, use --json and --overlay.")
+        raise typer.BadParameter(
+            "--out, --ids and --overlay-dir need --url; without it, use --json and --overlay."
+        )
     settings = read_settings(model=model, device=device, precision=precision)
     from app.commands.segment_files import run as run_here  # noqa: PLC0415 - imports torch
 

@@ -72,7 +72,9 @@ def run_evaluation(
     try:
         engine = Engine.load(model, device=device, precision=precision, weights_folder=weights_folder)
         dataset = open_evaluation_data(source.data, source, boxes=engine.model.architecture.mask_convs == 0)
-        check_evaluation_data(dataset, engine.model.categories, loose_names=source.loose_names)
+        names = engine.model.categories
+        for line in check_evaluation_data(dataset, names, loose_names=source.loose_names):
+            typer.echo(line, err=True)
         samples: list[tuple[Sample, Instances]] = []
         evaluation = evaluate_with_progress(engine, dataset, samples)
         if plots is not None:

@@ -13,7 +13,7 @@ import torch
 import typer
 from rich.progress import MofNCompleteColumn, TextColumn
 
-from app.commands.datasets import announce_training_data, check_evaluation_data, label_digests
+from app.commands.datasets import check_evaluation_data, describe_training_data, label_digests
 from app.commands.evaluate import missing_packages, open_evaluation_data
 from app.commands.report import report, validate
 from app.commands.source import SHAPES, Source
@@ -103,11 +103,12 @@ def run_training(
         if boxes and network.masks != "none":
             # The model to start from has no masks.
             dataset = open_training_data(source, boxes=True)
-        announce_training_data(dataset)
+        notices = describe_training_data(dataset)
         facts |= label_digests(labels=dataset)
         validation = None if on is None else open_evaluation_data(on, source, boxes=boxes)
         if validation is not None:
-            check_evaluation_data(validation, dataset.categories, loose_names=source.loose_names)
+            names = dataset.categories
+            notices += check_evaluation_data(validation, names, loose_names=source.loose_names)
             facts |= label_digests(validation_labels=validation)
         name = SHAPES if source.is_shapes else out.name
         model = model_file.describe(name, architecture, dataset.categories, training=facts | origin)
@@ -122,7 +123,10 @@ def run_training(
             raise TrainingError("--validate-every needs --validation, the data to validate on")
         group, device = join(device)
         final = replace(final, **given)
+        final.check()
         with claim(out) if group.first else nullcontext():
+            if group.first:
+                typer.echo("\n".join(notices), err=True, nl=bool(notices))
             path = run_with_progress(
                 dataset, model, final, out, device, initial=initial, validation=validation, group=group
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -147,9 +147,10 @@ def test_image_that_is_damaged_while_the_run_goes_on_ends_nothing(
     Shapes(seed=3, length=4, sides=(64, 96)).export(tmp_path)
     first = min((tmp_path / "images").iterdir())
 
-    def check_and_damage(*arguments: object, **options: object) -> None:
-        check_evaluation_data(*arguments, **options)  # type: ignore[arg-type]
+    def check_and_damage(*arguments: Any, **options: Any) -> list[str]:
+        lines = check_evaluation_data(*arguments, **options)
         cut(first, np.random.default_rng(0))
+        return lines
 
     check_evaluation_data = cli_train.check_evaluation_data
     monkeypatch.setattr(cli_train, "check_evaluation_data", check_and_damage)
