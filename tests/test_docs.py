@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -105,3 +106,15 @@ def test_the_workflow_runs_what_ci_runs() -> None:
     steps = workflow["jobs"]["test"]["steps"]
     assert steps[-1] == {"run": ".ci/run"}
     assert (ROOT / ".ci/run").read_text().splitlines()[-1] == "exec make test"
+
+
+@pytest.mark.parametrize(
+    ("file", "schema"),
+    [
+        (".github/workflows/ci.yml", "vendor.github-workflows"),
+        ("CITATION.cff", "vendor.citation-file-format"),
+    ],
+)
+def test_files_that_others_read_match_their_schemas(file: str, schema: str) -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, str(ROOT / file)]
+    assert subprocess.run(command, check=False).returncode == 0

@@ -6,6 +6,10 @@ import asyncio
 import contextlib
 import io
 import json
+import signal
+import socket
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -18,6 +22,8 @@ from typer.testing import CliRunner
 
 from app.cli.main import cli
 from maskserve import AsyncClient, Client, Result, ServiceError
+
+from .conftest import PATIENCE, ROOT, environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -197,6 +203,20 @@ def test_an_answer_that_is_none_costs_one_image_and_no_traceback(
     assert f"b.jpg: {says}" in result.stderr
     assert "1 of 5 images have no result" in result.stderr
     assert len(list((tmp_path / "drawn").rglob("*.png"))) == 4
+
+
+def test_ctrl_c_ends_a_run_that_waits_for_an_answer(folder: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "maskserve", "segment", "--url", url, folder, "--out", tmp_path / "out"],
+            cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        with silent.accept()[0]:
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert "interrupted; the same command" in said
 
 
 def test_a_run_that_stopped_goes_on_and_tries_again_what_failed(
