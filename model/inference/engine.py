@@ -17,7 +17,6 @@ import torch
 from torch.nn import functional
 
 from model.errors import EngineError, OutOfDeviceMemory, device_error
-from model.importing.importer import load_checkpoint
 from model.inference.cuda_graphs import CudaGraphCache
 from model.inference.devices import find_device, resolve_precision, use_device
 from model.inference.features import FeatureExtractor
@@ -117,6 +116,8 @@ class Engine:
         folder = weights_folder if weights_folder is not None else weights.default_folder()
         path = Path(name).expanduser()
         if path.suffix in model_file.CHECKPOINTS and path.exists():
+            from model.importing.importer import load_checkpoint  # noqa: PLC0415 - models of ours do without
+
             network, model = load_checkpoint(path)
         else:
             network, model = zoo.load(name, folder, runnable=False)

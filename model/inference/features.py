@@ -115,7 +115,7 @@ class _Residual:
             layers.append((block.conv3, block.bn3))
         convs = [form.conv(conv, norm, "relu") for conv, norm in layers]
         self._first, self._last = _Chain(convs[:-1]), convs[-1]
-        # A block of another shape has a convolution on its shortcut. The others sum onto their input, which nobody
+        # A block of another shape has a convolution on its shortcut. The others sum onto their input, which nothing
         # else reads: a stage's output goes on into a block of another shape.
         self._shortcut: Step | None = None
         if block.downsample is not None:

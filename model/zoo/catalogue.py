@@ -63,7 +63,7 @@ def bundled_folder() -> Path:
 
 
 def default_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where downloaded weights belong if nobody says otherwise.
+    """Where downloaded weights belong by default.
 
     The `weights/` of a checkout, else `maskserve/weights` in the user's cache folder (XDG Base Directory
     Specification 0.8: $XDG_CACHE_HOME if it is absolute, else ~/.cache).

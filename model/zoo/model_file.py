@@ -58,7 +58,7 @@ class Model:
     origin: str = ""  # the framework that it was imported from, if it was
     ranges: Ranges = field(default_factory=dict)  # of its activations, for int8; empty if never calibrated
     sha256: str = ""  # of the weights file
-    notice: str | None = None  # something that whoever uses it should be told
+    notice: str | None = None  # a line for the log, /model and the page
 
     def label_ids(self) -> Tensor:
         """[classes] int64: the category id of each of the network's outputs; 0 where there is none (see `labels`)."""

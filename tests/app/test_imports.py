@@ -8,7 +8,7 @@ import sys
 PROGRAM = """
 import sys
 import app.server
-print(*sorted({"torchvision", "torch._dynamo", "sympy", "httpx", "filelock", "tensorboard"} & set(sys.modules)))
+print(*sorted({"torchvision", "torch._dynamo", "sympy", "httpx", "filelock", "yaml", "tensorboard"} & set(sys.modules)))
 """
 
 
