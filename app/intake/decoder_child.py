@@ -128,12 +128,14 @@ class Child:
         return pixels
 
     def kill(self) -> None:
-        """End it, whatever it does; once more is fine. The caller waits for `process`."""
+        """End it, whatever it does; once more is fine. The caller waits for `process`.
+
+        A process that is being connected is not closed here: its end of the socket closes with it, and `connect` learns
+        of that. Closed on this side, the socket would never report it.
+        """
         self.process.kill()
         if self._writer is not None:
             self._writer.close()
-        else:
-            self._socket.close()
 
 
 def _memory_file(size: int) -> Any:
