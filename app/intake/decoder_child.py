@@ -79,9 +79,11 @@ class Child:
         self._view: NDArray[np.uint8] = np.frombuffer(self._shared, np.uint8)
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter | None = None
+        self._connecting = False
 
     async def connect(self) -> None:
         """Return when it can take jobs. Raises DecoderLostError."""
+        self._connecting = True
         self._reader, self._writer = await asyncio.open_connection(sock=self._socket)
         await self.reply()
 
@@ -130,12 +132,13 @@ class Child:
     def kill(self) -> None:
         """End it, whatever it does; once more is fine. The caller waits for `process`.
 
-        A process that is being connected is not closed here: its end of the socket closes with it, and `connect` learns
-        of that. Closed on this side, the socket would never report it.
+        While `connect` is under way the socket is its own: it finds the process gone, and its caller kills once more.
         """
         self.process.kill()
         if self._writer is not None:
             self._writer.close()
+        elif not self._connecting:
+            self._socket.close()
 
 
 def _memory_file(size: int) -> Any:
