@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import uvicorn
 
 from app.http.connections import bounded
+from app.intake.fetch import HostsError
 from app.keys import KeysError
 from app.main import create_app
 from app.observability import logs
@@ -42,13 +43,14 @@ def serve(settings: Settings, load: Callable[[], ServedEngine] | None = None) ->
     log.info("settings: %s", format_settings(settings))
     try:
         listener = listen(settings.host, settings.port)
-    except OSError as error:
-        log.critical("cannot listen on %s port %d: %s", settings.host, settings.port, error.strerror or error)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        log.critical("cannot listen on %s port %d: %s", settings.host, settings.port, reason)
         end_process(1)
     with listener:
         try:
             server = Server(settings, listener, load)
-        except (KeysError, TracingError) as error:
+        except (HostsError, KeysError, TracingError) as error:
             log.critical("%s", error)
             end_process(1)
         server.run(sockets=[listener])
@@ -82,7 +84,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 self.app,
-                http=bounded(settings.header_timeout, settings.max_connections),
+                http=bounded(settings.header_timeout, settings.send_timeout, settings.max_connections),
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -124,6 +124,12 @@ class Settings(BaseSettings):
     body_timeout: float = Field(
         60.0, gt=0, le=3600, description="Seconds that a request's body may take to arrive (408)."
     )
+    send_timeout: float = Field(
+        20.0,
+        gt=0,
+        le=3600,
+        description="Seconds that a client may take to read each 64 KiB of an answer; then it is cut off.",
+    )
     request_timeout: float = Field(
         60.0,
         gt=0,
@@ -167,7 +173,8 @@ class Settings(BaseSettings):
         256 * MEBIBYTE,
         ge=2048,
         le=1024 * 1024 * MEBIBYTE,
-        description="Bytes of bodies that arrive or wait to be decoded; more get 429. At least twice max_upload_bytes.",
+        description="Bytes of bodies that arrive or wait to be decoded; more get 429. At least twice "
+        "max_upload_bytes. As many bytes of answers may wait to be read; beyond that, the slowest reader is cut off.",
     )
     max_connections: int = Field(
         1024,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.http.unsent import ABORT
 from app.problems import HeaderTooLarge, HeaderTooSlow, MalformedRequest, QueueFull, as_bytes
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ SPARE_FILES = (
 )
 LINGERING = 16  # … and connections that were refused and still send, so that they get to read why
 LINGER_SECONDS = 2.0
+# Requests that wait behind one that is being answered. Browsers and HTTP libraries send none ahead.
+MAX_PIPELINED = 32
+# Bytes in a row that are no part of a body: between chunks, or in the trailers after them (RFC 9112, section 7.1.2).
+FRAMING_BYTES = 64 << 10
 
 
 ADDRESS_ADVICE = "Are characters outside ASCII in the address percent-encoded (RFC 3986, section 2.1)?"
@@ -48,13 +53,18 @@ def too_large() -> HeaderTooLarge:
 class Connection(HttpToolsProtocol):
     """uvicorn's connection, with limits."""
 
-    def __init__(self, *, header_seconds: float, max_connections: int, **uvicorns: Any) -> None:
+    def __init__(
+        self, *, header_seconds: float, send_seconds: float, max_connections: int, **uvicorns: Any
+    ) -> None:
         super().__init__(**uvicorns)
         self._header_seconds = header_seconds
+        self._send_seconds = send_seconds
         self._max_connections = max_connections
         self._in_header = True  # what arrives next belongs to a header; also while nothing arrives
         self._header_begun = False
         self._header_bytes = 0
+        # Bytes that came since the last byte of a body.
+        self._framing_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self.refused = False  # it was answered for the last time, and is closed when the client has read that
         self._closing = False  # what it still sends is thrown away
@@ -78,8 +88,9 @@ class Connection(HttpToolsProtocol):
             self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the clock."""
+        """Forget the clock, and requests that were sent ahead."""
         self._stop_timer()
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -91,12 +102,19 @@ class Connection(HttpToolsProtocol):
             if self._header_bytes == 0 and not data.isascii():
                 data = percent_encode_target(data)
             self._header_bytes += len(data)
+        else:
+            self._framing_bytes += len(data)
         super().data_received(data)
         if self._in_header and self._header_bytes > HEADER_BYTES and not self._closing:
             self._refuse(too_large())
+        if self._framing_bytes > FRAMING_BYTES and not self._closing:
+            self.send_400_response("The trailers after the body have no end.")
 
     def on_message_begin(self) -> None:
         """The first byte of a header is there; a connection's first header has had the clock running before."""
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._refuse(QueueFull(f"At most {MAX_PIPELINED} requests may be sent ahead.", retry_after=1))
+            raise _RefusedError
         self._header_begun = True
         if self._timer is None:
             self._start_timer()
@@ -114,16 +132,24 @@ class Connection(HttpToolsProtocol):
         self._in_header = False  # not before, because a path that is none ends the header with an exception
         self._stop_timer()
 
+    def on_body(self, body: bytes) -> None:
+        """Some bytes of a body."""
+        self._framing_bytes = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         """The next thing to arrive is another request's header."""
         super().on_message_complete()
+        self._framing_bytes = 0
         self._in_header = True
         self._header_begun = False
         self._header_bytes = 0
 
     def on_response_complete(self) -> None:
-        """The connection has nothing to do."""
+        """The connection has nothing to do, but for the rest of the answer that waits to be read."""
         self.quiet_since = self.loop.time()
+        if self.transport.get_write_buffer_size():
+            self.loop.call_later(self._send_seconds, self._abort_unless_read)
         super().on_response_complete()
         if self._pending_error is not None and not self.busy and not self.transport.is_closing():
             self._send_error_and_close(self._pending_error)
@@ -140,6 +166,12 @@ class Connection(HttpToolsProtocol):
         self._malformed.keep_alive = False
         self._malformed.message_event.set()
 
+    def _abort_unless_read(self) -> None:
+        """Cut off a client that has not read the end of its answer by now, unless it has been given another one."""
+        overdue = self.loop.time() >= self.quiet_since + self._send_seconds
+        if overdue and self.transport.get_write_buffer_size():
+            self.transport.abort()
+
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application. A body that is no HTTP meets it as an exception, so that one place answers and logs.
 
@@ -153,6 +185,7 @@ class Connection(HttpToolsProtocol):
                 raise MalformedRequest("The body's chunks are not as HTTP has them (RFC 9112, section 7.1).")
             return message
 
+        scope.setdefault("extensions", {})[ABORT] = self.transport.abort
         await self._application(scope, intact, send)
 
     def _parsed_header_bytes(self) -> int:
@@ -201,21 +234,29 @@ class Connection(HttpToolsProtocol):
         self.transport.write(as_bytes(problem))
         self.transport.write_eof()
         self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
-        refused = [c for c in self._open() if c.refused]
+        refused = [c for c in (self, *self._others()) if c.refused]
         if len(refused) > LINGERING:
-            min(refused, key=_quiet_since).transport.close()
+            min(refused, key=_quiet_since).drop()
 
-    def _open(self) -> list[Connection]:
-        return [c for c in self.connections if isinstance(c, Connection) and not c.transport.is_closing()]
+    def drop(self) -> None:
+        """Close it at once, whether or not the client has read its answer."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def _others(self) -> list[Connection]:
+        """All other connections, also those that are closed as soon as the client has read the rest."""
+        return [c for c in self.connections if isinstance(c, Connection) and c is not self]
 
     def _finds_room(self) -> bool:
         """Whether there is room, made if need be by closing the one that is quiet for longest and waits for nothing."""
-        others = [c for c in self._open() if not c.refused and c is not self]
+        others = [c for c in self._others() if not c.refused]
         if len(others) < self._max_connections:
             return True
         quiet = [c for c in others if not c.busy]
         if quiet:
-            min(quiet, key=_quiet_since).transport.close()
+            min(quiet, key=_quiet_since).drop()
         return bool(quiet)
 
 
@@ -234,12 +275,20 @@ def _quiet_since(connection: Connection) -> float:
     return connection.quiet_since
 
 
-def bounded(header_seconds: float, max_connections: int) -> type[asyncio.Protocol]:
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(
+        ("Unsupported upgrade request", "No supported WebSocket library", "Invalid HTTP request")
+    )
+
+
+def bounded(header_seconds: float, send_seconds: float, max_connections: int) -> type[asyncio.Protocol]:
     """What uvicorn makes connections with; their number is bounded by the file descriptors that there are, too."""
     most = min(max_connections, max(1, file_limit() - SPARE_FILES))
     if most < max_connections:
         log.warning("only %d connections at once: the process may open %d files", most, file_limit())
-    made = partial(Connection, header_seconds=header_seconds, max_connections=most)
+    # What clients do wrong is told to them, and counted; uvicorn would log a line for each.
+    logging.getLogger("uvicorn.error").addFilter(_is_worth_logging)
+    made = partial(Connection, header_seconds=header_seconds, send_seconds=send_seconds, max_connections=most)
     return cast("type[asyncio.Protocol]", made)
 
 

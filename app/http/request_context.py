@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from app.http.unsent import UnsentAnswers
     from app.observability.metrics import Metrics
     from app.observability.spans import Tracing
 
@@ -91,15 +92,19 @@ class RequestContextMiddleware:
     `request.state.record`: what the exchange's line in the log says besides.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, unsent: UnsentAnswers, tracing: Tracing | None = None
+    ) -> None:
         self.app = app
+        self.unsent = unsent
         self.metrics = metrics
         self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run one HTTP exchange; other scopes, which are the life-cycle's, pass through."""
         if scope["type"] == "http":
-            await RequestContext(scope, receive, send, self.metrics, self.tracing).run(self.app)
+            paced = self.unsent.sender(scope, send)
+            await RequestContext(scope, receive, paced, self.metrics, self.tracing).run(self.app)
         else:
             await self.app(scope, receive, send)
 
@@ -132,7 +137,7 @@ class RequestContext:
         self.status = 0  # not yet answered
         length = headers.get("content-length", "")
         self.unread = length not in ("", "0") or "transfer-encoding" in headers
-        self.small = length.isdecimal() and int(length) <= SMALL_BODY
+        self.small = length.isdecimal() and len(length) < 10 and int(length) <= SMALL_BODY
         # The client waits for a word from us before it sends the body.
         self.expects_continue = headers.get("expect", "").lower() == "100-continue"
         self.seconds = 0.0  # until the answer was sent

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
+import socket
 import ssl
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
@@ -19,13 +23,27 @@ from app.problems import BodyTooLarge, UnusableUrl
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
+    from concurrent.futures import Executor
 
     Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-REDIRECTS = 3  # image hosts need one or two
+# Image hosts need one or two.
+REDIRECTS = 3
 CONNECT_SECONDS = 5.0
-# Both wrap an IPv4 address, which may be a private one: NAT64 (RFC 6052) and 6to4 (RFC 3056).
-WRAPPED = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("2002::/16"))
+# Threads that ask for the addresses of names, which nothing else shares: a name server may take long.
+LOOKUP_THREADS = 4
+# All IPv6 addresses that are given to networks of the internet (IANA, IPv6 Global Unicast Address Assignments). Within
+# it: 6to4 (RFC 3056) and Teredo (RFC 4380), which wrap an IPv4 address that may be a private one, and ranges for
+# documentation, benchmarks and identifiers, none of which is a host.
+GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+NO_HOSTS = tuple(map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
+# Names as DNS has them: labels of letters, digits and inner hyphens, or underscores, of at most 63 characters.
+_LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
+_HOST = re.compile(rf"(\*|(\*\.)?{_LABEL}(\.{_LABEL})*)(:([0-9]{{1,5}}))?")
+
+
+class HostsError(ValueError):
+    """MASKSERVE_URL_HOSTS has something that is no host; the message says which."""
 
 
 def is_public(address: Address) -> bool:
@@ -33,17 +51,38 @@ def is_public(address: Address) -> bool:
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
-        if any(address in network for network in WRAPPED):
+        if address not in GLOBAL_UNICAST or any(address in network for network in NO_HOSTS):
             return False
     return address.is_global and not address.is_multicast
+
+
+def is_host_name(host: str) -> bool:
+    """Whether a name can be looked up: 253 characters at most, in labels of 63 at most."""
+    return len(host) <= 253 and re.fullmatch(rf"{_LABEL}(\.{_LABEL})*\.?", host.lower()) is not None
+
+
+def is_address(host: str) -> bool:
+    """Whether it is an IP address."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 class Hosts:
     """The hosts that images may come from: `photos.example.com`, `*.example.com`, `cdn.example.com:8443`, or `*`."""
 
     def __init__(self, names: str) -> None:
-        """names: separated by commas. Where no port is given, 443 is meant."""
+        """names: separated by commas. Where no port is given, 443 is meant. Raises HostsError."""
         self._names = tuple(name.strip().lower() for name in names.split(",") if name.strip())
+        for name in self._names:
+            found = _HOST.fullmatch(name)
+            if found is None or not 0 < int(found[5] or 443) < 65536:
+                raise HostsError(
+                    f"{name[:80]} is no host to fetch images from; write photos.example.com, *.example.com, "
+                    "cdn.example.com:8443 or *, without https://, a path or brackets"
+                )
 
     def __bool__(self) -> bool:
         return bool(self._names)
@@ -65,8 +104,9 @@ class Hosts:
 class PinnedBackend(httpcore.AsyncNetworkBackend):
     """Connects to an address only after every address of its name was found to be public, and to just that one."""
 
-    def __init__(self, acceptable: Callable[[Address], bool]) -> None:
+    def __init__(self, acceptable: Callable[[Address], bool], lookups: Executor) -> None:
         self._acceptable = acceptable
+        self._lookups = lookups
         self._backend = httpcore.AnyIOBackend()
         self._opened: list[httpcore.AsyncNetworkStream] = []
 
@@ -80,8 +120,9 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """A connection to the host. Raises httpcore.ConnectError, which tells no more than that it failed."""
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=1)  # 1: SOCK_STREAM
-        except OSError as error:
+            look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+            found = await asyncio.get_running_loop().run_in_executor(self._lookups, look_up)
+        except (OSError, UnicodeError) as error:
             raise httpcore.ConnectError(str(error)) from error
         addresses = [str(entry[4][0]) for entry in found]
         if not addresses or not all(self._acceptable(ipaddress.ip_address(a)) for a in addresses):
@@ -121,6 +162,7 @@ class Fetcher:
         self._seconds = seconds
         self._acceptable = acceptable
         self._context = context
+        self._lookups = ThreadPoolExecutor(LOOKUP_THREADS, "maskserve-lookup")
 
     async def get(self, url: str, arrived: Callable[[int], None]) -> bytes:
         """The file at an address, all of it within the time that a body may take.
@@ -171,6 +213,10 @@ class Fetcher:
             raise UnusableUrl(
                 "Images are not fetched from this host; whoever runs the service names the hosts."
             )
+        if not is_host_name(host) and not is_address(host):
+            raise UnusableUrl(
+                '"url" has a host that cannot be a name: parts of 1 to 63 letters, digits and hyphens.'
+            )
 
     @asynccontextmanager
     async def _answer(self, url: str) -> AsyncIterator[httpcore.Response]:
@@ -180,7 +226,7 @@ class Fetcher:
             "write": self._seconds,
             "pool": self._seconds,
         }
-        backend = PinnedBackend(self._acceptable)
+        backend = PinnedBackend(self._acceptable, self._lookups)
         async with (
             backend,
             httpcore.AsyncConnectionPool(

@@ -138,7 +138,7 @@ class Form:
             raise MalformedRequest(
                 f"Content-Transfer-Encoding {encoding[:40]} is not read; send the file's own bytes."
             )
-        self.is_file = b"filename" in parameters
+        self.is_file = b"filename" in parameters or b"filename*" in parameters
 
     def on_part_data(self, chunk: bytes, start: int, end: int) -> None:
         """Some bytes of the image."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from starlette.datastructures import Headers
-    from starlette.types import Receive
+    from starlette.types import Message, Receive
 
 HOW = (
     "Send the image as a form (curl -F image=@photo.jpg …), as the body itself "
@@ -31,6 +31,8 @@ HOW = (
 )
 # Besides the image: a form's boundaries and part headers; the key and a data: URL's prefix in JSON.
 ENVELOPE_BYTES = 64 << 10
+# Between two pieces of a body.
+STALL_SECONDS = 15.0
 LINE_BREAK_ADVICE = "Was it sent by curl -d? That strips line breaks from files: use --data-binary or -F."
 FILE_ADVICE = "Did you mean -F image=@FILE? Without the @, curl sends the name instead of the file."
 
@@ -115,12 +117,12 @@ async def chunks(
 ) -> AsyncIterator[bytes]:
     """The body as it arrives, up to `limit` bytes; raises `too_large`, at once if the Content-Length exceeds that."""
     announced = headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
+    if announced.isdecimal() and (len(announced) > 18 or int(announced) > limit):
         raise too_large
     total = 0
     more = True
     while more:
-        message = await receive()
+        message = await _receive_soon(receive)
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunk = message.get("body", b"")
@@ -131,6 +133,15 @@ async def chunks(
         arrived(len(chunk))
         if chunk:
             yield chunk
+
+
+async def _receive_soon(receive: Receive) -> Message:
+    """What comes next of a body. A client that stalls gives up its place before its whole time is over."""
+    try:
+        async with asyncio.timeout(STALL_SECONDS):
+            return await receive()
+    except TimeoutError:
+        raise BodyTooSlow(f"Nothing of the body arrived for {STALL_SECONDS:g} seconds.") from None
 
 
 async def whole(body: AsyncIterator[bytes]) -> bytes:

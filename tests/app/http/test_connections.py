@@ -10,6 +10,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from app.http import connections
 from app.http.connections import HEADER_BYTES, Connection
 from app.problems import MalformedRequest
 
@@ -39,6 +40,12 @@ class Transport(asyncio.Transport):
 
     def is_closing(self) -> bool:
         return self.closed
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def abort(self) -> None:
+        self.closed = True
 
     def pause_reading(self) -> None:
         pass
@@ -78,6 +85,7 @@ def answers(*reads: bytes, app: Any = None) -> list[tuple[int, bytes]]:
             server_state=ServerState(),
             app_state={},
             header_seconds=60,
+            send_seconds=60,
             max_connections=1,
         )
         transport = Transport()
@@ -181,3 +189,30 @@ def test_requests_before_one_that_is_no_http_are_answered_first(wrong: bytes) ->
     assert statuses(wrong) == [400]
     assert statuses(GET + GET + wrong) == [200, 200, 400]
     assert statuses(GET, wrong) == [200, 400]
+
+
+# What has no end
+
+
+def test_trailers_without_end_are_malformed() -> None:
+    app, trailer = Echo(), b"x-trailer: " + b"t" * 1000 + b"\r\n"
+    assert statuses(CHUNKED + b"1\r\na\r\n0\r\n", *[trailer] * 100, app=app) == [400]
+    assert len(app.malformed) == 1
+
+
+def test_a_trailer_line_without_end_is_malformed() -> None:
+    assert statuses(CHUNKED + b"1\r\na\r\n0\r\nx-trailer: ", *[b"t" * 1000] * 100) == [400]
+
+
+def test_a_chunk_extension_without_end_is_malformed() -> None:
+    assert statuses(CHUNKED + b"1;x=", *[b"t" * 1000] * 100) == [400]
+
+
+def test_chunks_of_a_byte_are_no_endless_framing() -> None:
+    chunks = b"1\r\na\r\n" * 100
+    assert answers(CHUNKED, *[chunks] * 300, b"0\r\n\r\n") == [(200, b"30000")]
+
+
+def test_requests_sent_ahead_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_PIPELINED", 2)
+    assert statuses(GET * 1000) == [200, 200, 200, 429]

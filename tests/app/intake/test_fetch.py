@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
-from app.intake.fetch import Fetcher, Hosts, is_public
+from app.intake.fetch import Fetcher, Hosts, HostsError, is_public
 from app.problems import BodyTooLarge, QueueFull, UnusableUrl
 
 if TYPE_CHECKING:
@@ -44,6 +44,15 @@ FILE = bytes(range(256)) * 40
         ("::ffff:93.184.216.34", True),
         ("64:ff9b::a00:1", False),  # 10.0.0.1 behind NAT64
         ("2002:7f00:1::", False),  # 127.0.0.1 in 6to4
+        ("2001:0:7f00:1::", False),  # Teredo
+        ("2001:db8::1", False),
+        ("3fff::1", False),
+        ("fec0::1", False),  # site-local
+        ("::7f00:1", False),  # 127.0.0.1, "IPv4-compatible"
+        ("::ffff:0:7f00:1", False),  # 127.0.0.1, translated (RFC 2765)
+        ("64:ff9b:1::a00:1", False),  # 10.0.0.1 behind a NAT64 of one's own
+        ("4000::1", False),  # given to nobody
+        ("5f00::1", False),  # segment routing
     ],
 )
 def test_only_addresses_of_the_public_internet_are_public(address: str, public: bool) -> None:
@@ -71,6 +80,32 @@ def test_only_addresses_of_the_public_internet_are_public(address: str, public: 
 )
 def test_hosts_are_those_that_the_operator_named(names: str, host: str, port: int, allowed: bool) -> None:
     assert Hosts(names).allow(host, port) is allowed
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "https://a.com",
+        "a.com/photos",
+        "a:b",
+        "a.com:0",
+        "a.com:65536",
+        "[::1]",
+        "a..b",
+        "*a.com",
+        "-a.com",
+        "a.com,b c",
+    ],
+)
+def test_what_is_no_host_is_refused_at_the_start(names: str) -> None:
+    with pytest.raises(HostsError, match="is no host to fetch images from"):
+        Hosts(names)
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".com", ".a", "a-.b", "a." * 130 + "b", "a b"])
+def test_an_address_whose_host_is_no_name_is_refused(host: str) -> None:
+    with pytest.raises(UnusableUrl):
+        Fetcher(Hosts("*"), max_bytes=1, seconds=1).check(f"https://{host}/")
 
 
 @asynccontextmanager
