@@ -19,7 +19,6 @@ from app.api.query import TIMEOUT_HEADER, explain
 from app.http.compression import CompressionMiddleware
 from app.http.overload import OverloadMiddleware
 from app.http.request_context import QUIET_PATHS, RequestContextMiddleware, refuse
-from app.http.unsent import UnsentAnswers
 from app.observability.logs import FIELDS
 from app.observability.tracing import start_tracing
 from app.origins import parse_origins
@@ -93,8 +92,9 @@ def create_app(
     # The last one added is the outermost.
     app.add_middleware(CompressionMiddleware)
     app.add_middleware(OverloadMiddleware, raise_if_overloaded=service.raise_if_overloaded)
-    unsent = UnsentAnswers(settings.max_queue_bytes, settings.send_timeout)
-    app.add_middleware(RequestContextMiddleware, metrics=service.metrics, unsent=unsent, tracing=tracing)
+    app.add_middleware(
+        RequestContextMiddleware, metrics=service.metrics, unsent=service.unsent, tracing=tracing
+    )
     if tracing is not None:
         app.add_middleware(tracing.middleware)
     if origins := parse_origins(settings.cors_origins):

@@ -17,6 +17,7 @@ from app.batching.admission import Admission
 from app.batching.batch import Segmenter
 from app.batching.heartbeat import State
 from app.batching.worker import Worker
+from app.http.unsent import UnsentAnswers
 from app.intake.decoders import Decoders
 from app.intake.fetch import Fetcher, Hosts
 from app.intake.uploads import json_bytes
@@ -109,6 +110,7 @@ class Service:
             max_pixels=settings.max_image_pixels,
             max_text=json_bytes(settings.max_upload_bytes),
         )
+        self.unsent = UnsentAnswers(settings.max_queue_bytes, settings.send_timeout)
         self.encoders = ThreadPoolExecutor(settings.encode_threads, "maskserve-encode")
         # Why no request will ever be answered again, if so.
         self.failure: str | None = None

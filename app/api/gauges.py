@@ -37,6 +37,12 @@ class ServiceCollector(Collector):
             "queue_bytes", "Bytes of request bodies that arrive or wait to be decoded.", admission.bytes
         )
         yield gauge("queue_bytes_limit", "Limit of queue_bytes.", admission.max_bytes)
+        decoders, unsent = service.decoders, service.unsent
+        yield gauge("decoding_bytes", "Bytes that images take while they are decoded.", decoders.memory.used)
+        yield gauge("decoding_bytes_limit", "Limit of decoding_bytes.", decoders.memory.limit)
+        yield gauge("unsent_bytes", "Bytes of large answers that clients have not read yet.", unsent.bytes)
+        yield gauge("unsent_bytes_limit", "Limit of unsent_bytes.", unsent.max_bytes)
+        yield by_label("decoders_killed", "Decoder processes that were killed.", "reason", decoders.killed)
         yield gauge(
             "pixels_per_second",
             "Measured rate of the device, in pixels of its input; 0 before the first batch.",

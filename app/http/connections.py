@@ -63,6 +63,8 @@ class Connection(HttpToolsProtocol):
         self._in_header = True  # what arrives next belongs to a header; also while nothing arrives
         self._header_begun = False
         self._header_bytes = 0
+        # What is being answered; `cycle` is what was read last, and may have been sent ahead.
+        self._answered: RequestResponseCycle | None = None
         # Bytes that came since the last byte of a body.
         self._framing_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -88,9 +90,12 @@ class Connection(HttpToolsProtocol):
             self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the clock, and requests that were sent ahead."""
+        """Forget the clock, and requests that were sent ahead; tell the one that is being answered."""
         self._stop_timer()
         self.pipeline.clear()
+        if self._answered is not None and self._answered is not self.cycle:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -128,7 +133,10 @@ class Connection(HttpToolsProtocol):
         if self._parsed_header_bytes() > HEADER_BYTES:
             self._refuse(too_large())
             raise _RefusedError
+        idle = not self.busy
         super().on_headers_complete()
+        if idle:
+            self._answered = self.cycle
         self._in_header = False  # not before, because a path that is none ends the header with an exception
         self._stop_timer()
 
@@ -150,6 +158,7 @@ class Connection(HttpToolsProtocol):
         self.quiet_since = self.loop.time()
         if self.transport.get_write_buffer_size():
             self.loop.call_later(self._send_seconds, self._abort_unless_read)
+        self._answered = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
         if self._pending_error is not None and not self.busy and not self.transport.is_closing():
             self._send_error_and_close(self._pending_error)

@@ -48,6 +48,8 @@ class UnsentAnswers:
                     await send(message)
             except TimeoutError:
                 abort()
+                # The server learns of it in the loop's next turn; before that, it would take the answer for incomplete.
+                await asyncio.sleep(0)
                 raise ClientDisconnect from None
 
         async def send_in_pieces(message: Message) -> None:

@@ -35,6 +35,7 @@ def samples() -> dict[str, set[str]]:
             service = app.state.service
             service.admission.refused["requests"] += 1
             service.worker.dropped["cancelled"] += 1
+            service.decoders.killed["time"] += 1
             return (await client.get("/metrics")).text
 
     found: dict[str, set[str]] = {}

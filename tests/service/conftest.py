@@ -94,6 +94,13 @@ class Server:
                 return match
         raise AssertionError("the server ended:\n" + "\n".join(self.log))
 
+    def lines_so_far(self) -> list[str]:
+        """All lines of its log until now."""
+        with contextlib.suppress(queue.Empty):
+            while (line := self._lines.get_nowait()) is not None:
+                self.log.append(line)
+        return self.log
+
     def wait_until_ready(self) -> Server:
         match = self.wait_for(READY)
         self.ready_line, self.url = match[0], match[4]
