@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 NASTY = Path(__file__).parents[3] / "shared" / "data" / "nasty"
+# On a machine with nothing else to do; to it comes what an ordinary request takes, several times.
 MOST_SECONDS = 2.0
+SLOWNESS = 10
 MOST_MEMORY = 100 << 20  # bytes more than before, once all is answered
 
 
@@ -153,10 +155,11 @@ def test_every_file_is_answered_soon_and_memory_stays(house: Any) -> None:
     before = house.resident_bytes
     slow = []
     with httpx.Client(base_url=house.url, timeout=PATIENCE) as client:
+        usual = max(client.post("/segment", content=PNG).elapsed for _ in range(5)).total_seconds()
         for name, content in corpus():
             response = client.post("/segment?max_instances=1", content=content)
             check(name, response)
-            if response.elapsed.total_seconds() > MOST_SECONDS:
+            if response.elapsed.total_seconds() > MOST_SECONDS + SLOWNESS * usual:
                 slow.append((name, response.elapsed.total_seconds(), response.headers["server-timing"]))
         assert client.get("/healthz").status_code == 200
     assert slow == []
