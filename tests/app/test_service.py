@@ -1,4 +1,4 @@
-"""What the service does about deadlines, keys, addresses, a device that hangs, and how it tells: on a fake engine."""
+"""Deadlines, API keys, images by URL, a device that hangs, logs and metrics of a service with a fake engine."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def readings(response: httpx.Response) -> dict[str, float]:
 
 
 class Blocked:
-    """A fake engine that answers only when told to."""
+    """A fake engine that answers only once `release` is set."""
 
     def __init__(self) -> None:
         self.release = threading.Event()
         self.engine = FakeEngine(lambda: self.release.wait(PATIENCE))
 
 
-class Ahead:
-    """Puts a worker's clock ahead of the real one, by as many seconds as it is told."""
+class FastClock:
+    """Sets a worker's clock `seconds` ahead of the real one."""
 
     def __init__(self, worker: Worker) -> None:
         self.seconds, self.real = 0.0, worker._clock
@@ -55,7 +55,7 @@ class Ahead:
 # Deadlines
 
 
-def test_a_client_that_waits_for_less_than_the_setting_is_told_by_then() -> None:
+def test_a_client_that_waits_for_less_than_the_setting_is_answered_by_then() -> None:
     held = Blocked()
 
     async def run() -> httpx.Response:
@@ -83,7 +83,7 @@ def test_no_client_can_wait_for_longer_than_the_setting() -> None:
 
 
 @pytest.mark.parametrize("given", ["0", "-5", "1.5", "soon", "", "1000000000", "1" * 20])
-def test_a_time_limit_that_is_none_is_refused(given: str) -> None:
+def test_an_invalid_time_limit_is_refused(given: str) -> None:
     response = ask("POST", "/segment", content=PHOTO, headers={"X-Request-Timeout-Ms": given})
     assert response.status_code == 422
     says = f'must be a whole number of milliseconds from 1 to 999999999, not "{given}".'
@@ -101,7 +101,7 @@ def test_the_bounds_of_a_time_limit_are_those_that_its_refusal_and_the_document_
     assert (parameter["schema"]["minimum"], parameter["schema"]["maximum"]) == (1, MAX_TIMEOUT_MS)
 
 
-def test_a_request_that_would_come_too_late_is_refused_at_the_door() -> None:
+def test_a_request_that_would_be_answered_too_late_is_refused_at_once() -> None:
     held = Blocked()
 
     async def run() -> tuple[httpx.Response, float]:
@@ -151,7 +151,7 @@ def keyed(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/segment"), ("GET", "/model"), ("GET", "/metrics")])
-def test_without_a_key_nothing_is_told_and_nothing_read(
+def test_without_a_key_nothing_is_revealed_and_no_body_is_read(
     method: str, path: str, keyed: dict[str, Any]
 ) -> None:
     response = ask(method, path, settings=keyed)
@@ -161,7 +161,7 @@ def test_without_a_key_nothing_is_told_and_nothing_read(
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/segment"), ("GET", "/model"), ("GET", "/metrics")])
-def test_a_key_opens_everything(method: str, path: str, keyed: dict[str, Any]) -> None:
+def test_a_key_gives_access_to_every_route(method: str, path: str, keyed: dict[str, Any]) -> None:
     content = PHOTO if method == "POST" else None
     headers = {"authorization": f"Bearer {KEY}"}
     assert ask(method, path, settings=keyed, content=content, headers=headers).status_code == 200
@@ -183,10 +183,10 @@ def test_the_log_names_the_keys_owner_and_never_the_key(
     assert KEY not in caplog.text + str([vars(record) for record in caplog.records])
 
 
-# Images by address
+# Images by URL
 
 
-def test_addresses_are_not_fetched_unless_hosts_are_named() -> None:
+def test_urls_are_not_fetched_unless_hosts_are_named() -> None:
     response = ask("POST", "/segment", json={"url": "https://photos.example.com/a.jpg"})
     assert response.status_code == 400
     assert "Addresses are not fetched here" in response.json()["detail"]
@@ -216,18 +216,16 @@ def test_an_image_is_fetched_from_a_named_host_and_answered(monkeypatch: pytest.
 @pytest.mark.parametrize(
     "url", ["http://photos.example.com/a.jpg", "https://other.example.com/a.jpg", "https://169.254.169.254/"]
 )
-def test_other_addresses_are_refused(url: str) -> None:
+def test_other_urls_are_refused(url: str) -> None:
     response = ask("POST", "/segment", json={"url": url}, settings={"url_hosts": "photos.example.com"})
     assert response.status_code == 422
     assert response.json()["type"] == "urn:maskserve:problem:unusable-url"
 
 
-# Life-cycle
+# Life cycle
 
 
-def test_a_hanging_device_turns_the_probes_red_sends_the_waiting_elsewhere_and_at_last_ends_the_process() -> (
-    None
-):
+def test_a_hanging_device_turns_probes_red_fails_waiting_requests_and_ends_the_process() -> None:
     held, ended = Blocked(), []
 
     async def run() -> None:
@@ -236,7 +234,7 @@ def test_a_hanging_device_turns_the_probes_red_sends_the_waiting_elsewhere_and_a
             app,
         ):
             service = app.state.service
-            clock = Ahead(service.worker)
+            clock = FastClock(service.worker)
             waiting = asyncio.ensure_future(client.post("/segment", content=PHOTO))
             await until(lambda: service.worker.status().activity == "forward")
             service.check_heartbeat()
@@ -261,14 +259,14 @@ def test_a_hanging_device_turns_the_probes_red_sends_the_waiting_elsewhere_and_a
     asyncio.run(run())
 
 
-def test_a_device_that_wakes_up_makes_everything_good_again() -> None:
+def test_a_device_that_responds_again_turns_the_probes_green() -> None:
     held = Blocked()
 
     async def run() -> None:
         # The time limit is on the real clock, beside which the worker's runs ahead.
         async with serving(held.engine, heartbeat_timeout=100, request_timeout=3600) as (client, app):
             service = app.state.service
-            clock = Ahead(service.worker)
+            clock = FastClock(service.worker)
             waiting = asyncio.ensure_future(client.post("/segment", content=PHOTO))
             await until(lambda: service.worker.status().activity == "forward")
             clock.seconds = 150.0
@@ -283,7 +281,7 @@ def test_a_device_that_wakes_up_makes_everything_good_again() -> None:
     asyncio.run(run())
 
 
-def test_the_device_is_looked_after_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_heartbeat_is_checked_regularly(monkeypatch: pytest.MonkeyPatch) -> None:
     assert WATCH_SECONDS <= 5
     monkeypatch.setattr("app.service.WATCH_SECONDS", 0)
 
@@ -296,7 +294,7 @@ def test_the_device_is_looked_after_by_itself(monkeypatch: pytest.MonkeyPatch) -
     asyncio.run(run())
 
 
-def test_before_it_drains_the_service_is_unready_but_goes_on() -> None:
+def test_before_it_drains_the_service_is_not_ready_but_still_answers() -> None:
     async def run() -> None:
         async with serving(drain_delay=3600) as (client, app):
             leaving = asyncio.ensure_future(app.state.service.begin_shutdown())
@@ -311,7 +309,7 @@ def test_before_it_drains_the_service_is_unready_but_goes_on() -> None:
     asyncio.run(run())
 
 
-# What it tells
+# Logs and metrics
 
 
 def test_a_requests_line_has_its_stages_size_batch_and_instances(caplog: pytest.LogCaptureFixture) -> None:
@@ -370,7 +368,7 @@ def test_what_is_refused_is_counted_and_logged_by_its_reason(caplog: pytest.LogC
     assert reasons[:2] == ["unsupported-format", "invalid-parameter"]
 
 
-def test_metrics_follow_a_request_through_the_house() -> None:
+def test_metrics_follow_a_request_from_admission_to_answer() -> None:
     async def run() -> dict[str, float]:
         async with serving(FakeEngine()) as (client, _):
             await client.post("/segment", content=picture("PNG", 64, 40))
@@ -393,7 +391,7 @@ def test_metrics_follow_a_request_through_the_house() -> None:
     assert found["process_resident_memory_bytes"] > 0
 
 
-def test_metrics_are_there_while_the_model_loads() -> None:
+def test_metrics_are_available_while_the_model_loads() -> None:
     async def run() -> dict[str, float]:
         loading = threading.Event()
 

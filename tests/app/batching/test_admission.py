@@ -86,7 +86,7 @@ def test_closing_does_not_affect_requests_in_flight(admission):
     assert admission.refused == {"draining": 1}
 
 
-def test_emptied_waits_for_the_last_one_to_leave(admission):
+def test_wait_until_empty_returns_when_the_last_request_has_ended(admission):
     async def scene():
         await admission.wait_until_empty()  # nothing is in flight: at once
         with admission.admit(1):
@@ -177,7 +177,7 @@ def test_closed_admission_refuses_before_any_body_is_read(admission):
         admission.raise_if_overloaded()
 
 
-def test_bytes_of_bodies_are_bounded_together_and_given_back(admission):
+def test_bytes_of_bodies_are_bounded_together_and_released(admission):
     with admission.count_body() as first:
         first.add(300)
         with admission.count_body() as second:
@@ -194,7 +194,7 @@ def test_bytes_of_bodies_are_bounded_together_and_given_back(admission):
 
 
 @pytest.mark.parametrize("error", [QueueFull, asyncio.CancelledError])
-def test_bytes_are_given_back_however_the_request_ends(admission, error):
+def test_bytes_are_released_however_the_request_ends(admission, error):
     def ends():
         with admission.count_body() as body:
             body.add(500)

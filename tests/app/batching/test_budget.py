@@ -12,7 +12,7 @@ def budget():
     return BatchBudget(max_images=8, max_pixels=1000)
 
 
-def test_budget_begins_with_all_that_is_allowed(budget):
+def test_budget_starts_with_all_that_is_allowed(budget):
     assert (budget.images, budget.pixels) == (8, 1000)
 
 
@@ -37,7 +37,7 @@ def test_it_doubles_again_only_after_many_batches(budget):
     assert (budget.images, budget.pixels) == (8, 1000)
 
 
-def test_a_shortage_starts_the_wait_anew(budget):
+def test_a_shortage_restarts_the_wait(budget):
     budget.record_out_of_memory()
     for _ in range(RECOVERY_BATCHES - 1):
         budget.record_success()

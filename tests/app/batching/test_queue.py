@@ -109,7 +109,7 @@ def test_cancelled_entry_is_dropped_silently_and_counted(queue, enqueue):
     assert queue.dropped == {"cancelled": 2}
 
 
-def test_expired_entry_is_dropped_handed_back_and_counted(queue, enqueue, clock):
+def test_expired_entry_is_dropped_returned_and_counted(queue, enqueue, clock):
     late, fine = enqueue(deadline=clock.now + 5), enqueue(deadline=clock.now + 5.001)
     clock.now += 5
     batch = queue.next_batch(8, 10**9)
@@ -117,7 +117,7 @@ def test_expired_entry_is_dropped_handed_back_and_counted(queue, enqueue, clock)
     assert queue.dropped == {"expired": 1}
 
 
-def test_entry_whose_deadline_was_told_already_does_not_run(queue, enqueue):
+def test_entry_that_was_answered_for_its_deadline_does_not_run(queue, enqueue):
     entry = enqueue()
     entry.future.set_exception(DeadlineExceeded())
     assert queue.next_batch(8, 10**9).live == []
@@ -163,7 +163,7 @@ def test_discarding_what_was_taken_counts_nothing(queue, enqueue):
     assert not queue.dropped
 
 
-def test_sift_drops_what_died_after_it_was_taken(queue, enqueue, clock):
+def test_drop_dead_drops_what_died_after_it_was_taken(queue, enqueue, clock):
     gone, late, fine = enqueue(), enqueue(deadline=clock.now + 1), enqueue()
     taken = queue.next_batch(8, 10**9).live
     gone.future.cancel()

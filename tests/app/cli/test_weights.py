@@ -118,7 +118,7 @@ def test_list_says_how_to_get_what_is_missing(folder: Path) -> None:
         pytest.param(f"{FILE}.part", CONTENT[:100_000], "partial", 100_000, id="partial"),
     ],
 )
-def test_list_as_json_tells_the_state(
+def test_list_as_json_has_the_state(
     folder: Path, name: str | None, content: bytes, state: str, received: int
 ) -> None:
     if name is not None:
@@ -160,7 +160,7 @@ def test_fetch_prints_the_path_alone_on_stdout(folder: Path, mirror: str) -> Non
     assert (folder / FILE).read_bytes() == CONTENT
 
 
-def test_fetch_writes_sparse_lines_where_there_is_no_terminal(folder: Path, mirror: str) -> None:
+def test_fetch_prints_few_lines_without_a_terminal(folder: Path, mirror: str) -> None:
     lines = run("fetch", "net", "--folder", folder, "--mirror", mirror).stderr.splitlines()
     assert lines[0] == "net: 0 MB of 0 MB (0%)"
     assert lines[-1] == "net: 0 MB of 0 MB (100%)"
@@ -195,7 +195,7 @@ def test_tilde_is_the_home_folder_where_no_shell_expands_it(
     assert f"Folder: {tmp_path / 'mine'}" in run("list").stdout
 
 
-def test_fetch_of_the_bundled_model_says_that_it_is_here(bundled: Path, folder: Path) -> None:
+def test_fetch_of_the_bundled_model_says_that_there_is_nothing_to_fetch(bundled: Path, folder: Path) -> None:
     result = run("fetch", "shapes", "--folder", folder)
     assert result.exit_code == 0
     assert result.stdout == f"{bundled / 'shapes.safetensors'}\n"
@@ -218,7 +218,7 @@ def test_error_is_one_line_on_stderr_and_exit_code_1(folder: Path, mirror: str, 
     assert line.startswith("error: ")
 
 
-def test_stopped_fetch_says_that_it_can_go_on(
+def test_interrupted_fetch_says_that_it_can_continue(
     folder: Path, mirror: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object, **__: object) -> None:
@@ -235,7 +235,7 @@ def test_stopped_fetch_says_that_it_can_go_on(
 # verify
 
 
-def test_verify_passes_what_is_whole(folder: Path) -> None:
+def test_verify_accepts_a_complete_file(folder: Path) -> None:
     (folder / FILE).write_bytes(CONTENT)
     result = run("verify", "--folder", folder)
     assert result.exit_code == 0
@@ -250,7 +250,7 @@ def test_verify_exits_with_1_for_a_damaged_file_and_says_how_to_replace_it(folde
     assert "`maskserve weights fetch net` replaces it" in result.stderr
 
 
-def test_verify_of_all_does_not_mind_what_was_never_fetched(folder: Path) -> None:
+def test_verify_of_all_ignores_what_was_never_fetched(folder: Path) -> None:
     assert run("verify", "--folder", folder).exit_code == 0
 
 

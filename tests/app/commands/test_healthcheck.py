@@ -42,7 +42,7 @@ def port() -> Iterator[int]:
         thread.join()
 
 
-def test_a_service_that_is_well_is_healthy(port: int) -> None:
+def test_a_service_that_answers_200_is_healthy(port: int) -> None:
     assert check(Settings(port=port), "/healthz", 3) == (0, f"http://127.0.0.1:{port}/healthz: ok")
 
 
@@ -50,13 +50,13 @@ def test_a_service_that_listens_everywhere_is_asked_on_this_machine(port: int) -
     assert check(Settings(host="0.0.0.0", port=port), "/healthz", 3)[0] == 0
 
 
-def test_what_the_service_says_of_itself_is_the_reason(port: int) -> None:
+def test_the_detail_of_the_problem_is_the_reason(port: int) -> None:
     status, line = check(Settings(port=port), "/readyz", 3)
     assert status == 1
     assert line == f"http://127.0.0.1:{port}/readyz: 503 The service is shutting down."
 
 
-def test_nobody_there_is_unhealthy() -> None:
+def test_no_service_is_unhealthy() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         status, line = check(Settings(port=unused.getsockname()[1]), "/healthz", 3)
@@ -70,7 +70,7 @@ def test_no_answer_in_time_is_unhealthy() -> None:
     assert line.endswith("no answer within 0.1 seconds")
 
 
-def test_something_else_at_the_port_is_unhealthy() -> None:
+def test_another_protocol_at_the_port_is_unhealthy() -> None:
     def speak(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         with connection:
@@ -83,4 +83,4 @@ def test_something_else_at_the_port_is_unhealthy() -> None:
         status, line = check(Settings(port=listener.getsockname()[1]), "/healthz", 3)
         thread.join()
     assert status == 1
-    assert "is no HTTP" in line
+    assert "is not HTTP" in line
