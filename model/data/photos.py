@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from model.data import DatasetError
@@ -61,7 +62,8 @@ def _reason(file: Path) -> str:
 def _read(file: Path, most: int) -> bytes:
     try:
         with file.open("rb") as opened:
-            return opened.read(most)
+            # Python allocates as much as is asked for, however small the file is.
+            return opened.read(min(most, os.fstat(opened.fileno()).st_size))
     except OSError as error:
         told = (error.strerror or "unknown reason").lower()
         raise ImageProblem(UNREADABLE_IMAGE, f"{file}: cannot be read ({told})") from error

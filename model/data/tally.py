@@ -61,7 +61,9 @@ class Tally:
         """Why there is nothing to train (or measure) on, and the way out; None if there is something."""
         if self.objects:
             return None
-        told = f"there is nothing to {purpose} on: {_count(self.images, 'image')} without any object to learn"
+        told = (
+            f"there is nothing to {purpose} on: {_count(self.images, 'image')} without any object that counts"
+        )
         if self.only_boxes:
             boxes = _count(self.only_boxes, "object")
             return f"{told}; {boxes} have a box but no outline: --masks none trains on boxes alone"

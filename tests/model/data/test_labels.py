@@ -317,7 +317,7 @@ def test_nothing_to_learn_is_said_with_the_way_out(
     write(tmp_path, document)
     refusal = open_folder(tmp_path).tally().refusal()
     assert refusal is not None
-    assert refusal.startswith("there is nothing to train on: 4 images without any object to learn")
+    assert refusal.startswith("there is nothing to train on: 4 images without any object that counts")
     assert reason in refusal
     result = CliRunner().invoke(cli, ["data", "check", str(tmp_path)])
     assert result.exit_code == 1

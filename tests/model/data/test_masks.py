@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
 from torch.nn.functional import interpolate
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from model.data.coco import open_folder
+from model.data.loading import batches
 from model.data.masks import InstanceMasks, MaskCrop
+from model.training.recipe import Recipe
+from model.training.step import InputSize
+from tests.model.data.folders import picture, sound
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def blobs(count: int, size: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -59,3 +70,37 @@ def test_resizing_takes_no_bitmap_of_the_whole_image() -> None:
     tracemalloc.stop()
     assert made.shape == (190, 300, 400)
     assert peak < 20e6  # the bitmaps would take 2.3 GB
+
+
+def test_photo_of_twelve_megapixels_with_200_objects_is_loaded_in_little_memory(tmp_path: Path) -> None:
+    width, height = 4000, 3000
+    document = sound(1)
+    document["images"][0] |= {"file_name": "a.jpg", "width": width, "height": height}
+    corners = np.random.default_rng(0).integers(0, 2400, (200, 2)).tolist()
+    document["annotations"] = [
+        {"image_id": 1, "category_id": 1, "segmentation": [[x, y, x + 400, y, x + 400, y + 300, x, y + 300]]}
+        for x, y in corners
+    ]
+    picture(tmp_path / "images" / "a.jpg", (width, height))
+    (tmp_path / "instances.json").write_text(json.dumps(document))
+    dataset = open_folder(tmp_path)
+    loader = batches(dataset, {1: 1}, batch_size=1, steps=1, input_size=InputSize(Recipe()))
+    tracemalloc.start()
+    (batch,) = loader
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    (target,) = batch.targets
+    assert len(target["masks"]) == len(target["boxes"]) == 200
+    assert target["masks"].shape[1] <= max(Recipe().min_sizes)
+    # The image is 36 MB, and its float copy is not made here; as bitmaps of the whole image the masks are 2.4 GB.
+    assert peak < 300e6
+
+
+@pytest.mark.parametrize("size", [(480, 640), (3000, 4000), (333, 1000), (64, 65), (1000, 97)])
+def test_masks_get_the_size_to_which_torchvision_resizes_the_image(size: tuple[int, int]) -> None:
+    recipe = Recipe()
+    for step in range(6):
+        shorter, longer = InputSize(recipe).limits(step)
+        transform = GeneralizedRCNNTransform(shorter, longer, [0.0] * 3, [1.0] * 3)
+        image, _ = transform.resize(torch.zeros(3, *size), None)
+        assert InputSize(recipe)(step, *size) == tuple(image.shape[-2:])

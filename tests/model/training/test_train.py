@@ -150,6 +150,13 @@ def test_best_model_so_far_is_kept(scenes: Shapes, run: Path) -> None:
     assert (run / "model.safetensors").read_bytes() == kept[3] != kept[1]
 
 
+@pytest.mark.parametrize("score", [0.0, -1.0, 0.3])
+def test_of_models_with_the_same_score_the_last_is_the_best(scenes: Shapes, run: Path, score: float) -> None:
+    recipe = replace(RECIPE, steps=3, validate_every=1, patience=9)
+    path = train(scenes, MODEL, recipe, run, validate=scripted([score] * 3, []))
+    assert path.read_bytes() == (run / "model.safetensors").read_bytes()
+
+
 def test_run_ends_when_nothing_gets_better_and_stays_ended(scenes: Shapes, run: Path) -> None:
     recipe = replace(RECIPE, steps=9, validate_every=1, patience=2)
     seen: list[tuple[str, int]] = []
