@@ -112,7 +112,7 @@ def run_training(
             facts |= label_digests(validation_labels=validation)
         name = SHAPES if source.is_shapes else out.name
         model = model_file.describe(name, architecture, dataset.categories, training=facts | origin)
-        if (fault := model_file.fault(model)) is not None:
+        if (fault := model_file.find_fault(model)) is not None:
             # Otherwise the file could not be read when the run is over.
             raise TrainingError(f"a model of {source.data} cannot be served: {fault}")
         final = replace(base, **choose_sizes(given.pop("sizes", []), base, architecture, recipe))

@@ -14,7 +14,7 @@ from model.importing.reading import ReadingError
 from model.importing.result import Imported, ImportingError, Report
 from model.network.architecture import ArchitectureError
 from model.network.skeleton import skeleton
-from model.zoo.model_file import Model, ModelError, check_tensors, fault, fill
+from model.zoo.model_file import Model, ModelError, check_tensors, fill, find_fault
 from model.zoo.partial import digest
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _loaded(path: Path, imported: Imported, name: str) -> ImportedModel:
         sha256=digest(path),
     )
     try:
-        if (wrong := fault(model)) is not None:
+        if (wrong := find_fault(model)) is not None:
             raise ImportingError(wrong)
         network = skeleton(imported.architecture)
         check_tensors(imported.tensors, network.state_dict(), "converted to ours")

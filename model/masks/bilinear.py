@@ -69,7 +69,7 @@ def values(grids: Floats, pixels: Pixels) -> Floats:
     return result
 
 
-def sampled(grids: Floats, grid: Indices, y: Doubles, x: Doubles) -> Doubles:
+def sample(grids: Floats, grid: Indices, y: Doubles, x: Doubles) -> Doubles:
     """The grids' values [K] at any places, in samples; beyond the first and the last sample these go on."""
     last = grids.shape[-1] - 1
     x = np.clip(x, 0, last)
@@ -85,7 +85,7 @@ def crossings(
     Nearly, not to the last bit, and never close to either pixel, which a polygon through it must not touch.
     x: the columns' places, in samples. rows: those of both pixels' centres.
     """
-    upper, lower = (sampled(grids, grid, y, x) for y in rows)
+    upper, lower = (sample(grids, grid, y, x) for y in rows)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         share = (threshold - upper) / (lower - upper)
     return np.clip(np.where(np.isfinite(share), share, 0.5), CLEARANCE, 1 - CLEARANCE)
@@ -103,7 +103,7 @@ def _down_the_column(grids: Floats, grid: Indices, left: Indices, x: Doubles, y:
     return value
 
 
-def known() -> bool:
+def rounding_is_known() -> bool:
     """Whether `values` can be had here; tried against torch itself once a process, which takes some 20 ms."""
     return _rounding(_weighted_sum) is not None and _rounding(_separable) is not None
 

@@ -98,7 +98,7 @@ def changes(placed: Placement) -> Iterator[tuple[range, Indices]]:
     Exact to the last bit of torch's own resize: a pixel that the line leaves in doubt is computed as torch does
     (`bilinear`); on a torch whose rounding is not known there, torch computes all of them.
     """
-    if placed.begin is None and not bilinear.known():
+    if placed.begin is None and not bilinear.rounding_is_known():
         yield from _changes_by_torch(placed)
         return
     strips, cells = _outline(placed)
@@ -235,7 +235,7 @@ def _turns(placed: Placement, strips: _Strips, cells: _Cells, block: range) -> I
         upper=upper[rest] > 0,
         lower=lower[rest] > 0,
     )
-    turns = np.concatenate([turns, *_computed(placed, doubtful)])
+    turns = np.concatenate([turns, *_compute(placed, doubtful)])
     turns.sort(kind="stable")  # merges what is sorted already
     return turns
 
@@ -253,7 +253,7 @@ class _Doubtful:
     lower: Flags  # whether the row behind is
 
 
-def _computed(placed: Placement, pieces: _Doubtful) -> Iterator[Indices]:
+def _compute(placed: Placement, pieces: _Doubtful) -> Iterator[Indices]:
     """The places where columns turn from the row before a piece to the row behind it."""
     lengths = pieces.until - pieces.after
     for block in _blocks(np.append(0, np.cumsum(lengths)), PIXELS_AT_ONCE):
@@ -279,7 +279,7 @@ def _computed(placed: Placement, pieces: _Doubtful) -> Iterator[Indices]:
             places = (
                 placed.in_samples(axis, mask, at) for axis, at in enumerate((row_in_map, column_in_map))
             )
-            inside = bilinear.sampled(placed.grids, mask, *places) >= placed.threshold
+            inside = bilinear.sample(placed.grids, mask, *places) >= placed.threshold
         before = np.empty_like(inside)
         before[1:] = inside[:-1]
         before[stop - length] = pieces.upper[block.start : block.stop]

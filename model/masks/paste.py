@@ -16,7 +16,7 @@ import torch
 from model.masks import bilinear
 from model.masks.edges import Placement, changes
 from model.masks.polygons import Polygons, Turns, trace
-from model.masks.rle import Rle, decode, encode, fill, from_changes, odd
+from model.masks.rle import Rle, decode, drop_pairs, encode, fill, from_changes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Crop", "Polygons", "Rle", "crops", "decode", "encode", "outlines", "paste"]
 
 RULES = ("torchvision", "detectron2")
-FARTHEST = 1 << 31  # pixels; no image, and no map that torchvision could allocate, reaches so far
+MAX_DISTANCE = 1 << 31  # pixels; no image, and no map that torchvision could allocate, reaches so far
 
 
 class Crop(NamedTuple):
@@ -97,7 +97,7 @@ def outlines(
     placed = replace(placed, origin=first[:-1] - left * pitch - top, pitch=pitch)
     found: list[Polygons] = []
     for masks, turns in changes(placed):
-        place = odd(turns)
+        place = drop_pairs(turns)
         mask = np.searchsorted(first, place, side="right") - 1
         column, row = np.divmod(place - first[mask], pitch[mask])
         column, row = column + left[mask], row + top[mask]
@@ -119,26 +119,25 @@ def _place(
     side = probabilities.shape[1]
     grids = np.zeros((len(boxes), side + 2, side + 2), dtype=np.float32)
     grids[:, 1:-1, 1:-1] = probabilities.detach().cpu().numpy()
-    ends = (
-        boxes.detach().to("cpu", torch.float32).numpy().T.reshape(2, 2, -1)[:, ::-1]
-    )  # two of [2, N] y and x
+    # Two of [2, N]: y and x of where boxes begin, and of where they end.
+    ends = boxes.detach().to("cpu", torch.float32).numpy().T.reshape(2, 2, -1)[:, ::-1]
     begin = spacing = None
     if rule == "torchvision":
         with np.errstate(invalid="ignore", over="ignore"):
             half = (ends[1] - ends[0]) * 0.5 * ((side + 2) / side)
             centre = (ends[1] + ends[0]) * 0.5
             ends = np.stack([centre - half, centre + half])
-            usable = (np.abs(ends) < FARTHEST).all(axis=(0, 1))  # false for what is not finite, too
-        corner, last = np.where(usable, ends, -1).astype(np.int64)  # towards zero; both inside the box
+            valid = (np.abs(ends) < MAX_DISTANCE).all(axis=(0, 1))  # false for what is not finite, too
+        corner, last = np.where(valid, ends, -1).astype(np.int64)  # towards zero; both inside the box
     else:
-        usable = (np.abs(ends) < FARTHEST).all(axis=(0, 1)) & (ends[0] < ends[1]).all(axis=0)
-        ends = np.where(usable, ends, np.array([0.0, 1.0]).reshape(2, 1, 1)).astype(np.float64)
+        valid = (np.abs(ends) < MAX_DISTANCE).all(axis=(0, 1)) & (ends[0] < ends[1]).all(axis=0)
+        ends = np.where(valid, ends, np.array([0.0, 1.0]).reshape(2, 1, 1)).astype(np.float64)
         spacing = (ends[1] - ends[0]) / side
         # Samples lie in the middle of a map's cells, and pixels' centres half a pixel from the corner.
         first, final = ends[0] - 0.5 * spacing - 0.5, ends[1] + 0.5 * spacing - 0.5
         corner, last = np.ceil(first).astype(np.int64), np.floor(final).astype(np.int64)
         begin = first - corner
-        last[:, ~usable] = corner[:, ~usable] - 1
+        last[:, ~valid] = corner[:, ~valid] - 1
     limit = np.array(size)[:, None]
     start = np.minimum(np.maximum(corner, 0), limit)
     stop = np.minimum(np.maximum(last + 1, 0), limit)

@@ -92,7 +92,7 @@ def from_changes(changes: NDArray[np.int64], masks: range, size: tuple[int, int]
     first = np.arange(masks.start, masks.stop, dtype=np.int64) * (
         area + 1
     )  # number of each mask's first pixel
-    changes = odd(changes)
+    changes = drop_pairs(changes)
     closing = np.searchsorted(changes, first + area)
     closing = closing[np.append(changes, -1)[closing] == (first + area)]
     if len(closing):
@@ -118,7 +118,7 @@ def from_changes(changes: NDArray[np.int64], masks: range, size: tuple[int, int]
 
 def fill(changes: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.bool_]:
     """The bitmap [H, W], in Fortran order, of one mask's changes; they are numbered from 0."""
-    return _paint(np.diff(odd(changes), prepend=0, append=size[0] * size[1]), size)
+    return _paint(np.diff(drop_pairs(changes), prepend=0, append=size[0] * size[1]), size)
 
 
 def _paint(runs: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -126,7 +126,7 @@ def _paint(runs: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.bool_]:
     return np.repeat(foreground, runs).reshape(size[::-1]).T
 
 
-def odd(changes: NDArray[np.int64]) -> NDArray[np.int64]:
+def drop_pairs(changes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Keep one of each number that occurs an odd number of times in an ascending array."""
     same = np.flatnonzero(
         changes[1:] == changes[:-1]

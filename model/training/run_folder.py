@@ -15,7 +15,7 @@ import torch
 import torchvision
 
 from model.training.recipe import Recipe, TrainingError
-from model.zoo.partial import locked
+from model.zoo.partial import lock_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +47,7 @@ def claim(run: Path) -> AbstractContextManager[None]:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"{run}: cannot create the run folder: {error.strerror}") from error
-    return locked(run / "run", refuse)
+    return lock_file(run / "run", refuse)
 
 
 def record_settings(run: Path, model: model_file.Model, recipe: Recipe, *, write: bool = True) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from model.messages import did_you_mean
 from model.zoo.errors import DamagedWeightsError, FolderError, MissingWeightsError, UnknownWeightsError
-from model.zoo.partial import Partial, abridged, digest
+from model.zoo.partial import Partial, digest, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -119,7 +119,7 @@ def verify(file: Path, sha256: str) -> str:
         raise FolderError(f"{file} cannot be read ({error.strerror})") from error
     if not found.startswith(sha256):
         raise DamagedWeightsError(
-            f"{file} is damaged: its sha256 is {abridged(found)} where {abridged(sha256)} was expected"
+            f"{file} is damaged: its sha256 is {shorten(found)} where {shorten(sha256)} was expected"
         )
     return found
 

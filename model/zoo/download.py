@@ -23,7 +23,7 @@ from model.zoo.errors import (
     UnreachableError,
     WeightsError,
 )
-from model.zoo.partial import Partial, abridged, digest, locked
+from model.zoo.partial import Partial, digest, lock_file, shorten
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,7 +66,9 @@ def download(
         if destination.exists() and digest(destination).startswith(sha256):
             return
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with locked(destination, lambda: tell(f"another process fetches {destination.name}; waiting for it")):
+        with lock_file(
+            destination, lambda: tell(f"another process fetches {destination.name}; waiting for it")
+        ):
             if destination.exists():
                 if digest(destination).startswith(sha256):
                     return
@@ -83,9 +85,9 @@ def download(
                 size = partial.size
                 partial.discard()
                 raise DamagedWeightsError(
-                    f"{shown(url)} brought {size:,} bytes of {transfer.content_type} with the sha256 "
-                    f"{abridged(found)} where {abridged(sha256)} was expected, and nothing of it was kept: "
-                    f"look whether a proxy answers in the server's place, or {by_hand(destination)}"
+                    f"{without_credentials(url)} brought {size:,} bytes of {transfer.content_type} with the sha256 "
+                    f"{shorten(found)} where {shorten(sha256)} was expected, and nothing of it was kept: "
+                    f"look whether a proxy answers in the server's place, or {manual_fix(destination)}"
                 )
             partial.finish()
     except OSError as error:  # the folder's: httpx's errors are no OSErrors
@@ -121,8 +123,8 @@ class Transfer:
                 reason = f"the server answers {status} {error.response.reason_phrase}".strip()
                 if status not in PASSING_STATUS and status < 500:
                     raise RefusedError(
-                        f"{shown(self.url)} cannot be fetched ({reason}): look at the address and at the "
-                        f"proxy, or {by_hand(self.partial.destination)}"
+                        f"{without_credentials(self.url)} cannot be fetched ({reason}): look at the address and at the "
+                        f"proxy, or {manual_fix(self.partial.destination)}"
                     ) from error
                 connected = True
             except (httpx.RequestError, httpx.InvalidURL) as error:
@@ -131,18 +133,18 @@ class Transfer:
                 connected = connected or not isinstance(error, NO_CONNECTION)
                 if not connected or not isinstance(error, PASSING):
                     raise UnreachableError(
-                        f"{shown(self.url)} cannot be reached ({reason}): behind a proxy set HTTPS_PROXY, "
-                        "and SSL_CERT_FILE if it has a certificate of its own, or "
-                        f"{by_hand(self.partial.destination)}"
+                        f"{without_credentials(self.url)} cannot be reached ({reason}): behind a proxy set "
+                        "HTTPS_PROXY, and SSL_CERT_FILE if it has a certificate of its own, or "
+                        f"{manual_fix(self.partial.destination)}"
                     ) from error
             size = self.partial.size
             failures = 1 if size >= reached + MEBIBYTE else failures + 1
             reached = max(reached, size)
             if failures >= self.attempts:
                 raise BrokenOffError(
-                    f"{shown(self.url)} failed {failures} times in a row ({reason}): the {size:,} bytes so "
-                    "far are kept and will be continued, so try again later, or "
-                    f"{by_hand(self.partial.destination)}"
+                    f"{without_credentials(self.url)} failed {failures} times in a row ({reason}): the {size:,} bytes "
+                    "so far are kept and will be continued, so try again later, or "
+                    f"{manual_fix(self.partial.destination)}"
                 )
             pause = 2.0 ** (failures - 1)
             self.tell(f"{reason}; trying again from byte {size:,} in {pause:g} s")
@@ -237,7 +239,7 @@ def folder_error(error: OSError, partial: Partial, total: int | None) -> Weights
     )
 
 
-def by_hand(destination: Path) -> str:
+def manual_fix(destination: Path) -> str:
     """What helps whatever the network does."""
     return f"put the file into {destination.parent} by hand"
 
@@ -247,6 +249,6 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def shown(url: str) -> str:
+def without_credentials(url: str) -> str:
     """The URL without the user name and password that a mirror's may have."""
     return re.sub(r"(?<=//)[^/@]*@", "", url)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialized
+from safetensors.torch import save as serialize
 
 from model.data import Category
 from model.images.formats import MAX_SIDE
@@ -115,7 +115,7 @@ def _write(path: Path, tensors: dict[str, Tensor], model: Model) -> None:
     part = path.with_name(path.name + ".part")
     try:
         # Not save_file, whose files only their owner may read: another user's container could not serve them.
-        part.write_bytes(serialized(tensors, {"maskserve": json.dumps(document)}))
+        part.write_bytes(serialize(tensors, {"maskserve": json.dumps(document)}))
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -210,14 +210,14 @@ def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelError(f"{path}: its description of the model is damaged ({error!r:.300})") from error
-    if (wrong := fault(model)) is not None:
+    if (wrong := find_fault(model)) is not None:
         raise ModelError(f"{path}: {wrong}")
     return replace(model, sha256=digest(path)), tensors
 
 
-def fault(model: Model) -> str | None:
+def find_fault(model: Model) -> str | None:
     """What `read` would refuse a description of the right types for, as the end of a line; None if nothing."""
-    if (wrong := _architecture_fault(model.architecture)) is not None:
+    if (wrong := _find_architecture_fault(model.architecture)) is not None:
         return f"its architecture cannot be built ({wrong})"
     names_shown = [model.name, *(c.name for c in model.categories), *model.ap]
     if (odd := next((name for name in names_shown if not _is_name(name)), None)) is not None:
@@ -237,7 +237,7 @@ def fault(model: Model) -> str | None:
     return None
 
 
-def _architecture_fault(architecture: Architecture) -> str | None:
+def _find_architecture_fault(architecture: Architecture) -> str | None:
     for name, value in asdict(architecture).items():
         most = MOST_CONVS if name.endswith("_convs") else MAX_SIDE
         most = MOST_PROPOSALS if name == "proposals" else most

@@ -60,7 +60,7 @@ class Partial:
 
 
 @contextlib.contextmanager
-def locked(destination: Path, waiting: Callable[[], None]) -> Iterator[None]:
+def lock_file(destination: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Hold `FILE.lock` while inside, against other processes and threads; calls `waiting` if it is taken.
 
     The lock goes with the process, even a killed one. The lock file stays: were it removed, one process that waits for
@@ -86,6 +86,6 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def abridged(sha256: str) -> str:
+def shorten(sha256: str) -> str:
     """Enough of a sha256 to tell two files apart by eye."""
     return sha256 if len(sha256) <= 16 else f"{sha256[:16]}…"

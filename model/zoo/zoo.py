@@ -47,7 +47,7 @@ def load(name: str, folder: Path, *, runnable: bool = True) -> tuple[nn.Module, 
         if chosen is not None:
             return _coco(chosen.name, folder, runnable=runnable)
         best = weights.catalogue()[0]
-        network, model = read(bundled(), runnable=runnable)
+        network, model = read(bundled_path(), runnable=runnable)
         notice = (
             f"This is the small bundled model, which knows ten kinds of drawn shapes and nothing else. "
             f"`maskserve weights fetch {best.name}` gets the COCO model ({len(COCO_CATEGORIES)} categories, "
@@ -55,7 +55,7 @@ def load(name: str, folder: Path, *, runnable: bool = True) -> tuple[nn.Module, 
         )
         return network, replace(model, notice=notice)
     if name == BUNDLED:
-        return read(bundled(), runnable=runnable)
+        return read(bundled_path(), runnable=runnable)
     if name in COCO:
         return _coco(name, folder, runnable=runnable)
     if name.endswith(".safetensors") or "/" in name or Path(name).exists():
@@ -65,7 +65,7 @@ def load(name: str, folder: Path, *, runnable: bool = True) -> tuple[nn.Module, 
     raise ModelError(f"no model is called {name!r}: {hint}")
 
 
-def bundled() -> Path:
+def bundled_path() -> Path:
     """The file of the model that comes with maskserve."""
     return weights.bundled_folder() / f"{BUNDLED}.safetensors"
 
@@ -74,7 +74,7 @@ def file_of(name: str) -> Path | None:
     """The file that `name` means to `load`, where it is one that `save` wrote: not for the COCO models."""
     if name in COCO:
         return None
-    return bundled() if name == BUNDLED else Path(name).expanduser()
+    return bundled_path() if name == BUNDLED else Path(name).expanduser()
 
 
 def _coco(name: str, folder: Path, *, runnable: bool) -> tuple[nn.Module, Model]:

@@ -79,7 +79,7 @@ def test_two_processes_train_as_one_does(scenes: Path, out: Path) -> None:
     In float64, because sums in another order differ by 1e-6 after some steps in float32, and that now and then puts a
     proposal on the other side of a threshold.
     """
-    trained: Any = model_file.read(zoo.bundled())[0]
+    trained: Any = model_file.read(zoo.bundled_path())[0]
     save_file(
         {k: v.contiguous() for k, v in trained.backbone.body.state_dict().items()}, out / "body.safetensors"
     )

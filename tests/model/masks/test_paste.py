@@ -361,7 +361,7 @@ def test_single_pixels_equal_torchs_resize_to_the_last_bit(size: tuple[int, int]
 
 
 def test_the_way_this_torch_rounds_is_known() -> None:
-    assert bilinear.known(), (
+    assert bilinear.rounding_is_known(), (
         "correct still, but ten times slower: teach model/masks/bilinear.py this build's rounding"
     )
 

@@ -24,7 +24,7 @@ from tests.model.zoo.models import THIN
 
 @pytest.fixture
 def bundled(whole: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(zoo, "bundled", lambda: whole)
+    monkeypatch.setattr(zoo, "bundled_path", lambda: whole)
     return whole
 
 
@@ -59,7 +59,7 @@ def test_shapes_is_the_bundled_file(bundled: Path, tmp_path: Path) -> None:
 
 
 def test_bundled_file_lies_beside_the_catalogue() -> None:
-    assert zoo.bundled() == weights.bundled_folder() / "shapes.safetensors"
+    assert zoo.bundled_path() == weights.bundled_folder() / "shapes.safetensors"
 
 
 def test_auto_without_coco_weights_is_the_bundled_model_and_says_how_to_get_the_other(
