@@ -1,17 +1,21 @@
-"""What starting the service imports: every module is part of the time until it is ready."""
+"""What commands import: every module is part of the time until the service is ready, or help is printed."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-PROGRAM = """
-import sys
-import app.server
-print(*sorted({"torchvision", "torch._dynamo", "sympy", "httpx", "filelock", "yaml", "tensorboard"} & set(sys.modules)))
-"""
+import pytest
 
 
-def test_the_service_is_imported_without_what_it_does_not_need() -> None:
-    ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("app.server", {"torchvision", "torch._dynamo", "sympy", "httpx", "filelock", "yaml", "tensorboard"}),
+        ("app.cli.main", {"torch", "fastapi", "httpx", "PIL", "uvicorn"}),
+    ],
+)
+def test_no_module_is_imported_that_is_not_needed(module: str, unwanted: set[str]) -> None:
+    program = f"import sys, {module}; print(*sorted({unwanted!r} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == []
