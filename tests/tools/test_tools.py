@@ -16,7 +16,7 @@ from PIL import Image
 
 from maskserve import Result
 from maskserve.export import coco_dataset, cvat, label_studio
-from model.masks.rle import encode
+from maskserve.masks import encode_rle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +53,7 @@ def result() -> Result:
             "score": score,
             "bbox": box,
             "area": int(mask.sum()),
-            "segmentation": encode(mask).to_coco(),
+            "segmentation": encode_rle(mask),
         }
         for category, score, box, mask in zip(CATEGORIES, (0.9, 0.8), boxes, true_masks(), strict=True)
     ]
