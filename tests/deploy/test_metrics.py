@@ -83,7 +83,8 @@ def test_every_metric_is_on_the_dashboard(samples: dict[str, set[str]]) -> None:
         for name in families
         if name.startswith("maskserve_") and not any(s.startswith(name) for s in shown)
     }
-    assert missing == {"maskserve_waiting_pixels"}  # its requests are
+    # Its requests are.
+    assert missing == {"maskserve_waiting_pixels"}
 
 
 def test_the_tables_are_what_the_code_says() -> None:

@@ -46,7 +46,8 @@ class Faulty:
             self.fail(fault, len(images))
         found: list[Any] = self.engine.segment(images, options)
         if SHORT in faults:
-            found.pop()  # the worker does not know what to make of that
+            # The worker does not know what to make of that.
+            found.pop()
         return [
             None if fault == NOTHING else instances for fault, instances in zip(faults, found, strict=False)
         ]

@@ -246,7 +246,8 @@ def test_a_lost_device_fails_all_requests_and_ends_the_process_for_its_superviso
         )
         assert found[0].status_code == 200
         for path in ("/healthz", "/readyz"):
-            with suppress(httpx.TransportError):  # the process has ended already
+            # The process has ended already.
+            with suppress(httpx.TransportError):
                 assert (await client.http.get(path)).status_code == 503
         return found[1:]
 
@@ -287,7 +288,8 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(start: Callable[...,
                 await asyncio.sleep(0.01)
         assert await client.metric("maskserve_ready") == 0
         assert await client.metric("maskserve_healthy") == 1
-        accepted.append(client.send())  # the gateway has not noticed yet
+        # The gateway has not noticed yet.
+        accepted.append(client.send())
         assert await statuses(accepted) == [200] * 8
 
     on(running, scenario)

@@ -57,9 +57,12 @@ class FakeEngine:
     """Finds one instance in every image, with the image's number for its label."""
 
     def __init__(self) -> None:
-        self.calls: list[list[int]] = []  # the numbers of the images in each batch, in order
-        self.shapes: list[set[tuple[int, int]]] = []  # their padded shapes
-        self.behave = lambda numbers: None  # may raise, or wait
+        # The numbers of the images in each batch, in order.
+        self.calls: list[list[int]] = []
+        # Their padded shapes.
+        self.shapes: list[set[tuple[int, int]]] = []
+        # May raise, or wait.
+        self.behave = lambda numbers: None
         self.warm_up = lambda: None
         self.entered = threading.Semaphore(0)
         self.threads: set[int] = set()

@@ -88,7 +88,8 @@ def test_closing_does_not_affect_requests_in_flight(admission):
 
 def test_wait_until_empty_returns_when_the_last_request_has_ended(admission):
     async def scene():
-        await admission.wait_until_empty()  # nothing is in flight: at once
+        # Nothing is in flight: at once.
+        await admission.wait_until_empty()
         with admission.admit(1):
             with admission.admit(1):
                 waiting = asyncio.ensure_future(admission.wait_until_empty())
@@ -147,7 +148,8 @@ def test_rate_follows_a_lasting_change(admission):
 def test_one_short_batch_hardly_moves_the_rate(admission):
     for _ in range(100):
         admission.record_served(pixels=100, seconds=1)
-    admission.record_served(pixels=100, seconds=0.01)  # a hundred times as fast as usual
+    # A hundred times as fast as usual.
+    admission.record_served(pixels=100, seconds=0.01)
     assert admission.pixels_per_second == pytest.approx(110, rel=0.02)
 
 

@@ -108,4 +108,5 @@ async def test_measured_rate_reaches_retry_after():
             others.enter_context(harness.admission.admit(9_999))
             with pytest.raises(QueueFull) as refused:
                 await harness.ask(picture(1))
-        assert refused.value.headers()["Retry-After"] == "20"  # 9,999 / 512, in whole seconds
+        # 9,999 / 512, in whole seconds.
+        assert refused.value.headers()["Retry-After"] == "20"

@@ -35,7 +35,8 @@ def clock():
 
 @pytest.fixture
 def loop():
-    loop = asyncio.new_event_loop()  # futures need one to belong to; it never runs
+    # Futures need one to belong to; it never runs.
+    loop = asyncio.new_event_loop()
     yield loop
     loop.close()
 
@@ -95,7 +96,8 @@ def test_entry_larger_than_the_budget_goes_alone(queue, enqueue):
 
 def test_entry_that_arrives_while_a_batch_runs_joins_the_next(queue, enqueue):
     enqueue()
-    queue.next_batch(8, 10**9)  # runs
+    # Runs.
+    queue.next_batch(8, 10**9)
     entries = [enqueue() for _ in range(7)]
     assert queue.next_batch(8, 10**9).live == entries
 
@@ -150,7 +152,8 @@ def test_discarded_entry_is_gone_with_its_pixels(queue, enqueue):
     entry, other = enqueue(), enqueue()
     entry.future.cancel()
     queue.discard(entry)
-    queue.discard(entry)  # what has left already is no error
+    # What has left already is no error.
+    queue.discard(entry)
     assert (len(queue), queue.pixels) == (1, 10)
     assert queue.next_batch(8, 10**9).live == [other]
     assert queue.dropped == {"cancelled": 1}
@@ -195,7 +198,8 @@ def test_taking_a_batch_touches_only_its_own_entries(queue, loop):
         queue.put(Watched(IMAGE, 1, Options(), FAR, loop.create_future(), (32 + i % 50, 32), 0.0))
     Watched.looked_at = 0
     assert len(queue.next_batch(4, 10**9).live) == 4
-    assert Watched.looked_at <= 16  # a few look-ups for each of the four, of 500
+    # A few look-ups for each of the four, of 500.
+    assert Watched.looked_at <= 16
 
 
 # Everything together
@@ -204,7 +208,8 @@ def test_taking_a_batch_touches_only_its_own_entries(queue, loop):
 class QueueMachine(RuleBasedStateMachine):
     """Requests come, leave, grow old and are taken in any order, beside the simplest books."""
 
-    inside = Bundle("inside")  # admitted, not yet left
+    # Admitted, not yet left.
+    inside = Bundle("inside")
 
     MAX_REQUESTS = 6
     MAX_PIXELS = 60
@@ -220,7 +225,8 @@ class QueueMachine(RuleBasedStateMachine):
         )
         self.admission.open()
         self.queue = Queue(clock=self.clock)
-        self.waiting: list[Entry] = []  # in order of arrival, dead ones included
+        # In order of arrival, dead ones included.
+        self.waiting: list[Entry] = []
         self.run: list[Entry] = []
         self.expired: list[Entry] = []
         self.discarded: list[Entry] = []

@@ -35,12 +35,12 @@ async def test_one_bad_image_of_eight_fails_alone_after_few_attempts():
         assert answers[5].status == 500
         assert "kernel" not in answers[5].detail
         assert repr(answers[5].__cause__) == "RuntimeError('no such kernel')"
-        assert (
-            len(harness.engine.calls) - 1 == 1 + 2 * 3
-        )  # the eight, then two halves on each of three levels
+        # The eight together, then two halves on each of three levels.
+        assert len(harness.engine.calls) - 1 == 1 + 2 * 3
         assert harness.worker.counts["failed"] == 1
         assert harness.worker.counts["splits"] == 3
-        assert harness.worker.counts["images"] == 8  # with the first, without the bad image
+        # With the first, without the bad image.
+        assert harness.worker.counts["images"] == 8
 
 
 @on_a_loop
@@ -103,7 +103,8 @@ async def test_batches_are_half_as_large_after_memory_ran_out_and_grow_again():
 
         async def batch_of_sixteen():
             harness.gate.clear()
-            while harness.engine.entered.acquire(blocking=False):  # batches that no test has waited for
+            # Batches that no test has waited for.
+            while harness.engine.entered.acquire(blocking=False):
                 pass
             first = await harness.occupy()
             harness.engine.calls.clear()
@@ -203,9 +204,11 @@ async def test_client_that_left_while_its_batch_failed_is_not_tried_again():
 @pytest.mark.parametrize("ending", ["answered", "failed", "late", "cancelled"])
 @on_a_loop
 async def test_image_is_freed_once_the_request_has_ended(ending, caplog):
-    caplog.set_level(logging.CRITICAL)  # pytest keeps log records, and with them tracebacks
+    # Pytest keeps log records, and with them tracebacks.
+    caplog.set_level(logging.CRITICAL)
     gc.collect()
-    gc.disable()  # no reference cycle may keep it until the next collection
+    # No reference cycle may keep it until the next collection.
+    gc.disable()
     try:
         async with started() as harness:
             first = await harness.occupy()
@@ -223,7 +226,8 @@ async def test_image_is_freed_once_the_request_has_ended(ending, caplog):
             with suppress(Problem, asyncio.CancelledError):
                 await task
             del task
-            await asyncio.sleep(0)  # the loop itself holds the task until its callbacks have run
+            # The loop itself holds the task until its callbacks have run.
+            await asyncio.sleep(0)
             if ending in {"answered", "failed"}:
                 await first
                 await harness.wait_for(lambda status: status.activity == "idle")

@@ -46,7 +46,8 @@ async def test_drain_finishes_admitted_requests_and_refuses_new_ones():
         first = await harness.occupy()
         queued = harness.send(1)
         await harness.wait_enqueued(1)
-        with harness.admission.admit(1024) as permit:  # still being decoded
+        # Still being decoded.
+        with harness.admission.admit(1024) as permit:
             draining = asyncio.create_task(harness.worker.drain())
             await asyncio.sleep(0)
             with pytest.raises(Draining) as refused:
@@ -141,11 +142,13 @@ async def test_fatal_error_answers_all_requests_with_not_ready_and_is_reported(e
     assert str(error) in status.reason
     assert not status.is_alive(timeout=math.inf)
 
-    with pytest.raises(NotReady):  # at admission
+    # At admission.
+    with pytest.raises(NotReady):
         await harness.ask(picture(4))
     assert harness.admission.refused == {"not-ready": 1}
     harness.admission.open()
-    with pytest.raises(NotReady):  # and at the queue, for requests that were admitted before
+    # And at the queue, for requests that were admitted before.
+    with pytest.raises(NotReady):
         await harness.ask(picture(4))
     await harness.worker.stop()
     assert harness.worker.status().state is State.FAILED
@@ -199,7 +202,8 @@ def test_results_for_a_closed_loop_do_not_crash_the_thread(caplog):
         await harness.worker.start()
         await harness.occupy()
 
-    asyncio.run(leave_in_the_middle())  # cancels the request and closes the loop while the device runs
+    # Cancels the request and closes the loop while the device runs.
+    asyncio.run(leave_in_the_middle())
     harness.gate.set()
     thread = harness.worker._thread
     with harness.worker._lock:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from typer.testing import Result
 
-CONTENT = bytes(range(250)) * 1600  # ends in no question mark
+# Ends in no question mark.
+CONTENT = bytes(range(250)) * 1600
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 FILE = f"net_coco-{SHA256[:8]}.pth"
 
@@ -168,7 +169,8 @@ def test_fetch_prints_few_lines_without_a_terminal(folder: Path, mirror: str) ->
 
 
 def test_fetch_draws_a_bar_on_a_terminal(folder: Path, mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal then
+    # Rich takes stderr for a terminal then.
+    monkeypatch.setenv("FORCE_COLOR", "1")
     result = run("fetch", "net", "--folder", folder, "--mirror", mirror)
     assert "400.0/400.0 kB" in result.stderr
     assert result.stdout == f"{folder / FILE}\n"
@@ -183,7 +185,8 @@ def test_fetch_makes_the_folder_of_the_environment(
 
 
 def test_empty_variable_means_the_default_folder(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MASKSERVE_WEIGHTS_DIR", "")  # as a compose file with ${DIR:-} makes it
+    # As a compose file with ${DIR:-} makes it.
+    monkeypatch.setenv("MASKSERVE_WEIGHTS_DIR", "")
     assert f"Folder: {weights.default_folder()}" in run("list").stdout
 
 
@@ -265,7 +268,8 @@ def test_verify_compares_the_bundled_model_with_what_was_committed(bundled: Path
     result = run("verify", "shapes", "--folder", folder)
     assert (result.exit_code, result.stdout) == (0, f"shapes: verified, sha256 {SHA256}\n")
     save_file({"weight": np.zeros(3, np.float32)}, file, {"maskserve": json.dumps({"ap": {}})})
-    for command in (["verify", "shapes"], ["verify"]):  # a whole file, but another
+    # A whole file, but another.
+    for command in (["verify", "shapes"], ["verify"]):
         result = run(*command, "--folder", folder)
         assert result.exit_code == 1
         assert f"shapes: damaged, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()}" in result.stderr
