@@ -78,13 +78,14 @@ _ONLY = {
     "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False] * 4,
     "MODEL.RESNETS.RES5_DILATION": 1,
     "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
-    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
     "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
     "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
     "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
     "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
     "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
 }
+CASCADE = "CascadeROIHeads"
+_STAGE = re.compile(r"roi_heads\.(box_head|box_predictor)\.(\d+)\.(.+)$")
 _POOLERS = {"ROIAlignV2": True, "ROIAlign": False}
 
 
@@ -107,7 +108,7 @@ def convert(
     tensors = {_renamed(name, settings): tensor for name, tensor in source.items()}
     _rewrite(tensors, settings)
     named = numbered_categories(architecture.classes - 1, categories, report)
-    kind = "Mask R-CNN" if masks else "Faster R-CNN"
+    kind = f"{'Cascade' if _is_cascade(settings) else ''} {'Mask' if masks else 'Faster'} R-CNN".strip()
     report.recognised.insert(0, f"Detectron2's {kind}, {architecture.backbone} with an FPN")
     report.taken.append(
         f"from its configuration: {settings['INPUT.FORMAT']}, images scaled to {architecture.min_size}/"
@@ -122,8 +123,8 @@ def convert(
 
 def _refuse(settings: dict[str, Any]) -> None:
     """Raise ImportingError for settings that name something which is not supported."""
-    if settings["MODEL.ROI_HEADS.NAME"] == "CascadeROIHeads":
-        raise ImportingError("MODEL.ROI_HEADS.NAME CascadeROIHeads: Cascade R-CNN is not supported yet")
+    if _is_cascade(settings) and not settings["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"]:
+        raise ImportingError("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG: False is not supported in a cascade")
     if settings["MODEL.BACKBONE.NAME"] == "build_resnet_backbone":
         raise ImportingError(
             "MODEL.BACKBONE.NAME build_resnet_backbone: C4 and DC5 models of Detectron2 are not supported yet; those "
@@ -136,6 +137,7 @@ def _refuse(settings: dict[str, Any]) -> None:
             raise ImportingError(f"{name}: {settings[name]!r} is not supported; {only!r} is")
     for name, values in (
         ("INPUT.FORMAT", ("BGR", "RGB")),
+        ("MODEL.ROI_HEADS.NAME", ("StandardROIHeads", CASCADE)),
         ("MODEL.FPN.FUSE_TYPE", ("sum", "avg")),
         ("MODEL.FPN.NORM", ("", "GN")),
         ("MODEL.ROI_BOX_HEAD.NORM", ("", "GN")),
@@ -153,6 +155,10 @@ def _refuse(settings: dict[str, Any]) -> None:
         raise ImportingError(
             "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS: other ratios at each level are not supported"
         )
+
+
+def _is_cascade(settings: dict[str, Any]) -> bool:
+    return bool(settings["MODEL.ROI_HEADS.NAME"] == CASCADE)
 
 
 def _architecture(settings: dict[str, Any], tensors: dict[str, Tensor]) -> Architecture:
@@ -194,6 +200,7 @@ def _architecture(settings: dict[str, Any], tensors: dict[str, Tensor]) -> Archi
         stride_in_1x1=bool(model("RESNETS.STRIDE_IN_1X1")) and not basic,
         rpn_channels=() if all(n == model("FPN.OUT_CHANNELS") for n in rpn) else rpn,
         box_fcs=model("ROI_BOX_HEAD.NUM_FC"),
+        box_stages=len(model("ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS")) if _is_cascade(settings) else 1,
         box_conv_channels=model("ROI_BOX_HEAD.CONV_DIM") if model("ROI_BOX_HEAD.NUM_CONV") else 0,
         head_norm="group" if "GN" in norms else "batch",
         box_norm=bool(model("ROI_BOX_HEAD.NORM")),
@@ -261,6 +268,10 @@ def _rpn_channels(dims: Sequence[int], channels: int) -> tuple[int, ...]:
 
 def _renamed(name: str, settings: dict[str, Any]) -> str:
     """Our name of a tensor. Raises ImportingError for one that is not of a Mask R-CNN."""
+    if _is_cascade(settings) and (stage := _STAGE.match(name)) is not None:
+        first = _renamed(f"roi_heads.{stage[1]}.{stage[3]}", settings)
+        number = int(stage[2])
+        return first.replace("roi_heads", f"roi_heads.cascade.{number - 1}", 1) if number else first
     if (found := _BOX_HEAD.match(name)) is not None:
         return _box_head_name(found, settings)
     for pattern, to in _NAMES:
@@ -291,10 +302,13 @@ def _rewrite(tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
         rgb_first(tensors)
     if settings["MODEL.FPN.FUSE_TYPE"] == "avg":
         fuse_by_sum(tensors)
-    background_first(tensors, settings["MODEL.ROI_HEADS.NUM_CLASSES"])
-    scale_deltas(
-        tensors, "roi_heads.box_predictor.bbox_pred", settings["MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS"]
-    )
+    weights = [settings["MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS"]]
+    if _is_cascade(settings):
+        weights = settings["MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS"]
+    for stage, each in enumerate(weights):
+        heads = f"roi_heads.cascade.{stage - 1}" if stage else "roi_heads"
+        background_first(tensors, settings["MODEL.ROI_HEADS.NUM_CLASSES"], heads)
+        scale_deltas(tensors, f"{heads}.box_predictor.bbox_pred", each)
     ones = [10.0 * w for w in settings["MODEL.RPN.BBOX_REG_WEIGHTS"][:2]]
     ones += [5.0 * w for w in settings["MODEL.RPN.BBOX_REG_WEIGHTS"][2:]]
     scale_deltas(tensors, "rpn.head.bbox_pred", ones)

@@ -39,18 +39,18 @@ def fuse_by_sum(tensors: dict[str, Tensor]) -> None:
         tensors[f"{output}.0.weight"] = take(tensors, f"{output}.0.weight") / 2**above
 
 
-def background_first(tensors: dict[str, Tensor], classes: int) -> None:
+def background_first(tensors: dict[str, Tensor], classes: int, heads: str = "roi_heads") -> None:
     """Predictors with a row, or four, for each of the classes and the background first, from one where it is last.
 
     Its boxes and masks, which other frameworks do not have, are zeros that nothing reads. One box or mask for all
-    classes becomes the same one for each.
+    classes becomes the same one for each. heads: where the predictors are.
     """
     for part in ("weight", "bias"):
-        scores = f"roi_heads.box_predictor.cls_score.{part}"
+        scores = f"{heads}.box_predictor.cls_score.{part}"
         tensors[scores] = take(tensors, scores).roll(1, 0).contiguous()
         for name, rows in (
-            (f"roi_heads.box_predictor.bbox_pred.{part}", 4),
-            (f"roi_heads.mask_predictor.mask_fcn_logits.{part}", 1),
+            (f"{heads}.box_predictor.bbox_pred.{part}", 4),
+            (f"{heads}.mask_predictor.mask_fcn_logits.{part}", 1),
         ):
             if name not in tensors and rows == 1:
                 continue

@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from model.errors import EngineError, OutOfDeviceMemory, device_error
+from model.inference.cascade import CascadeBoxHead
 from model.inference.cuda_graphs import CudaGraphCache
 from model.inference.devices import find_device, resolve_precision, use_device
 from model.inference.features import FeatureExtractor
@@ -88,7 +89,8 @@ class Engine:
         extract = FeatureExtractor(parts, formats.features)
         self._extract: Callable[[Tensor], FeatureMaps] = CudaGraphCache(extract) if self.batches else extract
         self._propose = ProposalGenerator(parts.rpn, device, conventions)
-        self._box_head = BoxHead(parts.roi_heads, form, conventions)
+        box_head = CascadeBoxHead if model.architecture.box_stages > 1 else BoxHead
+        self._box_head = box_head(parts.roi_heads, form, conventions)
         if model.architecture.mask_convs:
             self._mask_head = MaskHead(parts.roi_heads, form, conventions)
 
@@ -226,7 +228,9 @@ class Engine:
                 self._instances(_to_cpu(detections), grid, shape, size)
                 for detections, grid, shape, size in zip(detections_of_all, grids, shapes, sizes, strict=True)
             ]
-        wanted = DetectionLimits(sizes, options, allowed, self.device) if self.batches else None
+        # A cascade's boxes depend on one another, and it asks the device for their number anyway.
+        at_once = self.batches and self.model.architecture.box_stages == 1
+        wanted = DetectionLimits(sizes, options, allowed, self.device) if at_once else None
         maps = self._extract(self._preprocess(images, sizes, padded))
         found = None
         if wanted is not None:
@@ -248,7 +252,8 @@ class Engine:
     ) -> tuple[list[Detections], list[Detections]]:
         """Each image's detections on the device, and the same on the CPU."""
         proposals = self._propose(maps, padded, sizes)
-        features = torch.split(self._box_head.features(maps, proposals), [len(boxes) for boxes in proposals])
+        together, boxes_of_all = self._box_head.extract(maps, proposals, sizes)
+        features = torch.split(together, [len(boxes) for boxes in boxes_of_all])
         found = [
             self._box_head.detect(
                 rois,
@@ -259,7 +264,7 @@ class Engine:
                 max_instances=wanted.max_instances,
             )
             for rois, boxes, size, wanted, wanted_classes in zip(
-                features, proposals, sizes, options, allowed.to(self.device), strict=True
+                features, boxes_of_all, sizes, options, allowed.to(self.device), strict=True
             )
         ]
         return found, [_to_cpu(detections) for detections in found]

@@ -99,6 +99,29 @@ class BoxHead:
             x = layer(x)
         return x.float()
 
+    def extract(
+        self, maps: FeatureMaps, proposals: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """What `detect` reads: features [ΣR, D] and the boxes that they are of, [R, 4] of each image.
+
+        sizes: (height, width) of each image in the input.
+        """
+        del sizes  # a cascade's boxes are cut to them
+        return self.features(maps, proposals), proposals
+
+    def _probabilities(self, features: Tensor) -> Tensor:
+        """[R, classes] from features [R, D]."""
+        return functional.linear(features, *self._class).softmax(-1)
+
+    def _deltas(self, features: Tensor) -> Tensor:
+        """[R, 4 * classes] from features [R, D]."""
+        return functional.linear(features, *self._box)
+
+    def decode_one(self, features: Tensor, proposals: Tensor) -> Tensor:
+        """The first category's boxes [R, 4] from features [R, D] and proposals [R, 4]."""
+        weight, bias = self._box
+        return self._decode(functional.linear(features, weight[4:8], bias[4:8]), proposals)
+
     def _decode(self, deltas: Tensor, proposals: Tensor) -> Tensor:
         return decode_boxes(deltas, proposals, self._weights, clamp_both=self._clamp_both)
 
@@ -122,12 +145,12 @@ class BoxHead:
             allowed: [classes] bool, the network's outputs that may be found.
             max_instances: the best-scoring ones are kept.
         """
-        scores = functional.linear(features, *self._class).softmax(-1)
+        scores = self._probabilities(features)
         is_candidate = (scores > self._score_threshold) & (scores >= score_threshold) & allowed
         # Boxes that score less cannot suppress those that score more: to leave them out changes nothing.
         row, label = is_candidate.nonzero(as_tuple=True)
         has_candidate = is_candidate.any(1)
-        deltas = functional.linear(features[has_candidate], *self._box).view(-1, scores.shape[1], 4)
+        deltas = self._deltas(features[has_candidate]).view(-1, scores.shape[1], 4)
         deltas = deltas[has_candidate.cumsum(0)[row] - 1, label]
         boxes = clip_boxes(self._decode(deltas, proposals[row]), size)
         valid = are_large(boxes, self._min_side)
@@ -154,7 +177,7 @@ class BoxHead:
             limits: what is asked of each image.
         """
         batch = len(proposals)
-        scores = functional.linear(features, *self._class).softmax(-1).view(*is_proposal.shape, -1)
+        scores = self._probabilities(features).view(*is_proposal.shape, -1)
         is_candidate = (
             (scores > self._score_threshold)
             & (scores >= limits.score_threshold)
@@ -164,7 +187,7 @@ class BoxHead:
         candidates = min(MAX_CANDIDATES, scores[0].numel())
         ranked = scores.masked_fill(~is_candidate, -1.0).flatten(1).topk(candidates, 1)
         row, label = ranked.indices // scores.shape[2], ranked.indices % scores.shape[2]
-        deltas = functional.linear(features, *self._box).view(batch, -1, 4)
+        deltas = self._deltas(features).view(batch, -1, 4)
         deltas = deltas.gather(1, ranked.indices[..., None].expand(-1, -1, 4))
         anchors = proposals.gather(1, row[..., None].expand(-1, -1, 4))
         boxes = torch.minimum(self._decode(deltas, anchors).clamp(min=0), limits.image_ends)

@@ -21,6 +21,7 @@ MOBILENETS = ("mobilenet_v3_large", "mobilenet_v3_small")
 BACKBONES = (*RESNETS, "vgg16", *MOBILENETS)
 
 
+MOST_STAGES = 8  # of a cascade, which has three
 DIVISIBLE = 32  # both sides of the padded input are multiples of the coarsest level's stride
 
 
@@ -65,6 +66,7 @@ class Architecture:
     )
     rpn_channels: tuple[int, ...] = ()  # of each of the RPN's convolutions
     box_fcs: int = 0  # fully connected layers of the box head
+    box_stages: int = 1  # box heads that each begin from the boxes of the one before (Cascade R-CNN)
     box_conv_channels: int = 0
     head_norm: str = "batch"  # where FPN and heads have a norm: BatchNorm, or "group": GroupNorm of 32 groups
     box_norm: bool = True  # behind the box head's convolutions, where it has some
@@ -153,6 +155,8 @@ class Architecture:
         other = (self.stem_channels, self.res2_channels, self.bottleneck_channels, self.groups, self.box_fcs)
         if min(*other, self.box_conv_channels, *self.rpn_channels) < 0:
             raise ArchitectureError(f"sizes and widths of the architecture must be positive: {self}")
+        if not 1 <= self.box_stages <= MOST_STAGES:
+            raise ArchitectureError(f"box_stages are 1 to {MOST_STAGES}, not {self.box_stages}")
         if self.rpn_channels and len(self.rpn_channels) != self.rpn_convs:
             raise ArchitectureError(
                 f"{self.rpn_convs} convolutions of an RPN have {len(self.rpn_channels)} widths"
@@ -210,7 +214,7 @@ def _typed(name: str, value: Any, example: Any) -> Any:
 
 _FOREIGN = (
     "stem_channels", "res2_channels", "bottleneck_channels", "groups", "stride_in_1x1", "rpn_channels", "box_fcs",
-    "box_conv_channels", "head_norm", "box_norm",
+    "box_stages", "box_conv_channels", "head_norm", "box_norm",
 )  # fmt: skip
 _LATER = ("pyramid", "pooling", "masks", *_FOREIGN, "conventions")
 V1 = Architecture()

@@ -239,15 +239,17 @@ def _roi_heads(a: Architecture) -> Group:
     members: dict[str, Any] = {
         "box_roi_pool": Group(output_size=(rules.box_bins,) * 2, sampling_ratio=rules.box_samples),
         "box_head": _box_head(a),
-        "box_predictor": Group(
-            cls_score=nn.Linear(a.box_channels, a.classes),
-            bbox_pred=nn.Linear(a.box_channels, 4 * a.classes),
-        ),
+        "box_predictor": _box_predictor(a),
         "box_coder": Group(weights=(10.0, 10.0, 5.0, 5.0)),
         "score_thresh": rules.score_threshold,
         "nms_thresh": rules.nms,
         "detections_per_img": rules.detections,
     }
+    if a.box_stages > 1:
+        stages = [
+            Group(box_head=_box_head(a), box_predictor=_box_predictor(a)) for _ in range(a.box_stages - 1)
+        ]
+        members["cascade"] = nn.ModuleList(stages)
     if a.mask_convs:
         norm = _head_norm(a) if a.mask_norm else None
         widths = [a.fpn_channels, *[a.mask_channels] * a.mask_convs]
@@ -261,6 +263,12 @@ def _roi_heads(a: Architecture) -> Group:
             mask_fcn_logits=nn.Conv2d(a.mask_channels, a.classes, 1),
         )
     return Group(**members)
+
+
+def _box_predictor(a: Architecture) -> Group:
+    return Group(
+        cls_score=nn.Linear(a.box_channels, a.classes), bbox_pred=nn.Linear(a.box_channels, 4 * a.classes)
+    )
 
 
 def _box_head(a: Architecture) -> nn.Module:

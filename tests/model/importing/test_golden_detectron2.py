@@ -40,6 +40,7 @@ MODELS = [
     ("x101_fpn", "model.json", "model_final.pkl"),
     ("gn_heads", "model.json", "model_0004999.pth"),
     ("keypoint", "model.json", "model_final.pth"),
+    ("cascade", "model.json", "model_final.pth"),
 ]
 IMAGES = ("dog_241x407.png", "scene_000012.jpg", "panorama_701x203.png")
 NOISE = ("again", "two threads", "no oneDNN", "float64")

@@ -1,0 +1,300 @@
+"""Detectron2's layout: its configuration with defaults filled in, its names, and what is only written otherwise."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from bench.synthetic_weights import synthetic_weights
+from model.importing.detectron2_config import DEFAULTS, read_config
+from model.importing.importer import import_model
+from model.importing.result import ImportingError
+from model.importing.rewriting import background_first, fuse_by_sum, scale_deltas
+from model.inference.engine import Engine
+from model.instances import Options
+from model.network.architecture import V1
+from model.network.build import build
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PIXELS = np.random.default_rng(1).integers(0, 256, (24, 32, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+THIN = replace(
+    V1,
+    backbone="resnet18",
+    classes=4,
+    norm="batch",
+    norm_eps=1e-5,
+    fpn_channels=16,
+    box_channels=32,
+    mask_channels=16,
+)
+NAMES = (
+    (r"backbone\.body\.conv1\.(\w+)", r"backbone.bottom_up.stem.conv1.\1"),
+    (r"backbone\.body\.bn1\.(\w+)", r"backbone.bottom_up.stem.conv1.norm.\1"),
+    (r"backbone\.body\.layer(\d)\.(\d)\.conv(\d)\.(\w+)", r"backbone.bottom_up.res<\1>.\2.conv\3.\4"),
+    (r"backbone\.body\.layer(\d)\.(\d)\.bn(\d)\.(\w+)", r"backbone.bottom_up.res<\1>.\2.conv\3.norm.\4"),
+    (r"backbone\.body\.layer(\d)\.(\d)\.downsample\.0\.(\w+)", r"backbone.bottom_up.res<\1>.\2.shortcut.\3"),
+    (
+        r"backbone\.body\.layer(\d)\.(\d)\.downsample\.1\.(\w+)",
+        r"backbone.bottom_up.res<\1>.\2.shortcut.norm.\3",
+    ),
+    (r"backbone\.fpn\.inner_blocks\.(\d)\.0\.(\w+)", r"backbone.fpn_lateral<<\1>>.\2"),
+    (r"backbone\.fpn\.layer_blocks\.(\d)\.0\.(\w+)", r"backbone.fpn_output<<\1>>.\2"),
+    (r"rpn\.head\.conv\.0\.0\.(\w+)", r"proposal_generator.rpn_head.conv.\1"),
+    (r"rpn\.head\.cls_logits\.(\w+)", r"proposal_generator.rpn_head.objectness_logits.\1"),
+    (r"rpn\.head\.bbox_pred\.(\w+)", r"proposal_generator.rpn_head.anchor_deltas.\1"),
+    (r"roi_heads\.box_head\.fc6\.(\w+)", r"roi_heads.box_head.fc1.\1"),
+    (r"roi_heads\.box_head\.fc7\.(\w+)", r"roi_heads.box_head.fc2.\1"),
+    (r"roi_heads\.box_predictor\.(.+)", r"roi_heads.box_predictor.\1"),
+    (r"roi_heads\.mask_head\.(\d)\.0\.(\w+)", r"roi_heads.mask_head.mask_fcn<\1>.\2"),
+    (r"roi_heads\.mask_predictor\.conv5_mask\.(\w+)", r"roi_heads.mask_head.deconv.\1"),
+    (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)", r"roi_heads.mask_head.predictor.\1"),
+)
+CONFIG: dict[str, Any] = {
+    "_BASE_": "../Base-RCNN-FPN.yaml",
+    "MODEL": {
+        "MASK_ON": True,
+        "RESNETS": {"DEPTH": 18, "RES2_OUT_CHANNELS": 64},
+        "FPN": {"OUT_CHANNELS": 16},
+        "ROI_HEADS": {"NUM_CLASSES": 3},
+        "ROI_BOX_HEAD": {"FC_DIM": 32},
+        "ROI_MASK_HEAD": {"CONV_DIM": 16},
+    },
+    "INPUT": {"MIN_SIZE_TEST": 96, "MAX_SIZE_TEST": 160},
+    "SOLVER": {"STEPS": "(60000, 80000)"},
+}
+
+
+def renamed(name: str) -> str:
+    for ours, theirs in NAMES:
+        if re.fullmatch(ours, name):
+            name = re.sub(ours, theirs, name)
+            name = re.sub(r"<<(\d)>>", lambda m: str(int(m[1]) + 2), name)
+            return re.sub(r"<(\d)>", lambda m: str(int(m[1]) + 1), name)
+    raise KeyError(name)
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, torch.Tensor]:
+    """Weights that find much in PIXELS, as Detectron2 lays them out: background last, and without boxes."""
+    network = synthetic_weights(
+        replace(THIN, min_size=96, max_size=160), torch.from_numpy(PIXELS).permute(2, 0, 1) / 255
+    )
+    named = {
+        renamed(name): tensor
+        for name, tensor in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    for part in ("weight", "bias"):
+        for name, begin in (("box_predictor.bbox_pred", 4), ("mask_head.predictor", 1)):
+            named[f"roi_heads.{name}.{part}"] = named[f"roi_heads.{name}.{part}"][begin:].clone()
+        scores = f"roi_heads.box_predictor.cls_score.{part}"
+        named[scores] = named[scores].roll(-1, 0)
+    return named
+
+
+def changed(**sections: dict[str, Any]) -> dict[str, Any]:
+    """CONFIG with other settings in sections of MODEL."""
+    model = CONFIG["MODEL"] | {name: CONFIG["MODEL"].get(name, {}) | new for name, new in sections.items()}
+    return CONFIG | {"MODEL": model}
+
+
+def saved(
+    tmp_path: Path,
+    tensors: dict[str, torch.Tensor],
+    config: dict[str, Any] = CONFIG,
+    name: str = "model_final.pth",
+) -> Path:
+    path = tmp_path / name
+    if name.endswith(".pkl"):
+        arrays = {key: tensor.numpy() for key, tensor in tensors.items()}
+        path.write_bytes(pickle.dumps({"model": arrays, "__author__": "Detectron2 Model Zoo"}))
+    else:
+        torch.save({"model": tensors, "optimizer": {}, "iteration": 89999}, path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.mark.parametrize("name", ["model_final.pth", "model_final.pkl"])
+def test_checkpoint_and_the_configuration_beside_it_become_a_model(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], name: str
+) -> None:
+    imported = import_model(saved(tmp_path, tensors, name=name))
+    architecture, rules = imported.model.architecture, imported.model.architecture.conventions
+    assert imported.model.origin == "Detectron2"
+    assert (architecture.backbone, architecture.classes) == ("resnet18", 4)
+    assert (rules.resize, rules.paste, rules.anchor_strides) == ("detectron2", "detectron2", "level")
+    assert (rules.pixel_mean, rules.pixel_std) == ((123.675, 116.28, 103.53), (1.0, 1.0, 1.0))
+    assert (rules.box_aligned, rules.box_samples, rules.candidates) == (True, 0, 1000)
+    first = imported.network.state_dict()["backbone.body.conv1.weight"]
+    assert torch.equal(first, tensors["backbone.bottom_up.stem.conv1.weight"].flip(1))
+    engine = Engine(imported.network, imported.model, torch.device("cpu"))
+    (found,) = engine.segment([PIXELS], [Options(score_threshold=0.05)])
+    assert found.pasting == "detectron2"
+
+
+def test_it_is_served_and_calibrated_but_not_trained(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    imported = import_model(saved(tmp_path, tensors))
+    with pytest.raises(ValueError, match="can be served and calibrated, but not trained"):
+        build(imported.model.architecture)
+
+
+def test_a_checkpoint_without_its_configuration_is_asked_for_it(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    path = saved(tmp_path, tensors)
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(
+        ImportingError, match=r"whose configuration decides what the weights mean: --config config\.yaml"
+    ):
+        import_model(path)
+
+
+def test_a_box_and_a_mask_for_all_classes_become_the_same_for_each(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    one = dict(tensors)
+    for part in ("weight", "bias"):
+        for name, rows in (("box_predictor.bbox_pred", 4), ("mask_head.predictor", 1)):
+            one[f"roi_heads.{name}.{part}"] = tensors[f"roi_heads.{name}.{part}"][:rows].clone()
+    config = changed(ROI_BOX_HEAD={"CLS_AGNOSTIC_BBOX_REG": True}, ROI_MASK_HEAD={"CLS_AGNOSTIC_MASK": True})
+    state = import_model(saved(tmp_path, one, config)).network.state_dict()
+    boxes = state["roi_heads.box_predictor.bbox_pred.weight"]
+    assert torch.equal(boxes[4:8], boxes[12:16])
+    assert torch.equal(boxes[:4], torch.zeros_like(boxes[:4]))
+
+
+def test_means_of_a_pyramid_become_sums_to_the_last_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    names = [f"backbone.fpn.{kind}_blocks.{n}.0" for kind in ("inner", "layer") for n in range(4)]
+    shapes = {"inner": (5, 3, 1, 1), "layer": (5, 5, 3, 3)}
+    tensors = {
+        f"{name}.weight": torch.randn(shapes[name.split(".")[2][:5]], generator=generator) for name in names
+    } | {f"{name}.bias": torch.randn(5, generator=generator) for name in names}
+    features = [torch.randn(1, 3, 2 ** (5 - n), 2 ** (5 - n), generator=generator) for n in range(4)]
+
+    def pyramid(state: dict[str, torch.Tensor], part: float) -> list[torch.Tensor]:
+        above: torch.Tensor | None = None
+        outputs = []
+        for n in (3, 2, 1, 0):
+            lateral, output = (
+                [state[f"backbone.fpn.{kind}_blocks.{n}.0.{what}"] for what in ("weight", "bias")]
+                for kind in ("inner", "layer")
+            )
+            inner = torch.conv2d(features[n], *lateral)
+            if above is not None:
+                inner = (inner + above.repeat_interleave(2, 2).repeat_interleave(2, 3)) * part
+            above = inner
+            outputs.append(torch.conv2d(inner, *output, padding=1))
+        return outputs
+
+    expected = pyramid(dict(tensors), 0.5)
+    fuse_by_sum(tensors)
+    for ours, theirs in zip(pyramid(tensors, 1.0), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_box_weights_go_into_the_predictor_and_background_to_the_front() -> None:
+    tensors = {
+        "roi_heads.box_predictor.cls_score.weight": torch.tensor([[1.0], [2.0], [9.0]]),
+        "roi_heads.box_predictor.cls_score.bias": torch.tensor([1.0, 2.0, 9.0]),
+        "roi_heads.box_predictor.bbox_pred.weight": torch.arange(1.0, 9).view(8, 1),
+        "roi_heads.box_predictor.bbox_pred.bias": torch.arange(1.0, 9),
+    }
+    background_first(tensors, 2)
+    scale_deltas(tensors, "roi_heads.box_predictor.bbox_pred", (20.0, 20.0, 10.0, 10.0))
+    assert tensors["roi_heads.box_predictor.cls_score.bias"].tolist() == [9, 1, 2]
+    half = [0, 0, 0, 0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4]
+    assert tensors["roi_heads.box_predictor.bbox_pred.bias"].tolist() == half
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        pytest.param(
+            {"ROI_HEADS": {"NAME": "CascadeROIHeads"}}, "False is not supported in a cascade", id="cascade"
+        ),
+        pytest.param({"BACKBONE": {"NAME": "build_resnet_backbone"}}, "C4 and DC5 models", id="no pyramid"),
+        pytest.param(
+            {"META_ARCHITECTURE": "PanopticFPN"}, r"MODEL\.META_ARCHITECTURE: 'PanopticFPN'", id="panoptic"
+        ),
+        pytest.param(
+            {"RESNETS": {"DEFORM_ON_PER_STAGE": [False, True, True, True]}},
+            "DEFORM_ON_PER_STAGE",
+            id="deformable",
+        ),
+        pytest.param(
+            {"POINT_HEAD": {"NUM_FC": 3}}, r"MODEL\.POINT_HEAD\.NUM_FC: not a setting", id="a project's"
+        ),
+        pytest.param({"RESNETS": {"DEPTH": 34}}, "DEPTH is 34, but the weights' is 18", id="another depth"),
+        pytest.param({"FPN": {"NORM": "SyncBN"}}, r"MODEL\.FPN\.NORM: 'SyncBN' is not supported", id="norm"),
+        pytest.param({"ROI_HEADS": {"NUM_CLASSES": 5}}, "made for another architecture", id="classes"),
+        pytest.param({"ROI_HEADS": {"NUM_CLASSES": "many"}}, r"NUM_CLASSES: 'many' is no value", id="text"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_its_name(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], sections: dict[str, Any], message: str
+) -> None:
+    config = (
+        CONFIG | {"MODEL": CONFIG["MODEL"] | sections}
+        if "META_ARCHITECTURE" in sections
+        else changed(**sections)
+    )
+    with pytest.raises(ImportingError, match=message):
+        import_model(saved(tmp_path, tensors, config))
+
+
+def test_lazy_configurations_are_refused_with_a_hint(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    path = saved(tmp_path, tensors)
+    (tmp_path / "lazy.py").write_text("raise SystemExit('run')")
+    (tmp_path / "lazy.yaml").write_text("model: {_target_: detectron2.modeling.GeneralizedRCNN}")
+    (tmp_path / "code.yaml").write_text("MODEL: !!python/object/apply:os.mkdir [trace]")
+    for name, message in (
+        ("lazy.py", "never run here"),
+        ("lazy.yaml", "LazyConfig"),
+        ("code.yaml", "plain values"),
+    ):
+        with pytest.raises(ImportingError, match=message):
+            import_model(path, config=tmp_path / name)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_defaults_are_filled_in_and_text_is_read_as_detectron2_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "MODEL:\n  PIXEL_STD: (57.375, 57.12, 58.395)\n  ROI_BOX_HEAD: {BBOX_REG_WEIGHTS: '(10, 10, 5, 5)'}\n"
+        "  ANCHOR_GENERATOR: {SIZES: !!python/tuple [[32], [64]]}\nVERSION: 2\n"
+    )
+    settings = read_config(path)
+    assert settings["MODEL.PIXEL_STD"] == [57.375, 57.12, 58.395]
+    assert settings["MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS"] == [10, 10, 5, 5]
+    assert settings["MODEL.ANCHOR_GENERATOR.SIZES"] == [[32], [64]]
+    assert settings["MODEL.RPN.NMS_THRESH"] == DEFAULTS["MODEL.RPN.NMS_THRESH"] == 0.7
+
+
+def test_base_files_are_followed_and_circles_and_absent_ones_named(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("MODEL: {RESNETS: {DEPTH: 101}}\nINPUT: {FORMAT: RGB}\n")
+    (tmp_path / "own.yaml").write_text("_BASE_: base.yaml\nINPUT: {FORMAT: BGR}\n")
+    settings = read_config(tmp_path / "own.yaml")
+    assert (settings["MODEL.RESNETS.DEPTH"], settings["INPUT.FORMAT"]) == (101, "BGR")
+    (tmp_path / "circle.yaml").write_text("_BASE_: circle.yaml\n")
+    with pytest.raises(ImportingError, match="leads back to itself"):
+        read_config(tmp_path / "circle.yaml")
+    (tmp_path / "lost.yaml").write_text("_BASE_: nowhere.yaml\n")
+    with pytest.raises(ImportingError, match=r"the file that it builds on is not there: .*nowhere\.yaml"):
+        read_config(tmp_path / "lost.yaml")
+    (tmp_path / "old.yaml").write_text("VERSION: 1\n")
+    with pytest.raises(ImportingError, match="of VERSION 1"):
+        read_config(tmp_path / "old.yaml")
