@@ -12,7 +12,7 @@ import typer
 from app.commands.terminal import BAD_FILE, BAD_USAGE, complain, file_error, progress_bar
 from app.runtime.cpus import usable_cpus
 from app.runtime.loading import LOAD_ERRORS
-from model.data.shapes import CATEGORIES, training
+from model.data.shapes import CATEGORIES, training_scenes
 from model.images.decode import ImageError, decode
 from model.images.files import find_images
 from model.inference.calibration import (
@@ -57,7 +57,9 @@ def run_calibration(name: str, images: Sequence[Path], out: Path | None, weights
             return complain(f"no images in {', '.join(map(str, images))}{first}", BAD_USAGE)
         unread = len(skipped)
         pixels, count = (
-            (decode_files(files, skipped), len(files)) if images else (sample_images(training()), MAX_IMAGES)
+            (decode_files(files, skipped), len(files))
+            if images
+            else (sample_images(training_scenes()), MAX_IMAGES)
         )
         with progress_bar(transient=True) as bar:
             shown = bar.track(pixels, count, description="calibrating")

@@ -21,7 +21,7 @@ from app.runtime.cpus import usable_cpus
 from app.runtime.loading import LOAD_ERRORS
 from model.data import DatasetError
 from model.data.opening import open_dataset
-from model.data.shapes import held_out
+from model.data.shapes import held_out_scenes
 from model.evaluation.coco import FIGURES, Evaluation, evaluate, match_categories
 from model.evaluation.confusion import BACKGROUND
 from model.evaluation.matching import METRICS
@@ -109,7 +109,7 @@ def open_evaluation_data(name: str, source: Source, *, boxes: bool = False) -> D
     Raises DatasetError.
     """
     if name == SHAPES:
-        return held_out()
+        return held_out_scenes()
     images = source.validation_images
     if images is None and name == source.data:
         images = source.images

@@ -22,7 +22,7 @@ from app.runtime.cpus import usable_cpus
 from app.runtime.loading import LOAD_ERRORS
 from model.data import DatasetError
 from model.data.opening import open_dataset
-from model.data.shapes import Shapes, training
+from model.data.shapes import Shapes, training_scenes
 from model.evaluation.card import hardware, versions
 from model.network.architecture import BACKBONES, C4, SMALL, V1, Architecture, ArchitectureError
 from model.network.build import build
@@ -126,7 +126,7 @@ def run_training(
         final.check()
         with claim(out) if group.first else nullcontext():
             if group.first:
-                typer.echo("\n".join(notices), err=True, nl=bool(notices))
+                typer.echo("\n".join(dict.fromkeys(notices)), err=True, nl=bool(notices))
             path = run_with_progress(
                 dataset, model, final, out, device, initial=initial, validation=validation, group=group
             )
@@ -205,7 +205,7 @@ def _start_from_model(
 def open_training_data(source: Source, *, boxes: bool = False) -> Dataset:
     """The data to train on. boxes: only boxes are needed. Raises DatasetError, TrainingError."""
     if source.is_shapes:
-        return training(source.backgrounds)
+        return training_scenes(source.backgrounds)
     if source.backgrounds is not None:
         raise TrainingError(
             "--backgrounds is for --data shapes; in a labelled folder, add such photos as images without annotations"

@@ -14,16 +14,20 @@ if TYPE_CHECKING:
 
 # What LabelMe's converter lists besides the labels that people gave.
 _PLACEHOLDERS = frozenset(("_background_", "__background__", "__ignore__"))
-_NO_PARENT = ("", "none", "null")  # supercategories of what is below nothing
+# Supercategories of what is below nothing.
+_NO_PARENT = ("", "none", "null")
 
 
 @dataclass(slots=True)
 class Categories:
     """The categories by what annotations call them."""
 
-    known: tuple[Category, ...] = ()  # by ascending id
-    by_key: dict[Key, int] = field(default_factory=dict)  # id or name in the file → Category.id
-    dropped: tuple[str, ...] = ()  # what was left out, and why
+    # By ascending id.
+    known: tuple[Category, ...] = ()
+    # Id or name in the file → Category.id.
+    by_key: dict[Key, int] = field(default_factory=dict)
+    # What was left out, and why.
+    dropped: tuple[str, ...] = ()
 
     def find(self, value: Any) -> int | None:
         """The id of the category that an annotation names, by number or by name; None if there is none."""
@@ -33,11 +37,14 @@ class Categories:
 
 @dataclass(slots=True)
 class _Entry:
-    place: int  # in the file's list
+    # In the file's list.
+    place: int
     key: Key | None
     name: str
-    parent: str  # its supercategory
-    used: int  # annotations that refer to it
+    # Its supercategory.
+    parent: str
+    # Annotations that refer to it.
+    used: int
 
 
 def read_categories(document: dict[str, Any], path: Path) -> Categories:
@@ -126,6 +133,7 @@ def _numbered(entries: list[_Entry], dropped: tuple[str, ...]) -> Categories:
             number, following = following, following + 1
         by_key[entry.key if entry.key is not None else entry.name] = number
         known.append(Category(number, entry.name))
-    for category in known:  # an annotation may give the name, where that is no other's id
+    # An annotation may give the name, where that is no other's id.
+    for category in known:
         by_key.setdefault(category.name, category.id)
     return Categories(tuple(sorted(known, key=lambda c: c.id)), by_key, dropped)

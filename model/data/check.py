@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from model.data.labels import Annotation, LabelledImage
     from model.data.layout import Place
 
-EXAMPLES = 5  # of each kind that are kept
-FAR = 0.5  # overlap of an annotation's box and its mask's, below which they are not about the same thing
+# Of each kind that are kept.
+EXAMPLES = 5
+# Overlap of an annotation's box and its mask's, below which they are not about the same thing.
+FAR = 0.5
 
 NO_AREA = "no area"
 NO_SEGMENTATION = "no segmentation"
@@ -49,13 +51,16 @@ class Findings:
     """What was found, by kind: how often, and the first few places."""
 
     images: int = 0
-    objects: int = 0  # without crowds
+    # Without crowds.
+    objects: int = 0
     crowds: int = 0
     per_category: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
-    notices: list[str] = field(default_factory=list)  # what was passed over and does no harm
-    refusal: str | None = None  # why there is nothing to train on, if there is not
+    # What was passed over and does no harm.
+    notices: list[str] = field(default_factory=list)
+    # Why there is nothing to train on, if there is not.
+    refusal: str | None = None
 
     def add(self, kind: str, where: str) -> None:
         """One more of a kind."""

@@ -33,7 +33,8 @@ _WANTED = frozenset(category.id for category in CATEGORIES)
 # Label ids that the evaluation ignores: what nobody labelled, the car with the camera, parking lots, caravans …
 VOID = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
 FIRST_INSTANCE = (
-    1000  # an instance map has 1000 × label + number for one object, the label alone for several in one
+    # An instance map has 1000 × label + number for one object, the label alone for several in one.
+    1000
 )
 SPLITS = ("train", "val", "test")
 PHOTO, INSTANCES = "_leftImg8bit.png", "_gtFine_instanceIds.png"

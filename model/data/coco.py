@@ -43,7 +43,8 @@ class CocoFolder:
         self._labels, self._boxes = labels, boxes
         self.path, self.categories = labels.path, labels.categories
         self.notices = labels.notices
-        self.problems = labels.problems  # images and annotations that are left out
+        # Images and annotations that are left out.
+        self.problems = labels.problems
         self._images = labels.usable()
         if labels.problems and not skip_damaged:
             raise DatasetError(refusal(labels))

@@ -80,7 +80,8 @@ def _parse(text: str, path: Path) -> Any:
             near = " ".join(text[error.pos : error.pos + 30].split())
             told = f"line {error.lineno}, column {error.colno}, at {json.dumps(near, ensure_ascii=False)}"
         raise DatasetError(f"{path}: not JSON: {told}") from error
-    except (RecursionError, ValueError) as error:  # lists in lists, or numbers of thousands of digits
+    # Lists in lists, or numbers of thousands of digits.
+    except (RecursionError, ValueError) as error:
         raise DatasetError(f"{path}: not JSON that anybody labels with: it is nested too deeply, or has a number of "
                            "thousands of digits") from error  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from model.data.outlines import coverage, distractor, turned
+from model.data.outlines import coverage, distractor, turn_at_random
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -25,7 +25,7 @@ def colour(rng: Generator) -> np.ndarray:
     return mixed
 
 
-def blurred(field: np.ndarray, radius: float) -> np.ndarray:
+def blur(field: np.ndarray, radius: float) -> np.ndarray:
     """A [h, w] float32 field in 0 to 1 after a Gaussian blur."""
     image = Image.fromarray((field * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius))
     return np.asarray(image, np.float32) / 255
@@ -71,7 +71,7 @@ def undergrowth(rng: Generator, height: int, width: int) -> np.ndarray:
         ["blob", "splinter", "bar", "ellipse", "trapezoid", "arc"], count, p=[0.4, 0.3, 0.1, 0.1, 0.05, 0.05]
     )
     for kind, size in zip(kinds.tolist(), sizes.tolist(), strict=True):
-        shape = turned(distractor(kind, rng), rng, stretch=0.15).fitted(size)
+        shape = turn_at_random(distractor(kind, rng), rng, stretch=0.15).fit(size)
         points = shape.outer + rng.uniform(-0.5, 1.0, 2) * [width, height]
         ink = palette[int(rng.integers(len(palette)))] + rng.normal(0, 18, 3)
         draw.polygon([tuple(p) for p in points.tolist()], fill=tuple(int(v) for v in np.clip(ink, 0, 255)))
@@ -106,8 +106,8 @@ def things(rng: Generator, canvas: np.ndarray) -> np.ndarray:
             size = max(12.0, whole * rng.uniform(0.3, 1.0))
             kind = str(rng.choice(["oval", "blob", "rounded bar", "half disc", "splinter"], p=_PARTS))
             margin = round(3 * softness)
-            inside, _ = coverage(turned(distractor(kind, rng), rng, stretch=0.15).fitted(size))
-            inside = blurred(np.pad(inside, margin), softness)
+            inside, _ = coverage(turn_at_random(distractor(kind, rng), rng, stretch=0.15).fit(size))
+            inside = blur(np.pad(inside, margin), softness)
             h, w = inside.shape
             x, y = (round(v) for v in centre + rng.normal(0, 0.3, 2) * whole - [w / 2, h / 2])
             x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
@@ -172,7 +172,8 @@ def fill(rng: Generator, height: int, width: int, base: np.ndarray) -> np.ndarra
         painted = _mix(_waves(rng, height, width, max(3.0, period)), base, second)
     else:
         painted = _mix(_checks(rng, height, width, max(4.0, period)), base, second)
-    if rng.random() < 0.35:  # shading: lit from one side
+    # Shading: lit from one side.
+    if rng.random() < 0.35:
         painted = painted * (1 + rng.uniform(0.15, 0.35) * (_ramp(rng, height, width)[..., None] - 0.5) * 2)
     return painted
 
@@ -195,7 +196,8 @@ def background(rng: Generator, height: int, width: int) -> np.ndarray:
             field = _waves(rng, height, width, side * rng.uniform(0.03, 0.3))
         elif kind == "checks":
             field = _checks(rng, height, width, side * rng.uniform(0.06, 0.4))
-        else:  # soft- or hard-edged regions, as of sky, ground and foliage
+        # Soft- or hard-edged regions, as of sky, ground and foliage.
+        else:
             noise = smooth_noise(rng, height, width, side * rng.uniform(0.15, 0.7))
             field = np.clip((noise - rng.uniform(0.35, 0.65)) * rng.choice([4.0, 12.0, 60.0]) + 0.5, 0, 1)
         canvas = canvas + (colour(rng) - canvas) * (field * np.float32(rng.uniform(0.3, 1.0)))[..., None]

@@ -14,12 +14,15 @@ from typing import Any
 
 _INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
-_LIMIT = 10**18  # ids beyond do not fit into 64 bits, and are names
+# Ids beyond do not fit into 64 bits, and are names.
+_LIMIT = 10**18
 _NO = frozenset(("", "0", "0.0", "false", "no", "n", "f", "none", "null"))
 _YES = frozenset(("1", "1.0", "true", "yes", "y", "t"))
 
-Key = int | str  # what identifies an image or a category within a file
-Box = tuple[float, float, float, float]  # x, y, width, height in pixels
+# What identifies an image or a category within a file.
+Key = int | str
+# x, y, width, height in pixels.
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,10 @@ class Problem:
     """Something in a label file that cannot be used: a kind to count by, where it stands, and what is wrong."""
 
     kind: str
-    where: str  # like "annotation 7 of image 3 (a.png)"
-    detail: str  # names the field
+    # Like "annotation 7 of image 3 (a.png)".
+    where: str
+    # Names the field.
+    detail: str
 
     def __str__(self) -> str:
         return f"{self.where}: {self.detail}"

@@ -19,8 +19,10 @@ from model.images.files import is_hidden
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-ENOUGH = 200_000  # files below a folder that are looked through for a name
-SAMPLE = 40  # names by which the folder is chosen
+# Files below a folder that are looked through for a name.
+ENOUGH = 200_000
+# Names by which the folder is chosen.
+SAMPLE = 40
 
 
 class NotFound(Exception):  # noqa: N818 - says what happened, as `except` reads best
@@ -43,7 +45,8 @@ class ImageFinder:
         few = names[:: max(1, len(names) // SAMPLE)]
         ranks = {root: sum(self._rank(root, name) for name in few) for root in self.roots}
         self.root = max(self.roots, key=lambda root: ranks[root], default=roots[0])
-        if not any(ranks.values()):  # only a look through everything can find them, so at the widest folder
+        # Only a look through everything can find them, so at the widest folder.
+        if not any(ranks.values()):
             self.root = self.roots[-1] if self.roots else roots[0]
 
     def find(self, name: str) -> Path:
@@ -121,7 +124,8 @@ def spellings(name: str) -> list[PurePosixPath]:
     """The relative paths that a name may stand for: as it is first, then as other systems and addresses write it."""
     plain = name
     address = urlsplit(name) if "://" in name[:12] or name.startswith("/data/local-files/") else None
-    if address is not None:  # Label Studio has the path in the query, all others in the address
+    # Label Studio has the path in the query, all others in the address.
+    if address is not None:
         query = parse_qs(address.query).get("d", [])
         plain = query[0] if query else address.path
     forms = [name] if address is None else []
@@ -169,5 +173,6 @@ def fold(path: str) -> str:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # a name that is too long for the file system
+    # A name that is too long for the file system.
+    except (OSError, ValueError):
         return False

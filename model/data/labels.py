@@ -39,11 +39,16 @@ class LabelledImage:
     """One image that the file lists."""
 
     id: int
-    key: Key  # its id in the file; the same as `id` where that is a number
-    name: str  # its file as the label file names it
-    file: Path | None = None  # where that was found
-    size: tuple[int, int] | None = None  # (height, width) upright, as annotated, or as the image is
-    problem: Problem | None = None  # why it cannot be used
+    # Its id in the file; the same as `id` where that is a number.
+    key: Key
+    # Its file as the label file names it.
+    name: str
+    # Where that was found.
+    file: Path | None = None
+    # (height, width) upright, as annotated, or as the image is.
+    size: tuple[int, int] | None = None
+    # Why it cannot be used.
+    problem: Problem | None = None
     annotations: list[Annotation] = field(default_factory=list)
 
     @property
@@ -69,10 +74,13 @@ class Annotation:
     category_id: int
     crowd: bool
     box: Box | None
-    area: float | None  # as the file has it, pixels
+    # As the file has it, pixels.
+    area: float | None
     segmentation: Segmentation | None
-    where: str  # what to call it in a message
-    given: dict[str, Any]  # as it stands in the file
+    # What to call it in a message.
+    where: str
+    # As it stands in the file.
+    given: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -80,11 +88,15 @@ class Labels:
     """What a label file says, as far as it can be used, and what of it cannot."""
 
     path: Path
-    root: Path  # folder that the images' names are relative to
+    # Folder that the images' names are relative to.
+    root: Path
     categories: tuple[Category, ...]
-    images: list[LabelledImage]  # every one that the file lists, usable or not
-    problems: list[Problem]  # of images and annotations, in the file's order
-    notices: list[str]  # what was passed over and does no harm
+    # Every one that the file lists, usable or not.
+    images: list[LabelledImage]
+    # Of images and annotations, in the file's order.
+    problems: list[Problem]
+    # What was passed over and does no harm.
+    notices: list[str]
 
     def usable(self) -> list[LabelledImage]:
         """The images that are there and have the size that they are annotated for."""

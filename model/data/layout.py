@@ -23,14 +23,17 @@ SPLITS = {
     "val": ("val", "valid", "validation", "dev", "eval"),
     "test": ("test", "testing"),
 }
-_DIGITS = re.compile(r"[-_]?\d{4}$")  # COCO's year
+# COCO's year.
+_DIGITS = re.compile(r"[-_]?\d{4}$")
 
 
 class Place(NamedTuple):
     """Where a dataset lies."""
 
-    labels: Path  # the JSON file
-    roots: list[Path]  # folders where its images may lie, likely ones first
+    # The JSON file.
+    labels: Path
+    # Folders where its images may lie, likely ones first.
+    roots: list[Path]
 
 
 def locate(

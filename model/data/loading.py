@@ -37,13 +37,16 @@ class Batch:
 
     step: int
     image_ids: list[int]
-    images: list[Tensor]  # each [3, H, W] uint8
-    targets: list[
-        dict[str, Tensor]
-    ]  # boxes [N, 4] float32, labels [N] int64, masks [N, h, w] uint8, see `batches`
-    names: list[str]  # what to call each image in a message
-    places: list[int]  # of each image in the batch that all processes share
-    unreadable: list[str]  # images that others took the place of, and why
+    # Each [3, H, W] uint8.
+    images: list[Tensor]
+    # Boxes [N, 4] float32, labels [N] int64, masks [N, h, w] uint8, see `batches`.
+    targets: list[dict[str, Tensor]]
+    # What to call each image in a message.
+    names: list[str]
+    # Of each image in the batch that all processes share.
+    places: list[int]
+    # Images that others took the place of, and why.
+    unreadable: list[str]
 
 
 class Schedule:
@@ -98,10 +101,14 @@ def _aspect(dataset: Dataset, index: int) -> float:
 class Augmentation:
     """How samples are changed. The defaults change nothing but left and right, as the paper and torchvision do."""
 
-    flip: float = 0.5  # how often
-    jitter: tuple[float, float] | None = None  # least and largest scale on the canvas; None: no jitter
-    side: int = 1024  # of the canvas, pixels
-    copy_paste: float = 0.0  # how often another image's objects are pasted on; only with jitter
+    # How often.
+    flip: float = 0.5
+    # Least and largest scale on the canvas; None: no jitter.
+    jitter: tuple[float, float] | None = None
+    # Of the canvas, pixels.
+    side: int = 1024
+    # How often another image's objects are pasted on; only with jitter.
+    copy_paste: float = 0.0
 
 
 class _Share:

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 class MaskCrop:
     """The part of one mask inside its box."""
 
-    left: int  # of the first column, pixels of the image
-    top: int  # of the first row
+    # Of the first column, pixels of the image.
+    left: int
+    # Of the first row.
+    top: int
     bitmap: NDArray[np.uint8]  # [h, w], 0 or 1; no sides where the mask is empty
 
     @classmethod

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from model.data import Category
 
-NAMED = 5  # categories that a message lists
+# Categories that a message lists.
+NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)

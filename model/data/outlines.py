@@ -37,11 +37,11 @@ class Outline:
     outer: np.ndarray
     hole: np.ndarray | None = None
 
-    def transformed(self, matrix: np.ndarray) -> Outline:
+    def transform(self, matrix: np.ndarray) -> Outline:
         """The outline under a 2×2 linear map."""
         return Outline(self.outer @ matrix.T, None if self.hole is None else self.hole @ matrix.T)
 
-    def fitted(self, size: float) -> Outline:
+    def fit(self, size: float) -> Outline:
         """The outline moved to the origin, the longer side of its box being `size` pixels."""
         low, high = self.outer.min(0), self.outer.max(0)
         scale = size / max(float((high - low).max()), 1e-9)
@@ -56,7 +56,8 @@ def _circle(points: int = 72, radius: float = 1.0, start: float = 0.0, stop: flo
 def _crescent(rng: Generator) -> np.ndarray:
     """A disc less a shifted smaller disc, as one curve: the outer arc out, the inner arc back."""
     radius, shift = rng.uniform(0.78, 0.9), rng.uniform(0.42, 0.55)
-    x = (1 + shift**2 - radius**2) / (2 * shift)  # where the circles meet
+    # Where the circles meet.
+    x = (1 + shift**2 - radius**2) / (2 * shift)
     outer = np.arccos(x)
     inner = np.arctan2(np.sqrt(1 - x * x), x - shift)
     back = _circle(48, radius, inner, 2 * np.pi - inner)[::-1] + np.array([shift, 0])
@@ -106,7 +107,8 @@ def distractor(kind: str, rng: Generator) -> Outline:
         return Outline(np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [1, rng.uniform(0.1, 0.5)])
     if kind == "ellipse":
         return Outline(_circle() * [1, rng.uniform(0.25, 0.55)])
-    if kind == "oval":  # rounder than an ellipse, and still no circle
+    # Rounder than an ellipse, and still no circle.
+    if kind == "oval":
         return Outline(_circle() * [1, rng.uniform(0.55, 0.66)])
     if kind == "half disc":
         return Outline(_circle(40, 1.0, 0, np.pi))
@@ -125,7 +127,8 @@ def distractor(kind: str, rng: Generator) -> Outline:
         return Outline(np.concatenate([line, line[::-1] + np.array([0, width])]))
     if kind == "splinter":
         return _splinter(rng)
-    if kind == "burst":  # more or fewer tips than a star or a cross has
+    # More or fewer tips than a star or a cross has.
+    if kind == "burst":
         count = int(rng.choice([3, 7, 8, 9, 12]))
         tips = _circle(2 * count)
         # Half as far out as the tips, the corners between three of them would lie on the sides of a triangle.
@@ -153,11 +156,11 @@ def _splinter(rng: Generator) -> Outline:
     return Outline(points)
 
 
-def turned(shape: Outline, rng: Generator, stretch: float) -> Outline:
-    """The outline stretched along a random axis by at most `stretch`, then turned by any angle."""
+def turn_at_random(shape: Outline, rng: Generator, stretch: float) -> Outline:
+    """Stretch the outline along a random axis by at most `stretch`, then turn it by any angle."""
     squeeze = np.diag([1.0, rng.uniform(1 - stretch, 1 + stretch)])
     first, second = (_rotation(rng.uniform(0, 2 * np.pi)) for _ in range(2))
-    return shape.transformed(second @ squeeze @ first)
+    return shape.transform(second @ squeeze @ first)
 
 
 def _rotation(angle: float) -> np.ndarray:

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 UNREADABLE_IMAGE = "unreadable image"
 OTHER_IMAGE_SIZE = "image of another size than annotated"
-BEGINNING = 1 << 16  # bytes, in which nearly all files have their header
-MOST_BYTES = 1 << 31  # of an image file; whatever is larger is none
+# Bytes, in which nearly all files have their header.
+BEGINNING = 1 << 16
+# Of an image file; whatever is larger is none.
+MOST_BYTES = 1 << 31
 
 
 class ImageProblem(DatasetError):  # noqa: N818 - says what the image is, as `except` reads best
@@ -36,7 +38,8 @@ def read_size(file: Path, annotated: tuple[int, int] | None) -> tuple[int, int]:
     """
     header = _header(file, BEGINNING)
     if header is None or (annotated is not None and (header.height, header.width) != annotated):
-        header = _header(file, MOST_BYTES)  # what turns a PNG may stand at its end
+        # What turns a PNG may stand at its end.
+        header = _header(file, MOST_BYTES)
     if header is None:
         raise ImageProblem(UNREADABLE_IMAGE, f"{file}: {_reason(file)}")
     if annotated is not None:

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
     from model.data.fields import Box
 
-LEAST_NUMBERS = 6  # of a polygon: three corners
-RECTANGLE = 4  # numbers that are two corners, or a corner and two sides
+# Of a polygon: three corners.
+LEAST_NUMBERS = 6
+# Numbers that are two corners, or a corner and two sides.
+RECTANGLE = 4
 
 Segmentation = list[list[float]] | dict[str, Any]
 

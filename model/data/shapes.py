@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from model.data import Category, DatasetError, Sample
 from model.data.coco import coco_document
-from model.data.drawing import background, blurred, colour, cut_out, fill, natural_fill, scribble, things
+from model.data.drawing import background, blur, colour, cut_out, fill, natural_fill, scribble, things
 from model.data.outlines import (
     DISTRACTORS,
     SHAPES,
@@ -20,7 +20,7 @@ from model.data.outlines import (
     distractor,
     letter_coverage,
     outline,
-    turned,
+    turn_at_random,
 )
 from model.images.decode import ImageError, decode
 from model.images.files import find_images, nothing_found
@@ -36,11 +36,16 @@ CATEGORIES = tuple(Category(number, name) for number, name in enumerate(SHAPES, 
 
 Crop = tuple[slice, slice]
 
-LEAST_VISIBLE = 0.5  # an object is never hidden further than this part of its area
-LEAST_PIXELS = 40  # nor to fewer visible pixels
-EMPTY = 0.04  # of the scenes show no shape at all
-PHOTO_PART = 0.4  # of the scenes, if there are photos to draw them on
-EMPTY_PHOTOS = 0.35  # of those show none, so that models learn what photos hold
+# An object is never hidden further than this part of its area.
+LEAST_VISIBLE = 0.5
+# Nor to fewer visible pixels.
+LEAST_PIXELS = 40
+# Of the scenes show no shape at all.
+EMPTY = 0.04
+# Of the scenes, if there are photos to draw them on.
+PHOTO_PART = 0.4
+# Of those show none, so that models learn what photos hold.
+EMPTY_PHOTOS = 0.35
 
 
 @dataclass(slots=True)
@@ -48,11 +53,13 @@ class _Layer:
     """One drawn thing: a shape (label > 0) or a distractor (label 0)."""
 
     label: int
-    area: int  # pixels of the whole thing, also what lies outside the image or behind others
-    visible: int  # pixels that can be seen so far
+    # Pixels of the whole thing, also what lies outside the image or behind others.
+    area: int
+    # Pixels that can be seen so far.
+    visible: int
 
 
-def training(backgrounds: Path | None = None) -> Shapes:
+def training_scenes(backgrounds: Path | None = None) -> Shapes:
     """The scenes that the bundled model was trained on; no larger than needed, because drawing costs time.
 
     backgrounds: a folder of photos to draw some of the scenes on. Raises DatasetError for one without photos.
@@ -72,7 +79,7 @@ def photos_in(folder: Path) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def held_out() -> Shapes:
+def held_out_scenes() -> Shapes:
     """The scenes that models are measured on, of a seed that is never trained on, at all sizes."""
     return Shapes(seed=2, length=500)
 
@@ -172,7 +179,8 @@ class Shapes:
 
     def _size(self, rng: Generator) -> tuple[int, int]:
         low, high = self.sides
-        aspect = float(np.exp(rng.uniform(-np.log(2), np.log(2))))  # width / height
+        # Width / height.
+        aspect = float(np.exp(rng.uniform(-np.log(2), np.log(2))))
         stretch = max(aspect, 1 / aspect)
         short = float(np.exp(rng.uniform(np.log(low), np.log(max(low, high / stretch)))))
         long = min(round(short * stretch), high)
@@ -196,10 +204,11 @@ class Shapes:
         others = int(rng.integers(0, 10)) if rng.random() < 0.8 else 0
         order = rng.permutation([1] * shapes + [0] * others)
         for is_shape in order.tolist():
-            for _ in range(6):  # a crowded scene may have no room left: then it has one thing fewer
+            # A crowded scene may have no room left: then it has one thing fewer.
+            for _ in range(6):
                 if _place(rng, canvas, layers, owner, is_shape=bool(is_shape)):
                     break
-        return _photographed(rng, canvas), layers, owner
+        return _simulate_camera(rng, canvas), layers, owner
 
     def _photo(self, rng: Generator) -> np.ndarray:
         path = self.photos[int(rng.integers(len(self.photos)))]
@@ -216,12 +225,14 @@ def _place(
     height, width = owner.shape
     short = min(height, width)
     least = max(16.0, 0.07 * short)
-    size = least * (0.6 * short / least) ** (rng.random() ** 0.7)  # log-uniform, leaning to the larger ones
-    label, inside, line = _outlined(rng, size) if is_shape else _distracting(rng, size)
-    natural = not is_shape and rng.random() < 0.5  # soft-edged and rough, as no shape is
+    # Log-uniform, leaning to the larger ones.
+    size = least * (0.6 * short / least) ** (rng.random() ** 0.7)
+    label, inside, line = _draw_shape(rng, size) if is_shape else _draw_distractor(rng, size)
+    # Soft-edged and rough, as no shape is.
+    natural = not is_shape and rng.random() < 0.5
     if natural:
         margin = round(0.15 * max(inside.shape))
-        inside = blurred(np.pad(inside, margin), rng.uniform(0.01, 0.07) * max(inside.shape))
+        inside = blur(np.pad(inside, margin), rng.uniform(0.01, 0.07) * max(inside.shape))
         line = None
     h, w = inside.shape
     # Up to a quarter may lie beyond the border.
@@ -252,19 +263,19 @@ def _within(rng: Generator, whole: int, part: int) -> int:
     return int(rng.integers(0, max(1, whole - part)))
 
 
-def _outlined(rng: Generator, size: float) -> tuple[int, np.ndarray, np.ndarray | None]:
+def _draw_shape(rng: Generator, size: float) -> tuple[int, np.ndarray, np.ndarray | None]:
     label = int(rng.integers(1, len(SHAPES) + 1))
     stroke = size * rng.uniform(0.02, 0.07) if rng.random() < 0.35 else 0.0
-    fitted = turned(outline(SHAPES[label - 1], rng), rng, stretch=0.12).fitted(size)
+    fitted = turn_at_random(outline(SHAPES[label - 1], rng), rng, stretch=0.12).fit(size)
     return label, *coverage(fitted, stroke)
 
 
-def _distracting(rng: Generator, size: float) -> tuple[int, np.ndarray, np.ndarray | None]:
+def _draw_distractor(rng: Generator, size: float) -> tuple[int, np.ndarray, np.ndarray | None]:
     kind = DISTRACTORS[int(rng.integers(len(DISTRACTORS)))]
     if kind == "letter":
         return 0, letter_coverage(rng, size), None
     stroke = size * rng.uniform(0.02, 0.07) if rng.random() < 0.35 else 0.0
-    return 0, *coverage(turned(distractor(kind, rng), rng, stretch=0.15).fitted(size), stroke)
+    return 0, *coverage(turn_at_random(distractor(kind, rng), rng, stretch=0.15).fit(size), stroke)
 
 
 def _paint(
@@ -275,7 +286,8 @@ def _paint(
     filling: Callable[[Generator, int, int, np.ndarray], np.ndarray],
 ) -> None:
     """Blend fill, contour and shadow of one thing into the canvas, in a colour that stands out from what is there."""
-    crop, own = place  # on the canvas, and of what is drawn
+    # On the canvas, and of what is drawn.
+    crop, own = place
     inside, line = drawn
     under = canvas[crop].reshape(-1, 3).mean(0)
     base = colour(rng)
@@ -283,10 +295,11 @@ def _paint(
         if float(np.abs(base - under).sum()) > 110:
             break
         base = colour(rng)
-    if rng.random() < 0.3:  # a shadow falls beside it, and is not part of the mask
+    # A shadow falls beside it, and is not part of the mask.
+    if rng.random() < 0.3:
         radius = max(1.0, 0.05 * max(inside.shape))
         shift = tuple(int(v) for v in rng.integers(-round(2 * radius), round(2 * radius) + 1, 2))
-        shade = np.roll(blurred(np.pad(inside, 1), radius)[1:-1, 1:-1], shift, (0, 1))
+        shade = np.roll(blur(np.pad(inside, 1), radius)[1:-1, 1:-1], shift, (0, 1))
         canvas[crop] *= 1 - np.float32(rng.uniform(0.2, 0.6)) * shade[own][..., None]
     painted = filling(rng, inside.shape[0], inside.shape[1], base)
     if line is not None:
@@ -295,7 +308,7 @@ def _paint(
     canvas[crop] += (painted[own] - canvas[crop]) * inside[own][..., None]
 
 
-def _photographed(rng: Generator, canvas: np.ndarray) -> np.ndarray:
+def _simulate_camera(rng: Generator, canvas: np.ndarray) -> np.ndarray:
     """The canvas as a camera would hand it over: light, blur, noise and JPEG; [H, W, 3] uint8."""
     height, width = canvas.shape[:2]
     canvas = canvas * np.float32(rng.uniform(0.75, 1.2)) + np.float32(rng.uniform(-15, 15))

@@ -24,7 +24,8 @@ class Taken:
     """What a subset holds."""
 
     images: int
-    objects: int  # without crowds
+    # Without crowds.
+    objects: int
     categories: tuple[str, ...]
 
 

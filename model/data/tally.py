@@ -18,18 +18,23 @@ if TYPE_CHECKING:
 class Tally:
     """Images and objects that will be learned from, and those that will not, by reason."""
 
-    images: int = 0  # usable, with objects or without
+    # Usable, with objects or without.
+    images: int = 0
     images_with_objects: int = 0
-    objects: int = 0  # that are learned from
-    masks: int = 0  # of them with an outline
+    # That are learned from.
+    objects: int = 0
+    # Of them with an outline.
+    masks: int = 0
     categories: int = 0
-    per_category: dict[int, int] = field(default_factory=dict)  # category id → objects
+    # Category id → objects.
+    per_category: dict[int, int] = field(default_factory=dict)
     crowds: int = 0
-    only_boxes: int = 0  # objects without an outline, left out
-    without_area: int = 0  # objects without a pixel in the image, left out
-    left_out: dict[str, int] = field(
-        default_factory=dict
-    )  # images and annotations, by what is wrong with them
+    # Objects without an outline, left out.
+    only_boxes: int = 0
+    # Objects without a pixel in the image, left out.
+    without_area: int = 0
+    # Images and annotations, by what is wrong with them.
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """One sentence: what is learned from, and what is left out."""

@@ -92,7 +92,7 @@ def test_what_was_written_answers_in_int8_and_what_was_not_says_the_command(fold
 def test_a_model_of_drawn_shapes_needs_no_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = folder / "shapes.safetensors"
     model_file.save(path, build(THIN), model_file.describe("shapes", THIN, CATEGORIES))
-    monkeypatch.setattr(cli_calibrate, "training", lambda: Shapes(seed=1, length=2, sides=(64, 96)))
+    monkeypatch.setattr(cli_calibrate, "training_scenes", lambda: Shapes(seed=1, length=2, sides=(64, 96)))
     result = calibrate(path)
     assert result.exit_code == 0, result.output
     assert ready(path)

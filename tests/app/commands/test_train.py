@@ -193,8 +193,8 @@ def test_drawn_scenes_on_photos_are_evaluated_on_held_out_ones(
     for name in ("a.png", "b.png"):
         Image.new("RGB", (90, 90)).save(folder / "photos" / name)
     scenes = partial(Shapes, seed=1, length=4, sides=(64, 96))
-    monkeypatch.setattr(cli_train, "training", lambda photos: scenes(photos=photos_in(photos)))
-    monkeypatch.setattr(cli_evaluate, "held_out", lambda: Shapes(seed=2, length=2, sides=(64, 96)))
+    monkeypatch.setattr(cli_train, "training_scenes", lambda photos: scenes(photos=photos_in(photos)))
+    monkeypatch.setattr(cli_evaluate, "held_out_scenes", lambda: Shapes(seed=2, length=2, sides=(64, 96)))
     assert run(folder, data="shapes", backgrounds=folder / "photos", network=NetworkOptions(channels=12)) == 0
     model = model_file.read(folder / "run" / "model.safetensors")[1]
     assert model.name == "shapes"

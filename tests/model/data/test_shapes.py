@@ -21,9 +21,16 @@ from model.data.outlines import (
     distractor,
     letter_coverage,
     outline,
-    turned,
+    turn_at_random,
 )
-from model.data.shapes import CATEGORIES, LEAST_PIXELS, LEAST_VISIBLE, Shapes, held_out, training
+from model.data.shapes import (
+    CATEGORIES,
+    LEAST_PIXELS,
+    LEAST_VISIBLE,
+    Shapes,
+    held_out_scenes,
+    training_scenes,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,7 +73,7 @@ def test_other_seeds_and_indices_draw_other_scenes(dataset: Shapes, scenes: list
 
 def test_scenes_of_the_bundled_model_stay_what_they_were() -> None:
     """What a model was trained and measured on must not change unseen; pixels may differ in their last bits."""
-    first, measured = training()[0], held_out()[0]
+    first, measured = training_scenes()[0], held_out_scenes()[0]
     assert first.pixels.shape == (559, 569, 3)
     assert first.labels.tolist() == [6, 7, 10, 5]
     np.testing.assert_allclose(first.boxes[0], [351, 98, 539, 336], atol=1)
@@ -76,9 +83,9 @@ def test_scenes_of_the_bundled_model_stay_what_they_were() -> None:
 
 
 def test_held_out_scenes_are_of_another_seed() -> None:
-    assert (training().seed, held_out().seed) == (1, 2)
-    assert (len(training()), len(held_out())) == (50_000, 500)
-    assert held_out().sides == (200, 1024)
+    assert (training_scenes().seed, held_out_scenes().seed) == (1, 2)
+    assert (len(training_scenes()), len(held_out_scenes())) == (50_000, 500)
+    assert held_out_scenes().sides == (200, 1024)
 
 
 # What no object is
@@ -86,7 +93,7 @@ def test_held_out_scenes_are_of_another_seed() -> None:
 
 def covers(drawn: Outline) -> np.ndarray:
     """An outline's coverage of 48 × 48 pixels, its centroid in the middle, its area a fifth of the square's."""
-    inside, _ = coverage(drawn.fitted(70))
+    inside, _ = coverage(drawn.fit(70))
     inside = np.pad(inside, 100)
     ys, xs = np.mgrid[: inside.shape[0], : inside.shape[1]] + 0.5
     x, y = (xs * inside).sum() / inside.sum(), (ys * inside).sum() / inside.sum()
@@ -110,10 +117,10 @@ def turned_shapes() -> tuple[np.ndarray, list[str]]:
             ]:
                 c, s = np.cos(axis), np.sin(axis)
                 turn = np.array([[c, -s], [s, c]])
-                stretched = upright.transformed(turn.T @ np.diag([1, factor]) @ turn)
+                stretched = upright.transform(turn.T @ np.diag([1, factor]) @ turn)
                 for angle in np.arange(24) * np.pi / 12:
                     c, s = np.cos(angle), np.sin(angle)
-                    masks.append(covers(stretched.transformed(np.array([[c, -s], [s, c]]))))
+                    masks.append(covers(stretched.transform(np.array([[c, -s], [s, c]]))))
                     names.append(shape)
     return np.array(masks, np.float32), names
 
@@ -132,7 +139,7 @@ def test_shapes_are_told_by_their_likeness(shape: str, turned_shapes: tuple[np.n
     """That the next test can fail."""
     rng = np.random.default_rng(1)
     for _ in range(5):
-        found, name = likeness(turned(outline(shape, rng), rng, stretch=0.1), turned_shapes)
+        found, name = likeness(turn_at_random(outline(shape, rng), rng, stretch=0.1), turned_shapes)
         assert found > {"ring": 0.6, "crescent": 0.8}.get(shape, 0.85)  # those vary most
         assert name == shape
 
@@ -141,7 +148,9 @@ def test_shapes_are_told_by_their_likeness(shape: str, turned_shapes: tuple[np.n
 def test_no_distractor_looks_like_a_shape(kind: str, turned_shapes: tuple[np.ndarray, list[str]]) -> None:
     """Objects that the annotations deny teach a model nothing, and cost it precision where it is right."""
     rng = np.random.default_rng(2)
-    found = [likeness(turned(distractor(kind, rng), rng, stretch=0.15), turned_shapes) for _ in range(25)]
+    found = [
+        likeness(turn_at_random(distractor(kind, rng), rng, stretch=0.15), turned_shapes) for _ in range(25)
+    ]
     assert max(found)[0] < 0.9, max(found)
 
 
@@ -194,9 +203,9 @@ def test_part_of_a_photo_keeps_its_place_and_scale() -> None:
 
 def test_photos_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"nowhere: cannot be read as a folder of photos: No such file"):
-        training(tmp_path / "nowhere")
+        training_scenes(tmp_path / "nowhere")
     with pytest.raises(DatasetError, match=r"no images \(JPEG, PNG.*\) in this folder"):
-        training(tmp_path)
+        training_scenes(tmp_path)
     (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8\xff")
     scenes = Shapes(seed=11, length=40, sides=SMALL_SIDES, photos=shapes.photos_in(tmp_path))
     with pytest.raises(DatasetError, match=r"torn\.jpg: "):
@@ -330,14 +339,14 @@ def test_scenes_range_from_empty_to_crowded(scenes: list[Sample]) -> None:
 
 def test_objects_are_drawn_from_16_pixels_to_60_percent_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[float, tuple[int, ...]]] = []
-    real = shapes._outlined
+    real = shapes._draw_shape
 
     def noted(rng: np.random.Generator, size: float) -> tuple[int, np.ndarray, np.ndarray | None]:
         label, inside, line = real(rng, size)
         drawn.append((size, inside.shape))
         return label, inside, line
 
-    monkeypatch.setattr(shapes, "_outlined", noted)
+    monkeypatch.setattr(shapes, "_draw_shape", noted)
     dataset = Shapes(seed=4, length=30, sides=(64, 300))
     for index in range(len(dataset)):
         drawn.clear()
@@ -402,16 +411,16 @@ def area(points: np.ndarray) -> float:
     return abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))) / 2
 
 
-def fitted(name: str, seed: int) -> Outline:
+def fit(name: str, seed: int) -> Outline:
     rng = np.random.default_rng(seed)
     made = outline(name, rng) if name in SHAPES else distractor(name, rng)
-    return turned(made, rng, stretch=0.12).fitted(40.0)
+    return turn_at_random(made, rng, stretch=0.12).fit(40.0)
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", [*SHAPES, *(kind for kind in DISTRACTORS if kind != "letter"), "oval"])
 def test_outlines_are_curves_of_the_size_asked_for(name: str, seed: int) -> None:
-    shape = fitted(name, seed)
+    shape = fit(name, seed)
     assert shape.outer.shape[1] == 2
     assert np.isfinite(shape.outer).all()
     np.testing.assert_allclose(shape.outer.min(0), 0, atol=1e-9)
@@ -424,21 +433,21 @@ def test_outlines_are_curves_of_the_size_asked_for(name: str, seed: int) -> None
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_cover_what_their_outline_encloses(name: str, seed: int) -> None:
-    shape = fitted(name, seed)
+    shape = fit(name, seed)
     hole = 0.0 if shape.hole is None else area(shape.hole)
     # Pillow fills a little beyond the curve, which adds up to 2.5 % at this size.
     assert coverage(shape)[0].sum() == pytest.approx(area(shape.outer) - hole, rel=0.04)
 
 
 def test_ring_has_a_hole() -> None:
-    ring = outline("ring", np.random.default_rng(0)).fitted(60.0)
+    ring = outline("ring", np.random.default_rng(0)).fit(60.0)
     covered, _ = coverage(ring)
     assert covered[30, 30] == 0
     assert covered[30, 3] == 1
 
 
 def test_stroke_lies_inside_the_shape() -> None:
-    covered, line = coverage(outline("star", np.random.default_rng(0)).fitted(60.0), stroke=3.0)
+    covered, line = coverage(outline("star", np.random.default_rng(0)).fit(60.0), stroke=3.0)
     assert line is not None
     assert (line <= covered).all()
     assert 0 < line.sum() < covered.sum()
@@ -446,7 +455,7 @@ def test_stroke_lies_inside_the_shape() -> None:
 
 @pytest.mark.parametrize("size", [40.0, 300.0])
 def test_coverage_is_as_large_as_the_outline(size: float) -> None:
-    square = Outline(np.array([[0, 0], [1, 0], [1, 1], [0, 1.0]])).fitted(size)
+    square = Outline(np.array([[0, 0], [1, 0], [1, 1], [0, 1.0]])).fit(size)
     covered, line = coverage(square)
     assert line is None
     assert covered.dtype == np.float32
