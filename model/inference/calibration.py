@@ -108,7 +108,11 @@ def sample_images(dataset: Dataset) -> Iterator[np.ndarray]:
 def measure_ranges(network: Any, architecture: Architecture, images: Iterable[np.ndarray]) -> Ranges:
     """The range of each convolution's results, with activation and sum, averaged over the images.
 
-    network: as model.network.architecture.build gives it. images: [H, W, 3] uint8, RGB, each.
+    Args:
+        network: torchvision's modules or a skeleton, in evaluation mode.
+        architecture: of the network.
+        images: [H, W, 3] uint8, RGB, each.
+
     Raises ValueError where there are no images or an architecture is not for int8.
     """
     if not supports_int8(architecture):

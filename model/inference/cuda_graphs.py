@@ -1,4 +1,4 @@
-"""The dense part as CUDA graphs: its two hundred kernels launched at once, for each shape of input."""
+"""Feature extraction as CUDA graphs: its two hundred kernels launched at once, for each shape of input."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Recording:
 
 
 class CudaGraphCache:
-    """A dense part whose launches are recorded the first time that a shape is seen, and replayed from then on.
+    """A feature extractor whose launches are recorded the first time that a shape is seen, and replayed from then on.
 
     What a call returns is overwritten by the next call. Calls come with the device as the current one.
     """
@@ -77,7 +77,7 @@ class CudaGraphCache:
         return True
 
     def _record(self, images: Tensor) -> _Recording | None:
-        """None where this cannot be recorded. Raises what the dense part raises when it merely runs."""
+        """None where this cannot be recorded. Raises what the extractor raises when it merely runs."""
         inputs = images.clone()
         before = torch.cuda.current_stream()
         if self._stream is None:

@@ -220,7 +220,7 @@ class Engine:
         shapes = [(int(image.shape[0]), int(image.shape[1])) for image in images]
         sizes = [self.input_size(*shape) for shape in shapes]
         padded = self.padded_shape(*shapes[0])
-        allowed = torch.stack([self._allowed(o) for o in options])
+        allowed = torch.stack([self._allowed_classes(o) for o in options])
         if self._fallback is not None:
             pixels = self._preprocess(images, sizes, padded)
             detections_of_all, grids = self._fallback(pixels, sizes, allowed.to(self.device), options)
@@ -230,11 +230,11 @@ class Engine:
             ]
         # A cascade's boxes depend on one another, and it asks the device for their number anyway.
         at_once = self.batches and self.model.architecture.box_stages == 1
-        wanted = DetectionLimits(sizes, options, allowed, self.device) if at_once else None
+        limits = DetectionLimits(sizes, options, allowed, self.device) if at_once else None
         maps = self._extract(self._preprocess(images, sizes, padded))
         found = None
-        if wanted is not None:
-            found = detect_without_sync(self._propose, self._box_head, maps, padded, wanted)
+        if limits is not None:
+            found = detect_without_sync(self._propose, self._box_head, maps, padded, limits)
         on_device, on_host = found or self._detect(maps, padded, sizes, options, allowed)
         grids = self._mask_probabilities(maps, on_device, options)
         return [
@@ -269,7 +269,7 @@ class Engine:
         ]
         return found, [_to_cpu(detections) for detections in found]
 
-    def _allowed(self, wanted: Options) -> Tensor:
+    def _allowed_classes(self, wanted: Options) -> Tensor:
         """[classes] bool: the network's outputs that the caller wants."""
         allowed = self._is_category
         if wanted.categories is not None:

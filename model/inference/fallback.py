@@ -34,13 +34,16 @@ class TorchvisionFallback:
         self,
         images: Tensor,
         sizes: Sequence[tuple[int, int]],
-        named: Tensor,
+        allowed: Tensor,
         options: Sequence[Options],
     ) -> tuple[list[Detections], list[Tensor | None]]:
         """Detections of each image by falling score, in input pixels, and [N, M, M] probabilities where wanted.
 
-        images: [B, 3, H, W] normalised. sizes: of each image in it. named: [B, classes] bool, for each image the
-        network's outputs that may be found.
+        Args:
+            images: [B, 3, H, W] normalised.
+            sizes: (height, width) of each image in it.
+            allowed: [B, classes] bool, for each image the network's outputs that may be found.
+            options: of each image.
         """
         network, form = self._network, self._form
         half = form.dtype != torch.float32
@@ -52,8 +55,8 @@ class TorchvisionFallback:
         found, _ = network.roi_heads(features, proposals, list(sizes))
         detections: list[Detections] = []
         grids: list[Tensor | None] = []
-        for result, allowed, wanted in zip(found, named, options, strict=True):
-            kept = allowed[result["labels"]] & (result["scores"] >= wanted.score_threshold)
+        for result, own, wanted in zip(found, allowed, options, strict=True):
+            kept = own[result["labels"]] & (result["scores"] >= wanted.score_threshold)
             (rows,) = torch.where(kept)
             rows = rows[: wanted.max_instances]
             detections.append((result["boxes"][rows], result["scores"][rows], result["labels"][rows]))

@@ -1,4 +1,4 @@
-"""The dense part of a forward pass: images → feature pyramid, objectness and box deltas of every anchor.
+"""Feature extraction: images → feature pyramid, objectness and box deltas of every anchor.
 
 A trained torchvision module is walked once and rebuilt from the prepared convolutions of
 model/kernels/convolution.py; nothing of it is needed afterwards.
@@ -29,7 +29,7 @@ _NO_OPS = (nn.Identity, nn.Dropout)
 
 @dataclass(frozen=True, slots=True)
 class FeatureMaps:
-    """What the dense part makes of a batch of B images; P2 first."""
+    """What is extracted from a batch of B images; P2 first."""
 
     table: Tensor  # [cells, C]: the features of P2 … P5, a row per cell; levels, in them images, in them rows of cells
     shapes: list[tuple[int, int]]  # (height, width) of P2 … P6

@@ -24,9 +24,13 @@ class DetectionLimits:
         allowed: Tensor,
         device: torch.device,
     ) -> None:
-        """sizes: (height, width) of each image in the input. allowed: [B, classes] bool.
+        """Upload the limits. That waits for what the device was told before, so it comes first in a batch.
 
-        The upload waits for what the device has been told before, so this comes before everything else of a batch.
+        Args:
+            sizes: (height, width) of each image in the input.
+            options: of each image.
+            allowed: [B, classes] bool, for each image the network's outputs that may be found.
+            device: where to.
         """
         rows = [
             [w, h, w, h, o.score_threshold, o.max_instances] for (h, w), o in zip(sizes, options, strict=True)

@@ -31,7 +31,13 @@ class Preprocessor:
     """
 
     def __init__(self, transform: Any, form: Format, resize: str = "torchvision") -> None:
-        """transform: has `image_mean` and `image_std`, of values 0 to 1. resize: see model/network/conventions.py."""
+        """Prepare the arithmetic.
+
+        Args:
+            transform: has `image_mean` and `image_std`, of values 0 to 1.
+            form: where the batch lies, and in which numbers.
+            resize: see model/network/conventions.py.
+        """
         mean, deviation = (
             torch.tensor(values, dtype=torch.float32)
             for values in (transform.image_mean, transform.image_std)
@@ -45,7 +51,13 @@ class Preprocessor:
     def __call__(
         self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], padded: tuple[int, int]
     ) -> Tensor:
-        """Channels last, zero where images end. sizes: (height, width) that each image is resized to."""
+        """Channels last, zero where images end.
+
+        Args:
+            images: [H, W, 3] uint8 each.
+            sizes: (height, width) that each is resized to.
+            padded: (height, width) of the batch.
+        """
         device = self._form.device
         batch = torch.zeros((len(images), *padded, 3), dtype=self._form.dtype, device=device)
         for row, image, size in zip(batch, images, sizes, strict=True):

@@ -81,7 +81,10 @@ class ProposalGenerator:
     ) -> list[Tensor]:
         """For each image [R, 4] float32 xyxy in input pixels, by falling objectness.
 
-        padded: (height, width) of the input. sizes: of each image in it.
+        Args:
+            maps: of the batch.
+            padded: (height, width) of the input.
+            sizes: (height, width) of each image in it.
         """
         levels = [self._top_anchors(maps, level, padded) for level in range(len(maps.shapes))]
         return [self._nms([(s[n], b[n]) for s, b in levels], size) for n, size in enumerate(sizes)]
@@ -93,7 +96,10 @@ class ProposalGenerator:
 
         Returns boxes [B, R, 4], which of them are proposals [B, R], and whether this is final [] (see kernels/nms.py).
 
-        limits: [B, 1, 4], where each image ends: its width, height, width, height in input pixels.
+        Args:
+            maps: of the batch.
+            padded: (height, width) of the input.
+            limits: [B, 1, 4], where each image ends: its width, height, width, height in input pixels.
         """
         levels = [self._top_anchors(maps, level, padded) for level in range(len(maps.shapes))]
         batch, longest = len(limits), max(int(scores.shape[1]) for scores, _ in levels)

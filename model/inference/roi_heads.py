@@ -229,7 +229,13 @@ class MaskHead:
         self._class_bias = Format(form.device, torch.float32).copy(last.bias)
 
     def __call__(self, maps: FeatureMaps, boxes: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """[N, side, side] float32. boxes: of each image, N in all, [n, 4] xyxy in input pixels. labels: [N]."""
+        """[N, side, side] float32.
+
+        Args:
+            maps: of the batch.
+            boxes: of each image, N in all, [n, 4] xyxy in input pixels.
+            labels: [N] int64, network classes.
+        """
         x = _pool_rois(maps, boxes, self._sampling).permute(0, 3, 1, 2)
         for conv in self._convs:
             x = conv(x)

@@ -1,5 +1,5 @@
-"""The dense part in bytes: an instruction makes four products where bfloat16 has two (AVX512-VNNI). Where there is a
-kernel for it, 3×3 convolutions go by Winograd instead, with products in bfloat16.
+"""Feature extraction in bytes: an instruction makes four products where bfloat16 has two (AVX512-VNNI). Where there is
+a kernel for it, 3×3 convolutions go by Winograd instead, with products in bfloat16.
 
 Static quantisation of a trained network (Jacob et al., "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", section 2): weights have a scale for each output channel, activations one scale and
@@ -68,7 +68,13 @@ class Int8Format(Format):
 
     @classmethod
     def from_ranges(cls, network: Any, ranges: Ranges, dtype: torch.dtype) -> Int8Format:
-        """network: a torchvision detector. ranges: by the names of its convolutions."""
+        """The format for a network.
+
+        Args:
+            network: torchvision's detector, or a skeleton of it.
+            ranges: by the names of its convolutions.
+            dtype: what the heads compute in.
+        """
         mean, deviation = (np.array(v) for v in (network.transform.image_mean, network.transform.image_std))
         input_params = QuantParams.from_range(
             float((-mean / deviation).min()), float(((1 - mean) / deviation).max())
@@ -109,7 +115,14 @@ class Int8Conv(Layer):
         norm: nn.Module | None = None,
         activation: str = "none",
     ) -> None:
-        """output_params: of the result; None for one of float32."""
+        """Quantise a convolution's weights.
+
+        Args:
+            conv: the convolution.
+            output_params: of the result; None for one of float32.
+            norm: the BatchNorm behind it, which is folded in.
+            activation: "none" or "relu".
+        """
         if activation not in ("none", "relu"):
             raise TypeError(f"no way to prepare a convolution with {activation} in int8")
         super().__init__(conv, activation)

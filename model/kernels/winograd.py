@@ -161,9 +161,15 @@ class Winograd:
         relu: bool,
         output_params: QuantParams = IDENTITY,
     ) -> None:
-        """weight: [K, C, 3, 3], bias: [K]; K and C multiples of the kernel's lanes, or ValueError.
+        """Lay out the weights. ValueError where K or C is no multiple of the kernel's lanes.
 
-        dtype: of the input and the result. output_params: of the result, where that is uint8.
+        Args:
+            weight: [K, C, 3, 3].
+            bias: [K].
+            kernel: what computes it.
+            dtype: of the input and the result.
+            relu: whether negative results become 0.
+            output_params: of the result, where that is uint8.
         """
         if len(bias) % kernel.lanes or int(weight.shape[1]) % kernel.lanes:
             raise ValueError(f"channels must be multiples of {kernel.lanes}, not {list(weight.shape[:2])}")
@@ -205,7 +211,12 @@ class Winograd:
     ) -> Tensor:
         """[B, K, H, W], in `out` if given, from x [B, C, H, W], channels last. `residual` [B, K, H, W] is overwritten.
 
-        x_params, residual_params: of these two, where they are uint8.
+        Args:
+            x: channels last, or copied so.
+            residual: added to the result, which takes its place.
+            out: where the result goes; not with `residual`.
+            x_params: of x, where that is uint8.
+            residual_params: of the residual, likewise.
         """
         if residual is not None:
             if out is not None:

@@ -224,7 +224,11 @@ def cell_anchors(
 ) -> Tensor:
     """[A, 4] float32 xyxy around 0: an anchor of area size² for each size and each ratio of height to width.
 
-    by_size: all ratios of the first size come first, not all sizes of the first ratio. whole: in whole pixels.
+    Args:
+        sizes: pixels.
+        ratios: height / width.
+        by_size: all ratios of the first size come first, not all sizes of the first ratio.
+        whole: round to whole pixels.
     """
     heights = torch.tensor(ratios, dtype=torch.float32, device="cpu").sqrt()
     sides = torch.tensor(sizes, dtype=torch.float32, device="cpu")

@@ -160,9 +160,15 @@ def fetch(
 ) -> Path:
     """Bring those weights into the folder, unless they are there, and return the verified file's path.
 
-    base_url: a mirror that has the file, under its official name, at this address. progress: called with the
-    bytes so far and the bytes in the end (None if unknown). tell: called with a line whenever somebody should
-    know why it takes longer. client: as for download. Raises a subclass of WeightsError.
+    Args:
+        name: of the catalogue.
+        folder: where weights belong.
+        base_url: a mirror that has the file under its official name.
+        progress: called with the bytes so far and the bytes in the end (None if unknown).
+        tell: called with a line whenever it takes longer, which says why.
+        client: as for download.
+
+    Raises a subclass of WeightsError.
     """
     from model.zoo.download import download  # noqa: PLC0415 - imports httpx, which serving what is there does without
 

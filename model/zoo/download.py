@@ -57,8 +57,18 @@ def download(
     Nothing is sent if it is there already. A partial download is continued, whichever process began it; one
     process downloads at a time, the others wait and use its file. The environment says which proxy to take
     (HTTPS_PROXY, HTTP_PROXY, NO_PROXY) and which further certificates to trust (SSL_CERT_FILE).
-    client: used instead of a new one, and left open. attempts: failures in a row that brought nothing new.
-    sleep: takes the seconds between them. Raises a subclass of WeightsError.
+
+    Args:
+        url: of the file.
+        destination: where it belongs.
+        sha256: hexadecimal, or the beginning of it.
+        progress: called with the bytes so far and the bytes in the end (None if unknown).
+        tell: called with a line whenever it takes longer, which says why.
+        client: used instead of a new one, and left open.
+        attempts: failures in a row that brought nothing new.
+        sleep: takes the seconds between them.
+
+    Raises a subclass of WeightsError.
     """
     partial = Partial(destination)
     transfer = None

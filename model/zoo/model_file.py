@@ -76,8 +76,12 @@ def describe(name: str, architecture: Architecture, categories: tuple[Category, 
 def save(path: Path, network: nn.Module, model: Model, *, half: bool = False) -> None:
     """Write one model as one safetensors file, atomically.
 
-    half: store matrices and convolutions as float16. Vectors stay float32, because BatchNorm's variances can lie
-    outside float16's range.
+    Args:
+        path: where; an older file there is replaced.
+        network: torchvision's modules.
+        model: what is known of it.
+        half: store matrices and convolutions as float16. Vectors stay float32, because BatchNorm's variances can lie
+            outside float16's range.
     """
     tensors = {}
     for name, tensor in network.state_dict().items():
@@ -277,7 +281,13 @@ def _integer(value: Any) -> int:
 
 
 def check_tensors(tensors: dict[str, Tensor], own: dict[str, Tensor], origin: str) -> None:
-    """Refuse tensors that are not those of a network, by a ModelError. own: what that has, on whatever device."""
+    """Raise ModelError for tensors that are not those of a network.
+
+    Args:
+        tensors: of the file, by name.
+        own: those of the network, on any device.
+        origin: what the message begins with.
+    """
     missing, foreign = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
     # torchvision's V1 file, made when BatchNorm was frozen, has no batch counters.
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]

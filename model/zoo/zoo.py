@@ -37,9 +37,13 @@ COCO = {"maskrcnn_resnet50_fpn": V1, "maskrcnn_resnet50_fpn_v2": V2}
 def load(name: str, folder: Path, *, runnable: bool = True) -> tuple[nn.Module, Model]:
     """The network (CPU, float32, evaluation mode) and description of a model.
 
-    name: one of the zoo's names, `auto`, or the path of a model file. folder: where downloaded weights lie. A COCO
-    model that is named and not there is fetched; `auto` never reaches for the network. runnable: as for
-    model.zoo.model_file.read.
+    A COCO model that is named and not there is fetched; `auto` never reaches for the network.
+
+    Args:
+        name: one of the zoo's names, `auto`, or the path of a model file.
+        folder: where downloaded weights lie.
+        runnable: as for model.zoo.model_file.read.
+
     Raises ModelError, or model.zoo.errors.WeightsError if a fetch fails.
     """
     if name == AUTO:

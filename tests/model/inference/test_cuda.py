@@ -81,7 +81,7 @@ def test_the_host_waits_for_nothing_until_all_is_found() -> None:
     image = photo(96, 128)
     size, padded = engine.input_size(96, 128), engine.padded_shape(96, 128)
     engine.segment([image], [OPTIONS])  # what is uploaded and recorded once for a shape
-    wanted = DetectionLimits([size], [OPTIONS], engine._allowed(OPTIONS)[None], GPU)
+    wanted = DetectionLimits([size], [OPTIONS], engine._allowed_classes(OPTIONS)[None], GPU)
     torch.cuda.set_sync_debug_mode("error")
     try:
         maps = engine._extract(engine._preprocess([image], [size], padded))

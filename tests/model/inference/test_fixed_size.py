@@ -117,7 +117,7 @@ def test_the_mask_head_sees_few_numbers_of_boxes(monkeypatch: pytest.MonkeyPatch
 
 def at_once(made: Engine) -> object:
     sizes, padded = [made.input_size(*i.shape[:2]) for i in IMAGES], made.padded_shape(96, 128)
-    wanted = DetectionLimits(sizes, OPTIONS, torch.stack([made._allowed(o) for o in OPTIONS]), CPU)
+    wanted = DetectionLimits(sizes, OPTIONS, torch.stack([made._allowed_classes(o) for o in OPTIONS]), CPU)
     maps = made._extract(made._preprocess(IMAGES, sizes, padded))
     return detect_without_sync(made._propose, made._box_head, maps, padded, wanted)
 
@@ -162,7 +162,7 @@ class _Asking(TorchDispatchMode):
 def test_the_host_waits_for_nothing_until_all_is_found() -> None:
     made = engine()
     sizes, padded = [made.input_size(*i.shape[:2]) for i in IMAGES], made.padded_shape(96, 128)
-    wanted = DetectionLimits(sizes, OPTIONS, torch.stack([made._allowed(o) for o in OPTIONS]), CPU)
+    wanted = DetectionLimits(sizes, OPTIONS, torch.stack([made._allowed_classes(o) for o in OPTIONS]), CPU)
     maps = made._extract(made._preprocess(IMAGES, sizes, padded))
     made._box_head.features(maps, [torch.zeros(1, 4)] * 3)  # what is uploaded once for a shape
     with _Asking() as mode:
