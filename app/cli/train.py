@@ -223,7 +223,8 @@ def train(
     # for nearly every step. Seen in one run on 2 cores: about 1.05 s a step before, 0.8 s after a restart with it;
     # other work shared the machine, so the gain was not measured by itself. Read at first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32768")
-    from app.commands.train import NetworkOptions, run_training  # noqa: PLC0415 - imports torch
+    from app.commands.network import NetworkOptions  # noqa: PLC0415 - imports torch
+    from app.commands.train import run_training  # noqa: PLC0415 - likewise
 
     overrides = {
         "sizes": sizes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from rich.progress import MofNCompleteColumn, TextColumn
 
 from app.commands.datasets import check_evaluation_data, describe_training_data, label_digests
 from app.commands.evaluate import missing_packages, open_evaluation_data
+from app.commands.network import NetworkOptions, initialize
 from app.commands.report import report, validate
 from app.commands.source import SHAPES, Source
 from app.commands.terminal import BAD_USAGE, complain, progress_bar
@@ -24,15 +25,12 @@ from model.data import DatasetError
 from model.data.opening import open_dataset
 from model.data.shapes import Shapes, training_scenes
 from model.evaluation.card import hardware, versions
-from model.network.architecture import BACKBONES, C4, SMALL, V1, Architecture, ArchitectureError
-from model.network.build import build
-from model.training.initial import load_backbone, transfer, widen
+from model.network.architecture import Architecture, ArchitectureError
 from model.training.parallel import Group, join, processes_here
 from model.training.recipe import RECIPES, Recipe, TrainingError
 from model.training.run_folder import claim
 from model.training.train import train
-from model.zoo import catalogue, model_file, zoo
-from model.zoo.partial import digest
+from model.zoo import model_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,26 +40,6 @@ if TYPE_CHECKING:
     from model.data import Dataset
 
 ERRORS = (*LOAD_ERRORS, DatasetError, TrainingError, ArchitectureError)
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkOptions:
-    """Which network is trained, and which weights it starts from."""
-
-    # A name that `choose_architecture` knows; not used with `initial`.
-    architecture: str = "small"
-    # "align" or "pool".
-    pooling: str = "align"
-    # "sigmoid", "softmax", "agnostic" or "none".
-    masks: str = "sigmoid"
-    # Name or file of a model to start from, with its architecture.
-    initial: str | None = None
-    # "imagenet", or the file of a classifier's weights.
-    backbone: str | None = None
-    # Of FPN and heads; None is the architecture's number.
-    channels: int | None = None
-    # Shorter and longer side that images are resized to in use, pixels; None is the architecture's.
-    input: tuple[int, int] | None = None
 
 
 def run_training(
@@ -147,61 +125,6 @@ def recipe_named(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def initialize(
-    options: NetworkOptions, dataset: Dataset, recipe: str
-) -> tuple[Architecture, nn.Module | None, dict[str, Any]]:
-    """Choose the architecture and load the initial weights.
-
-    Returns the architecture; a network with the initial weights, or None for random weights; and the origin of the
-    weights, for the metadata of the file. Raises TrainingError, ArchitectureError, ModelError, WeightsError.
-
-    Args:
-        options: the network and its initial weights.
-        dataset: the data to train on; its categories become the network's.
-        recipe: name of the recipe.
-    """
-    if options.initial is not None:
-        return _start_from_model(options.initial, options, dataset)
-    architecture = choose_architecture(options, len(dataset.categories) + 1, recipe)
-    if options.backbone is None:
-        return architecture, None, {}
-    network = build(architecture)
-    path = Path(
-        load_backbone(
-            network,
-            architecture,
-            options.backbone,
-            catalogue.default_folder(),
-            tell=lambda line: typer.echo(line, err=True),
-        )
-    )
-    return architecture, network, {"backbone": {"file": path.name, "sha256": digest(path)}}
-
-
-def _start_from_model(
-    name: str, options: NetworkOptions, dataset: Dataset
-) -> tuple[Architecture, nn.Module, dict[str, Any]]:
-    if options.backbone is not None:
-        raise TrainingError("--initial and --backbone exclude each other: a model includes its backbone")
-    if (options.pooling, options.masks) != ("align", "sigmoid"):
-        raise TrainingError("--initial excludes --pooling and --masks: a model keeps its own")
-    network, model = zoo.load(name, catalogue.default_folder())
-    origin = {"initial": {"name": model.name, "sha256": model.sha256, "training": model.training}}
-    architecture = model.architecture
-    same = model.categories == tuple(dataset.categories)
-    if not same or model.labels != tuple(range(1, model.architecture.classes)):
-        network, architecture, known = transfer(network, model, dataset.categories)
-        new = [c.name for c in dataset.categories if c.name not in known]
-        typer.echo(
-            f"{model.name} has {len(known)} of the {len(dataset.categories)} categories"
-            + (f"; these start from random weights: {', '.join(new)}" if new else ""),
-            err=True,
-        )
-    if options.channels is not None:
-        network, architecture = widen(network, architecture, options.channels)
-    return resize_input(architecture, options), network, origin
-
-
 def open_training_data(source: Source, *, boxes: bool = False) -> Dataset:
     """The data to train on. boxes: only boxes are needed. Raises DatasetError, TrainingError."""
     if source.is_shapes:
@@ -217,45 +140,6 @@ def open_training_data(source: Source, *, boxes: bool = False) -> Dataset:
         skip_damaged=source.skip_damaged,
         boxes=boxes,
     )
-
-
-def resize_input(architecture: Architecture, options: NetworkOptions) -> Architecture:
-    """The architecture with the input sides of the options, if they have any."""
-    if options.input is None:
-        return architecture
-    return replace(architecture, min_size=options.input[0], max_size=options.input[1])
-
-
-def choose_architecture(options: NetworkOptions, classes: int, recipe: str = "small") -> Architecture:
-    """`small`; a backbone with FPN and the paper's widths, such as resnet50; or the paper's C4, such as resnet50-c4.
-
-    Norms are trained, except in a pretrained backbone, where they are constants, as in the paper. Raises
-    ArchitectureError for an unknown name.
-
-    Args:
-        options: the network.
-        classes: number of classes, with background.
-        recipe: name of the recipe; "cityscapes" sets the input sides of the paper's appendix A.
-    """
-    name, c4 = options.architecture.removesuffix("-c4"), options.architecture.endswith("-c4")
-    norm = "batch" if options.backbone is None else "frozen"
-    if options.architecture == "small":
-        chosen = replace(SMALL, classes=classes, norm=norm)
-    elif name not in BACKBONES:
-        raise ArchitectureError(
-            f"no architecture {options.architecture!r}; choose one of small, {', '.join(BACKBONES)}, or a ResNet with "
-            "the suffix -c4, such as resnet50-c4"
-        )
-    else:
-        chosen = replace(C4 if c4 else V1, backbone=name, classes=classes, norm=norm, norm_eps=1e-5)
-    if recipe == "cityscapes":
-        chosen = replace(chosen, min_size=1024, max_size=2048)
-    chosen = resize_input(chosen, options)
-    if options.channels is not None:
-        chosen = replace(chosen, fpn_channels=options.channels, mask_channels=options.channels)
-    if options.masks == "none":
-        return replace(chosen, pooling=options.pooling, mask_convs=0)
-    return replace(chosen, pooling=options.pooling, masks=options.masks)
 
 
 def choose_sizes(

@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 from app.cli.main import cli
+from app.commands.network import NetworkOptions
 from app.commands.source import Source
-from app.commands.train import NetworkOptions, run_training
+from app.commands.train import run_training
 from model.masks.paste import Rle, decode
 
 if TYPE_CHECKING:

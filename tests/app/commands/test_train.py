@@ -18,10 +18,12 @@ from typer.testing import CliRunner
 
 from app.cli.main import cli
 from app.commands import evaluate as cli_evaluate
+from app.commands import network as cli_network
 from app.commands import report as run_report
 from app.commands import train as cli_train
+from app.commands.network import NetworkOptions, choose_architecture
 from app.commands.source import Source
-from app.commands.train import NetworkOptions, run_training
+from app.commands.train import run_training
 from model.data.shapes import Shapes, photos_in
 from model.evaluation import plots
 from model.inference.calibration import is_calibrated
@@ -64,7 +66,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     Shapes(seed=3, length=4, sides=(64, 96)).export(data)
     tiny = replace(THIN, box_channels=16, mask_convs=1, proposals=20, max_size=96)
     with thin_resnets(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli_train, "SMALL", tiny)
+        patch.setattr(cli_network, "SMALL", tiny)
         arguments = ["train", "--data", str(data), "--validation", str(data), "--out", str(run)]
         result = CliRunner().invoke(cli, [*arguments, *as_arguments(QUICK), "--validate-every", "1"])
         assert result.exit_code == 0, result.output
@@ -283,12 +285,10 @@ def test_sizes_may_change_during_the_run() -> None:
 
 
 def test_any_backbone_can_be_named() -> None:
-    assert cli_train.choose_architecture(NetworkOptions("vgg16"), 4).backbone == "vgg16"
-    assert cli_train.choose_architecture(NetworkOptions("resnet50-c4"), 4) == replace(
-        C4, classes=4, norm="batch"
-    )
-    assert cli_train.choose_architecture(NetworkOptions("small", masks="none"), 4).mask_convs == 0
-    assert cli_train.choose_architecture(NetworkOptions("resnet50", backbone="imagenet"), 4).norm == "frozen"
-    assert cli_train.choose_architecture(NetworkOptions("resnet50"), 9, "cityscapes").max_size == 2048
+    assert choose_architecture(NetworkOptions("vgg16"), 4).backbone == "vgg16"
+    assert choose_architecture(NetworkOptions("resnet50-c4"), 4) == replace(C4, classes=4, norm="batch")
+    assert choose_architecture(NetworkOptions("small", masks="none"), 4).mask_convs == 0
+    assert choose_architecture(NetworkOptions("resnet50", backbone="imagenet"), 4).norm == "frozen"
+    assert choose_architecture(NetworkOptions("resnet50"), 9, "cityscapes").max_size == 2048
     with pytest.raises(ArchitectureError, match="one of small, resnet18"):
-        cli_train.choose_architecture(NetworkOptions("alexnet"), 4)
+        choose_architecture(NetworkOptions("alexnet"), 4)

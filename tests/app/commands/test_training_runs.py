@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.commands import train as cli_train
+from app.commands.network import NetworkOptions
 from app.commands.source import Source
-from app.commands.train import NetworkOptions
 from model.data.shapes import Shapes
 from model.training.train import read_log
 from model.zoo import model_file, zoo
