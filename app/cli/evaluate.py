@@ -70,9 +70,10 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Evaluate a model's box and mask AP by COCO's protocol, on drawn scenes or a labelled folder.
+    """Evaluate a model on drawn scenes or a labelled folder, in the engine that serves it.
 
-    On Cityscapes, its own instance AP is evaluated too. The model runs in the engine that serves it.
+    Prints COCO's AP of boxes and masks; TP/(TP+FP+FN), F1 and panoptic quality of masks at fixed IoU thresholds; and on
+    Cityscapes its own instance AP.
     """
     from app.commands.evaluate import run_evaluation  # noqa: PLC0415 - imports torch
 

@@ -67,7 +67,7 @@ def run_training(
     group = Group()
     try:
         given = {name: value for name, value in overrides.items() if value is not None}
-        base = recipe_named(recipe)
+        base = find_recipe(recipe)
         dataset = open_training_data(source, boxes=network.masks == "none")
         on = source.evaluation_data
         facts: dict[str, Any] = {"hardware": hardware(device), "versions": versions(), "data": source.data}
@@ -118,7 +118,7 @@ def run_training(
     return 0
 
 
-def recipe_named(name: str) -> Recipe:
+def find_recipe(name: str) -> Recipe:
     """The recipe of that name. Raises TrainingError if there is none."""
     if name not in RECIPES:
         raise TrainingError(f"no recipe {name!r}; choose one of {', '.join(RECIPES)}")
