@@ -60,26 +60,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "steps"),
+    ("network", "steps"),
     [
-        pytest.param("small", 4, id="small"),
-        pytest.param("vgg16", 1, id="VGG-16"),
-        pytest.param("resnet50-c4", 1, id="ResNet-50-C4"),
+        pytest.param(NetworkOptions("small", input=(64, 96)), 4, id="small"),
+        pytest.param(NetworkOptions("vgg16", channels=32, input=(64, 96)), 1, id="VGG-16"),
+        pytest.param(NetworkOptions("resnet18-c4", input=(64, 96)), 1, id="ResNet-18-C4"),
     ],
 )
 def test_labelled_folder_becomes_answers(
-    folder: Path, tmp_path: Path, start: Callable[..., Server], architecture: str, steps: int
+    folder: Path, tmp_path: Path, start: Callable[..., Server], network: NetworkOptions, steps: int
 ) -> None:
     run = tmp_path / "run"
     options: dict[str, Any] = {**QUICK, "steps": steps, "validate_every": steps}
     source = Source(str(folder), validation=str(folder))
-    assert run_training(source, run, NetworkOptions(architecture, input=(64, 96)), "cpu", options) == 0
+    assert run_training(source, run, network, "cpu", options) == 0
     (run / "checkpoint.pt").unlink()
     best = run / "best.safetensors"
-    assert "box, disc" in (run / "best.md").read_text()  # its card
+    # The model card.
+    assert "box, disc" in (run / "best.md").read_text()
     assert (run / "samples" / f"{steps:06d}.jpg").exists()
 
-    if architecture == "small":  # as it is typed; once is enough
+    # The command as it is typed; once is enough.
+    if network.architecture == "small":
         evaluated = CliRunner().invoke(cli, ["evaluate", str(best), "--data", str(folder), "--json"])
         assert evaluated.exit_code == 0, evaluated.stderr
         document = json.loads(evaluated.stdout)
