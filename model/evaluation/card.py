@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from model.evaluation.coco import Evaluation, Scores
+    from model.evaluation.matching import MatchingScores
     from model.network.architecture import Architecture
     from model.zoo.model_file import Model
 
 # Columns of the table by category.
 CATEGORY_COLUMNS = ("AP", "AP50")
+# IoU thresholds of the table of matching.
+MATCHING_COLUMNS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def hardware(device: str = "cpu") -> str:
@@ -87,6 +91,8 @@ def card(
     if evaluation is not None:
         lines += ["## Figures", "", f"Measured on {measured_on} with pycocotools.", ""]
         lines += [*_figures(evaluation), "", *_categories(evaluation), ""]
+        if evaluation.matching is not None:
+            lines += [*_matching(evaluation.matching), ""]
     for caption, name in pictures:
         lines += [f"![{caption}]({name})", "", f"*{caption}*", ""]
     return "\n".join(lines)
@@ -120,6 +126,24 @@ def _categories(evaluation: Evaluation) -> list[str]:
     ]
     for name in evaluation.box.per_category:
         cells = [_number(s.per_category[name][figure]) for s in kinds.values() for figure in CATEGORY_COLUMNS]
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return rows
+
+
+def _matching(scores: MatchingScores) -> list[str]:
+    """The figures of matching at some IoU thresholds, and their means over all of them."""
+    columns = [(f"IoU {t:g}", n) for n, t in enumerate(scores.iou_thresholds) if t in MATCHING_COLUMNS]
+    headings = [name for name, _ in columns] + ["mean of IoU 0.5 to 0.95"]
+    rows = [
+        f"| masks matched at a score of {scores.score_threshold:g} | " + " | ".join(headings) + " |",
+        "|---" * (1 + len(headings)) + "|",
+    ]
+    for name, values in (
+        ("TP/(TP+FP+FN), mean over images", scores.by_image["ap"]),
+        ("TP/(TP+FP+FN), pooled", scores.pooled["ap"]),
+        ("panoptic quality, pooled", scores.pooled["panoptic_quality"]),
+    ):
+        cells = [_number(values[n]) for _, n in columns] + [_number(fmean(values))]
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return rows
 

@@ -126,6 +126,8 @@ def test_card_and_pictures_are_beside_the_model(trained: Trained) -> None:
         with Image.open(trained.run / name) as picture:
             assert picture.width > 300
     assert "2 steps of 2 images, adamw" in card
+    assert "| IoU 0.5 | IoU 0.6 | IoU 0.7 | IoU 0.8 | IoU 0.9 | mean of IoU 0.5 to 0.95 |" in card
+    assert "\n| TP/(TP+FP+FN), mean over images | " in card
     for row in ("box", "mask", *(c.name for c in Shapes.categories)):
         assert f"\n| {row} | " in card
 
