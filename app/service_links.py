@@ -8,11 +8,16 @@ https://kubernetes.io/docs/concepts/services-networking/service/#environment-var
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic_settings import EnvSettingsSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from pydantic.fields import FieldInfo
 
 
 def is_cluster_address(value: str) -> bool:
@@ -67,3 +72,15 @@ def is_service_link(name: str, value: str, environment: Mapping[str, str]) -> bo
         and value.isdecimal()
         and is_cluster_address(environment.get(f"{match['service']}_SERVICE_HOST", ""))
     )
+
+
+class EnvironmentWithoutLinks(EnvSettingsSource):
+    """The environment as a source of settings, without the variables of service links."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """The value of a setting's variable, or None if it is not set; see EnvSettingsSource."""
+        value, key, is_complex = super().get_field_value(field, field_name)
+        name = f"{self.env_prefix}{field_name}".upper()
+        if value is not None and is_service_link(name, value, os.environ):
+            value = None
+        return value, key, is_complex

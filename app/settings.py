@@ -10,23 +10,16 @@ from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.origins import check_origins
-from app.service_links import is_service_link
+from app.service_links import EnvironmentWithoutLinks, is_service_link
 from model.images.formats import MAX_PIXELS
 from model.messages import did_you_mean
 from model.zoo.catalogue import default_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from pydantic.fields import FieldInfo
 
 PREFIX = "MASKSERVE_"
 
@@ -35,17 +28,6 @@ MEBIBYTE = 1 << 20
 
 class SettingsError(Exception):
     """The settings cannot be used; the message has one line for each one that is wrong, and how to fix it."""
-
-
-class Environment(EnvSettingsSource):
-    """The environment variables of the settings, without those that Kubernetes sets under the same names."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """The value of a setting's variable, or None if it is not set; see EnvSettingsSource."""
-        value, key, is_complex = super().get_field_value(field, field_name)
-        if value is not None and is_service_link(variable(field_name), value, os.environ):
-            value = None
-        return value, key, is_complex
 
 
 class Settings(BaseSettings):
@@ -269,7 +251,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments first, then the environment; neither a .env file nor a folder of secrets is read."""
-        return init_settings, Environment(settings_cls)
+        return init_settings, EnvironmentWithoutLinks(settings_cls)
 
 
 def variable(field: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from model.importing.result import ImportingError
+from model.messages import did_you_mean
 from model.network.architecture import Architecture, ArchitectureError
 from model.network.conventions import TORCHVISION, Conventions
 
@@ -31,10 +31,8 @@ def read_changes(given: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise ImportingError(f"{each!r:.60}: write NAME=VALUE")
         if name not in CHANGEABLE + _CONVENTIONS:
-            close = difflib.get_close_matches(name, CHANGEABLE + _CONVENTIONS, n=1)
-            hint = (
-                f"did you mean {close[0]}?" if close else f"there are {', '.join(CHANGEABLE + _CONVENTIONS)}"
-            )
+            known = CHANGEABLE + _CONVENTIONS
+            hint = did_you_mean(name, known) or f"there are {', '.join(known)}"
             raise ImportingError(f"there is nothing to set that is called {name!r:.60}: {hint}")
         changes[name] = _value(text.strip())
     return changes

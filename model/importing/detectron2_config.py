@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from model.importing.result import ImportingError
+from model.messages import first_line
 
 # What inference depends on, with Detectron2's own defaults (VERSION 2).
 DEFAULTS: dict[str, Any] = {
@@ -182,8 +183,7 @@ def _with_bases(path: Path, above: list[Path]) -> dict[str, Any]:
     except OSError as error:
         raise ImportingError(f"{path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        first = next(iter(str(error).splitlines()), "")
-        raise ImportingError(f"{path}: no YAML of plain values ({first:.200})") from None
+        raise ImportingError(f"{path}: no YAML of plain values ({first_line(error):.200})") from None
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
         raise ImportingError(f"{path}: no configuration of Detectron2: it is no table of settings")
     if "_target_" in document or isinstance(document.get("model"), dict):

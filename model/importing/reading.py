@@ -20,6 +20,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from model.messages import first_line
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -201,4 +203,4 @@ def _reason(error: Exception) -> str:
         return "there is no such file"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
+    return first_line(error)[:200]

@@ -309,9 +309,9 @@ def test_a_second_signal_ends_at_once(start: Callable[..., Any]) -> None:
 
 
 def test_what_is_inside_torch_when_the_process_ends_does_not_abort_it(start: Callable[..., Any]) -> None:
-    loading = start(program=(*FAULTY, "endless-load"))
+    loading, busy = start(program=(*FAULTY, "endless-load")), start(program=FAULTY, drain_timeout=1)
     loading.wait_for(re.compile("settings: "))
-    busy = start(program=FAULTY, drain_timeout=1).wait_until_ready()
+    busy.wait_until_ready()
 
     async def scenario(client: Client) -> None:
         answer = client.send(ENDLESS)
