@@ -40,9 +40,8 @@ class Kernels(BuildHookInterface):
             environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
             for name, flags in VARIANTS.items():
                 target = kernels / f"winograd_{name}.so"
-                made = target.with_suffix(
-                    f".{os.getpid()}.new"
-                )  # a running service keeps the file that it has loaded
+                # A running service keeps the file that it has loaded.
+                made = target.with_suffix(f".{os.getpid()}.new")
                 options = ["-target", "x86_64-linux-gnu.2.17", *FLAGS, *flags, source, "-o", made.name]
                 command = [sys.executable, "-m", "ziglang", "cc", "winograd.c", *options]
                 subprocess.run(command, cwd=kernels, env=environment, check=True)

@@ -13,22 +13,28 @@ if TYPE_CHECKING:
 class Options:
     """What the caller wants of one image; applied before the mask head, so that nothing is computed in vain."""
 
-    score_threshold: float = 0.5  # instances score at least this
-    max_instances: int = 100  # the best-scoring ones are kept
-    categories: frozenset[int] | None = None  # category ids to keep; None keeps all
-    masks: bool = True  # False: boxes only, and the mask head is not run
+    # Instances score at least this.
+    score_threshold: float = 0.5
+    # The best-scoring ones are kept.
+    max_instances: int = 100
+    # Category ids to keep; None keeps all.
+    categories: frozenset[int] | None = None
+    # False: boxes only, and the mask head is not run.
+    masks: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Instances:
     """The instances found in one image, in descending score. All tensors are on the CPU."""
 
-    size: tuple[int, int]  # (height, width) of the upright image, pixels
+    # (height, width) of the upright image, pixels.
+    size: tuple[int, int]
     boxes: Tensor  # [N, 4] float32, xyxy, pixels of that image
     scores: Tensor  # [N] float32, 0 to 1
     labels: Tensor  # [N] int64, category ids as the model's `categories` number them
     probabilities: Tensor | None  # [N, 28, 28] float32, the mask head's for the instance's own category
-    pasting: str = "torchvision"  # the rule of model/masks/paste.py by which these become masks
+    # The rule of model/masks/paste.py by which these become masks.
+    pasting: str = "torchvision"
 
     def __len__(self) -> int:
         return int(self.scores.shape[0])

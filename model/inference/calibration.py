@@ -33,7 +33,8 @@ MAX_IMAGES = 64
 # make every other number coarser. Calibrated on 32 images, the bundled model lost 0.05 points of box AP on 100 held-out
 # scenes with it, 0.55 with the whole range.
 OUTLIERS = 1e-4
-MAX_SAMPLES = 1 << 18  # results of a convolution that are looked at in an image, evenly spread
+# Results of a convolution that are looked at in an image, evenly spread.
+MAX_SAMPLES = 1 << 18
 
 INT8_BACKBONES = "int8 is for ResNet, ResNeXt and VGG-16 backbones and pyramids without GroupNorm"
 

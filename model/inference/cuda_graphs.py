@@ -28,7 +28,8 @@ class _Recording:
     graph: Any
     inputs: Tensor
     maps: FeatureMaps
-    used: int  # which batch used it last
+    # Which batch used it last.
+    used: int
 
 
 class CudaGraphCache:
@@ -40,7 +41,8 @@ class CudaGraphCache:
     def __init__(self, extract: Callable[[Tensor], FeatureMaps]) -> None:
         self._extract = extract
         self._recordings: dict[tuple[int, ...], _Recording] = {}
-        self._refused: set[tuple[int, ...]] = set()  # shapes that could not be recorded
+        # Shapes that could not be recorded.
+        self._refused: set[tuple[int, ...]] = set()
         self._batches = 0
         # What is recorded runs on one stream, because the recordings share one pool of memory.
         self._stream: Any = None
@@ -98,8 +100,10 @@ class CudaGraphCache:
             ):
                 maps = self._extract(inputs)
         except RuntimeError as error:
-            torch.cuda.set_stream(before)  # torch does not go back where the recording's end fails
-            torch.cuda.synchronize()  # raises if it is the device that failed
+            # Torch does not go back where the recording's end fails.
+            torch.cuda.set_stream(before)
+            # Raises if it is the device that failed.
+            torch.cuda.synchronize()
             log.warning("runs without a CUDA graph: %s: %s", list(images.shape), error)
             if not self._recordings:
                 self._pool = None

@@ -28,7 +28,8 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise EngineError(f"no such device: {name!r}; there are cpu, cuda and cuda:N") from None
-    if str(device) != name:  # torch takes the number modulo 256
+    # Torch takes the number modulo 256.
+    if str(device) != name:
         raise EngineError(f"no such device: {name!r}; there are cpu, cuda and cuda:N")
     if device.type not in ("cpu", "cuda"):
         raise EngineError(f"device {name!r} is not supported; cpu, cuda and cuda:N are")
@@ -97,7 +98,8 @@ def use_device(device: torch.device, precision: str) -> Iterator[None]:
         yield
         return
     cudnn = torch.backends.cudnn
-    before = cudnn.allow_tf32  # whose 10 bits of mantissa convolutions are otherwise computed in
+    # TF32 has 10 bits of mantissa, and convolutions would be computed in it.
+    before = cudnn.allow_tf32
     cudnn.allow_tf32 = before and precision != "float32"
     try:
         with torch.cuda.device(device):

@@ -85,7 +85,8 @@ class Engine:
 
             self._fallback = TorchvisionFallback(network, form)
             return
-        load_operators()  # or the first image would find out that there are none
+        # Otherwise the first image would find out that there are none.
+        load_operators()
         extract = FeatureExtractor(parts, formats.features)
         self._extract: Callable[[Tensor], FeatureMaps] = CudaGraphCache(extract) if self.batches else extract
         self._propose = ProposalGenerator(parts.rpn, device, conventions)
@@ -114,7 +115,8 @@ class Engine:
         Raises EngineError, model.zoo.model_file.ModelError, model.zoo.errors.WeightsError.
         """
         chosen = find_device(device)
-        resolve_precision(precision, chosen)  # complains before minutes go into fetching weights
+        # Complains before minutes go into fetching weights.
+        resolve_precision(precision, chosen)
         folder = weights_folder if weights_folder is not None else weights.default_folder()
         path = Path(name).expanduser()
         if path.suffix in model_file.CHECKPOINTS and path.exists():
@@ -288,7 +290,8 @@ class Engine:
         labels = torch.cat([n[:count] for (_, _, n), count in zip(found, counts, strict=True)])
         grids = torch.zeros((0, side, side))
         if count := sum(counts):
-            if self.batches:  # some sizes and no more, for each of which libraries choose their kernels anew
+            # Some sizes and no more, for each of which libraries choose their kernels anew.
+            if self.batches:
                 spare = _round_up(count) - count
                 boxes[-1] = functional.pad(boxes[-1], (0, 0, 0, spare))
                 labels = functional.pad(labels, (0, spare))

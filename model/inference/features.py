@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from model.kernels.convolution import Format, Step
 
-LEVELS = 4  # P2 … P5, which RoIAlign reads; the RPN reads P6 too
+# P2 … P5, which RoIAlign reads; the RPN reads P6 too.
+LEVELS = 4
 _NO_OPS = (nn.Identity, nn.Dropout)
 
 
@@ -32,9 +33,12 @@ class FeatureMaps:
     """What is extracted from a batch of B images; P2 first."""
 
     table: Tensor  # [cells, C]: the features of P2 … P5, a row per cell; levels, in them images, in them rows of cells
-    shapes: list[tuple[int, int]]  # (height, width) of P2 … P6
-    objectness: list[Tensor]  # P2 … P6, each [B, H * W * A] float32 logits; A anchors per cell
-    deltas: list[Tensor]  # P2 … P6, each [B, H * W * A, 4]
+    # (height, width) of P2 … P6.
+    shapes: list[tuple[int, int]]
+    # P2 … P6, each [B, H * W * A] float32 logits; A anchors per cell.
+    objectness: list[Tensor]
+    # P2 … P6, each [B, H * W * A, 4].
+    deltas: list[Tensor]
 
 
 def prepare(modules: Iterable[tuple[str, nn.Module]], form: Format) -> list[tuple[str, Step]]:

@@ -79,7 +79,8 @@ def _resize_with_pillow(image: np.ndarray, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.array(resized))
 
 
-COEFFICIENT = 1 << 11  # OpenCV's weights of bytes are whole numbers of 2^-11
+# OpenCV's weights of bytes are whole numbers of 2^-11.
+COEFFICIENT = 1 << 11
 
 
 def _resize_as_opencv(image: np.ndarray, size: tuple[int, int]) -> Tensor:
@@ -88,7 +89,8 @@ def _resize_as_opencv(image: np.ndarray, size: tuple[int, int]) -> Tensor:
     before = image.shape[:2]
     if before == size:
         return pixels
-    if before == (2 * size[0], 2 * size[1]):  # OpenCV takes the mean of four pixels here
+    # OpenCV takes the mean of four pixels here.
+    if before == (2 * size[0], 2 * size[1]):
         sums = pixels.view(size[0], 2, size[1], 2, 3).sum((1, 3), dtype=torch.int32)
         return ((sums + 2) >> 2).to(torch.uint8)
     left, right, first, second = _weights(before[1], size[1], snap=True)

@@ -128,7 +128,8 @@ class ProposalGenerator:
         logits, cell = maps.objectness[level], self._cell_anchors[level]
         height, width = maps.shapes[level]
         count = min(self._pre_nms_top_n, int(logits.shape[1]))
-        if self._by_probability:  # many are 1, and the first of them are the best
+        # Many are 1, and the first of them are the best.
+        if self._by_probability:
             scores, top = (x[:, :count] for x in logits.sigmoid().sort(dim=1, descending=True, stable=True))
         else:
             scores, top = logits.topk(count, dim=1)

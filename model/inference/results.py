@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from model.inference.roi_heads import Detections
     from model.network.conventions import Conventions
 
-ANY_LENGTH = 1e-30  # pixels
+# Pixels: a box of any length at all.
+ANY_LENGTH = 1e-30
 
 
 def to_instances(

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 # Classes of proposals that score enough, in one image, in `detect_fixed`; trained models have some hundreds.
 MAX_CANDIDATES = 1024
 
-Detections = tuple["Tensor", "Tensor", "Tensor"]  # boxes [N, 4], scores [N], labels [N] (network classes)
+# Boxes [N, 4], scores [N], labels [N] (network classes).
+Detections = tuple["Tensor", "Tensor", "Tensor"]
 
 
 def _pool_rois(maps: FeatureMaps, boxes: Sequence[Tensor], sampling: Sampling) -> Tensor:
@@ -64,7 +65,8 @@ class BoxHead:
         self._convs: list[Step] = []
         if hasattr(head, "fc6"):
             layers = [head.fc6, head.fc7]
-        else:  # FastRCNNConvFCHead: convolutions, then Flatten, then fully connected layers with ReLU
+        else:
+            # FastRCNNConvFCHead: convolutions, then Flatten, then fully connected layers with ReLU.
             convs = [(name, m) for name, m in head.named_children() if isinstance(m, nn.Sequential)]
             self._convs = [step for _, step in prepare(convs, form)]
             layers = [m for m in head.children() if isinstance(m, nn.Linear)]
@@ -106,7 +108,8 @@ class BoxHead:
 
         sizes: (height, width) of each image in the input.
         """
-        del sizes  # a cascade's boxes are cut to them
+        # A cascade's boxes are cut to them.
+        del sizes
         return self.features(maps, proposals), proposals
 
     def _probabilities(self, features: Tensor) -> Tensor:
@@ -215,7 +218,8 @@ class MaskHead:
         self._sampling = _sampling(
             pool, rules.mask_bins, rules.mask_samples, aligned=rules.mask_aligned, rule=rules.level_rule
         )
-        self.side = 2 * conventions.mask_bins  # of what it gives
+        # The side of a mask.
+        self.side = 2 * conventions.mask_bins
         predictor = heads.mask_predictor
         self._convs = [step for _, step in prepare(heads.mask_head.named_children(), form)]
         # 2×2 with stride 2: each of the four cells that it makes of one is a product of its own.
@@ -243,7 +247,7 @@ class MaskHead:
         count, depth = len(x), self._class_weight.shape[1]
         logits = torch.bmm(x.reshape(count, -1, depth), self._class_weight[labels][..., None])
         bins = self._sampling.bins
-        logits = logits.view(count, bins, bins, 2, 2).transpose(2, 3)  # y, y within, x, x within
+        logits = logits.view(count, bins, bins, 2, 2).transpose(2, 3)  # [N, y, y within, x, x within]
         logits = logits.reshape(count, self.side, self.side).float()
         grids: Tensor = (logits + self._class_bias[labels][:, None, None]).sigmoid()
         return grids

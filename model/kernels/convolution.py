@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     Step = Callable[[Any], Any]
 
 ACTIVATIONS = {nn.ReLU: "relu", nn.Hardswish: "hardswish"}
-PACKED_SHAPES = 2  # a landscape and a portrait: each costs the weight's memory once more
+# A landscape and a portrait: each costs the weight's memory once more.
+PACKED_SHAPES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +115,14 @@ class Conv(Layer):
         weight, bias = fold(conv, norm)
         self.bias = bias.to(form.device, form.dtype)
         self.weight = weight.to(form.device, form.dtype, memory_format=torch.channels_last)
-        self._packed: dict[torch.Size, Tensor] = {}  # by shape of the input; see `_weight_for`
+        # By shape of the input; see `_weight_for`.
+        self._packed: dict[torch.Size, Tensor] = {}
         self._fuses = form.fuses()
-        self._winograd: Winograd | None = None  # made when first needed
+        # Made when first needed.
+        self._winograd: Winograd | None = None
         if self._fuses and self.can_use_winograd:
-            kernel_for(form.dtype)  # fails now, not at the first image
+            # Fails now, not at the first image.
+            kernel_for(form.dtype)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """[B, K, H', W'] from x [B, C, H, W]; residual, out: [B, K, H', W']."""

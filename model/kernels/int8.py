@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 
     from model.kernels.convolution import Step
 
-PACKED_SHAPES = (
-    4  # input shapes that a weight is laid out for, each for half the memory that it takes in bfloat16
-)
+# Input shapes that a weight is laid out for, each for half the memory that it takes in bfloat16.
+PACKED_SHAPES = 4
 
 
 def is_supported() -> bool:
@@ -61,10 +60,10 @@ class QuantizedTensor:
 class Int8Format(Format):
     """Convolutions on quantised tensors; `dtype` is what the heads behind them compute in."""
 
-    input_params: QuantParams  # of the normalised image
-    output_params: Mapping[nn.Module, QuantParams] = field(
-        default_factory=dict
-    )  # of each convolution's result
+    # Of the normalised image.
+    input_params: QuantParams
+    # Of each convolution's result.
+    output_params: Mapping[nn.Module, QuantParams] = field(default_factory=dict)
 
     @classmethod
     def from_ranges(cls, network: Any, ranges: Ranges, dtype: torch.dtype) -> Int8Format:
@@ -134,10 +133,13 @@ class Int8Conv(Layer):
             torch.zeros(len(scales), dtype=torch.int32),
         )
         self._bias, self._output_params = bias.float(), output_params
-        self._packed: dict[torch.Size, Tensor] = {}  # by shape of the input; see `_weight_for`
-        self._winograd: Winograd | None = None  # made when first needed
+        # By shape of the input; see `_weight_for`.
+        self._packed: dict[torch.Size, Tensor] = {}
+        # Made when first needed.
+        self._winograd: Winograd | None = None
         if self.can_use_winograd:
-            kernel_for(torch.uint8)  # fails now, not at the first image
+            # Fails now, not at the first image.
+            kernel_for(torch.uint8)
 
     def __call__(
         self, x: QuantizedTensor, residual: QuantizedTensor | None = None, out: Tensor | None = None
@@ -153,7 +155,8 @@ class Int8Conv(Layer):
             values = self._direct_conv(x, residual)
         if params is None:
             return values
-        if out is not None:  # in two steps, so that the difference, a whole number, is exact in bfloat16 too
+        # In two steps, so that the difference, a whole number, is exact in bfloat16 too.
+        if out is not None:
             torch.sub(values, torch.tensor(params.zero_point, dtype=out.dtype), out=out).mul_(params.scale)
         return QuantizedTensor(values, params)
 

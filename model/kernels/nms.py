@@ -62,7 +62,8 @@ def load_operators() -> Any:
         for path in libraries:
             torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
         if not libraries:
-            importlib.import_module("torchvision")  # laid out otherwise, it finds them itself
+            # Laid out otherwise, it finds them itself.
+            importlib.import_module("torchvision")
     except (ImportError, OSError) as error:
         raise EngineError(f"torchvision's operators cannot be loaded: {error}") from None
     if not hasattr(torch.ops.torchvision, "nms"):

@@ -13,7 +13,8 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-Geometry = tuple[list[int], list[int], list[int], int]  # padding, stride, dilation, groups
+# Padding, stride, dilation, groups.
+Geometry = tuple[list[int], list[int], list[int], int]
 _OPS: Any = torch.ops.mkldnn
 
 

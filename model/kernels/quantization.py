@@ -23,4 +23,5 @@ class QuantParams:
         return cls(scale, round(-low / scale))
 
 
-IDENTITY = QuantParams(1.0, 0)  # of a tensor that is not quantised
+# Of a tensor that is not quantised.
+IDENTITY = QuantParams(1.0, 0)

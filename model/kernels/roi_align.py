@@ -20,18 +20,24 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SAMPLES = 2  # per bin and axis, as torchvision's and the paper's "four regularly sampled locations"
-ADAPTIVE = 0  # samples: one for each cell that a bin spans
+# Per bin and axis, as torchvision's and the paper's "four regularly sampled locations".
+SAMPLES = 2
+# Samples: one for each cell that a bin spans.
+ADAPTIVE = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """Where RoIAlign samples. The defaults are torchvision's."""
 
-    bins: int  # of the output, per side
-    samples: int = SAMPLES  # per bin and axis, or ADAPTIVE
-    aligned: bool = False  # a cell's centre lies half a cell from its corner (Detectron2's ROIAlignV2)
-    level_rule: str = "torchvision"  # see `level_of`
+    # Of the output, per side.
+    bins: int
+    # Per bin and axis, or ADAPTIVE.
+    samples: int = SAMPLES
+    # A cell's centre lies half a cell from its corner (Detectron2's ROIAlignV2).
+    aligned: bool = False
+    # See `level_of`.
+    level_rule: str = "torchvision"
 
 
 def level_of(boxes: Tensor, levels: int, rule: str = "torchvision") -> Tensor:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("winograd.c")
-SIDE, REACH = 4, 6  # in an axis: so many outputs of a tile, of so many inputs
+# In an axis: so many outputs of a tile, of so many inputs.
+SIDE, REACH = 4, 6
 # Tiles that a thread works on at once, at most: so few that their sums and products stay in a second cache of 1 MB (in
 # bfloat16, to 256 channels), so many that the matrices, which are read anew for each such block, do not weigh.
 BLOCK = 18
@@ -59,11 +60,15 @@ class Work(ctypes.Structure):
 class Kernel:
     """A compiled variant, and the threads that it runs on."""
 
-    library: Any  # of ctypes
+    # Of ctypes.
+    library: Any
     openmp: tuple[int, int]
-    lanes: int  # of a vector register: channels, in and out, are multiples of it
-    vectors: int  # such registers for channels of the result that a product is made of at once, at most
-    near: float  # the points at which, with both signs, the polynomials are evaluated besides 0 and infinity
+    # Of a vector register: channels, in and out, are multiples of it.
+    lanes: int
+    # Such registers for channels of the result that a product is made of at once, at most.
+    vectors: int
+    # The points at which, with both signs, the polynomials are evaluated besides 0 and infinity.
+    near: float
     far: float
 
     @classmethod
@@ -76,7 +81,8 @@ class Kernel:
         names = ("source", "work_bytes", "lanes", "vectors")
         try:
             *version, lanes, vectors = (ctypes.c_int64.in_dll(library, name).value for name in names)
-        except ValueError:  # it has no such name
+        # It has no such name.
+        except ValueError:
             version = []
         if version != [zlib.crc32(SOURCE.read_bytes()), ctypes.sizeof(Work)]:
             raise EngineError(
@@ -188,7 +194,8 @@ class Winograd:
         For each panel of k channels of the result [36, C / together, k, together]: of the 36 products of a tile.
         """
         numbers = torch.bfloat16 if self._dtype == torch.uint8 else self._dtype
-        together = 4 // numbers.itemsize  # neighbouring channels that one instruction multiplies and sums
+        # Neighbouring channels that one instruction multiplies and sums.
+        together = 4 // numbers.itemsize
         both_axes = torch.kron(taps, taps)  # [36, 9]
         laid_out = torch.empty(REACH**2 * self._depth * self._channels, dtype=numbers)
         first = 0

@@ -24,16 +24,20 @@ if TYPE_CHECKING:
 
 # ATen takes its channels-last kernel up to this height + width, the separable one above (UpSampleKernel.cpp).
 WEIGHTED_SUM_LIMIT = 128
-CLEARANCE = 0.15  # pixels; pycocotools fills polygons on a grid of fifths of a pixel
+# Pixels; pycocotools fills polygons on a grid of fifths of a pixel.
+CLEARANCE = 0.15
 
 
 class Pixels(NamedTuple):
     """Pixels of resized grids, [K] each."""
 
-    grid: Indices  # number of the grid
-    height: Indices  # of the grid resized
+    # Number of the grid.
+    grid: Indices
+    # Of the grid resized.
+    height: Indices
     width: Indices
-    row: Indices  # of the pixel in it
+    # Of the pixel in it.
+    row: Indices
     column: Indices
 
 
@@ -43,8 +47,10 @@ class Rounding(NamedTuple):
     Compilers fuse as they like: one and the same wheel (2.14.1, x86-64) rounds differently with FMA and without.
     """
 
-    position: Literal["plain", "fused"]  # scale * (pixel + 0.5) - 0.5
-    sum: Literal["plain", "left", "right"]  # a * b + c * d: the product that is not rounded
+    # scale * (pixel + 0.5) - 0.5.
+    position: Literal["plain", "fused"]
+    # a * b + c * d: the product that is not rounded.
+    sum: Literal["plain", "left", "right"]
 
 
 def values(grids: Floats, pixels: Pixels) -> Floats:
@@ -62,9 +68,8 @@ def values(grids: Floats, pixels: Pixels) -> Floats:
             rounding = _rounding(kernel)
             if rounding is None:
                 raise RuntimeError("torch rounds bilinear interpolation here in a way that is not known")
-            with np.errstate(
-                invalid="ignore", over="ignore"
-            ):  # a grid that is not finite gives what it gives
+            # A grid that is not finite gives what it gives.
+            with np.errstate(invalid="ignore", over="ignore"):
                 result[chosen] = kernel(grids, Pixels(*(axis[chosen] for axis in pixels)), rounding)
     return result
 
@@ -177,7 +182,8 @@ def _neighbours(
     first = np.minimum(position.astype(np.int64), side - 1)
     second = np.minimum(first + 1, side - 1)
     weight = np.minimum(position - first.astype(np.float32), np.float32(1))
-    copied = size == side  # ATen copies an axis that keeps its size
+    # ATen copies an axis that keeps its size.
+    copied = size == side
     first, second = np.where(copied, pixel, first), np.where(copied, pixel, second)
     weight[copied] = 0
     return first, second, np.float32(1) - weight, weight

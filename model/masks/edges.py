@@ -21,48 +21,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from model.masks.placement import Placement
+
     Floats = NDArray[np.float32]
     Doubles = NDArray[np.float64]
     Indices = NDArray[np.int64]
     Flags = NDArray[np.bool_]
 
-CROSSINGS_AT_ONCE = 1 << 16  # some twenty arrays of them: 10 MB, and a core's cache holds those in use
-PIXELS_AT_ONCE = 1 << 16  # where pixels are computed: some thirty arrays of them, 15 MB
-LARGEST_SIDE = 1 << 22  # pixels of a resized map: float32 still holds each one's centre, as `_doubt` supposes
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Maps on an image: as torchvision's `paste_masks_in_image` lays them there, or where `begin` is given, at any
-    place between pixels, as Detectron2's does.
-    """
-
-    grids: Floats  # [N, S, S] the maps with their border of zeros
-    threshold: np.float32  # foreground is above it, or with `begin` at least it; in [0, 1)
-    corner: Indices  # [2, N] y and x of the resized map's first pixel, in the image
-    sides: Indices  # [2, N] its height and width, at least 1
-    start: Indices  # [2, N] y and x of its first pixel inside the image
-    stop: Indices  # [2, N] one past its last pixel inside the image, or `start` where there is none
-    origin: Indices  # [N] how changes are numbered: the image's pixel (y, x) is origin + x * pitch + y
-    pitch: Indices  # [N]
-    begin: Doubles | None = None  # [2, N] y and x of the map's first sample, in pixels from `corner`
-    spacing: Doubles | None = None  # [2, N] pixels from sample to sample
-
-    def samples(self) -> tuple[Doubles, Doubles]:
-        """[2, N] pixels from sample to sample, and [2, N, S] the samples' places in pixels from `corner`."""
-        side = self.grids.shape[-1]
-        if self.begin is not None and self.spacing is not None:
-            return self.spacing, np.arange(side) * self.spacing[:, :, None] + self.begin[:, :, None]
-        spacing = self.sides / side
-        return spacing, (np.arange(side) + 0.5) * spacing[:, :, None] - 0.5
-
-    def in_samples(self, axis: int, mask: Indices, pixel: Doubles | Indices) -> Doubles:
-        """Places along an axis (0: y), in pixels from `corner`, counted in samples."""
-        if self.begin is not None and self.spacing is not None:
-            counted: Doubles = (pixel - self.begin[axis, mask]) / self.spacing[axis, mask]
-            return counted
-        centres: Doubles = (pixel + 0.5) * (self.grids.shape[-1] / self.sides[axis, mask]) - 0.5
-        return centres
+# Some twenty arrays of them: 10 MB, and a core's cache holds those in use.
+CROSSINGS_AT_ONCE = 1 << 16
+# Where pixels are computed: some thirty arrays of them, 15 MB.
+PIXELS_AT_ONCE = 1 << 16
+# Pixels of a resized map: float32 still holds each one's centre, as `_doubt` supposes.
+LARGEST_SIDE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +41,38 @@ class _Strips:
     """Columns between two neighbouring columns of samples, where an outline may run: one entry a strip."""
 
     mask: Indices
-    left: Indices  # first pixel column, in the image
-    width: Indices  # pixel columns
-    cells: Indices  # cells of the strip that the outline may run through
-    first: Indices  # number of the first of them in `_Cells`
-    offset: Doubles  # of the first pixel column from the left samples, in samples
-    step: Doubles  # and of each column from the one before it
+    # First pixel column, in the image.
+    left: Indices
+    # Pixel columns.
+    width: Indices
+    # Cells of the strip that the outline may run through.
+    cells: Indices
+    # Number of the first of them in `_Cells`.
+    first: Indices
+    # Of the first pixel column from the left samples, in samples.
+    offset: Doubles
+    # And of each column from the one before it.
+    step: Doubles
 
 
 @dataclass(frozen=True, slots=True)
 class _Cells:
     """Cells between four samples that the outline may run through, by mask, then strip, then downwards."""
 
-    upper: Floats  # upper left sample minus threshold
-    upper_step: Floats  # from there to the upper right sample
+    # Upper left sample minus threshold.
+    upper: Floats
+    # From there to the upper right sample.
+    upper_step: Floats
     lower: Floats
     lower_step: Floats
-    row: Doubles  # of the upper samples, in the image
-    height: Doubles  # rows from the upper to the lower samples
-    top: Doubles  # first pixel row of the cell in the image
-    bottom: Doubles  # one past its last
+    # Of the upper samples, in the image.
+    row: Doubles
+    # Rows from the upper to the lower samples.
+    height: Doubles
+    # First pixel row of the cell in the image.
+    top: Doubles
+    # One past its last.
+    bottom: Doubles
 
 
 def changes(placed: Placement) -> Iterator[tuple[range, Indices]]:
@@ -103,7 +86,8 @@ def changes(placed: Placement) -> Iterator[tuple[range, Indices]]:
         return
     strips, cells = _outline(placed)
     crossings = np.cumsum(strips.width * strips.cells)
-    bounds = np.searchsorted(strips.mask, np.arange(len(placed.grids) + 1))  # each mask's strips
+    # Each mask's strips.
+    bounds = np.searchsorted(strips.mask, np.arange(len(placed.grids) + 1))
     load = np.append(0, crossings)[bounds]
     for masks in _blocks(load, CROSSINGS_AT_ONCE):
         begin, end = int(bounds[masks.start]), int(bounds[masks.stop])
@@ -143,7 +127,8 @@ def _outline(placed: Placement) -> tuple[_Strips, _Cells]:
 
     spacing, samples = placed.samples()
     edges = np.ceil(samples).astype(np.int64)
-    edges[:, :, 0] = 0  # before the first sample and behind the last one, pixels take the sample's value
+    # Before the first sample and behind the last one, pixels take the sample's value.
+    edges[:, :, 0] = 0
     edges[:, :, -1] = placed.sides
     edges = np.clip(edges + placed.corner[:, :, None], placed.start[:, :, None], placed.stop[:, :, None])
     widths = np.diff(edges[1])  # [N, S - 1]
@@ -162,7 +147,8 @@ def _outline(placed: Placement) -> tuple[_Strips, _Cells]:
     strips = _Strips(mask, left, widths[mask, strip], cells, np.cumsum(cells) - cells, offset, step)
 
     x, mask = np.repeat(strip, cells), np.repeat(mask, cells)
-    y = np.flatnonzero(mixed) - (mask * (side - 1) + x) * (side - 1)  # np.nonzero takes twice as long
+    # np.nonzero takes twice as long.
+    y = np.flatnonzero(mixed) - (mask * (side - 1) + x) * (side - 1)
     upper, lower = levels[mask, x, y], levels[mask, x, y + 1]
     return strips, _Cells(
         upper=upper,
@@ -192,7 +178,8 @@ def _turns(placed: Placement, strips: _Strips, cells: _Cells, block: range) -> I
     column = strips.left[strip] + nth
     along = np.clip(strips.offset[strip] + nth * strips.step[strip], 0, 1).astype(np.float32)
     mask = strips.mask[strip]
-    zero = placed.origin[mask] + column * placed.pitch[mask]  # number of the column's pixel at row 0
+    # Number of the column's pixel at row 0.
+    zero = placed.origin[mask] + column * placed.pitch[mask]
 
     # One entry a column and cell: its upper and its lower end, above the threshold or below.
     count = strips.cells[strip]
@@ -207,7 +194,8 @@ def _turns(placed: Placement, strips: _Strips, cells: _Cells, block: range) -> I
     # One entry a column and cell where it turns, or may turn. Rows before `after` are as the upper end, rows
     # from `until` on as the lower end.
     at, cell, upper, lower = at[found], cell[found], upper[found], lower[found]
-    open_ = np.minimum(np.abs(upper), np.abs(lower)) <= doubt  # anything may happen between such ends
+    # Anything may happen between such ends.
+    open_ = np.minimum(np.abs(upper), np.abs(lower)) <= doubt
     drop = upper - lower
     drop[open_] = 1
     height, top, bottom = cells.height[cell], cells.top[cell], cells.bottom[cell]
@@ -236,7 +224,8 @@ def _turns(placed: Placement, strips: _Strips, cells: _Cells, block: range) -> I
         lower=lower[rest] > 0,
     )
     turns = np.concatenate([turns, *_compute(placed, doubtful)])
-    turns.sort(kind="stable")  # merges what is sorted already
+    # Merges what is sorted already.
+    turns.sort(kind="stable")
     return turns
 
 
@@ -246,11 +235,16 @@ class _Doubtful:
 
     mask: Indices
     column: Indices
-    zero: Indices  # number of the column's pixel at row 0
-    after: Indices  # first row
-    until: Indices  # one past the last row
-    upper: Flags  # whether the row before is foreground
-    lower: Flags  # whether the row behind is
+    # Number of the column's pixel at row 0.
+    zero: Indices
+    # First row.
+    after: Indices
+    # One past the last row.
+    until: Indices
+    # Whether the row before is foreground.
+    upper: Flags
+    # Whether the row behind is.
+    lower: Flags
 
 
 def _compute(placed: Placement, pieces: _Doubtful) -> Iterator[Indices]:

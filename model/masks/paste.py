@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from model.masks import bilinear
-from model.masks.edges import Placement, changes
+from model.masks.edges import changes
+from model.masks.placement import Placement
 from model.masks.polygons import Polygons, Turns, trace
 from model.masks.rle import Rle, decode, drop_pairs, encode, fill, from_changes
 
@@ -27,14 +28,17 @@ if TYPE_CHECKING:
 __all__ = ["Crop", "Polygons", "Rle", "crops", "decode", "encode", "outlines", "paste"]
 
 RULES = ("torchvision", "detectron2")
-MAX_DISTANCE = 1 << 31  # pixels; no image, and no map that torchvision could allocate, reaches so far
+# Pixels; no image, and no map that torchvision could allocate, reaches so far.
+MAX_DISTANCE = 1 << 31
 
 
 class Crop(NamedTuple):
     """The part of the image that one mask's box covers."""
 
-    left: int  # of the bitmap's first column, pixels of the image
-    top: int  # of its first row
+    # Of the bitmap's first column, pixels of the image.
+    left: int
+    # Of its first row.
+    top: int
     bitmap: NDArray[np.bool_]  # [h, w] in Fortran order; both 0 where the box does not touch the image
 
 
@@ -73,7 +77,8 @@ def crops(
     """The same masks as bitmaps, each cut to its box and zero outside. Arguments as for `paste`."""
     placed = _place(probabilities, boxes, size, threshold, rule)
     (top, left), (height, width) = placed.start, placed.stop - placed.start
-    first = np.append(0, np.cumsum(height * width + 1))  # numbers of the crops' first pixels
+    # Numbers of the crops' first pixels.
+    first = np.append(0, np.cumsum(height * width + 1))
     placed = replace(placed, origin=first[:-1] - left * height - top, pitch=height)
     for masks, found in changes(placed):
         bounds = np.searchsorted(found, first[masks.start : masks.stop + 1])
@@ -92,7 +97,8 @@ def outlines(
     """The same masks as COCO polygons, simplified to about a 400th of an object's side. Arguments as for `paste`."""
     placed = _place(probabilities, boxes, size, threshold, rule)
     (top, left), (height, width) = placed.start, placed.stop - placed.start
-    pitch = height + 1  # one row more than there are, so that no column's end is the next one's beginning
+    # One row more than there are, so that no column's end is the next one's beginning.
+    pitch = height + 1
     first = np.append(0, np.cumsum(width * pitch))
     placed = replace(placed, origin=first[:-1] - left * pitch - top, pitch=pitch)
     found: list[Polygons] = []
@@ -105,7 +111,8 @@ def outlines(
         rows = placed.in_samples(0, mask, above), placed.in_samples(0, mask, above + 1)
         across = placed.in_samples(1, mask, column - placed.corner[1, mask])
         exact = bilinear.crossings(placed.grids, placed.threshold, mask, across, rows)
-        border = (row == top[mask]) | (row == top[mask] + height[mask])  # cut off by the image there
+        # Cut off by the image there.
+        border = (row == top[mask]) | (row == top[mask] + height[mask])
         exact = np.where(border, row, row - 0.5 + exact)
         found += trace(Turns(mask - masks.start, column, row, exact), len(masks))
     return found
@@ -127,8 +134,10 @@ def _place(
             half = (ends[1] - ends[0]) * 0.5 * ((side + 2) / side)
             centre = (ends[1] + ends[0]) * 0.5
             ends = np.stack([centre - half, centre + half])
-            valid = (np.abs(ends) < MAX_DISTANCE).all(axis=(0, 1))  # false for what is not finite, too
-        corner, last = np.where(valid, ends, -1).astype(np.int64)  # towards zero; both inside the box
+            # False for what is not finite, too.
+            valid = (np.abs(ends) < MAX_DISTANCE).all(axis=(0, 1))
+        # Towards zero; both inside the box.
+        corner, last = np.where(valid, ends, -1).astype(np.int64)
     else:
         valid = (np.abs(ends) < MAX_DISTANCE).all(axis=(0, 1)) & (ends[0] < ends[1]).all(axis=0)
         ends = np.where(valid, ends, np.array([0.0, 1.0]).reshape(2, 1, 1)).astype(np.float64)

@@ -15,26 +15,29 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
-    Points = NDArray[
-        np.complex128
-    ]  # x + iy: arithmetic in the plane, in half the time of an array with two columns
+    # x + iy: arithmetic in the plane, in half the time of an array with two columns.
+    Points = NDArray[np.complex128]
     Indices = NDArray[np.int64]
     Flags = NDArray[np.bool_]
 
-DECIMALS = 1  # of a pixel; what is left after simplification is worth no more
-SMALLEST = 0.4  # pixels that a simplified outline may lie off, if its object is not too thin for them
-SHARE = (
-    0.05  # of an object's area over its outline's length, likewise: IoU stays above 0.98, see docs/using.md
-)
-STEEP = 2  # rows from one column to the next
-WHOLE_RING = 8  # rings of so few points are not simplified: a single pixel has six
+# Of a pixel; what is left after simplification is worth no more.
+DECIMALS = 1
+# Pixels that a simplified outline may lie off, if its object is not too thin for them.
+SMALLEST = 0.4
+# Likewise, of an object's area over its outline's length: IoU stays above 0.98, see docs/using.md.
+SHARE = 0.05
+# Rows from one column to the next.
+STEEP = 2
+# Rings of so few points are not simplified: a single pixel has six.
+WHOLE_RING = 8
 
 
 class Polygons(NamedTuple):
     """One mask as COCO polygons."""
 
     parts: list[list[float]]  # each [x1, y1, x2, y2, …], pixels; pixel (0, 0) reaches from 0, 0 to 1, 1
-    area: int  # pixels of the mask that they were made from
+    # Pixels of the mask that they were made from.
+    area: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,10 @@ class Turns:
 
     mask: Indices
     column: Indices
-    row: Indices  # first pixel row behind the turn
-    exact: Floats  # where the outline crosses the column's middle, within half a pixel of `row`
+    # First pixel row behind the turn.
+    row: Indices
+    # Where the outline crosses the column's middle, within half a pixel of `row`.
+    exact: Floats
 
 
 def trace(turns: Turns, count: int) -> list[Polygons]:
@@ -76,7 +81,8 @@ def _areas(turns: Turns, count: int) -> Indices:
 def _lengths(points: Points, ring: Indices, mask: Indices, count: int) -> Floats:
     """How long the outlines of each mask are together, pixels."""
     steps = np.abs(np.diff(points, prepend=points[-1:]))
-    steps[np.diff(ring, prepend=-1) > 0] = 0  # from one ring to the next
+    # From one ring to the next.
+    steps[np.diff(ring, prepend=-1) > 0] = 0
     lengths: Floats = np.bincount(mask[ring], weights=steps, minlength=count).astype(np.float64)
     return lengths
 
@@ -124,10 +130,12 @@ def _chain(turns: Turns) -> tuple[Points, Indices, Flags, Indices]:
     level = np.zeros(len(order), dtype=np.bool_)
     level[order[steep]] = level[successor[order[steep]]] = True
     level = level[order] & ~seamed[order]
-    ahead = np.where(here % 2 == 0, 0.1, -0.1) * level  # fifths of a pixel are what pycocotools rounds to
+    # Fifths of a pixel are what pycocotools rounds to.
+    ahead = np.where(here % 2 == 0, 0.1, -0.1) * level
     # Where the outline turns back in a column, it does so half a pixel on, at the pixels' edge: two points more.
     count = 1 + level + 2 * back
-    number = np.cumsum(count) - count  # of each turn's first point
+    # Of each turn's first point.
+    number = np.cumsum(count) - count
     points = np.empty(int(count.sum()), dtype=np.complex128)
     points[number] = x - ahead + 1j * y
     last = number + level
@@ -150,15 +158,16 @@ def _link(turns: Turns) -> tuple[Indices, Indices]:
     turn is in the neighbouring column, 1 or -1 where it is in the same one, beyond its right or left border.
     """
     count = len(turns.row)
-    kind = np.arange(count) % 2  # where two ends coincide, ways in come first: corners that touch are joined
+    # Where two ends coincide, ways in come first: corners that touch are joined.
+    kind = np.arange(count) % 2
     border = turns.mask * (turns.column.max(initial=0) + 2) + turns.column
     keys = (border * (turns.row.max(initial=0) + 1) + turns.row) * 2 + kind
     step = 2 * (int(turns.row.max(initial=0)) + 1)
-    ends = np.argsort(np.concatenate([keys, keys + step]), kind="stable").reshape(
-        -1, 2
-    )  # merges two sorted halves
+    # A stable sort merges the two halves, which are sorted already.
+    ends = np.argsort(np.concatenate([keys, keys + step]), kind="stable").reshape(-1, 2)
     turn = ends % max(count, 1)
-    right = ends >= count  # at its column's right border
+    # At its column's right border.
+    right = ends >= count
     leaves = right == (turn % 2 == 0)
     first = leaves[:, 0]
     source, target = np.where(first, turn.T, turn.T[::-1])

@@ -28,9 +28,12 @@ class CocoRle(TypedDict):
 class Rle:
     """One mask as compressed COCO run lengths."""
 
-    size: tuple[int, int]  # (height, width), pixels
-    counts: bytes  # ASCII 48 to 111
-    area: int  # foreground pixels
+    # (height, width), pixels.
+    size: tuple[int, int]
+    # ASCII 48 to 111.
+    counts: bytes
+    # Foreground pixels.
+    area: int
 
     def to_coco(self) -> CocoRle:
         """The mask as a COCO results record carries it in JSON."""
@@ -64,7 +67,8 @@ def encode(bitmap: NDArray[np.generic]) -> Rle:
     if bitmap.ndim != 2:
         raise ValueError(f"a bitmap has two axes, this has {bitmap.ndim}")
     height, width = bitmap.shape
-    flat = (bitmap != 0).T.reshape(-1)  # column-major, as COCO counts
+    # Column-major, as COCO counts.
+    flat = (bitmap != 0).T.reshape(-1)
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     if flat.size and flat[0]:
         changes = np.concatenate([[0], changes])
@@ -89,9 +93,8 @@ def from_changes(changes: NDArray[np.int64], masks: range, size: tuple[int, int]
     masks: the numbers of the masks that the changes belong to.
     """
     area = size[0] * size[1]
-    first = np.arange(masks.start, masks.stop, dtype=np.int64) * (
-        area + 1
-    )  # number of each mask's first pixel
+    # Number of each mask's first pixel.
+    first = np.arange(masks.start, masks.stop, dtype=np.int64) * (area + 1)
     changes = drop_pairs(changes)
     closing = np.searchsorted(changes, first + area)
     closing = closing[np.append(changes, -1)[closing] == (first + area)]
@@ -107,7 +110,8 @@ def from_changes(changes: NDArray[np.int64], masks: range, size: tuple[int, int]
     posts[inner] = changes
     posts[begin] = first
     posts[end] = first + area
-    runs = posts[1:] - posts[:-1]  # one too many between masks, which `compress` skips
+    # One too many between masks, which `compress` skips.
+    runs = posts[1:] - posts[:-1]
 
     text, offsets = compress(runs, begin, end)
     return [
@@ -128,9 +132,8 @@ def _paint(runs: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.bool_]:
 
 def drop_pairs(changes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Keep one of each number that occurs an odd number of times in an ascending array."""
-    same = np.flatnonzero(
-        changes[1:] == changes[:-1]
-    )  # few: where outlines touch a sample's row or a pixel's edge
+    # Few: where outlines touch a sample's row or a pixel's edge.
+    same = np.flatnonzero(changes[1:] == changes[:-1])
     if not len(same):
         return changes
     last = np.append(same[1:] != same[:-1] + 1, True)
@@ -149,7 +152,8 @@ def compress(
     """
     values = runs.copy()
     values[2:] -= runs[:-2]
-    raw = (begin[:, None] + np.arange(3)).reshape(-1)  # the first three of a mask stand for themselves
+    # The first three of a mask stand for themselves.
+    raw = (begin[:, None] + np.arange(3)).reshape(-1)
     raw = raw[raw < np.repeat(end, 3)]
     values[raw] = runs[raw]
     values[end[:-1]] = 0
@@ -157,7 +161,8 @@ def compress(
     # A value takes one signed group of five bits, from 16 on two, from 16 * 32 on three: few take many.
     magnitude = values ^ (values >> 63)
     length = np.ones(len(runs), dtype=np.int64)
-    longer = []  # the values with a second group, a third, …
+    # The values with a second group, a third, …
+    longer = []
     index = np.flatnonzero(magnitude >= 16)
     while len(index):
         longer.append(index)
@@ -169,10 +174,12 @@ def compress(
 
     groups = (values & 31) + 48
     text = np.empty(int(offsets[-1]) + 1, dtype=np.uint8)
-    text[offsets[:-1]] = groups  # a skipped run writes where its successor does, before it
+    # A skipped run writes where its successor does, before it.
+    text[offsets[:-1]] = groups
     for place, index in enumerate(longer):
         at = offsets[index] + place
-        text[at] += 32  # there is more
+        # There is more.
+        text[at] += 32
         text[at + 1] = (values[index] >> 5 * (place + 1) & 31) + 48
     return text[:-1].tobytes(), offsets
 
@@ -185,11 +192,13 @@ def decompress(text: bytes) -> NDArray[np.int64]:
     stop = np.flatnonzero(groups < 32)
     start = np.concatenate([[0], stop[:-1] + 1])
     length = stop - start + 1
-    if length.max() > 7:  # a count has 32 bits, so its difference to another has a sign more: seven groups
+    # A count has 32 bits, so its difference to another has a sign more: seven groups.
+    if length.max() > 7:
         raise ValueError("a COCO run length of more than 32 bits")
     place = np.arange(len(groups)) - np.repeat(start, length)
     runs = np.add.reduceat((groups & 31) << (5 * place), start)
-    runs -= (groups[stop] >> 4 & 1) << (5 * length)  # the top bit is the sign
+    # The top bit is the sign.
+    runs -= (groups[stop] >> 4 & 1) << (5 * length)
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     return runs

@@ -33,11 +33,15 @@ class Weights:
 
     name: str
     url: str
-    size: int  # bytes
-    sha256: str  # of the file, hexadecimal; begins with the hash in the official file name
+    # Bytes.
+    size: int
+    # Of the file, hexadecimal; begins with the hash in the official file name.
+    sha256: str
     parameters: int
-    dataset: str  # what the network was trained on and names its categories by
-    box_ap: float  # published AP@[.5:.95] on the dataset's val2017, percent
+    # What the network was trained on and names its categories by.
+    dataset: str
+    # Published AP@[.5:.95] on the dataset's val2017, percent.
+    box_ap: float
     mask_ap: float
 
     @property

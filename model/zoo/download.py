@@ -28,15 +28,22 @@ from model.zoo.partial import Partial, digest, lock_file, shorten
 if TYPE_CHECKING:
     from pathlib import Path
 
-Progress = Callable[[int, int | None], None]  # (bytes so far, bytes in the end if the server says)
-Tell = Callable[[str], None]  # takes one line for a person or a log: waiting, trying again, starting over
+# (bytes so far, bytes in the end if the server says).
+Progress = Callable[[int, int | None], None]
+# Takes one line for a person or a log: waiting, trying again, starting over.
+Tell = Callable[[str], None]
 
-ATTEMPTS = 5  # failures in a row that brought less than MEBIBYTE; the pauses between them are 1, 2, 4 and 8 s
+# Failures in a row that brought less than MEBIBYTE; the pauses between them are 1, 2, 4 and 8 s.
+ATTEMPTS = 5
 MEBIBYTE = 1 << 20
-TIMEOUT = httpx.Timeout(10.0, read=30.0)  # seconds; a server that is silent for longer is tried again
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # disk full, quota used up, process's limit on file size
-CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")  # RFC 9110, section 14.4
-PASSING_STATUS = {408, 429}  # and all from 500: the server may answer otherwise in a moment
+# Seconds; a server that is silent for longer is tried again.
+TIMEOUT = httpx.Timeout(10.0, read=30.0)
+# Disk full, quota used up, process's limit on file size.
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# RFC 9110, section 14.4.
+CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
+# And all from 500: the server may answer otherwise in a moment.
+PASSING_STATUS = {408, 429}
 PASSING = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError, httpx.ProxyError)
 NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
 
@@ -100,7 +107,8 @@ def download(
                     f"look whether a proxy answers in the server's place, or {manual_fix(destination)}"
                 )
             partial.finish()
-    except OSError as error:  # the folder's: httpx's errors are no OSErrors
+    # The folder's: httpx's errors are no OSErrors.
+    except OSError as error:
         raise folder_error(error, partial, transfer.total if transfer else None) from error
 
 
@@ -115,14 +123,17 @@ class Transfer:
     tell: Tell
     attempts: int
     sleep: Callable[[float], None]
-    total: int | None = None  # bytes in the end, as the server last said
+    # Bytes in the end, as the server last said.
+    total: int | None = None
     content_type: str = "unknown type"
-    continued: bool = False  # whether the last answer continued what an earlier one began
+    # Whether the last answer continued what an earlier one began.
+    continued: bool = False
 
     def run(self) -> str:
         """Receive until the file is whole, and return its sha256."""
         failures = 0
-        reached = self.partial.size  # the furthest any attempt came: what is received anew is no progress
+        # The furthest any attempt came: what is received anew is no progress.
+        reached = self.partial.size
         connected = False
         while True:
             try:
@@ -164,7 +175,8 @@ class Transfer:
         """Ask for what the partial file lacks and append it; raises httpx's errors if not all of it came."""
         partial = self.partial
         offset = partial.size
-        headers = {"Accept-Encoding": "identity"}  # offsets and the sha256 count the file's own bytes
+        # Offsets and the sha256 count the file's own bytes.
+        headers = {"Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
             if partial.validator is not None:
@@ -177,7 +189,8 @@ class Transfer:
             other_version = None not in (validator, partial.validator) and validator != partial.validator
             self.continued = offset > 0
             if offset and unsatisfiable and total == offset:
-                return  # it was whole already
+                # It was whole already.
+                return
             if offset and partial_answer and start == offset and not other_version:
                 self.append(response, total)
                 return
@@ -188,7 +201,8 @@ class Transfer:
                 length = response.headers.get("Content-Length", "")
                 self.append(response, int(length) if length.isdecimal() else None)
                 return
-        partial.discard()  # neither what is missing nor the whole file: ask for the whole file
+        # Neither what is missing nor the whole file: ask for the whole file.
+        partial.discard()
         self.receive()
 
     def append(self, response: httpx.Response, total: int | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
 from model.data import Category
-from model.images.formats import MAX_SIDE
 from model.messages import first_line
 from model.network.architecture import Architecture, ArchitectureError
+from model.network.bounds import find_excess
 from model.network.skeleton import has_skeleton, skeleton
 from model.zoo.partial import digest
 
@@ -31,12 +31,10 @@ if TYPE_CHECKING:
     from model.kernels.quantization import Ranges
 
 FORMAT = 1
-CHECKPOINTS = (".pth", ".pt", ".pkl")  # names of files that other frameworks write
-MOST_CONVS = 64  # layers in a row: each is made before its weights are looked for, and no head has ten
-MOST_RATIOS = 32  # anchors of a cell
-MOST_PROPOSALS = 10_000  # they are compared with one another; the paper's largest figure is 2,000
-MOST_PIXELS = 1 << 24  # of the network's input, 16 times the usual 800 × 1333: it takes about 16 GB
-MOST_CHARACTERS = 200  # of a name
+# Names of files that other frameworks write.
+CHECKPOINTS = (".pth", ".pt", ".pkl")
+# Of a name.
+MOST_CHARACTERS = 200
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -51,14 +49,21 @@ class Model:
     name: str
     architecture: Architecture
     categories: tuple[Category, ...]
-    labels: tuple[int, ...]  # the network's output class of each category: 1 … classes - 1
-    ap: dict[str, float] = field(default_factory=dict)  # "box", "mask" …, 0 to 1
-    ap_source: str = ""  # on what it was measured, or who published it
+    # The network's output class of each category: 1 … classes - 1.
+    labels: tuple[int, ...]
+    # "box", "mask" …, 0 to 1.
+    ap: dict[str, float] = field(default_factory=dict)
+    # On what it was measured, or who published it.
+    ap_source: str = ""
     training: dict[str, Any] = field(default_factory=dict)
-    origin: str = ""  # the framework that it was imported from, if it was
-    ranges: Ranges = field(default_factory=dict)  # of its activations, for int8; empty if never calibrated
-    sha256: str = ""  # of the weights file
-    notice: str | None = None  # a line for the log, /model and the page
+    # The framework that it was imported from, if it was.
+    origin: str = ""
+    # Of its activations, for int8; empty if never calibrated.
+    ranges: Ranges = field(default_factory=dict)
+    # Of the weights file.
+    sha256: str = ""
+    # A line for the log, /model and the page.
+    notice: str | None = None
 
     def label_ids(self) -> Tensor:
         """[classes] int64: the category id of each of the network's outputs; 0 where there is none (see `labels`)."""
@@ -140,7 +145,8 @@ def read(path: Path, *, runnable: bool = True) -> tuple[nn.Module, Model]:
         if not runnable and has_skeleton(model.architecture):
             return fill(own, tensors), model
         network = _build(model.architecture)
-    except (ArchitectureError, MemoryError, RuntimeError) as error:  # torch's own, where memory is short
+    # Torch's own, where memory is short.
+    except (ArchitectureError, MemoryError, RuntimeError) as error:
         raise ModelError(f"{path}: its architecture cannot be built ({first_line(error)})") from error
     network.load_state_dict(tensors, strict=False)
     return network, model
@@ -221,7 +227,7 @@ def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:
 
 def find_fault(model: Model) -> str | None:
     """What `read` would refuse a description of the right types for, as the end of a line; None if nothing."""
-    if (wrong := _find_architecture_fault(model.architecture)) is not None:
+    if (wrong := find_excess(model.architecture)) is not None:
         return f"its architecture cannot be built ({wrong})"
     names_shown = [model.name, *(c.name for c in model.categories), *model.ap]
     if (odd := next((name for name in names_shown if not _is_name(name)), None)) is not None:
@@ -234,28 +240,11 @@ def find_fault(model: Model) -> str | None:
         return "its category ids are not all from 0 to 2^63 - 1"
     if len(names) < len(ids) or not all(name.strip() for name in names):
         return "its categories have names that are empty or the same"
-    if not all(0 <= ap <= 1 or ap == -1 for ap in model.ap.values()):  # -1: there was nothing to count
+    # -1: there was nothing to count.
+    if not all(0 <= ap <= 1 or ap == -1 for ap in model.ap.values()):
         return "its AP is not from 0 to 1"
     if not all(math.isfinite(high - low) and low <= high for low, high in model.ranges.values()):
         return "its ranges of activations are damaged"
-    return None
-
-
-def _find_architecture_fault(architecture: Architecture) -> str | None:
-    for name, value in asdict(architecture).items():
-        most = MOST_CONVS if name.endswith("_convs") else MAX_SIDE
-        most = MOST_PROPOSALS if name == "proposals" else most
-        if any(isinstance(n, int) and n > most for n in (value if isinstance(value, tuple) else (value,))):
-            return f"{name} is above {most}"
-    if len(architecture.anchor_ratios) > MOST_RATIOS:
-        return f"it has {len(architecture.anchor_ratios)} anchor ratios, of which {MOST_RATIOS} can be"
-    try:
-        architecture.validate()
-    except ArchitectureError as error:
-        return str(error)
-    height, width = architecture.min_size, architecture.max_size
-    if height * width > MOST_PIXELS:
-        return f"its input of {height} × {width} has more than {MOST_PIXELS} pixels"
     return None
 
 

@@ -31,7 +31,8 @@ class Partial:
         if not self.validator_path.exists():
             return None
         text = self.validator_path.read_bytes().decode("ascii", errors="replace")
-        return text if text and text.isascii() and text.isprintable() else None  # a crash can leave zeros
+        # A crash can leave zeros.
+        return text if text and text.isascii() and text.isprintable() else None
 
     def restart(self, validator: str | None) -> None:
         """Begin anew with the version that `validator` stands for."""
@@ -50,7 +51,8 @@ class Partial:
             os.fsync(file.fileno())
         self.path.replace(self.destination)
         self.validator_path.unlink(missing_ok=True)
-        if os.name != "posix":  # elsewhere a folder cannot be opened
+        # Elsewhere a folder cannot be opened.
+        if os.name != "posix":
             return
         folder = os.open(self.destination.parent, os.O_RDONLY)
         try:

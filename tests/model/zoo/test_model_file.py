@@ -311,6 +311,11 @@ def test_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
             lambda d: d["architecture"].update(proposals=65_535), "proposals is above 10000", id="proposals"
         ),
         pytest.param(
+            lambda d: d["architecture"].update(conventions={"candidates": 10**6}),
+            "candidates is above 10000",
+            id="candidates",
+        ),
+        pytest.param(
             lambda d: d["architecture"].update(backbone="x" * 10**6), "no such backbone: 'xxx", id="backbone"
         ),
         pytest.param(lambda d: d.update(name="a\ud800"), "text that is not Unicode", id="surrogate"),
