@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from model.data import Category, DatasetError, Sample
+from model.data.masks import InstanceMasks, MaskCrop
 from model.images.decode import ImageError, decode
 from model.masks.rle import encode
 
@@ -121,14 +122,10 @@ class Cityscapes:
             raise DatasetError(f"{self._photos[index]}: {error}") from error
         ids = self._fitting_ids(index, (int(pixels.shape[0]), int(pixels.shape[1])))
         numbers = [int(n) for n in np.unique(ids) if n >= FIRST_INSTANCE and n // FIRST_INSTANCE in _WANTED]
-        masks = np.zeros((len(numbers), *ids.shape), np.uint8)
-        boxes = np.zeros((len(numbers), 4), np.float32)
-        for row, number in enumerate(numbers):
-            masks[row] = ids == number
-            ys, xs = np.flatnonzero(masks[row].any(1)), np.flatnonzero(masks[row].any(0))
-            boxes[row] = xs[0], ys[0], xs[-1] + 1, ys[-1] + 1
+        size = int(ids.shape[0]), int(ids.shape[1])
+        masks = InstanceMasks((MaskCrop.from_bitmap(ids == number) for number in numbers), size)
         labels = np.array([number // FIRST_INSTANCE for number in numbers], np.int64)
-        return Sample(index, pixels, boxes, labels, masks)
+        return Sample(index, pixels, masks.boxes(), labels, masks)
 
     def annotations(self, sample: Sample) -> list[dict[str, Any]]:
         """The photo's objects as COCO annotations; a group is a crowd."""

@@ -85,6 +85,8 @@ def _compare(file: Path, header: Header, annotated: tuple[int, int]) -> None:
             "of the upright picture, and nobody can tell which: save the images upright (exiftran -ai, mogrify "
             "-auto-orient), and label or export them again"
         )
+    elif size == annotated[::-1]:
+        text += "; width and height are exchanged"
     elif header.orientation >= 5:
         text += f"; its EXIF orientation ({header.orientation}) turns it by a quarter"
     raise ImageProblem(OTHER_IMAGE_SIZE, text)

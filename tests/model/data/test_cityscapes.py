@@ -45,7 +45,7 @@ def test_objects_of_the_eight_classes_become_samples(root: Path) -> None:
     sample = dataset[0]
     assert sample.labels.tolist() == [24, 26, 26]  # neither the group of cars nor the caravan
     assert sample.boxes.tolist() == [[0, 40, 8, 60], [10, 10, 40, 30], [50, 10, 80, 30]]
-    assert sample.masks.sum((1, 2)).tolist() == [160, 600, 600]
+    assert np.asarray(sample.masks).sum((1, 2)).tolist() == [160, 600, 600]
     assert dataset.name(0) == "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png"
 
 

@@ -54,7 +54,8 @@ UNCLEAR: dict[str, list[Any]] = {
     "category_id": [GONE, None, False, [1], 2, "dog", -0.5, math.inf],
     "iscrowd": [2, -1, "perhaps", [], {}, math.nan, 0.5],
     "segmentation": [
-        "x", 7, True, [[1, 2, 3, 4, 5, None]], [[1, 2, 3, 4, 5, math.nan]], [[1, 2, 3, 4, 5]], [[1, 2, 3, 4, 5, 1e9]],
+        "x", 7, True, [[1, 2, 3, 4, 5, None]], [[1, 2, 3, 4, 5, math.nan]], [[1, 2, 3, 4, 5]],
+        [[1, 2, 3, 4, 5, 1e9]], [[1, 2, 3, 4, 5, 10**400]],
         [OUTLINE[0], {"counts": RUNS}], {"counts": None}, {"size": [1, 1], "counts": [1]}, {"size": "x", "counts": "0"},
         {"size": [HEIGHT, WIDTH], "counts": "}"}, {"size": [HEIGHT, WIDTH], "counts": [-1, 4801]}, {"a": 1},
         {"size": [HEIGHT, WIDTH], "counts": "é"}, {"size": [1e300, -2], "counts": [1]},
