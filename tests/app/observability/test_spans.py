@@ -16,8 +16,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.http.request_context import QUIET_PATHS, RequestContextMiddleware
+from app.http.unsent import UnsentAnswers
 from app.observability.metrics import Metrics
 from app.observability.tracing import trace_id
+from tests.app.fakes import PHOTO, serving
 
 os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")
 pytest.importorskip("opentelemetry.instrumentation.asgi")
@@ -65,7 +67,12 @@ def ask(method: str, url: str, headers: dict[str, str] | None = None) -> list[Re
     app = Starlette(
         middleware=[
             Middleware(tracing.middleware),
-            Middleware(RequestContextMiddleware, metrics=Metrics(PATHS, 60), tracing=tracing),
+            Middleware(
+                RequestContextMiddleware,
+                metrics=Metrics(PATHS, 60),
+                unsent=UnsentAnswers(1 << 20, 60),
+                tracing=tracing,
+            ),
         ],
         routes=[
             Route("/segment", segment, methods=["POST"]),
@@ -147,3 +154,19 @@ def test_a_request_whose_client_has_gone_is_a_span_too() -> None:
     attributes = request.attributes or {}
     assert attributes["maskserve.reason"] == "client-gone"
     assert "http.response.status_code" not in attributes
+
+
+def test_the_service_traces_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter = InMemorySpanExporter()
+    monkeypatch.setattr("app.observability.spans.OTLPSpanExporter", lambda: exporter)
+
+    async def run() -> None:
+        async with serving(tracing=True) as (client, _):
+            await client.post("/segment", content=PHOTO)
+            await client.get("/healthz")
+
+    asyncio.run(run())
+    *stages, request = exporter.get_finished_spans()
+    assert [stage.name for stage in stages] == ["read", "decode", "queue", "forward", "encode"]
+    assert request.name == "POST /segment"
+    assert (request.attributes or {})["maskserve.batch"] == 1
