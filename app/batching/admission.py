@@ -167,6 +167,22 @@ class Admission:
         if self.requests >= self.max_requests:
             raise self._queue_full("requests", f"{self.requests} requests are in flight, the limit.")
 
+    def has_room(self, pixels: int, seconds: float) -> bool:
+        """Whether an image of so many pixels will surely be admitted; False where the forecast leaves doubt.
+
+        seconds: until the answer has to be ready.
+        """
+        if (
+            self._refusal is not None
+            or self.requests >= self.max_requests
+            or self.pixels + pixels > self.max_pixels
+        ):
+            return False
+        usual = self.input_pixels / self.requests if self.requests else 0.0
+        rate = self.pixels_per_second
+        wait = (self.input_pixels + usual) / rate if rate is not None else 0.0
+        return wait <= MAX_FORECAST_SHARE / 2 * seconds
+
     def count_body(self) -> BodyBytes:
         """A counter for a body that is about to arrive."""
         return BodyBytes(self)

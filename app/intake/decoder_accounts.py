@@ -23,6 +23,10 @@ class Memory:
         self.used = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
+    def fits(self, size: int) -> bool:
+        """Whether so many bytes would be had without waiting."""
+        return self.used + size <= self.limit
+
     @asynccontextmanager
     async def held(self, size: int) -> AsyncIterator[None]:
         """Hold so many bytes, at most the limit, for the length of the block."""

@@ -52,6 +52,8 @@ class Job:
     # Limits: bytes besides the shared ones, seconds of processor time.
     memory: int
     seconds: float
+    # An image of so many pixels at most is decoded when it is inspected.
+    decode_up_to: int = 0
     # Set when nobody waits for the answer any more.
     abandoned: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -83,6 +85,9 @@ class Child:
 
     async def connect(self) -> None:
         """Return when it can take jobs. Raises DecoderLostError."""
+        # It was killed before its turn came.
+        if self._socket.fileno() < 0:
+            raise DecoderLostError(await asyncio.to_thread(self.process.wait))
         self._connecting = True
         self._reader, self._writer = await asyncio.open_connection(sock=self._socket)
         await self.reply()
@@ -101,6 +106,7 @@ class Child:
             "max_bytes": max_bytes,
             "memory": job.memory,
             "seconds": job.seconds,
+            "decode_up_to": job.decode_up_to,
         }
         if self._writer is not None:
             self._writer.write(json.dumps(line).encode() + b"\n")

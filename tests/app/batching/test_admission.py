@@ -234,3 +234,40 @@ def test_slow_past_keeps_no_request_out_while_nothing_is_in_flight(admission):
     admission.record_served(pixels=1, seconds=1000)
     with admission.admit(1000, seconds=0.5):
         pass
+
+
+def test_there_is_room_where_admission_is_certain(admission):
+    assert admission.has_room(1000, seconds=10)
+    assert not admission.has_room(1001, seconds=10)
+    # Ten pixels of network input a second.
+    admission.record_served(pixels=100, seconds=10.0)
+    with admission.admit(500, input_pixels=15):
+        # It is answered in 1.5 seconds and another one like it in 3, of which 40 % of the time may be taken.
+        assert admission.has_room(500, seconds=7.6)
+        assert not admission.has_room(500, seconds=7.4)
+        assert not admission.has_room(501, seconds=10)
+        with admission.admit(1, input_pixels=1), admission.admit(1, input_pixels=1):
+            assert not admission.has_room(1, seconds=1000)
+    admission.close(Draining)
+    assert not admission.has_room(1, seconds=10)
+
+
+def test_what_was_read_before_the_drain_is_admitted_and_waited_for(admission):
+    body, late = admission.count_body(), admission.count_body()
+    body.accept()
+    admission.close(Draining, accepted_pass=True)
+    emptied = admission.wait_until_empty()
+    with pytest.raises(Draining), admission.admit(1, accepted=late.accepted):
+        pass
+    with admission.admit(1, accepted=body.accepted):
+        body.release()
+        assert (admission.requests, admission.accepted) == (1, 0)
+    asyncio.run(emptied)
+
+
+def test_a_decoder_that_is_free_too_late_refuses_and_one_that_is_free_now_never_does(admission):
+    with pytest.raises(QueueFull, match=r"free in 9\.0 seconds"):
+        admission.raise_unless_decoded_within(seconds=10, wait=9.0)
+    admission.raise_unless_decoded_within(seconds=10, wait=7.9)
+    admission.raise_unless_decoded_within(seconds=-1, wait=0.0)
+    assert admission.refused == {"deadline": 1}

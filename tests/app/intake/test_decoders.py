@@ -106,6 +106,22 @@ def test_the_pixels_are_those_of_decoding_here() -> None:
     run(work)
 
 
+def test_small_images_are_decoded_when_they_are_inspected() -> None:
+    async def work() -> None:
+        async with pool() as decoders:
+            file = ImageFile(PHOTO)
+            found = await decoders.inspect(file, decode_up_to=64 * 48)
+            np.testing.assert_array_equal(found.decoded, decode(PHOTO))
+            assert (await decoders.inspect(file, decode_up_to=64 * 48 - 1)).decoded is None
+            with pytest.raises(UndecodableImage, match="truncated"):
+                await decoders.inspect(ImageFile(PHOTO[:-200]), decode_up_to=64 * 48)
+            async with decoders.memory.held(decoders.memory.limit):
+                assert (await decoders.inspect(file, decode_up_to=64 * 48)).decoded is None
+            assert decoders.memory.used == 0
+
+    run(work)
+
+
 def test_base64_is_decoded_there() -> None:
     async def work() -> None:
         async with pool(max_bytes=len(PHOTO)) as decoders:
