@@ -32,10 +32,15 @@ class CocoFolder:
         skip_damaged: bool = False,
         boxes: bool = False,
     ) -> None:
-        """annotations: the JSON file. images: the folder that its file names are relative to, or several to try.
+        """Read the labels, and the header of every image.
 
-        skip_damaged: leave out images and annotations that cannot be used, instead of refusing the folder. boxes: an
-        object without a segmentation has the rectangle of its box for a mask, for networks that learn boxes only.
+        Args:
+            annotations: the JSON file.
+            images: the folder that its file names are relative to, or several to try.
+            skip_damaged: leave out images and annotations that cannot be used, instead of refusing the folder.
+            boxes: give objects without a segmentation the rectangle of their box for a mask, for networks that learn
+                boxes only.
+
         Raises DatasetError.
         """
         roots = [images] if isinstance(images, Path) else list(images)
@@ -145,7 +150,13 @@ def open_folder(
 ) -> CocoFolder:
     """The dataset in a folder as labelling tools leave it, or of a JSON file. Raises DatasetError.
 
-    path, images, split, otherwise: as for model.data.layout.locate. skip_damaged, boxes: as for CocoFolder.
+    Args:
+        path: the dataset's folder, or its JSON file.
+        images: where the images lie; by default it is looked for around the label file.
+        split: the part to take of a folder that has several, like "val"; it must be there.
+        otherwise: the part to take of several where `split` says nothing.
+        skip_damaged: leave out images and annotations that cannot be used, instead of refusing the folder.
+        boxes: give objects without a segmentation the rectangle of their box for a mask.
     """
     place = locate(path, images, split=split, otherwise=otherwise)
     return CocoFolder(*place, skip_damaged=skip_damaged, boxes=boxes)
@@ -154,7 +165,13 @@ def open_folder(
 def coco_document(
     images: list[dict[str, Any]], annotations: list[dict[str, Any]], categories: Iterable[Category]
 ) -> dict[str, Any]:
-    """A COCO instances document; annotations are numbered from 1."""
+    """A COCO instances document.
+
+    Args:
+        images: COCO's records of images.
+        annotations: COCO's records of annotations; their ids are counted from 1.
+        categories: what the annotations refer to.
+    """
     return {
         "images": images,
         "annotations": [{**annotation, "id": n} for n, annotation in enumerate(annotations, 1)],

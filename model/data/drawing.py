@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from model.data.outlines import coverage, distractor, turn_at_random
+from model.data.outlines import coverage, distort, distractor
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -71,7 +72,7 @@ def undergrowth(rng: Generator, height: int, width: int) -> np.ndarray:
         ["blob", "splinter", "bar", "ellipse", "trapezoid", "arc"], count, p=[0.4, 0.3, 0.1, 0.1, 0.05, 0.05]
     )
     for kind, size in zip(kinds.tolist(), sizes.tolist(), strict=True):
-        shape = turn_at_random(distractor(kind, rng), rng, stretch=0.15).fit(size)
+        shape = distort(distractor(kind, rng), rng, stretch=0.15).fit(size)
         points = shape.outer + rng.uniform(-0.5, 1.0, 2) * [width, height]
         ink = palette[int(rng.integers(len(palette)))] + rng.normal(0, 18, 3)
         draw.polygon([tuple(p) for p in points.tolist()], fill=tuple(int(v) for v in np.clip(ink, 0, 255)))
@@ -106,7 +107,7 @@ def things(rng: Generator, canvas: np.ndarray) -> np.ndarray:
             size = max(12.0, whole * rng.uniform(0.3, 1.0))
             kind = str(rng.choice(["oval", "blob", "rounded bar", "half disc", "splinter"], p=_PARTS))
             margin = round(3 * softness)
-            inside, _ = coverage(turn_at_random(distractor(kind, rng), rng, stretch=0.15).fit(size))
+            inside, _ = coverage(distort(distractor(kind, rng), rng, stretch=0.15).fit(size))
             inside = blur(np.pad(inside, margin), softness)
             h, w = inside.shape
             x, y = (round(v) for v in centre + rng.normal(0, 0.3, 2) * whole - [w / 2, h / 2])
@@ -228,3 +229,19 @@ def scribble(rng: Generator, canvas: np.ndarray) -> np.ndarray:
         points = rng.uniform(-0.1, 1.1, (int(rng.integers(2, 5)), 2)) * [width, height]
         draw.line([tuple(p) for p in points.tolist()], fill=ink, width=pen)
     return np.asarray(image, np.float32)
+
+
+def simulate_camera(rng: Generator, canvas: np.ndarray) -> np.ndarray:
+    """What a camera would make of a canvas: light, blur, noise and JPEG; [H, W, 3] uint8."""
+    height, width = canvas.shape[:2]
+    canvas = canvas * np.float32(rng.uniform(0.75, 1.2)) + np.float32(rng.uniform(-15, 15))
+    if rng.random() < 0.4:
+        canvas = canvas + rng.normal(0, rng.uniform(1, 11), canvas.shape).astype(np.float32)
+    image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
+    if rng.random() < 0.4:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.0025 * min(height, width) + 0.4)))
+    if rng.random() < 0.6:
+        packed = io.BytesIO()
+        image.save(packed, "JPEG", quality=int(rng.integers(40, 96)))
+        image = Image.open(packed)
+    return np.array(image)

@@ -53,6 +53,15 @@ class Schedule:
     """Which images each step takes: every epoch all of them once, shuffled, grouped by aspect ratio."""
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int, first: int, steps: int) -> None:
+        """Group the images by aspect ratio.
+
+        Args:
+            dataset: the images.
+            batch_size: images a step.
+            seed: of the order.
+            first: the step to begin with.
+            steps: of the whole run.
+        """
         self.batch_size, self.seed, self.first, self.steps = batch_size, seed, first, steps
         aspects = np.array([_aspect(dataset, index) for index in range(len(dataset))])
         self.groups = np.searchsorted(_ASPECT_BOUNDS, aspects)

@@ -33,7 +33,13 @@ class MaskCrop:
 
     @classmethod
     def from_bitmap(cls, bitmap: NDArray[Any], left: int = 0, top: int = 0) -> Self:
-        """The smallest crop that has everything of a bitmap [H, W] whose first pixel is at `left`, `top`."""
+        """The smallest crop that has everything of a bitmap.
+
+        Args:
+            bitmap: [H, W]; whatever is not zero is foreground.
+            left: of its first column, pixels of the image.
+            top: of its first row.
+        """
         ys, xs = np.flatnonzero(bitmap.any(1)), np.flatnonzero(bitmap.any(0))
         if not len(ys):
             return cls(left, top, np.zeros((0, 0), np.uint8))

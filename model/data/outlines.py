@@ -156,8 +156,14 @@ def _splinter(rng: Generator) -> Outline:
     return Outline(points)
 
 
-def turn_at_random(shape: Outline, rng: Generator, stretch: float) -> Outline:
-    """Stretch the outline along a random axis by at most `stretch`, then turn it by any angle."""
+def distort(shape: Outline, rng: Generator, stretch: float) -> Outline:
+    """Stretch an outline along a random axis, then turn it by any angle.
+
+    Args:
+        shape: the outline.
+        rng: draws axis, stretch and angle.
+        stretch: the most that a side gets longer or shorter, as a part of it.
+    """
     squeeze = np.diag([1.0, rng.uniform(1 - stretch, 1 + stretch)])
     first, second = (_rotation(rng.uniform(0, 2 * np.pi)) for _ in range(2))
     return shape.transform(second @ squeeze @ first)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from model.data import Category, DatasetError, Sample
 from model.data.coco import coco_document
-from model.data.drawing import background, blur, colour, cut_out, fill, natural_fill, scribble, things
-from model.data.outlines import (
-    DISTRACTORS,
-    SHAPES,
-    coverage,
-    distractor,
-    letter_coverage,
-    outline,
-    turn_at_random,
+from model.data.drawing import (
+    background,
+    blur,
+    colour,
+    cut_out,
+    fill,
+    natural_fill,
+    scribble,
+    simulate_camera,
+    things,
 )
+from model.data.outlines import DISTRACTORS, SHAPES, coverage, distort, distractor, letter_coverage, outline
 from model.images.decode import ImageError, decode
 from model.images.files import find_images, nothing_found
 from model.masks.paste import encode
@@ -85,13 +86,11 @@ def held_out_scenes() -> Shapes:
 
 
 class Shapes:
-    """Scenes 0 … length - 1 of a seed. The same seed and index draw the same scene on every machine; other versions
-    of NumPy and Pillow may draw some of its pixels otherwise.
+    """Scenes 0 … length - 1 of a seed.
 
-    sides: shortest and longest image side, pixels. Aspect ratios go from 1:2 to 2:1, the objects' longer sides
-    from 16 pixels (or 7 % of the shorter image side, if more) to 60 % of the shorter image side. things: how often
-    there are things behind them that are made of parts, as people and animals are; the model must not fire at those.
-    photos: files, one of which lies behind PHOTO_PART of the scenes.
+    The same seed and index draw the same scene on every machine; other versions of NumPy and Pillow may draw some of
+    its pixels otherwise. Aspect ratios go from 1:2 to 2:1, the objects' longer sides from 16 pixels (or 7 % of the
+    shorter image side, if more) to 60 % of the shorter image side.
     """
 
     categories = CATEGORIES
@@ -105,6 +104,18 @@ class Shapes:
         things: float = 0.0,
         photos: Sequence[Path] = (),
     ) -> None:
+        """Nothing is drawn yet.
+
+        Args:
+            seed: of all scenes.
+            length: how many scenes there are.
+            sides: shortest and longest image side, pixels; at least 64.
+            things: how often there are things behind the shapes that are made of parts, as people and animals are; the
+                model must not find shapes in those.
+            photos: files, one of which lies behind PHOTO_PART of the scenes.
+
+        Raises ValueError for a length or sides that cannot be.
+        """
         if length < 0 or not 64 <= sides[0] <= sides[1]:
             raise ValueError(
                 f"a length of at least 0 and sides of at least 64 px are needed: {length}, {sides}"
@@ -208,7 +219,7 @@ class Shapes:
             for _ in range(6):
                 if _place(rng, canvas, layers, owner, is_shape=bool(is_shape)):
                     break
-        return _simulate_camera(rng, canvas), layers, owner
+        return simulate_camera(rng, canvas), layers, owner
 
     def _photo(self, rng: Generator) -> np.ndarray:
         path = self.photos[int(rng.integers(len(self.photos)))]
@@ -266,7 +277,7 @@ def _within(rng: Generator, whole: int, part: int) -> int:
 def _draw_shape(rng: Generator, size: float) -> tuple[int, np.ndarray, np.ndarray | None]:
     label = int(rng.integers(1, len(SHAPES) + 1))
     stroke = size * rng.uniform(0.02, 0.07) if rng.random() < 0.35 else 0.0
-    fitted = turn_at_random(outline(SHAPES[label - 1], rng), rng, stretch=0.12).fit(size)
+    fitted = distort(outline(SHAPES[label - 1], rng), rng, stretch=0.12).fit(size)
     return label, *coverage(fitted, stroke)
 
 
@@ -275,7 +286,7 @@ def _draw_distractor(rng: Generator, size: float) -> tuple[int, np.ndarray, np.n
     if kind == "letter":
         return 0, letter_coverage(rng, size), None
     stroke = size * rng.uniform(0.02, 0.07) if rng.random() < 0.35 else 0.0
-    return 0, *coverage(turn_at_random(distractor(kind, rng), rng, stretch=0.15).fit(size), stroke)
+    return 0, *coverage(distort(distractor(kind, rng), rng, stretch=0.15).fit(size), stroke)
 
 
 def _paint(
@@ -306,19 +317,3 @@ def _paint(
         ink = np.clip(base + rng.choice([-90.0, 90.0]) + rng.uniform(-30, 30, 3), 0, 255).astype(np.float32)
         painted = painted + (ink - painted) * line[..., None]
     canvas[crop] += (painted[own] - canvas[crop]) * inside[own][..., None]
-
-
-def _simulate_camera(rng: Generator, canvas: np.ndarray) -> np.ndarray:
-    """The canvas as a camera would hand it over: light, blur, noise and JPEG; [H, W, 3] uint8."""
-    height, width = canvas.shape[:2]
-    canvas = canvas * np.float32(rng.uniform(0.75, 1.2)) + np.float32(rng.uniform(-15, 15))
-    if rng.random() < 0.4:
-        canvas = canvas + rng.normal(0, rng.uniform(1, 11), canvas.shape).astype(np.float32)
-    image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
-    if rng.random() < 0.4:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.0025 * min(height, width) + 0.4)))
-    if rng.random() < 0.6:
-        packed = io.BytesIO()
-        image.save(packed, "JPEG", quality=int(rng.integers(40, 96)))
-        image = Image.open(packed)
-    return np.array(image)

@@ -18,10 +18,10 @@ from model.data.outlines import (
     SHAPES,
     Outline,
     coverage,
+    distort,
     distractor,
     letter_coverage,
     outline,
-    turn_at_random,
 )
 from model.data.shapes import (
     CATEGORIES,
@@ -139,7 +139,7 @@ def test_shapes_are_told_by_their_likeness(shape: str, turned_shapes: tuple[np.n
     """That the next test can fail."""
     rng = np.random.default_rng(1)
     for _ in range(5):
-        found, name = likeness(turn_at_random(outline(shape, rng), rng, stretch=0.1), turned_shapes)
+        found, name = likeness(distort(outline(shape, rng), rng, stretch=0.1), turned_shapes)
         assert found > {"ring": 0.6, "crescent": 0.8}.get(shape, 0.85)  # those vary most
         assert name == shape
 
@@ -148,9 +148,7 @@ def test_shapes_are_told_by_their_likeness(shape: str, turned_shapes: tuple[np.n
 def test_no_distractor_looks_like_a_shape(kind: str, turned_shapes: tuple[np.ndarray, list[str]]) -> None:
     """Objects that the annotations deny teach a model nothing, and cost it precision where it is right."""
     rng = np.random.default_rng(2)
-    found = [
-        likeness(turn_at_random(distractor(kind, rng), rng, stretch=0.15), turned_shapes) for _ in range(25)
-    ]
+    found = [likeness(distort(distractor(kind, rng), rng, stretch=0.15), turned_shapes) for _ in range(25)]
     assert max(found)[0] < 0.9, max(found)
 
 
@@ -414,7 +412,7 @@ def area(points: np.ndarray) -> float:
 def fit(name: str, seed: int) -> Outline:
     rng = np.random.default_rng(seed)
     made = outline(name, rng) if name in SHAPES else distractor(name, rng)
-    return turn_at_random(made, rng, stretch=0.12).fit(40.0)
+    return distort(made, rng, stretch=0.12).fit(40.0)
 
 
 @pytest.mark.parametrize("seed", range(3))
