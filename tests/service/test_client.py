@@ -299,7 +299,7 @@ def test_without_out_answers_are_printed(server: Any, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--model", "shapes"], 2, "without --url"),
+        (["--model", "shapes"], 2, "combined with --url"),
         (["--format", "xml", "--out", "x"], 2, "--format must be one of coco"),
         (["--format", "cvat", "--masks", "none", "--out", "x"], 2, "needs masks"),
         (["--api-key-file", "none.key"], 1, "none.key: No such file"),
