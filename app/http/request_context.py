@@ -1,7 +1,7 @@
-"""What every HTTP exchange has, whichever route answers it: an id, a clock, a line in the log, and an end.
+"""What every HTTP request has, whichever route answers it: an id, timings, a line in the log, and an end.
 
-Pure ASGI middleware around the whole application. It is the last resort for errors that nobody expected, and
-it ends connections so that a client which still sends its body gets to read the answer.
+Pure ASGI middleware around the whole application. It turns unexpected errors into a 500, and closes connections so that
+a client that is still sending its body can read the answer.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ SANE_ID = re.compile(r"[!-~]{1,128}")
 # Asked every few seconds; logged only where something is wrong.
 QUIET_PATHS = {"/healthz", "/livez", "/readyz", "/metrics"}
 CLIENT_GONE = 499  # what nginx logs for it; never sent
-# How long a refused client that still sends its body is heard out, so that it gets to read the refusal:
-# closing a socket with unread bytes resets the connection, upon which the client's kernel drops the answer.
+# How long the body of a refused request is still read, so that the client can read the refusal: closing a socket with
+# unread bytes resets the connection, and then the client's kernel drops the answer.
 LINGER_SECONDS = 5.0
 # A body of so few bytes is here already or on its way. It may take so long before a refusal is written, because
 # then the connection can stay: the next attempt would otherwise have to open one.
@@ -49,7 +49,7 @@ SMALL_BODY_SECONDS = 0.01
 
 
 class Timings:
-    """Seconds that each stage of one exchange took, for the `Server-Timing` header (W3C Server Timing)."""
+    """Seconds that each stage of one request took, for the `Server-Timing` header (W3C Server Timing)."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
@@ -67,12 +67,12 @@ class Timings:
             self.passed(name, self.clock() - begun)
 
     def passed(self, name: str, seconds: float, ago: float = 0.0) -> None:
-        """A stage that others measured ended so many seconds ago."""
+        """Record a stage that was measured elsewhere and ended `ago` seconds ago."""
         self.stages[name] = seconds
         self.begins[name] = self.total() - ago - seconds
 
     def total(self) -> float:
-        """Seconds since the exchange began."""
+        """Seconds since the request began."""
         return self.clock() - self.begun
 
     def header(self) -> str:
@@ -88,8 +88,8 @@ def refuse(request: Request, problem: Problem) -> Response:
 
 
 class RequestContextMiddleware:
-    """The middleware. Its gifts to the routes are `request.state.id`, `request.state.timings`, and
-    `request.state.record`: what the exchange's line in the log says besides.
+    """The middleware. It gives routes `request.state.id`, `request.state.timings`, and `request.state.record`, the
+    fields that they add to the log's line.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class RequestContextMiddleware:
         self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run one HTTP exchange; other scopes, which are the life-cycle's, pass through."""
+        """Run one HTTP request; other scopes, which belong to the life cycle, pass through."""
         if scope["type"] == "http":
             paced = self.unsent.sender(scope, send)
             await RequestContext(scope, receive, paced, self.metrics, self.tracing).run(self.app)
@@ -138,7 +138,7 @@ class RequestContext:
         length = headers.get("content-length", "")
         self.unread = length not in ("", "0") or "transfer-encoding" in headers
         self.small = length.isdecimal() and len(length) < 10 and int(length) <= SMALL_BODY
-        # The client waits for a word from us before it sends the body.
+        # The client waits for 100 Continue before it sends the body.
         self.expects_continue = headers.get("expect", "").lower() == "100-continue"
         self.seconds = 0.0  # until the answer was sent
         self.bytes = 0  # of its body
@@ -205,7 +205,7 @@ class RequestContext:
         return "ok" if self.status < 400 else "error"
 
     async def drain_body(self, seconds: float) -> None:
-        """Read the rest of the body into nowhere, for so long at most.
+        """Read and drop the rest of the body, for at most so many seconds.
 
         Some clients only look at the answer when all is sent.
         """

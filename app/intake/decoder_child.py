@@ -54,7 +54,7 @@ class Job:
     seconds: float
     # An image of so many pixels at most is decoded when it is inspected.
     decode_up_to: int = 0
-    # Set when nobody waits for the answer any more.
+    # Set when the caller no longer waits for the answer.
     abandoned: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -148,7 +148,7 @@ class Child:
 
 
 def _memory_file(size: int) -> Any:
-    """A file in memory that has no name; pages that nobody has touched take none."""
+    """A file in memory without a name; pages that are never touched take no memory."""
     if hasattr(os, "memfd_create"):
         file = os.fdopen(os.memfd_create("maskserve-image"), "r+b")
     else:
@@ -158,7 +158,7 @@ def _memory_file(size: int) -> Any:
 
 
 def _environment() -> dict[str, str]:
-    """What the process needs of this one's environment, and no secret of it."""
+    """What the process needs of this process's environment; no secrets."""
     kept = {name: value for name in ("LD_LIBRARY_PATH", "LANG", "TZ") if (value := os.environ.get(name))}
     # One thread each: BLAS would reserve memory for more, which counts against the limit.
     path = os.pathsep.join(part for part in (os.path.realpath(entry) for entry in sys.path) if part)

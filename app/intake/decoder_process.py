@@ -43,7 +43,7 @@ SPARE_BYTES = 48 << 20
 SPARE_SECONDS = 1
 # A job of less leaves nothing behind that is worth looking for.
 LARGE_JOB_BYTES = 8 << 20
-# A process whose address space stays larger by this has leaked, or its memory is in shreds: it is replaced.
+# A process whose address space stays larger by this has leaked memory or fragmented it: it is replaced.
 MOST_GROWTH_BYTES = 64 << 20
 
 
@@ -80,7 +80,7 @@ class Process:
     def give_up_rights(self) -> None:
         """Keep nothing that a decoder does not need. What libraries print goes nowhere."""
         warnings.simplefilter("ignore")
-        # The kernel that runs out of memory ends this process before the one that serves.
+        # If the machine runs out of memory, the kernel ends this process before the one that serves.
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000")
         nowhere = os.open(os.devnull, os.O_WRONLY)

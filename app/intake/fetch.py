@@ -1,7 +1,8 @@
-"""An image by its address: {"url": "https://…"}, for hosts that the operator has named, and never from inside.
+"""An image by its address: {"url": "https://…"}, from hosts that the operator has named, never from internal ones.
 
-What is guarded against is a client who makes this process ask what only this process can reach (SSRF): addresses of the
-local network, a cloud's metadata service, names that resolve to something else the second time (DNS rebinding).
+This prevents server-side request forgery (SSRF), in which a client makes this process contact what only it can reach:
+addresses of the local network, a cloud's metadata service, names that resolve to something else the second time (DNS
+rebinding).
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
 
 
 class Fetcher:
-    """Gets image files over HTTPS, never through a proxy; every redirect is held against the same rules."""
+    """Gets image files over HTTPS, never through a proxy; redirects must follow the same rules."""
 
     def __init__(
         self,
@@ -175,7 +176,7 @@ class Fetcher:
         except TimeoutError:
             raise UnusableUrl(f"The file did not arrive within {self._seconds:g} seconds.") from None
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, ssl.SSLError):
-            # Whatever it was, it would tell of the network around this service.
+            # The cause would disclose the network around this service.
             raise UnusableUrl("The address could not be reached, or does not speak HTTPS.") from None
 
     async def _get(self, url: str, arrived: Callable[[int], None]) -> bytes:
@@ -211,7 +212,7 @@ class Fetcher:
             raise UnusableUrl('"url" must not carry a user name.')
         if not self._hosts.allow(host, port):
             raise UnusableUrl(
-                "Images are not fetched from this host; whoever runs the service names the hosts."
+                "Images are not fetched from this host; the operator of the service names the hosts."
             )
         if not is_host_name(host) and not is_address(host):
             raise UnusableUrl(

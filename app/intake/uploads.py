@@ -2,7 +2,7 @@
 
 A form may have several images.
 
-The body is counted while it arrives, and cut off at its limit and its deadline. Nobody opens the image here.
+The body is counted while it arrives, and cut off at its limit and its deadline. Images are not opened here.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ async def read_uploads(
     max_bytes: limit of each image. seconds: limit of the time that the whole body takes. arrived: told of bytes as
     they come; may raise. max_images, max_form_bytes: limits of a form's images together; one image alone may always
     have max_bytes.
-    Raises MalformedRequest, BodyTooLarge, BodyTooSlow, UnsupportedFormat, and ClientDisconnect if nobody is
-    left to answer.
+    Raises MalformedRequest, BodyTooLarge, BodyTooSlow, UnsupportedFormat, and ClientDisconnect if the
+    client has left.
     """
     if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise UnsupportedFormat(

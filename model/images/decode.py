@@ -73,7 +73,7 @@ def decode(
 
     Raises UnsupportedImage, DamagedImage (of a file cut short, too) and ImageTooBig; whatever the bytes, no
     other. A JPEG that was cut and given an end marker again passes, grey below the cut, as does a PNG whose compressed
-    stream ends regularly too soon: their decoders tell nobody.
+    stream ends regularly too soon: their decoders do not report it.
     """
     name = format_of(content)
     if name == "WEBP":
