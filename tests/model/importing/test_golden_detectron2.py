@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +20,8 @@ from model.inference.engine import Engine
 from model.instances import Options
 from model.masks.paste import decode, paste
 from model.masks.rle import Rle
+from model.network.skeleton import skeleton
+from model.zoo.model_file import fill
 
 if TYPE_CHECKING:
     from model.instances import Instances
@@ -146,3 +149,48 @@ def test_equals_detectron2(case: Case) -> None:
         unlike = int(np.sum(decode(ours) != decode(theirs)))
         doubtful = int(np.sum(decode(least) != decode(most)))
         assert unlike <= doubtful + 4
+
+
+WRONG = [
+    pytest.param({"box_aligned": False}, id="RoIAlign of boxes"),
+    pytest.param({"mask_aligned": False}, id="RoIAlign of masks"),
+    pytest.param({"box_samples": 2}, id="samples"),
+    pytest.param({"pixel_std": (1.0, 1.0, 1.0)}, id="deviation"),
+    pytest.param({"pixel_mean": (103.53, 116.28, 123.675)}, id="channels of the mean"),
+    pytest.param({"anchor_offset": 0.5}, id="offset of anchors"),
+    pytest.param({"anchor_rounding": True}, id="rounding of anchors"),
+    pytest.param({"resize": "torchvision"}, id="resize"),
+    pytest.param({"resize": "mmdetection"}, id="OpenCV's resize"),
+    pytest.param({"paste": "torchvision"}, id="pasting"),
+    pytest.param({"score_threshold": 0.5}, id="threshold"),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_one_wrong_convention_is_noticed(wrong: dict[str, Any]) -> None:
+    """The trained weights, so that nothing is only noise: each convention alone changes what is found."""
+    right = engine("shapes", "model.json", "model_final.pth")
+    imported = import_model(
+        GOLDEN / "detectron2/shapes/model_final.pth", config=GOLDEN / "detectron2/shapes/config.yaml"
+    )
+    architecture = imported.model.architecture
+    changed = replace(architecture, conventions=replace(architecture.conventions, **wrong))
+    state = imported.network.state_dict()
+    other = Engine(
+        fill(skeleton(changed), state), replace(imported.model, architecture=changed), torch.device("cpu")
+    )
+    unlike = 0.0
+    for name in ("scene_000012.jpg", "truck_640x480.png"):
+        pixels = decode_image((GOLDEN / "images" / name).read_bytes())
+        ours, theirs = (each.segment([pixels], [ANYTHING])[0] for each in (right, other))
+        if len(ours) != len(theirs):
+            unlike = 1.0
+            continue
+        masks = [
+            paste(each.probabilities, each.boxes, each.size, rule=each.pasting)
+            for each in (ours, theirs)
+            if each.probabilities is not None
+        ]
+        pixels_off = sum(int(np.sum(decode(a) != decode(b))) for a, b in zip(*masks, strict=True))
+        unlike = max(unlike, float((ours.boxes - theirs.boxes).abs().max()), pixels_off / 10)
+    assert unlike > 0.05
