@@ -36,7 +36,7 @@ OUTLIERS = 1e-4
 # Results of a convolution that are looked at in an image, evenly spread.
 MAX_SAMPLES = 1 << 18
 
-INT8_BACKBONES = "int8 is for ResNet, ResNeXt and VGG-16 backbones and pyramids without GroupNorm"
+INT8_BACKBONES = "int8 is for ResNet, ResNeXt and VGG-16 backbones with a pyramid, without GroupNorm in it"
 
 
 def supports_int8(architecture: Architecture) -> bool:
@@ -44,7 +44,11 @@ def supports_int8(architecture: Architecture) -> bool:
     fallback cannot.
     """
     normed_by_image = architecture.fpn_norm and architecture.head_norm == "group"
-    return architecture.is_standard and architecture.backbone not in MOBILENETS and not normed_by_image
+    return (
+        architecture.is_standard
+        and architecture.backbone not in MOBILENETS
+        and not (normed_by_image or architecture.single_map)
+    )
 
 
 def is_calibrated(network: Any, ranges: Ranges) -> bool:

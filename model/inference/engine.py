@@ -286,7 +286,7 @@ class Engine:
         if self._mask_head is None:
             return [None] * len(found)
         boxes = [b if o.masks else b[:0] for (b, _, _), o in zip(found, options, strict=True)]
-        counts, side = [len(b) for b in boxes], 2 * self._conventions.mask_bins
+        counts, side = [len(b) for b in boxes], self.model.architecture.mask_side
         labels = torch.cat([n[:count] for (_, _, n), count in zip(found, counts, strict=True)])
         grids = torch.zeros((0, side, side))
         if count := sum(counts):

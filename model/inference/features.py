@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from model.kernels.convolution import ACTIVATIONS, Layer, is_norm
 
@@ -93,11 +94,13 @@ class _Chain:
 
 
 def _max_pool(x: Tensor, size: int) -> Tensor:
-    """Max pooling 3×3, stride 2, padding 1, or 2×2, stride 2, of a tensor [B, C, H, W] with even sides.
+    """Max pooling 3×3, stride 2, padding 1, or 2×2, stride 2, of a tensor [B, C, H, W].
 
     As maxima of shifted views it takes a third of torch's time on the CPU (3×3), whose kernel writes an int64 index for
     every output too, and knows no bytes.
     """
+    if x.shape[2] % 2 or x.shape[3] % 2:  # images that are not padded
+        return functional.max_pool2d(x, size, 2, padding=size // 3)
     for axis in (2, 3):
         even, odd = (x.view(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :]).select(axis + 1, n) for n in (0, 1))
         # Made by hand: torch would give a batch of one a stride that oneDNN does not recognise as channels last.
@@ -150,13 +153,14 @@ class FeatureExtractor:
 
         Raises TypeError for modules that there is no way to prepare.
         """
-        body, fpn, head = network.backbone.body, network.backbone.fpn, network.rpn.head
+        body, head = network.backbone.body, network.rpn.head
+        fpn = getattr(network.backbone, "fpn", None)
         self._form = form
         self._body = [
             (step, name in body.return_layers) for name, step in prepare(body.named_children(), form)
         ]
-        self._lateral = [_single_conv(block, form) for block in fpn.inner_blocks]
-        self._smooth = [_single_conv(block, form) for block in fpn.layer_blocks]
+        self._lateral = [] if fpn is None else [_single_conv(block, form) for block in fpn.inner_blocks]
+        self._smooth = [] if fpn is None else [_single_conv(block, form) for block in fpn.layer_blocks]
         self._hidden = [
             step for _, stack in prepare(head.conv.named_children(), form) for step in _links(stack)
         ]
@@ -175,6 +179,9 @@ class FeatureExtractor:
             if wanted:
                 features.append(x)
         shapes = [(int(f.shape[2]), int(f.shape[3])) for f in features]
+        if not self._smooth:
+            table = features[-1].permute(0, 2, 3, 1).reshape(-1, int(features[-1].shape[1]))
+            return self._scored(table, shapes, features)
         cells = sum(len(images) * h * w for h, w in shapes)
         table = torch.empty(
             (cells, self._smooth[0].out_channels), dtype=self._form.dtype, device=images.device
@@ -183,12 +190,15 @@ class FeatureExtractor:
         del features, x
         levels.append(self._subsample(levels[-1]))  # P6
         shapes.append((int(levels[-1].shape[2]), int(levels[-1].shape[3])))
+        return self._scored(table, shapes, levels)
+
+    def _scored(self, table: Tensor, shapes: list[tuple[int, int]], levels: list[Any]) -> FeatureMaps:
         scored = [self._score_anchors(level) for level in levels]
         return FeatureMaps(
             table=table,
             shapes=shapes,
             objectness=[both[..., : self._anchors].flatten(1).float() for both in scored],
-            deltas=[both[..., self._anchors :].reshape(len(images), -1, 4) for both in scored],
+            deltas=[both[..., self._anchors :].reshape(len(both), -1, 4) for both in scored],
         )
 
     def _pyramid(self, features: list[Any], places: list[Tensor]) -> list[Any]:

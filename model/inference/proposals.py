@@ -72,6 +72,7 @@ class ProposalGenerator:
         self._box_weights = rpn.box_coder.weights
         self._clamp_both, self._anchor_offset = conventions.clamp_both, conventions.anchor_offset
         self._by_probability = conventions.rpn_sigmoid
+        self._stride = conventions.first_stride
         self._by_level = conventions.anchor_strides == "level"
         if rpn.score_thresh > 0:
             raise TypeError("no way to prepare an RPN with a score threshold")
@@ -135,7 +136,9 @@ class ProposalGenerator:
             scores, top = logits.topk(count, dim=1)
         place = top // len(cell)
         # torchvision's strides are whole numbers even where a level's size is not a whole part of the input's.
-        down, right = (4 * 2**level,) * 2 if self._by_level else (padded[0] // height, padded[1] // width)
+        down, right = (
+            (self._stride * 2**level,) * 2 if self._by_level else (padded[0] // height, padded[1] // width)
+        )
         x, y = (place % width) * right, (place // width) * down
         anchors = cell[top % len(cell)] + torch.stack([x, y, x, y], -1)
         if self._anchor_offset:

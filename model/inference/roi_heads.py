@@ -45,12 +45,12 @@ def _pool_rois(maps: FeatureMaps, boxes: Sequence[Tensor], sampling: Sampling) -
     return roi_align(maps.table, maps.shapes[:LEVELS], torch.cat(list(boxes)), image, sampling)
 
 
-def _sampling(pool: Any, bins: int, samples: int, *, aligned: bool, rule: str) -> Sampling:
+def _sampling(pool: Any, bins: int, samples: int, *, aligned: bool, rules: Conventions) -> Sampling:
     """How RoIAlign samples. Raises TypeError where the network's own module says otherwise."""
     known = tuple(pool.output_size), getattr(pool, "sampling_ratio", samples)
     if known != ((bins, bins), samples):
         raise TypeError(f"no way to prepare a RoIAlign of {known[0]} bins, sampled {known[1]} times a side")
-    return Sampling(bins, samples, aligned, rule)
+    return Sampling(bins, samples, aligned, rules.level_rule, rules.first_stride)
 
 
 class BoxHead:
@@ -59,21 +59,25 @@ class BoxHead:
     def __init__(self, heads: Any, form: Format, conventions: Conventions = TORCHVISION) -> None:
         rules, pool = conventions, heads.box_roi_pool
         self._sampling = _sampling(
-            pool, rules.box_bins, rules.box_samples, aligned=rules.box_aligned, rule=rules.level_rule
+            pool, rules.box_bins, rules.box_samples, aligned=rules.box_aligned, rules=rules
         )
         head, predictor = heads.box_head, heads.box_predictor
         self._convs: list[Step] = []
-        if hasattr(head, "fc6"):
+        self._averages = hasattr(head, "res5")
+        layers: list[nn.Linear] = []
+        if self._averages:  # a C4's, whose features are the means of res5's
+            self._convs = [step for _, step in prepare([("res5", head.res5)], form)]
+        elif hasattr(head, "fc6"):
             layers = [head.fc6, head.fc7]
         else:
             # FastRCNNConvFCHead: convolutions, then Flatten, then fully connected layers with ReLU.
             convs = [(name, m) for name, m in head.named_children() if isinstance(m, nn.Sequential)]
             self._convs = [step for _, step in prepare(convs, form)]
             layers = [m for m in head.children() if isinstance(m, nn.Linear)]
-        # Pooled features lie channels last, so the first layer's columns are put in that order.
-        first = layers[0].weight.detach()
-        first = first.view(len(first), -1, self._sampling.bins**2).transpose(1, 2).flatten(1)
-        weights = [first, *(layer.weight for layer in layers[1:])]
+        weights = [layer.weight.detach() for layer in layers]
+        if weights:  # pooled features lie channels last, so the first layer's columns are put in that order
+            first = weights[0].view(len(weights[0]), -1, self._sampling.bins**2)
+            weights[0] = first.transpose(1, 2).flatten(1)
         self._layers = [
             Linear(weight, layer.bias, form) for weight, layer in zip(weights, layers, strict=True)
         ]
@@ -96,7 +100,7 @@ class BoxHead:
             for conv in self._convs:
                 x = conv(x)
             x = x.permute(0, 2, 3, 1)
-        x = x.flatten(1)
+        x = x.flatten(1, 2).mean(1) if self._averages else x.flatten(1)
         for layer in self._layers:
             x = layer(x)
         return x.float()
@@ -216,12 +220,12 @@ class MaskHead:
     def __init__(self, heads: Any, form: Format, conventions: Conventions = TORCHVISION) -> None:
         rules, pool = conventions, heads.mask_roi_pool
         self._sampling = _sampling(
-            pool, rules.mask_bins, rules.mask_samples, aligned=rules.mask_aligned, rule=rules.level_rule
+            pool, rules.mask_bins, rules.mask_samples, aligned=rules.mask_aligned, rules=rules
         )
-        # The side of a mask.
-        self.side = 2 * conventions.mask_bins
         predictor = heads.mask_predictor
-        self._convs = [step for _, step in prepare(heads.mask_head.named_children(), form)]
+        res5 = getattr(heads.box_head, "res5", None)
+        modules = heads.mask_head.named_children() if res5 is None else [("res5", res5)]
+        self._convs = [step for _, step in prepare(modules, form)]
         # 2×2 with stride 2: each of the four cells that it makes of one is a product of its own.
         up = predictor.conv5_mask
         if (up.kernel_size, up.stride, up.padding) != ((2, 2), (2, 2), (0, 0)):
@@ -246,8 +250,8 @@ class MaskHead:
         x = self._up(x.permute(0, 2, 3, 1))  # [N, bins, bins, 4 D]
         count, depth = len(x), self._class_weight.shape[1]
         logits = torch.bmm(x.reshape(count, -1, depth), self._class_weight[labels][..., None])
-        bins = self._sampling.bins
+        bins = int(x.shape[1])
         logits = logits.view(count, bins, bins, 2, 2).transpose(2, 3)  # [N, y, y within, x, x within]
-        logits = logits.reshape(count, self.side, self.side).float()
+        logits = logits.reshape(count, 2 * bins, 2 * bins).float()
         grids: Tensor = (logits + self._class_bias[labels][:, None, None]).sigmoid()
         return grids

@@ -38,6 +38,8 @@ class Sampling:
     aligned: bool = False
     # See `level_of`.
     level_rule: str = "torchvision"
+    # Of the first level.
+    stride: int = 4
 
 
 def level_of(boxes: Tensor, levels: int, rule: str = "torchvision") -> Tensor:
@@ -118,7 +120,7 @@ def _place(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Each box's level [R], and its corner and its sides in cells of that level: [R, 2] x and y each."""
     level = level_of(boxes, len(shapes), sampling.level_rule)
-    scaled = boxes * (0.25 / 2.0**level)[:, None]
+    scaled = boxes * ((1 / sampling.stride) / 2.0**level)[:, None]
     if sampling.aligned:
         scaled = scaled - 0.5
         return level, scaled[:, :2], scaled[:, 2:] - scaled[:, :2]

@@ -64,6 +64,9 @@ class Architecture:
     stride_in_1x1: bool = (
         False  # a stage's stride is in its first 1×1 convolution, as in the paper, not in the 3×3
     )
+    single_map: str = (
+        ""  # in place of a pyramid, with stride 16: "c4", res5 being in the heads, or "dc5", res5 dilated
+    )
     rpn_channels: tuple[int, ...] = ()  # of each of the RPN's convolutions
     box_fcs: int = 0  # fully connected layers of the box head
     box_stages: int = 1  # box heads that each begin from the boxes of the one before (Cascade R-CNN)
@@ -96,12 +99,18 @@ class Architecture:
     def padded_shape(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the network's input for an image."""
         h, w = self.input_size(height, width)
-        return -(-h // DIVISIBLE) * DIVISIBLE, -(-w // DIVISIBLE) * DIVISIBLE
+        unit = self.conventions.divisor
+        return -(-h // unit) * unit, -(-w // unit) * unit
 
     @property
     def is_standard(self) -> bool:
         """Whether the prepared engine computes it; a C4, RoIPool, softmax and agnostic masks are torchvision's."""
         return self.pyramid and self.pooling == "align" and self.masks == "sigmoid"
+
+    @property
+    def mask_side(self) -> int:
+        """Of the masks' maps, cells: twice that of the features, which res5 has halved in a C4."""
+        return self.conventions.mask_bins * (1 if self.single_map == "c4" else 2)
 
     @property
     def is_trainable(self) -> bool:
@@ -155,16 +164,21 @@ class Architecture:
         other = (self.stem_channels, self.res2_channels, self.bottleneck_channels, self.groups, self.box_fcs)
         if min(*other, self.box_conv_channels, *self.rpn_channels) < 0:
             raise ArchitectureError(f"sizes and widths of the architecture must be positive: {self}")
+        if self.single_map not in ("", "c4", "dc5"):
+            raise ArchitectureError(f"single_map is 'c4', 'dc5' or nothing, not {self.single_map!r:.60}")
+        if (self.single_map != "") != (self.conventions.first_stride == 16):
+            raise ArchitectureError("a single map has a stride of 16, and a pyramid begins with one of 4")
+        if self.single_map and (self.backbone not in RESNETS[2:5] or self.box_stages > 1 or self.fpn_norm):
+            raise ArchitectureError("a single map is of a ResNet of 50, 101 or 152 layers, without a cascade")
         if not 1 <= self.box_stages <= MOST_STAGES:
             raise ArchitectureError(f"box_stages are 1 to {MOST_STAGES}, not {self.box_stages}")
         if self.rpn_channels and len(self.rpn_channels) != self.rpn_convs:
             raise ArchitectureError(
                 f"{self.rpn_convs} convolutions of an RPN have {len(self.rpn_channels)} widths"
             )
-        if self.conventions.anchor_levels and len(self.conventions.anchor_levels) != len(self.anchor_sizes):
-            raise ArchitectureError(
-                f"anchor_levels are {len(self.anchor_sizes)}, not {self.conventions.anchor_levels}"
-            )
+        levels = 1 if self.single_map else len(self.anchor_sizes)
+        if len(self.conventions.anchor_levels or [()] * levels) != levels:
+            raise ArchitectureError(f"anchor_levels are {levels}, not {self.conventions.anchor_levels}")
         try:
             self.conventions.validate()
         except ConventionError as error:
@@ -213,7 +227,8 @@ def _typed(name: str, value: Any, example: Any) -> Any:
 
 
 _FOREIGN = (
-    "stem_channels", "res2_channels", "bottleneck_channels", "groups", "stride_in_1x1", "rpn_channels", "box_fcs",
+    "single_map", "stem_channels", "res2_channels", "bottleneck_channels", "groups", "stride_in_1x1", "rpn_channels",
+    "box_fcs",
     "box_stages", "box_conv_channels", "head_norm", "box_norm",
 )  # fmt: skip
 _LATER = ("pyramid", "pooling", "masks", *_FOREIGN, "conventions")

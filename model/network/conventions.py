@@ -36,7 +36,7 @@ class Conventions:
     pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # RGB, of values 0 to 255
     pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375)
     resize: str = "torchvision"  # bilinear in floats; on bytes: "detectron2", "mmdetection"
-    divisor: int = 32
+    divisor: int = 32  # 1: not padded
 
     # Proposals.
     anchor_levels: tuple[tuple[float, ...], ...] = ()  # sizes at each level, where `anchor_sizes` does not do
@@ -46,6 +46,7 @@ class Conventions:
     anchor_offset: float = 0.0  # of the first anchors' centre from the image's corner, in strides
     anchor_rounding: bool = True  # to whole pixels
     anchor_strides: str = "grid"  # input size // map size, or "level": 4, 8, 16, 32, 64
+    first_stride: int = 4  # of the first map; 16 where it is the only one
     candidates: int = 0  # anchors of each level that go into NMS; 0: as many as proposals are kept
     rpn_nms: float = 0.7  # IoU
     rpn_min_size: float = 1e-3  # of a proposal, pixels of the input
@@ -101,8 +102,10 @@ class Conventions:
             raise ConventionError(f"RoIAlign has 1 to 64 bins, not {self.box_bins} and {self.mask_bins}")
         if not all(0 <= samples <= MOST_SAMPLES for samples in (self.box_samples, self.mask_samples)):
             raise ConventionError(f"RoIAlign takes 0 to {MOST_SAMPLES} samples")
-        if self.divisor != 32:
-            raise ConventionError(f"the input is padded to multiples of 32, not of {self.divisor}")
+        if self.divisor not in (1, 32):
+            raise ConventionError(f"the input is padded to multiples of 32 or 1, not of {self.divisor}")
+        if self.first_stride not in (4, 16):
+            raise ConventionError(f"the first map has a stride of 4 or 16, not of {self.first_stride}")
         if self.candidates < 0 or not 1 <= self.detections <= 1000:
             raise ConventionError("candidates are 0 or more, detections 1 to 1000")
         for name in ("rpn_nms", "nms", "score_threshold"):

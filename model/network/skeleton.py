@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from model.network.anchors import cell_anchors
 from model.network.architecture import RESNETS
 from model.network.conventions import of_one
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from model.network.architecture import Architecture
 
@@ -107,12 +108,22 @@ class Bottleneck(nn.Module):
     """1×1, 3×3 and 1×1 convolutions; the stride is in the second, as torchvision has it, or in the first."""
 
     def __init__(
-        self, inputs: int, inner: int, outputs: int, strides: tuple[int, int], *, groups: int, norm: Norm
+        self,
+        inputs: int,
+        inner: int,
+        outputs: int,
+        strides: tuple[int, int],
+        *,
+        groups: int,
+        norm: Norm,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, inner, 1, strides[0], bias=False)
         self.bn1 = norm(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, strides[1], 1, groups=groups, bias=False)
+        self.conv2 = nn.Conv2d(
+            inner, inner, 3, strides[1], dilation, dilation=dilation, groups=groups, bias=False
+        )
         self.bn2 = norm(inner)
         self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
         self.bn3 = norm(outputs)
@@ -144,20 +155,36 @@ class _Body(nn.Module):
             outputs, inner = first * 2**n, hidden * 2**n
             blocks: list[nn.Module] = []
             for index in range(depth):
-                stride = 2 if n > 0 and index == 0 else 1
+                dilated = n == 3 and a.single_map == "dc5"
+                stride = 2 if n > 0 and index == 0 and not dilated else 1
                 if kind == "basic":
                     blocks.append(BasicBlock(channels, outputs, stride, norm))
                 else:
                     strides = (stride, 1) if a.stride_in_1x1 else (1, stride)
-                    blocks.append(Bottleneck(channels, inner, outputs, strides, groups=groups, norm=norm))
+                    blocks.append(
+                        Bottleneck(
+                            channels,
+                            inner,
+                            outputs,
+                            strides,
+                            groups=groups,
+                            norm=norm,
+                            dilation=2 if dilated else 1,
+                        )
+                    )
                 channels = outputs
             setattr(self, f"layer{n + 1}", nn.Sequential(*blocks))
             self.channels.append(channels)
 
 
 def _backbone(a: Architecture) -> Group:
-    norm = partial(FrozenBatchNorm2d if a.norm == "frozen" else nn.BatchNorm2d, eps=a.norm_eps)
-    body = _Body(a, norm)
+    body = _Body(a, _body_norm(a))
+    if a.single_map:
+        last = "layer3" if a.single_map == "c4" else "layer4"
+        body.return_layers = {last: "0"}
+        if a.single_map == "c4":
+            del body.layer4  # see _box_head
+        return Group(body=body)
     fpn_norm = _head_norm(a) if a.fpn_norm else None
     fpn = Group(
         inner_blocks=nn.ModuleList(_conv(c, a.fpn_channels, 1, norm=fpn_norm) for c in body.channels),
@@ -166,6 +193,10 @@ def _backbone(a: Architecture) -> Group:
         ),
     )
     return Group(body=body, fpn=fpn)
+
+
+def _body_norm(a: Architecture) -> Norm:
+    return partial(FrozenBatchNorm2d if a.norm == "frozen" else nn.BatchNorm2d, eps=a.norm_eps)
 
 
 def _head_norm(a: Architecture) -> Norm:
@@ -195,7 +226,7 @@ class _Rpn(nn.Module):
             cell_anchors(
                 sizes, a.anchor_ratios, by_size=rules.anchor_order == "size", whole=rules.anchor_rounding
             )
-            for sizes in rules.anchor_levels or [(size,) for size in a.anchor_sizes]
+            for sizes in rules.anchor_levels or _level_sizes(a)
         ]
         anchors = len(cells[0])
         widths = [a.fpn_channels, *(a.rpn_channels or [a.fpn_channels] * a.rpn_convs)]
@@ -219,25 +250,6 @@ class _Rpn(nn.Module):
         return self._proposals
 
 
-def cell_anchors(
-    sizes: Sequence[float], ratios: Sequence[float], *, by_size: bool = False, whole: bool = True
-) -> Tensor:
-    """[A, 4] float32 xyxy around 0: an anchor of area size² for each size and each ratio of height to width.
-
-    Args:
-        sizes: pixels.
-        ratios: height / width.
-        by_size: all ratios of the first size come first, not all sizes of the first ratio.
-        whole: round to whole pixels.
-    """
-    heights = torch.tensor(ratios, dtype=torch.float32, device="cpu").sqrt()
-    sides = torch.tensor(sizes, dtype=torch.float32, device="cpu")
-    h, w = ((part[:, None] * sides) for part in (heights, 1 / heights))  # [ratios, sizes]
-    h, w = ((side.T if by_size else side).flatten() for side in (h, w))
-    anchors = torch.stack([-w, -h, w, h], dim=1) / 2
-    return anchors.round() if whole else anchors
-
-
 def _roi_heads(a: Architecture) -> Group:
     rules = a.conventions
     members: dict[str, Any] = {
@@ -256,17 +268,22 @@ def _roi_heads(a: Architecture) -> Group:
         members["cascade"] = nn.ModuleList(stages)
     if a.mask_convs:
         norm = _head_norm(a) if a.mask_norm else None
-        widths = [a.fpn_channels, *[a.mask_channels] * a.mask_convs]
+        inputs = a.box_channels if a.single_map == "c4" else a.fpn_channels
+        widths = [inputs, *[a.mask_channels] * (0 if a.single_map == "c4" else a.mask_convs)]
         convs = [_conv(i, o, 3, norm=norm, relu=True) for i, o in pairwise(widths)]
         members["mask_roi_pool"] = Group(
             output_size=(rules.mask_bins,) * 2, sampling_ratio=rules.mask_samples
         )
         members["mask_head"] = nn.Sequential(*convs)
         members["mask_predictor"] = Group(
-            conv5_mask=nn.ConvTranspose2d(a.mask_channels, a.mask_channels, 2, 2),
+            conv5_mask=nn.ConvTranspose2d(widths[-1], a.mask_channels, 2, 2),
             mask_fcn_logits=nn.Conv2d(a.mask_channels, a.classes, 1),
         )
     return Group(**members)
+
+
+def _level_sizes(a: Architecture) -> list[tuple[float, ...]]:
+    return [a.anchor_sizes] if a.single_map else [(size,) for size in a.anchor_sizes]
 
 
 def _box_predictor(a: Architecture) -> Group:
@@ -276,6 +293,8 @@ def _box_predictor(a: Architecture) -> Group:
 
 
 def _box_head(a: Architecture) -> nn.Module:
+    if a.single_map == "c4":
+        return Group(res5=_Body(a, _body_norm(a)).layer4)
     layers = a.box_fcs or (1 if a.box_convs else 2)
     convs = [a.fpn_channels, *[a.box_conv_channels or a.fpn_channels] * a.box_convs]
     pooled = convs[-1] * a.conventions.box_bins**2
