@@ -318,4 +318,4 @@ def test_what_cannot_be_done_is_said(
 def test_an_empty_folder_is_said(server: Any, tmp_path: Path) -> None:
     result = segment(server, tmp_path)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "no images in this folder" in result.stderr
+    assert "no images (JPEG, PNG" in result.stderr
