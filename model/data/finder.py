@@ -56,11 +56,15 @@ class ImageFinder:
                 raise OutsideFolder(
                     f"file_name {name!r} leads out of the images' folder; such files are not read"
                 )
-        for path in _tails(name, self.root):
-            found = self.root / path
-            if self._is_file(found, name):
-                return found
-        return self._look_through(name)
+        try:
+            for path in _tails(name, self.root):
+                found = self.root / path
+                if self._is_file(found, name):
+                    return found
+            return self._look_through(name)
+        except OSError as error:
+            told = (error.strerror or "unknown reason").lower()
+            raise NotFound(f"file_name {name!r} cannot be looked up ({told})") from error
 
     def _rank(self, root: Path, name: str) -> int:
         """How well a name fits to a folder: as it stands, or without its first folders."""

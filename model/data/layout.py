@@ -47,13 +47,17 @@ def locate(
         split: the part to take of a folder that has several, like "val"; it must be there.
         otherwise: the part to take of several where `split` says nothing.
     """
-    if path.is_dir():
-        path = _label_file(path, split, otherwise)
-    if images is not None:
+    try:
+        if path.is_dir():
+            path = _label_file(path, split, otherwise)
+        if images is None:
+            return Place(path, _around(path))
         if not images.is_dir():
             raise DatasetError(f"{images}: no such folder, where the images should be")
-        return Place(path, [*(images / part for part in _parts(path)), images])
-    return Place(path, _around(path))
+    except OSError as error:
+        told = (error.strerror or "unknown reason").lower()
+        raise DatasetError(f"{error.filename or path}: cannot be read ({told})") from error
+    return Place(path, [*(images / part for part in _parts(path)), images])
 
 
 def split_of(labels: Path) -> str | None:

@@ -222,3 +222,39 @@ def test_folder_with_labels_of_other_tools_says_which(tmp_path: Path) -> None:
     (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.1 0.1")
     with pytest.raises(DatasetError, match="YOLO; export them as COCO"):
         open_folder(tmp_path)
+
+
+def test_folder_that_may_not_be_read_is_said_to_be_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay(tmp_path, "annotations/instances_train.json", named("a.png"), "train/a.png")
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    with pytest.raises(DatasetError, match=r"cannot be read \(permission denied\)"):
+        open_folder(tmp_path)
+
+
+def test_export_inside_the_folder_of_an_archive_is_found(tmp_path: Path) -> None:
+    for part in ("Train", "Validation"):
+        lay(
+            tmp_path,
+            f"export/annotations/instances_{part}.json",
+            named("a.png"),
+            f"export/images/{part}/a.png",
+        )
+    assert (
+        open_folder(tmp_path, split="val").file(0) == tmp_path / "export" / "images" / "Validation" / "a.png"
+    )
+
+
+def test_labels_that_exchange_width_and_height_are_told_so(tmp_path: Path) -> None:
+    document = named("a.png")
+    document["images"][0] |= {"width": 60, "height": 80}
+    lay(tmp_path, "instances.json", document, "images/a.png")
+    with pytest.raises(
+        DatasetError, match=r"80×60 pixels, annotated as 60×80 .*; width and height are exchanged"
+    ):
+        open_folder(tmp_path)
