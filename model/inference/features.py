@@ -99,7 +99,8 @@ def _max_pool(x: Tensor, size: int) -> Tensor:
     As maxima of shifted views it takes a third of torch's time on the CPU (3×3), whose kernel writes an int64 index for
     every output too, and knows no bytes.
     """
-    if x.shape[2] % 2 or x.shape[3] % 2:  # images that are not padded
+    # Images that are not padded.
+    if x.shape[2] % 2 or x.shape[3] % 2:
         return functional.max_pool2d(x, size, 2, padding=size // 3)
     for axis in (2, 3):
         even, odd = (x.view(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :]).select(axis + 1, n) for n in (0, 1))

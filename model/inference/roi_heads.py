@@ -65,7 +65,8 @@ class BoxHead:
         self._convs: list[Step] = []
         self._averages = hasattr(head, "res5")
         layers: list[nn.Linear] = []
-        if self._averages:  # a C4's, whose features are the means of res5's
+        # A C4's, whose features are the means of res5's.
+        if self._averages:
             self._convs = [step for _, step in prepare([("res5", head.res5)], form)]
         elif hasattr(head, "fc6"):
             layers = [head.fc6, head.fc7]
@@ -75,7 +76,8 @@ class BoxHead:
             self._convs = [step for _, step in prepare(convs, form)]
             layers = [m for m in head.children() if isinstance(m, nn.Linear)]
         weights = [layer.weight.detach() for layer in layers]
-        if weights:  # pooled features lie channels last, so the first layer's columns are put in that order
+        # Pooled features lie channels last, so the first layer's columns are put in that order.
+        if weights:
             first = weights[0].view(len(weights[0]), -1, self._sampling.bins**2)
             weights[0] = first.transpose(1, 2).flatten(1)
         self._layers = [

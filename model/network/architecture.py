@@ -21,8 +21,10 @@ MOBILENETS = ("mobilenet_v3_large", "mobilenet_v3_small")
 BACKBONES = (*RESNETS, "vgg16", *MOBILENETS)
 
 
-MOST_STAGES = 8  # of a cascade, which has three
-DIVISIBLE = 32  # both sides of the padded input are multiples of the coarsest level's stride
+# Of a cascade, which has three.
+MOST_STAGES = 8
+# Both sides of the padded input are multiples of the coarsest level's stride.
+DIVISIBLE = 32
 
 
 class ArchitectureError(ValueError):
@@ -34,45 +36,66 @@ class Architecture:
     """A Mask R-CNN, described by plain values. The defaults are torchvision's V1, with a Feature Pyramid Network."""
 
     backbone: str = "resnet50"
-    classes: int = 91  # categories and one for background
-    norm: str = "frozen"  # backbone and, in V2, the rest: "frozen" (constants) or "batch" (BatchNorm)
-    norm_eps: float = 0.0  # 0.0 is what torchvision's COCO_V1 weights were made with
+    # Categories and one for background.
+    classes: int = 91
+    # Backbone and, in V2, the rest: "frozen" (constants) or "batch" (BatchNorm).
+    norm: str = "frozen"
+    # 0.0 is what torchvision's COCO_V1 weights were made with.
+    norm_eps: float = 0.0
     fpn_channels: int = 256
-    fpn_norm: bool = False  # V2: BatchNorm after every convolution of the FPN
+    # V2: BatchNorm after every convolution of the FPN.
+    fpn_norm: bool = False
     rpn_convs: int = 1
-    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)  # one for each of P2 … P6, pixels
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
-    proposals: int = 1000  # kept for the second stage
-    box_convs: int = 0  # V2: 4 convolutions with BatchNorm before one fully connected layer
-    box_channels: int = 1024  # width of the box head's fully connected layers
-    mask_channels: int = 256  # width of the mask head
-    mask_convs: int = 4  # 0: no mask branch, a Faster R-CNN. In a C4, whose res5 takes their place, 0 or 1
-    mask_norm: bool = False  # V2: BatchNorm in the mask head
-    min_size: int = 800  # the shorter image side is scaled to this, pixels …
-    max_size: int = 1333  # … unless the longer one would exceed this
+    # One for each of P2 … P6, pixels.
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    # Height / width.
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    # Kept for the second stage.
+    proposals: int = 1000
+    # V2: 4 convolutions with BatchNorm before one fully connected layer.
+    box_convs: int = 0
+    # Width of the box head's fully connected layers.
+    box_channels: int = 1024
+    # Width of the mask head.
+    mask_channels: int = 256
+    # 0: no mask branch, a Faster R-CNN. In a C4, whose res5 takes their place, 0 or 1.
+    mask_convs: int = 4
+    # V2: BatchNorm in the mask head.
+    mask_norm: bool = False
+    # The shorter image side is scaled to this, pixels …
+    min_size: int = 800
+    # … unless the longer one would exceed this.
+    max_size: int = 1333
     # What follows came later: files without it mean the defaults, and files with the defaults do without it.
-    pyramid: bool = True  # False: one map of stride 16, and res5 in the heads (Mask R-CNN, Table 2a, "C4")
-    pooling: str = "align"  # RoIAlign, or "pool": RoIPool (Table 2c)
-    masks: str = (
-        "sigmoid"  # a mask for each class, or "softmax": classes compete (Table 2b), "agnostic": one mask
-    )
+    # False: one map of stride 16, and res5 in the heads (Mask R-CNN, Table 2a, "C4").
+    pyramid: bool = True
+    # RoIAlign, or "pool": RoIPool (Table 2c).
+    pooling: str = "align"
+    # A mask for each class, or "softmax": classes compete (Table 2b), "agnostic": one mask.
+    masks: str = "sigmoid"
     # Other frameworks' ResNets, pyramids and heads. 0 or (): as the backbone's name and the widths above say.
     stem_channels: int = 0
-    res2_channels: int = 0  # that the first stage gives; each next one gives twice as many
-    bottleneck_channels: int = 0  # of the 3×3 convolutions between 1×1 ones, in the first stage
-    groups: int = 0  # of the 3×3 convolutions
-    stride_in_1x1: bool = (
-        False  # a stage's stride is in its first 1×1 convolution, as in the paper, not in the 3×3
-    )
-    single_map: str = (
-        ""  # in place of a pyramid, with stride 16: "c4", res5 being in the heads, or "dc5", res5 dilated
-    )
-    rpn_channels: tuple[int, ...] = ()  # of each of the RPN's convolutions
-    box_fcs: int = 0  # fully connected layers of the box head
-    box_stages: int = 1  # box heads that each begin from the boxes of the one before (Cascade R-CNN)
+    # That the first stage gives; each next one gives twice as many.
+    res2_channels: int = 0
+    # Of the 3×3 convolutions between 1×1 ones, in the first stage.
+    bottleneck_channels: int = 0
+    # Of the 3×3 convolutions.
+    groups: int = 0
+    # A stage's stride is in its first 1×1 convolution, as in the paper, not in the 3×3.
+    stride_in_1x1: bool = False
+    # In place of a pyramid, with stride 16: "c4", res5 being in the heads, or "dc5", res5 dilated.
+    single_map: str = ""
+    # Of each of the RPN's convolutions.
+    rpn_channels: tuple[int, ...] = ()
+    # Fully connected layers of the box head.
+    box_fcs: int = 0
+    # Box heads that each begin from the boxes of the one before (Cascade R-CNN).
+    box_stages: int = 1
     box_conv_channels: int = 0
-    head_norm: str = "batch"  # where FPN and heads have a norm: BatchNorm, or "group": GroupNorm of 32 groups
-    box_norm: bool = True  # behind the box head's convolutions, where it has some
+    # Where FPN and heads have a norm: BatchNorm, or "group": GroupNorm of 32 groups.
+    head_norm: str = "batch"
+    # Behind the box head's convolutions, where it has some.
+    box_norm: bool = True
     conventions: Conventions = field(default_factory=Conventions)
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
@@ -233,9 +256,9 @@ _FOREIGN = (
 )  # fmt: skip
 _LATER = ("pyramid", "pooling", "masks", *_FOREIGN, "conventions")
 V1 = Architecture()
-V2 = Architecture(
-    norm="batch", norm_eps=1e-5, fpn_norm=True, rpn_convs=2, box_convs=4, mask_norm=True
-)  # Li et al., "Benchmarking Detection Transfer Learning with Vision Transformers", as torchvision builds it
+# Li et al., "Benchmarking Detection Transfer Learning with Vision Transformers", as torchvision builds it.
+V2 = Architecture(norm="batch", norm_eps=1e-5, fpn_norm=True, rpn_convs=2, box_convs=4, mask_norm=True)
+# 13.5 million parameters; the bundled model is this, widened to 96 channels.
 SMALL = Architecture(
     backbone="resnet18",
     classes=11,
@@ -248,7 +271,6 @@ SMALL = Architecture(
     mask_channels=64,
     min_size=384,
     max_size=768,
-)  # 13.5 million parameters; the bundled model is this, widened to 96 channels
-C4 = Architecture(
-    norm_eps=1e-5, pyramid=False, mask_convs=1, proposals=300
-)  # the paper's ResNet-50-C4 (section 3.1: 300 proposals at test time)
+)
+# The paper's ResNet-50-C4 (section 3.1: 300 proposals at test time).
+C4 = Architecture(norm_eps=1e-5, pyramid=False, mask_convs=1, proposals=300)

@@ -35,7 +35,7 @@ def find_excess(architecture: Architecture) -> str | None:
     try:
         architecture.validate()
     except ArchitectureError as error:
-        return str(error)
+        return f"{error!s:.300}"
     height, width = architecture.min_size, architecture.max_size
     if height * width > MOST_PIXELS:
         return f"its input of {height} × {width} has more than {MOST_PIXELS} pixels"

@@ -89,7 +89,8 @@ def build(architecture: Architecture, *, rpn_training: tuple[int, int] = (2000, 
             ),
             **settings,
         )
-    if a.pooling == "pool":  # torchvision's constructors insist on RoIAlign
+    # torchvision's constructors insist on RoIAlign.
+    if a.pooling == "pool":
         network.roi_heads.box_roi_pool = PyramidRoIPool(bins[0], strides)
         if a.mask_convs:
             network.roi_heads.mask_roi_pool = PyramidRoIPool(bins[1], strides)
@@ -124,7 +125,8 @@ def _norm(a: Architecture) -> Any:
 
 def _backbone(a: Architecture) -> BackboneWithFPN:
     body: Any
-    if a.backbone == "vgg16":  # has no norm of its own: "frozen" is the plain network
+    # It has no norm of its own: "frozen" is the plain network.
+    if a.backbone == "vgg16":
         # Not torchvision.models.vgg16, which makes 124 million numbers of a classifier first, only to drop them.
         body = make_layers(cfgs["D"], batch_norm=a.norm == "batch")
         for conv in body.modules():

@@ -12,7 +12,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 
-BINS = 7  # of the features that res5 gets, per side
+# Of the features that res5 gets, per side.
+BINS = 7
 STRIDE = 16
 
 
@@ -22,7 +23,8 @@ class C4Backbone(nn.Module):
     def __init__(self, resnet: Any) -> None:
         super().__init__()
         self.body = IntermediateLayerGetter(resnet, {"layer3": "0"})
-        self.out_channels = int(resnet.inplanes) // 2  # `inplanes` are res5's, with twice as many
+        # `inplanes` are res5's, with twice as many.
+        self.out_channels = int(resnet.inplanes) // 2
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """The features of images [B, 3, H, W]."""
@@ -35,7 +37,8 @@ class SharedStage(nn.Module):
 
     def __init__(self, stage: nn.Module) -> None:
         super().__init__()
-        self._elsewhere = (stage,)  # a tuple, so that it is not registered
+        # A tuple, so that it is not registered.
+        self._elsewhere = (stage,)
 
     def forward(self, x: Tensor) -> Tensor:
         """What the stage makes of it."""

@@ -21,7 +21,8 @@ TORCHVISION_NUMBERS = (
     "pixel_mean", "pixel_std", "anchor_levels", "candidates", "rpn_nms", "score_threshold", "nms", "detections",
     "paste",
 )  # fmt: skip
-MOST_SAMPLES = 8  # of RoIAlign, per bin and axis; adaptive sampling has no such limit
+# Of RoIAlign, per bin and axis; adaptive sampling has no such limit.
+MOST_SAMPLES = 8
 
 
 class ConventionError(ValueError):
@@ -33,46 +34,61 @@ class Conventions:
     """How a framework computes what a Mask R-CNN leaves open."""
 
     # The image: resized by the rule of a framework, normalised, and padded to multiples of `divisor`.
-    pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # RGB, of values 0 to 255
+    # RGB, of values 0 to 255.
+    pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375)
-    resize: str = "torchvision"  # bilinear in floats; on bytes: "detectron2", "mmdetection"
-    divisor: int = 32  # 1: not padded
+    # Bilinear in floats; on bytes: "detectron2", "mmdetection".
+    resize: str = "torchvision"
+    # 1: not padded.
+    divisor: int = 32
 
     # Proposals.
-    anchor_levels: tuple[tuple[float, ...], ...] = ()  # sizes at each level, where `anchor_sizes` does not do
-    anchor_order: str = (
-        "ratio"  # a cell's anchors: all sizes of the first ratio first, or "size": all ratios of a size
-    )
-    anchor_offset: float = 0.0  # of the first anchors' centre from the image's corner, in strides
-    anchor_rounding: bool = True  # to whole pixels
-    anchor_strides: str = "grid"  # input size // map size, or "level": 4, 8, 16, 32, 64
-    first_stride: int = 4  # of the first map; 16 where it is the only one
-    candidates: int = 0  # anchors of each level that go into NMS; 0: as many as proposals are kept
-    rpn_nms: float = 0.7  # IoU
-    rpn_min_size: float = 1e-3  # of a proposal, pixels of the input
-    rpn_sigmoid: bool = (
-        False  # anchors are ranked by probabilities, of which the highest are all 1, not by logits
-    )
-    clamp_both: bool = False  # a delta shrinks a box no further than it could enlarge one
+    # Sizes at each level, where `anchor_sizes` does not do.
+    anchor_levels: tuple[tuple[float, ...], ...] = ()
+    # A cell's anchors: all sizes of the first ratio first, or "size": all ratios of a size.
+    anchor_order: str = "ratio"
+    # Of the first anchors' centre from the image's corner, in strides.
+    anchor_offset: float = 0.0
+    # To whole pixels.
+    anchor_rounding: bool = True
+    # Input size // map size, or "level": 4, 8, 16, 32, 64.
+    anchor_strides: str = "grid"
+    # Of the first map; 16 where it is the only one.
+    first_stride: int = 4
+    # Anchors of each level that go into NMS; 0: as many as proposals are kept.
+    candidates: int = 0
+    # IoU.
+    rpn_nms: float = 0.7
+    # Of a proposal, pixels of the input.
+    rpn_min_size: float = 1e-3
+    # Anchors are ranked by probabilities, of which the highest are all 1, not by logits.
+    rpn_sigmoid: bool = False
+    # A delta shrinks a box no further than it could enlarge one.
+    clamp_both: bool = False
 
     # RoIAlign: bins per side, samples per bin and axis (0: one for each cell that the bin spans).
-    level_rule: str = "torchvision"  # by which a box's pyramid level is rounded
+    # By which a box's pyramid level is rounded.
+    level_rule: str = "torchvision"
     box_bins: int = 7
     box_samples: int = 2
-    box_aligned: bool = False  # cells' centres lie half a cell from their corners
+    # Cells' centres lie half a cell from their corners.
+    box_aligned: bool = False
     mask_bins: int = 14
     mask_samples: int = 2
     mask_aligned: bool = False
 
     # Detections.
     score_threshold: float = 0.05
-    nms: float = 0.5  # IoU, within a category
-    detections: int = 100  # per image
-    box_min_size: float = 1e-2  # pixels of the input; smaller boxes are dropped before NMS
-    drop_empty: bool = False  # boxes without area in the image, after all else
-    paste: str = (
-        "torchvision"  # masks on whole pixels, > 0.5, or "detectron2": sampled at pixels' centres, >= 0.5
-    )
+    # IoU, within a category.
+    nms: float = 0.5
+    # Per image.
+    detections: int = 100
+    # Pixels of the input; smaller boxes are dropped before NMS.
+    box_min_size: float = 1e-2
+    # Boxes without area in the image, after all else.
+    drop_empty: bool = False
+    # Masks on whole pixels, > 0.5, or "detectron2": sampled at pixels' centres, >= 0.5.
+    paste: str = "torchvision"
 
     def validate(self) -> None:
         """Raise ConventionError for values that are none."""

@@ -37,8 +37,10 @@ STAGES = {
     "resnext50_32x4d": ((3, 4, 6, 3), "bottleneck", 32, 4),
     "resnext101_32x8d": ((3, 4, 23, 3), "bottleneck", 32, 8),
 }
-GROUPS = 32  # of a GroupNorm, as in every framework
-EXPANSION = 4  # a bottleneck's output channels, for each of its stage's width
+# Of a GroupNorm, as in every framework.
+GROUPS = 32
+# A bottleneck's output channels, for each of its stage's width.
+EXPANSION = 4
 
 
 def has_skeleton(architecture: Architecture) -> bool:
@@ -183,7 +185,8 @@ def _backbone(a: Architecture) -> Group:
         last = "layer3" if a.single_map == "c4" else "layer4"
         body.return_layers = {last: "0"}
         if a.single_map == "c4":
-            del body.layer4  # see _box_head
+            # The box head has it: `_box_head`.
+            del body.layer4
         return Group(body=body)
     fpn_norm = _head_norm(a) if a.fpn_norm else None
     fpn = Group(

@@ -316,6 +316,11 @@ def test_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
             id="candidates",
         ),
         pytest.param(
+            lambda d: d["architecture"].update(rpn_channels=[-1] * 10**5),
+            "sizes and widths",
+            id="100,000 widths",
+        ),
+        pytest.param(
             lambda d: d["architecture"].update(backbone="x" * 10**6), "no such backbone: 'xxx", id="backbone"
         ),
         pytest.param(lambda d: d.update(name="a\ud800"), "text that is not Unicode", id="surrogate"),
