@@ -48,6 +48,7 @@ WATCH_SECONDS = 1.0
 # system once nothing is in flight. Below, it is kept: the forward pass needs it again, and fetching new pages takes
 # longer.
 LARGE_PIXELS = 8_000_000
+LARGE_BYTES = 16 << 20
 PATHS = ("/segment", "/model", "/healthz", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/")
 
 
@@ -159,8 +160,10 @@ class Service:
         while self.failure is None:
             await asyncio.sleep(WATCH_SECONDS)
             self.check_heartbeat()
-            if self.admission.requests == 0 and self.admission.peak_pixels > LARGE_PIXELS:
-                self.admission.peak_pixels = 0
+            admission = self.admission
+            large = admission.peak_pixels > LARGE_PIXELS or admission.peak_bytes > LARGE_BYTES
+            if large and admission.requests == 0 and admission.bytes == 0:
+                admission.peak_pixels = admission.peak_bytes = 0
                 await asyncio.to_thread(release_freed_memory)
 
     def check_heartbeat(self) -> None:

@@ -122,6 +122,8 @@ class Admission:
         self.accepted = 0
         # Most pixels in flight at the same time since this was last set to 0.
         self.peak_pixels = 0
+        # Most bytes of bodies, likewise.
+        self.peak_bytes = 0
         # By reason: "requests", "pixels", "bytes", "deadline", or the problem's slug.
         self.refused: Counter[str] = Counter()
         self._clock = clock
@@ -194,6 +196,7 @@ class Admission:
                 "bytes", f"{self.bytes} bytes of other uploads are in memory; the limit is {self.max_bytes}."
             )
         self.bytes += count
+        self.peak_bytes = max(self.peak_bytes, self.bytes)
 
     @contextmanager
     def admit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import mmap
 import os
 import socket
@@ -123,17 +124,20 @@ class Child:
         raise DecoderLostError(await asyncio.to_thread(self.process.wait))
 
     async def pixels(self, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-        """A copy of the pixels that it has decoded, [H, W, 3]; the shared memory is given back if it was much."""
+        """A copy of the pixels that it has decoded, [H, W, 3]."""
         if shape[0] * shape[1] * shape[2] <= SMALL_BYTES:
             return self._read(shape)
         return await asyncio.to_thread(self._read, shape)
 
     def _read(self, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
         size = shape[0] * shape[1] * shape[2]
-        pixels = self._view[:size].reshape(shape).copy()
+        return self._view[:size].reshape(shape).copy()
+
+    async def forget(self, job: Job, shape: tuple[int, ...]) -> None:
+        """Give the shared memory of a job back to the system, if it was much."""
+        size = max(len(job.file.content), math.prod(shape) if shape else 0)
         if size > SMALL_BYTES and hasattr(mmap, "MADV_REMOVE"):
-            self._shared.madvise(mmap.MADV_REMOVE)
-        return pixels
+            await asyncio.to_thread(self._shared.madvise, mmap.MADV_REMOVE)
 
     def kill(self) -> None:
         """End it, whatever it does; once more is fine. The caller waits for `process`.

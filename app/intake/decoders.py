@@ -203,6 +203,7 @@ class Decoders:
                 raise too_slow(job)
             found = await reply
             pixels = await child.pixels(tuple(found["shape"])) if "shape" in found else None
+            await child.forget(job, tuple(found.get("shape", ())))
             sound = not found["worn_out"]
         except DecoderLostError as lost:
             raise self._problem(job, *lost.args) from None
@@ -291,7 +292,7 @@ class Decoders:
             self._failed_starts += 1
             log.error("a decoder process could not be started: %r", error)  # noqa: TRY400 - its traceback tells nothing
             self._retry = asyncio.get_running_loop().call_later(
-                min(RETRY_SECONDS * 2**self._failed_starts, START_SECONDS), self._start_again
+                min(RETRY_SECONDS * 2**self._failed_starts, START_SECONDS), self._provide, 1
             )
             return
         if self._stopped:
@@ -299,10 +300,6 @@ class Decoders:
             return
         self._failed_starts = 0
         self._idle.append(child)
-        self._dispatch()
-
-    def _start_again(self) -> None:
-        self._provide(1)
         self._dispatch()
 
     def _end(self, child: Child) -> None:
