@@ -13,9 +13,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from app.cli.main import cli
+from app.commands import network as cli_network
 from app.commands import train as cli_train
+from app.commands.network import NetworkOptions
 from app.commands.source import Source
-from app.commands.train import NetworkOptions
 from model.data.check import check
 from model.data.shapes import Shapes
 from model.network.architecture import SMALL
@@ -97,7 +98,7 @@ def invoke(*arguments: object) -> Result:
 def test_damaged_images_end_no_part_of_the_cycle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:
-    monkeypatch.setattr(cli_train, "SMALL", TINY)
+    monkeypatch.setattr(cli_network, "SMALL", TINY)
     Shapes(seed=seed, length=12, sides=(64, 96)).export(tmp_path / "data")
     shutil.copytree(tmp_path / "data", tmp_path / "val")
     for folder in ("data", "val"):
@@ -125,7 +126,7 @@ def test_damaged_images_end_no_part_of_the_cycle(
 def test_one_image_of_another_size_is_left_out_everywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli_train, "SMALL", TINY)
+    monkeypatch.setattr(cli_network, "SMALL", TINY)
     Shapes(seed=3, length=4, sides=(64, 96)).export(tmp_path)
     grow(sorted((tmp_path / "images").iterdir())[2], np.random.default_rng(0))
     overrides = {**QUICK, "steps": 2}
@@ -143,7 +144,7 @@ def test_one_image_of_another_size_is_left_out_everywhere(
 def test_image_that_is_damaged_while_the_run_goes_on_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli_train, "SMALL", TINY)
+    monkeypatch.setattr(cli_network, "SMALL", TINY)
     Shapes(seed=3, length=4, sides=(64, 96)).export(tmp_path)
     first = min((tmp_path / "images").iterdir())
 

@@ -11,9 +11,10 @@ import torch
 from typer.testing import CliRunner
 
 from app.cli.main import cli
+from app.commands import network as cli_network
 from app.commands import train as cli_train
+from app.commands.network import NetworkOptions
 from app.commands.source import Source
-from app.commands.train import NetworkOptions
 from model.data import Category
 from model.network.architecture import SMALL
 from model.network.build import build
@@ -31,7 +32,7 @@ QUICK = {"steps": 1, "batch_size": 2, "workers": 0, "precision": "float32", "siz
 
 
 def train(data: Path, run: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> int:
-    monkeypatch.setattr(cli_train, "SMALL", TINY)
+    monkeypatch.setattr(cli_network, "SMALL", TINY)
     network = NetworkOptions(masks=options.pop("masks", "sigmoid"))
     overrides = QUICK | options.pop("overrides", {})
     return cli_train.run_training(Source(str(data), **options), run, network, "cpu", overrides)
