@@ -160,10 +160,11 @@ class Service:
         while self.failure is None:
             await asyncio.sleep(WATCH_SECONDS)
             self.check_heartbeat()
-            admission = self.admission
-            large = admission.peak_pixels > LARGE_PIXELS or admission.peak_bytes > LARGE_BYTES
-            if large and admission.requests == 0 and admission.bytes == 0:
-                admission.peak_pixels = admission.peak_bytes = 0
+            admission, unsent = self.admission, self.unsent
+            peak_bytes = max(admission.peak_bytes, unsent.peak_bytes)
+            large = admission.peak_pixels > LARGE_PIXELS or peak_bytes > LARGE_BYTES
+            if large and not (admission.requests or admission.bytes or unsent.bytes):
+                admission.peak_pixels = admission.peak_bytes = unsent.peak_bytes = 0
                 await asyncio.to_thread(release_freed_memory)
 
     def check_heartbeat(self) -> None:

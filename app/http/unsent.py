@@ -35,6 +35,8 @@ class UnsentAnswers:
         self.max_bytes = max_bytes
         self.seconds = seconds
         self.bytes = 0
+        # Most bytes at the same time since this was last set to 0.
+        self.peak_bytes = 0
         # Those that moved last come last.
         self._answers: dict[Answer, None] = {}
 
@@ -72,6 +74,7 @@ class UnsentAnswers:
         answer = Answer(count, abort)
         self._answers[answer] = None
         self.bytes += count
+        self.peak_bytes = max(self.peak_bytes, self.bytes)
         for oldest in list(self._answers):
             if self.bytes <= self.max_bytes or oldest is answer:
                 break
