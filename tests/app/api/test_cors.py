@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from app.keys import digest
+from app.keys import hash_key
 from app.origins import parse_origins
 from tests.app.fakes import PHOTO, ask, serving
 
@@ -35,7 +35,7 @@ def test_by_default_no_other_origin_is_allowed() -> None:
 @pytest.mark.parametrize(("setting", "allowed"), [(f"{ORIGIN}, http://localhost:3000", ORIGIN), ("*", "*")])
 def test_a_preflight_is_answered_without_a_key(setting: str, allowed: str, tmp_path: Any) -> None:
     keys = tmp_path / "keys"
-    keys.write_text(f"{digest('key').hex()} someone\n")
+    keys.write_text(f"{hash_key('key').hex()} someone\n")
     response = ask(
         "OPTIONS", "/segment", headers=PREFLIGHT, settings={"cors_origins": setting, "api_keys_file": keys}
     )
