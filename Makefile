@@ -28,7 +28,7 @@ types: $(READY)
 
 # Two files at a time, with one thread each: threads of two processes on two cores would wait for each other.
 tests: $(READY) $(BROWSER)
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 format: $(READY)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

@@ -16,10 +16,18 @@ for name in [name for name in os.environ if name.upper().startswith("MASKSERVE_"
 LONGEST = (
     "test_cycle.py",
     "test_training_runs.py",
-    "test_faults.py",
     "test_examples.py",
-    "test_client.py",
+    "test_faults.py",
+    "test_torchvision.py",
     "test_wheel.py",
+    "test_train.py",
+    "test_attacks.py",
+    "test_page.py",
+    "test_serving.py",
+    "test_nasty.py",
+    "test_damaged_images.py",
+    "test_datasets.py",
+    "test_client.py",
 )
 
 

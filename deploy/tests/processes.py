@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -20,11 +22,15 @@ PATIENCE = 300.0  # seconds, met only when something hangs
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that is free."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of 127.0.0.1 that is free.
+
+    Not one of those that the system hands out by itself: another process could be given it before it is used.
+    """
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def answers(url: str, seconds: float = 1.0) -> bool:
