@@ -146,9 +146,9 @@ def encoded(found: Instances) -> None:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     run()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 @torch.inference_mode()
@@ -158,9 +158,9 @@ def stages(engine: Engine, image: np.ndarray) -> dict[str, float]:
     taken: dict[str, list[float]] = {}
 
     def timed(name: str, run: Callable[[], Any]) -> Any:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         result = run()
-        taken.setdefault(name, []).append(time.perf_counter() - begun)
+        taken.setdefault(name, []).append(time.perf_counter() - started)
         return result
 
     for _ in range(3):

@@ -80,9 +80,9 @@ def main() -> None:
         end = time.perf_counter() + float(line)
         while time.perf_counter() < end:
             for image in images:
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 engine.segment([image], [Options()])
-                times.append(time.perf_counter() - begun)
+                times.append(time.perf_counter() - started)
         print(json.dumps(times), flush=True)
 
 

@@ -63,9 +63,9 @@ def timed(name: str, photos: int, rounds: int, run: Callable[[], object]) -> Non
         run()
     taken = []
     for _ in range(rounds):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         run()
-        taken.append(time.perf_counter() - begun)
+        taken.append(time.perf_counter() - started)
     middle, low, high = median(taken), min(taken), max(taken)
     print(
         f"  {name:44}{1e3 * middle:8.2f} ms ({1e3 * low:.2f} to {1e3 * high:.2f}) {photos / middle:8.1f} photos/s",

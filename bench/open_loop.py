@@ -100,14 +100,14 @@ class Load:
     async def one(self, tally: OpenLoop, request: bytes) -> None:
         """One request over a connection that is free, or a new one."""
         connection = self.idle.pop() if self.idle else Connection("127.0.0.1", self.replica.port)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         try:
             status = await connection.ask(request)
         except (OSError, asyncio.IncompleteReadError) as error:
             connection.close()
-            tally.add(type(error).__name__, time.perf_counter() - begun)
+            tally.add(type(error).__name__, time.perf_counter() - started)
             return
-        tally.add(status, time.perf_counter() - begun)
+        tally.add(status, time.perf_counter() - started)
         self.idle.append(connection)
 
     async def leave(self, request: bytes) -> None:
@@ -143,11 +143,11 @@ class Load:
     ) -> OpenLoop:
         """Poisson arrivals."""
         tally = OpenLoop(factor, rate)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         watch = asyncio.ensure_future(self.watch(tally))
-        tasks = {asyncio.ensure_future(self.slow(tally, begun + seconds)) for _ in range(slow)}
-        due = begun
-        while due < begun + seconds:
+        tasks = {asyncio.ensure_future(self.slow(tally, started + seconds)) for _ in range(slow)}
+        due = started
+        while due < started + seconds:
             due += self.random.expovariate(rate)
             if (ahead := due - time.perf_counter()) > 0:
                 await asyncio.sleep(ahead)
@@ -159,11 +159,11 @@ class Load:
                 task = asyncio.ensure_future(self.one(tally, request))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
-        arrived = time.perf_counter() - begun
+        arrived = time.perf_counter() - started
         answered = tally.statuses["200"]
         await asyncio.gather(*tasks)
         # What was answered after the last arrival counts with the time that it took; a rate needs both.
-        tally.seconds = time.perf_counter() - begun if answered < tally.statuses["200"] else arrived
+        tally.seconds = time.perf_counter() - started if answered < tally.statuses["200"] else arrived
         watch.cancel()
         return tally
 

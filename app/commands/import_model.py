@@ -89,8 +89,8 @@ def _check(imported: ImportedModel, images: Sequence[Path]) -> int:
         except ImageError as error:
             status = complain(f"{path}: {error}", BAD_FILE)
             continue
-        begun = time.perf_counter()
+        started = time.perf_counter()
         (found,) = engine.segment([image], [Options()])
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
         print_instances(str(path), responses.document(engine.model, found), seconds * 1000)
     return status

@@ -62,7 +62,7 @@ class Connection(HttpToolsProtocol):
         self._send_seconds = send_seconds
         self._max_connections = max_connections
         self._in_header = True  # what arrives next belongs to a header; also while nothing arrives
-        self._header_begun = False
+        self._header_started = False
         self._header_bytes = 0
         # What is being answered; `cycle` is what was read last, and may have been sent ahead.
         self._answered: RequestResponseCycle | None = None
@@ -121,7 +121,7 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             self._refuse(QueueFull(f"At most {MAX_PIPELINED} requests may be sent ahead.", retry_after=1))
             raise _RefusedError
-        self._header_begun = True
+        self._header_started = True
         if self._timer is None:
             self._start_timer()
         super().on_message_begin()
@@ -151,7 +151,7 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
         self._framing_bytes = 0
         self._in_header = True
-        self._header_begun = False
+        self._header_started = False
         self._header_bytes = 0
 
     def on_response_complete(self) -> None:
@@ -216,7 +216,7 @@ class Connection(HttpToolsProtocol):
         self._timer = None
         if self.busy:  # a pipelined header that waits for its turn
             self._start_timer()
-        elif not self._header_begun:  # opened in advance, as browsers do, and not needed
+        elif not self._header_started:  # opened in advance, as browsers do, and not needed
             self.transport.close()
         else:
             self._refuse(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SANE_ID = re.compile(r"[!-~]{1,128}")
+VALID_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 # Asked every few seconds; logged only where something is wrong.
 QUIET_PATHS = {"/healthz", "/livez", "/readyz", "/metrics"}
 CLIENT_GONE = 499  # what nginx logs for it; never sent
@@ -53,18 +53,18 @@ class Timings:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
-        self.begun = clock()
+        self.started = clock()
         self.stages: dict[str, float] = {}
         self.begins: dict[str, float] = {}  # when each stage began, seconds after the exchange did
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Measure the body of a `with` statement."""
-        begun = self.clock()
+        started = self.clock()
         try:
             yield
         finally:
-            self.passed(name, self.clock() - begun)
+            self.passed(name, self.clock() - started)
 
     def passed(self, name: str, seconds: float, ago: float = 0.0) -> None:
         """Record a stage that was measured elsewhere and ended `ago` seconds ago."""
@@ -73,7 +73,7 @@ class Timings:
 
     def total(self) -> float:
         """Seconds since the request began."""
-        return self.clock() - self.begun
+        return self.clock() - self.started
 
     def header(self) -> str:
         """`decode;dur=3.1, forward;dur=45.2, total;dur=50.0`, in milliseconds."""
@@ -120,7 +120,7 @@ class RequestContext:
         self.tracing = tracing
         self.traceparent = headers.get("traceparent", "")
         given = headers.get("x-request-id", "")
-        self.id = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        self.id = given if VALID_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         self.timings = Timings()
         self.method: str = scope["method"]
         # As sent, because a decoded path may hold line breaks.

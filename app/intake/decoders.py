@@ -180,7 +180,7 @@ class Decoders:
 
     async def _supervise(self, child: Child, job: Job) -> tuple[dict[str, Any], NDArray[np.uint8] | None]:
         """Run a job on a process that has a turn; afterwards the process is free again, or gone."""
-        begun = time.monotonic()
+        started = time.monotonic()
         slow = sound = False
         reply: asyncio.Task[dict[str, Any]] | None = None
         try:
@@ -189,13 +189,13 @@ class Decoders:
             await asyncio.wait({reply}, timeout=SLOW_SECONDS)
             if not reply.done() and self._slow < MAX_SLOW:
                 slow = True
-                self._turn_times.add(time.monotonic() - begun)
+                self._turn_times.add(time.monotonic() - started)
                 self._running -= 1
                 self._slow += 1
                 self._dispatch()
             if not reply.done():
                 left = asyncio.ensure_future(job.abandoned.wait())
-                limit = begun + CLOCK_FACTOR * job.seconds - time.monotonic()
+                limit = started + CLOCK_FACTOR * job.seconds - time.monotonic()
                 await asyncio.wait({reply, left}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
                 left.cancel()
             if not reply.done():
@@ -213,7 +213,7 @@ class Decoders:
             if reply is not None and not reply.done():
                 reply.cancel()
             if not slow:
-                self._turn_times.add(time.monotonic() - begun)
+                self._turn_times.add(time.monotonic() - started)
             self._release(child, slow=slow, sound=sound)
 
     def _problem(self, job: Job, exit_code: int) -> Problem:

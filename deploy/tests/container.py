@@ -29,7 +29,7 @@ class Container:
         command = [*config["Entrypoint"], *config["Cmd"]]
         self._write(root, config["User"], variables, command, config["WorkingDir"])
         self.log = (self.bundle / "log").open("w")
-        self.begun = time.monotonic()
+        self.started = time.monotonic()
         self.process = subprocess.Popen(
             ["runc", "run", "--bundle", self.bundle, self.name],
             stdin=subprocess.DEVNULL,
@@ -72,11 +72,11 @@ class Container:
 
     def wait_until_ready(self, url: str) -> float:
         """Seconds from the container's start until /readyz was green."""
-        while time.monotonic() < self.begun + PATIENCE:
+        while time.monotonic() < self.started + PATIENCE:
             if self.process.poll() is not None:
                 break
             if answers(f"{url}/readyz"):
-                return time.monotonic() - self.begun
+                return time.monotonic() - self.started
             time.sleep(0.05)
         raise AssertionError(f"the container did not become ready:\n{Path(self.log.name).read_text()}")
 

@@ -58,11 +58,11 @@ def main() -> int:
     try:
         if not given.built:
             base = given.base or make_base(images)
-            begun = time.monotonic()
+            started = time.monotonic()
             refuses_unknown_model(images, base, given)
             build(images, base, given.model, given)
             print(
-                f"built with MODEL={given.model} TORCH={given.torch} in {time.monotonic() - begun:.0f} s",
+                f"built with MODEL={given.model} TORCH={given.torch} in {time.monotonic() - started:.0f} s",
                 flush=True,
             )
         inspect(images, given.model)
@@ -241,14 +241,14 @@ async def drains(container: Container, url: str) -> None:
         running = [asyncio.ensure_future(client.post("/segment", content=content)) for _ in range(12)]
         await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         waiting = sum(not request.done() for request in running)
-        begun = time.monotonic()
+        started = time.monotonic()
         container.signal("TERM")
         statuses = [response.status_code for response in await asyncio.gather(*running)]
     code = await asyncio.to_thread(container.wait)
     assert statuses == [200] * 12, statuses
     assert code == 0, f"exit code {code}"
     print(
-        f"SIGTERM with {waiting} requests running: all answered, ended with 0 after {time.monotonic() - begun:.1f} s"
+        f"SIGTERM with {waiting} requests running: all answered, ended with 0 after {time.monotonic() - started:.1f} s"
     )
 
 

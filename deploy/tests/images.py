@@ -106,7 +106,7 @@ def make_base(images: Images) -> str:
     mirrors = subprocess.run(question, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
     if not mirrors:
         sys.exit(f"apt has no repository of {suite}: pass --base IMAGE")
-    begun = time.monotonic()
+    started = time.monotonic()
     root = images.store / "base"
     include = "--include=python3,python3-venv"
     with (images.store / "debootstrap.log").open("w") as log:
@@ -125,5 +125,7 @@ def make_base(images: Images) -> str:
     images("copy", name, root, "/")
     images("commit", "--rm", name, "base")
     shutil.rmtree(root)
-    print(f"base image of Debian {suite} made in {time.monotonic() - begun:.0f} s ({images.driver} storage)")
+    print(
+        f"base image of Debian {suite} made in {time.monotonic() - started:.0f} s ({images.driver} storage)"
+    )
     return "localhost/base"

@@ -71,12 +71,12 @@ class Client:
         """Post the image once. tag: for the request's id, by which the gateway's log finds it."""
         self.sent += 1
         name = f"{tag}-{self.number}-{self.sent}"
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
             response = await self.http.post("/segment", content=self.image, headers={"X-Request-ID": name})
         except httpx.HTTPError as error:
-            return Outcome(name, type(error).__name__, time.monotonic() - begun)
-        seconds = time.monotonic() - begun
+            return Outcome(name, type(error).__name__, time.monotonic() - started)
+        seconds = time.monotonic() - started
         if response.status_code == 200:
             assert response.headers["X-Request-ID"] == name
             assert response.json()["instances"], "an answer without instances"
@@ -108,13 +108,13 @@ async def steady(made: list[Client], rate: float, tag: str) -> AsyncIterator[Out
         outcomes.all.append(await client.ask(tag))
 
     async def send() -> None:
-        begun = time.monotonic()
+        started = time.monotonic()
         number = 0
         while True:
             task = asyncio.ensure_future(one(made[number % len(made)]))
             requests.add(task)
             number += 1
-            await asyncio.sleep(max(0.0, begun + number / rate - time.monotonic()))
+            await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
 
     sender = asyncio.ensure_future(send())
     try:
@@ -127,14 +127,14 @@ async def steady(made: list[Client], rate: float, tag: str) -> AsyncIterator[Out
 async def saturate(made: list[Client], seconds: float, tag: str) -> tuple[Outcomes, float]:
     """Every client asks again as soon as it is answered; what became of it, and answered requests a second."""
     outcomes = Outcomes()
-    begun = time.monotonic()
+    started = time.monotonic()
 
     async def keep_asking(client: Client) -> None:
-        while time.monotonic() < begun + seconds:
+        while time.monotonic() < started + seconds:
             outcomes.all.append(await client.ask(tag))
 
     await asyncio.gather(*map(keep_asking, made))
-    return outcomes, outcomes.counts()["200"] / (time.monotonic() - begun)
+    return outcomes, outcomes.counts()["200"] / (time.monotonic() - started)
 
 
 async def flood(url: str, path: str, *, connections: int, each: int) -> str:

@@ -174,9 +174,9 @@ class Rollout:
             async with steady(made, self.rate, "unready") as outcomes:
                 model = "maskrcnn_resnet50_fpn_v2"
                 victim.start({"HTTPS_PROXY": nowhere}, model=model, weights_dir=empty)
-                begun = time.monotonic()
+                started = time.monotonic()
                 while not await asyncio.to_thread(answers, f"{victim.url}/healthz"):
-                    assert time.monotonic() < begun + 60, "it did not start"
+                    assert time.monotonic() < started + 60, "it did not start"
                     await asyncio.sleep(0.1)
                 assert not await asyncio.to_thread(answers, f"{victim.url}/readyz")
                 await asyncio.sleep(10)

@@ -98,10 +98,10 @@ def test_what_the_service_sheds_is_tried_again(status: int) -> None:
 
 def test_it_gives_up_at_once_where_the_next_try_would_come_too_late() -> None:
     asked, seen = client(busy("6"), deadline=5)
-    begun = time.monotonic()
+    started = time.monotonic()
     with asked, pytest.raises(ServiceError) as error:
         asked.segment(b"an image")
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - started < 4
     assert (error.value.status, error.value.retry_after, len(seen)) == (429, 6, 1)
 
 
