@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, Unpack
 
 import httpx
+from anyio import CancelScope
 from anyio.from_thread import start_blocking_portal
 
 from maskserve.errors import AnswerError, DeadlineError, MaskserveError, ServiceError, UnreachableError
@@ -23,6 +23,7 @@ from maskserve.retry import retry_after, retrying
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+    from concurrent.futures import Future
     from types import TracebackType
 
     from anyio.from_thread import BlockingPortal
@@ -221,7 +222,8 @@ class Client:
         self._lock = threading.Lock()
         self._thread = contextlib.ExitStack()
         self._portal: BlockingPortal | None = None
-        self._running: set[Future[Any]] = set()
+        # Of the running calls; only the loop touches them.
+        self._scopes: set[CancelScope] = set()
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -236,9 +238,10 @@ class Client:
         """Close the connections; calls of other threads end with an UnreachableError."""
         with self._lock:
             self._closed = True
-            running = list(self._running)
-        for future in running:
-            future.cancel()
+            portal, self._portal = self._portal, None
+        if portal is not None:
+            # On the loop: Ctrl-C in `_start` can lose the future of a call that runs.
+            portal.call(self._cancel_calls)
         self._thread.close()
 
     def segment(self, image: Source, **options: Unpack[SegmentOptions]) -> Result:
@@ -281,16 +284,25 @@ class Client:
             if self._portal is None:
                 self._portal = self._thread.enter_context(start_blocking_portal(name="maskserve-client"))
                 self._thread.enter_context(self._portal.wrap_async_context_manager(self._asynchronous))
-            future = self._portal.start_task_soon(partial(function, *args, **options))
-            self._running.add(future)
-        future.add_done_callback(self._running.discard)
-        return future
+            return self._portal.start_task_soon(self._call, partial(function, *args, **options))
+
+    async def _call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run a call so that `close` can end it. Raises UnreachableError when it does."""
+        with CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                return await function()
+            finally:
+                self._scopes.discard(scope)
+        raise UnreachableError("the client was closed")
+
+    def _cancel_calls(self) -> None:
+        for scope in self._scopes:
+            scope.cancel()
 
     def _wait(self, future: Future[T]) -> T:
         try:
             return future.result()
-        except CancelledError:
-            raise UnreachableError("the client was closed") from None
         finally:
             # After Ctrl-C its result is not needed.
             future.cancel()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 import pytest
+from anyio.from_thread import BlockingPortal
 from PIL import Image
 
 from maskserve import AsyncClient, Client, Result, ServiceError, UnreachableError
@@ -151,6 +152,33 @@ def test_closing_ends_the_calls_of_other_threads() -> None:
     with pytest.raises(UnreachableError, match="the client is closed"):
         asked.segment(IMAGE)
     asked.close()
+
+
+def test_closing_ends_a_call_whose_future_ctrl_c_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = BlockingPortal.start_task_soon
+    ended = threading.Event()
+
+    async def handle(_: httpx.Request) -> httpx.Response:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError
+
+    def interrupt(portal: BlockingPortal, *args: Any, **options: Any) -> Any:
+        start(portal, *args, **options)
+        raise KeyboardInterrupt
+
+    asked = client(handle, deadline=30)
+    asked._start(asked._asynchronous.model).cancel()  # the loop runs
+    monkeypatch.setattr(BlockingPortal, "start_task_soon", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        asked.segment(IMAGE)
+    monkeypatch.undo()
+    closing = threading.Thread(target=asked.close)
+    closing.start()
+    assert ended.wait(10)  # far below the call's deadline
+    closing.join()
 
 
 def test_it_never_has_more_requests_open_than_it_may() -> None:
