@@ -11,15 +11,16 @@ import contextlib
 import threading
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import httpx
 from anyio import CancelScope
 from anyio.from_thread import start_blocking_portal
 
-from maskserve.errors import AnswerError, DeadlineError, MaskserveError, ServiceError, UnreachableError
+from maskserve.answers import read_answer
+from maskserve.errors import AnswerError, DeadlineError, MaskserveError, UnreachableError
 from maskserve.requests import SegmentOptions, parse_json, parse_result, request_for
-from maskserve.retry import retry_after, retrying
+from maskserve.retry import retrying
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from anyio.from_thread import BlockingPortal
 
+    from maskserve.answers import Answer
     from maskserve.requests import Source
     from maskserve.results import Result
 
@@ -38,19 +40,10 @@ DEADLINE = 120.0
 CONCURRENCY = 8
 # Bytes. Masks of a hundred instances take less than a tenth; a picture of 50 megapixels up to half of it.
 MAX_ANSWER_BYTES = 256 << 20
-# Of an answer that is no success; it is only quoted.
-MAX_PROBLEM_BYTES = 1 << 20
 CONNECT_SECONDS = 10.0
 TIME_LIMIT = "X-Request-Timeout-Ms"
 
 T = TypeVar("T")
-
-
-class Answer(NamedTuple):
-    """A response that has been read."""
-
-    content: bytes
-    headers: httpx.Headers
 
 
 class AsyncClient:
@@ -169,27 +162,9 @@ class AsyncClient:
                 headers[TIME_LIMIT] = str(max(1, int(left * 1000)))
             try:
                 async with self._http.stream(**{**request, "headers": headers}) as response:
-                    return await self._read(response)
+                    return await read_answer(response, self.max_answer_bytes)
             except httpx.TransportError as error:
                 raise UnreachableError(f"{error.__class__.__name__}: {error}".rstrip(": ")) from error
-
-    async def _read(self, response: httpx.Response) -> Answer:
-        """The whole answer. Raises ServiceError for a problem, AnswerError for what is too large or compressed."""
-        compressed = response.headers.get("content-encoding", "identity") != "identity"
-        if not response.is_success:
-            raise ServiceError.from_answer(
-                response.status_code,
-                response.reason_phrase,
-                response.headers,
-                b"" if compressed else await first_bytes(response, MAX_PROBLEM_BYTES),
-                retry_after(response.headers.get("retry-after", "")),
-            )
-        if compressed:
-            raise AnswerError("the answer is compressed, which was not asked for")
-        content = await first_bytes(response, self.max_answer_bytes + 1)
-        if len(content) > self.max_answer_bytes:
-            raise AnswerError(f"the answer has more than {self.max_answer_bytes:,} bytes")
-        return Answer(content, response.headers)
 
 
 class Client:
@@ -306,17 +281,6 @@ class Client:
         finally:
             # After Ctrl-C its result is not needed.
             future.cancel()
-
-
-async def first_bytes(response: httpx.Response, most: int) -> bytes:
-    """A body, or its beginning where it has more bytes."""
-    chunks, size = [], 0
-    async for chunk in response.aiter_bytes():
-        chunks.append(chunk)
-        size += len(chunk)
-        if size >= most:
-            break
-    return b"".join(chunks)[:most]
 
 
 def outcome(result: Callable[[], Result]) -> Result | MaskserveError | OSError:
