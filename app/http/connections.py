@@ -292,7 +292,13 @@ def _is_worth_logging(record: logging.LogRecord) -> bool:
 
 
 def bounded(header_seconds: float, send_seconds: float, max_connections: int) -> type[asyncio.Protocol]:
-    """What uvicorn makes connections with; their number is bounded by the file descriptors that there are, too."""
+    """What uvicorn makes connections with.
+
+    Args:
+        header_seconds: for a request's header to arrive.
+        send_seconds: for the client to read some of an answer.
+        max_connections: open at once; fewer where the process may not open so many files.
+    """
     most = min(max_connections, max(1, file_limit() - SPARE_FILES))
     if most < max_connections:
         log.warning("only %d connections at once: the process may open %d files", most, file_limit())

@@ -90,7 +90,15 @@ class Metrics:
     def record_request(
         self, method: str, path: str, status: int, reason: str, stages: Mapping[str, float]
     ) -> None:
-        """Record a request that has been answered, or whose client has gone."""
+        """Record a request that has been answered, or whose client has gone.
+
+        Args:
+            method: as sent; unusual ones count as "other".
+            path: as sent; what is no route counts as "other".
+            status: of the answer.
+            reason: the problem's slug, or empty.
+            stages: seconds of each.
+        """
         known = path if path in self._paths else "other"
         self.requests.labels(method if method in METHODS else "other", known, str(status), reason).inc()
         if path == "/segment":

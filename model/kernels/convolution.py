@@ -43,7 +43,13 @@ class Format:
         return self.device.type == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
     def conv(self, conv: nn.Conv2d, norm: nn.Module | None = None, activation: str = "none") -> Layer:
-        """A convolution, and the norm and activation behind it, prepared."""
+        """A convolution, and the norm and activation behind it, prepared.
+
+        Args:
+            conv: of the trained network.
+            norm: a BatchNorm, frozen or not, is folded in; a GroupNorm is computed.
+            activation: "none" or a value of ACTIVATIONS.
+        """
         if isinstance(norm, nn.GroupNorm):
             return GroupNormConv(conv, self, norm, activation)
         return Conv(conv, self, norm=norm, activation=activation)

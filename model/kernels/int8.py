@@ -85,7 +85,13 @@ class Int8Format(Format):
         return cls(torch.device("cpu"), dtype, input_params, output_params)
 
     def conv(self, conv: nn.Conv2d, norm: nn.Module | None = None, activation: str = "none") -> Layer:
-        """A convolution, and the norm and activation behind it, prepared. KeyError if it was not calibrated."""
+        """A convolution, and the norm and activation behind it, prepared. Raises KeyError if it was not calibrated.
+
+        Args:
+            conv: of the trained network.
+            norm: as for Format.conv.
+            activation: as for Format.conv.
+        """
         return Int8Conv(conv, self.output_params[conv], norm=norm, activation=activation)
 
     def output_conv(self, conv: nn.Conv2d) -> Layer:

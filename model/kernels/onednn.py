@@ -27,7 +27,16 @@ def convolution(
     activation: str = "none",
     residual: Tensor | None = None,
 ) -> Tensor:
-    """activation(convolution(x) + bias + residual), channels last; the result is in `residual` if that is given."""
+    """activation(convolution(x) + bias + residual): [B, K, H', W'], channels last.
+
+    Args:
+        x: [B, C, H, W], channels last.
+        weight: [K, C / groups, h, w], or what `convolution_weight` made of it.
+        bias: [K].
+        geometry: padding, stride, dilation, groups.
+        activation: "none", "relu" or "hardswish".
+        residual: [B, K, H', W'], which the result replaces.
+    """
     if residual is None:
         made: Tensor = _OPS._convolution_pointwise(x, weight, bias, *geometry, activation, [], "")
         return made
@@ -37,14 +46,26 @@ def convolution(
 
 
 def convolution_weight(weight: Tensor, geometry: Geometry, shape: list[int]) -> Tensor:
-    """A weight as the kernel for inputs of a shape [B, C, H, W] reads it, which would else make it on each call."""
+    """A weight in the layout that the kernel for inputs of one shape reads, and would otherwise make on each call.
+
+    Args:
+        weight: [K, C / groups, h, w].
+        geometry: padding, stride, dilation, groups.
+        shape: of the input, [B, C, H, W].
+    """
     padding, stride, dilation, groups = geometry
     laid_out: Tensor = _OPS._reorder_convolution_weight(weight, padding, stride, dilation, groups, shape)
     return laid_out
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """relu(x weightᵀ + bias) with a weight from linear_weight."""
+    """relu(x weightᵀ + bias): [..., K].
+
+    Args:
+        x: [..., D].
+        weight: from `linear_weight`.
+        bias: [K].
+    """
     made: Tensor = _OPS._linear_pointwise(x, weight, bias, "relu", [], "")
     return made
 

@@ -45,8 +45,11 @@ class Sampling:
 def level_of(boxes: Tensor, levels: int, rule: str = "torchvision") -> Tensor:
     """[R] int64: the pyramid level of each box, 0 for P2 (FPN, equation 1: a box of 224² belongs to P4).
 
-    rule: "torchvision", "detectron2" or "mmdetection". They differ in the small number that decides boxes which lie
-    exactly between two levels.
+    Args:
+        boxes: [R, 4] xyxy, input pixels.
+        levels: how many there are.
+        rule: "torchvision", "detectron2" or "mmdetection". They differ in the small number that decides boxes which
+            lie exactly between two levels.
     """
     side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
     if rule == "detectron2":
@@ -225,7 +228,13 @@ class PyramidRoIAlign(nn.Module):
     def forward(
         self, features: dict[str, Tensor], boxes: list[Tensor], _image_sizes: list[tuple[int, int]]
     ) -> Tensor:
-        """[R, C, bins, bins], channels last. features: [B, C, H, W] each; boxes: per image [R_i, 4] input pixels."""
+        """[R, C, bins, bins], channels last.
+
+        Args:
+            features: [B, C, H, W] each.
+            boxes: of each image [R_i, 4] xyxy, input pixels.
+            _image_sizes: torchvision's interface passes them.
+        """
         maps = [features[name] for name in self.levels]
         channels = maps[0].shape[1]
         table = torch.cat([m.permute(0, 2, 3, 1).reshape(-1, channels) for m in maps])

@@ -75,7 +75,14 @@ def values(grids: Floats, pixels: Pixels) -> Floats:
 
 
 def sample(grids: Floats, grid: Indices, y: Doubles, x: Doubles) -> Doubles:
-    """The grids' values [K] at any places, in samples; beyond the first and the last sample these go on."""
+    """The grids' values [K] at any places; beyond the first and the last sample these go on.
+
+    Args:
+        grids: [N, S, S].
+        grid: [K] number of the grid.
+        y: [K] in samples.
+        x: [K] in samples.
+    """
     last = grids.shape[-1] - 1
     x = np.clip(x, 0, last)
     left = np.minimum(x.astype(np.int64), last - 1)
@@ -88,7 +95,13 @@ def crossings(
     """How far below a pixel's centre its column crosses the threshold on the way to the next pixel's: [K], 0 to 1.
 
     Nearly, not to the last bit, and never close to either pixel, which a polygon through it must not touch.
-    x: the columns' places, in samples. rows: those of both pixels' centres.
+
+    Args:
+        grids: [N, S, S].
+        threshold: what is crossed.
+        grid: [K] number of the grid.
+        x: [K] the columns' places, in samples.
+        rows: [K] each, both pixels' centres, in samples.
     """
     upper, lower = (sample(grids, grid, y, x) for y in rows)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):

@@ -42,7 +42,13 @@ class Placement:
         return spacing, (np.arange(side) + 0.5) * spacing[:, :, None] - 0.5
 
     def in_samples(self, axis: int, mask: Indices, pixel: Doubles | Indices) -> Doubles:
-        """Places along an axis (0: y), in pixels from `corner`, counted in samples."""
+        """Places along an axis, counted in samples: [K].
+
+        Args:
+            axis: 0 for y, 1 for x.
+            mask: [K] numbers of the masks.
+            pixel: [K] the places, in pixels from `corner`.
+        """
         if self.begin is not None and self.spacing is not None:
             counted: Doubles = (pixel - self.begin[axis, mask]) / self.spacing[axis, mask]
             return counted

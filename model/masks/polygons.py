@@ -199,8 +199,11 @@ def _walk(successor: Indices) -> tuple[Indices, Indices]:
 def simplify(points: Points, ring: Indices, tolerance: Floats, fixed: Flags) -> Flags:
     """Which points of closed rings to keep (Douglas and Peucker, 1973), all rings at once.
 
-    points: [P] ring after ring. ring: [P] ascending from 0. tolerance: [R] how far a point that is left out may
-    lie from the line that stands for it, pixels. fixed: [P] to be kept in any case.
+    Args:
+        points: [P] ring after ring.
+        ring: [P] number of each point's ring, ascending from 0.
+        tolerance: [R] how far a point that is left out may lie from the line that stands for it, pixels.
+        fixed: [P] to be kept in any case.
     """
     rings = np.arange(len(tolerance))
     begin, end = np.searchsorted(ring, rings), np.searchsorted(ring, rings, side="right")

@@ -88,9 +88,11 @@ def decode(rle: Rle) -> NDArray[np.uint8]:
 def from_changes(changes: NDArray[np.int64], masks: range, size: tuple[int, int]) -> list[Rle]:
     """Encode masks of one size from the places where they turn from background to foreground or back.
 
-    changes: [K] ascending; pixel p of mask m in column-major order is number m * (H * W + 1) + p. A place
-    named twice is no change. p may be H * W, one past the last pixel: no run follows what ends there.
-    masks: the numbers of the masks that the changes belong to.
+    Args:
+        changes: [K] ascending; pixel p of mask m in column-major order is number m * (H * W + 1) + p. A place
+            named twice is no change. p may be H * W, one past the last pixel: no run follows what ends there.
+        masks: the numbers of the masks that the changes belong to.
+        size: (height, width) of the masks.
     """
     area = size[0] * size[1]
     # Number of each mask's first pixel.
@@ -148,7 +150,10 @@ def compress(
 ) -> tuple[bytes, NDArray[np.int64]]:
     """Several masks' runs as one string, and where in it each run starts: offsets [K + 1].
 
-    runs: [K]; those of mask m are runs[begin[m]:end[m]]; one run between it and the next mask is skipped.
+    Args:
+        runs: [K] lengths; those of mask m are runs[begin[m]:end[m]], and one run between two masks is skipped.
+        begin: [N].
+        end: [N].
     """
     values = runs.copy()
     values[2:] -= runs[:-2]

@@ -97,8 +97,12 @@ def multinomial_loss(
 ) -> Tensor:
     """Mean over pixels of the cross-entropy between the box's class, where its object is, and background elsewhere.
 
-    logits: [N, K, M, M]. classes: [N]. boxes: of each image [n, 4], N in all; masks: [G, H, W]; rows: [n], the
-    object of each box.
+    Args:
+        logits: [N, K, M, M].
+        classes: [N].
+        boxes: of each image [n, 4] xyxy, input pixels; N in all.
+        masks: of each image's objects [G, H, W].
+        rows: of each image [n], the object of each box.
     """
     if not len(classes):
         return logits.sum() * 0

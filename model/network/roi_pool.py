@@ -31,7 +31,10 @@ class PyramidRoIPool(nn.Module):
     ) -> Tensor:
         """[R, C, bins, bins] of the boxes' type.
 
-        features: [B, C, H, W] each. boxes: per image [R_i, 4] xyxy in input pixels.
+        Args:
+            features: [B, C, H, W] each.
+            boxes: of each image [R_i, 4] xyxy, input pixels.
+            _image_sizes: torchvision's interface passes them.
         """
         together = torch.cat(boxes)
         counts = torch.tensor([len(b) for b in boxes], device=together.device)

@@ -74,7 +74,14 @@ class Model:
 
 
 def describe(name: str, architecture: Architecture, categories: tuple[Category, ...], **known: Any) -> Model:
-    """A model whose network numbers the categories 1, 2, … in their order."""
+    """A model whose network numbers the categories 1, 2, … in their order.
+
+    Args:
+        name: of the model.
+        architecture: of its network.
+        categories: without background.
+        known: other fields of Model.
+    """
     return Model(name, architecture, categories, tuple(range(1, len(categories) + 1)), **known)
 
 
