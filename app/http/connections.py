@@ -8,7 +8,6 @@ peak load, and has neither deadlines nor problem documents. Bodies are bounded i
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.http.unsent import ABORT
 from app.problems import HeaderTooLarge, HeaderTooSlow, MalformedRequest, QueueFull, as_bytes
+from app.runtime.files import file_limit
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,18 +27,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HEADER_BYTES = 64 << 10  # of the request line and header together; browsers send 1 KB, Node.js takes 16 KB
-SPARE_FILES = (
-    48  # descriptors for what is no such connection: the log, weights, the loop's own, images by address …
-)
-LINGERING = 16  # … and connections that were refused and still send, so that they get to read why
+# Of the request line and header together; browsers send 1 KB, Node.js takes 16 KB.
+HEADER_BYTES = 64 << 10
+# Descriptors for what is no such connection: the log, weights, the loop's own, images by address …
+SPARE_FILES = 48
+# … and connections that were refused and still send, so that they get to read why.
+LINGERING = 16
 LINGER_SECONDS = 2.0
 # Requests that wait behind one that is being answered. Browsers and HTTP libraries send none ahead.
 MAX_PIPELINED = 32
 # Bytes in a row that are no part of a body: between chunks, or in the trailers after them (RFC 9112, section 7.1.2).
 FRAMING_BYTES = 64 << 10
-
-
 ADDRESS_ADVICE = "Are characters outside ASCII in the address percent-encoded (RFC 3986, section 2.1)?"
 
 
@@ -297,7 +296,7 @@ def bounded(header_seconds: float, send_seconds: float, max_connections: int) ->
     Args:
         header_seconds: for a request's header to arrive.
         send_seconds: for the client to read some of an answer.
-        max_connections: open at once; fewer where the process may not open so many files.
+        max_connections: open at once; fewer where the process may open fewer files.
     """
     most = min(max_connections, max(1, file_limit() - SPARE_FILES))
     if most < max_connections:
@@ -306,16 +305,3 @@ def bounded(header_seconds: float, send_seconds: float, max_connections: int) ->
     logging.getLogger("uvicorn.error").addFilter(_is_worth_logging)
     made = partial(Connection, header_seconds=header_seconds, send_seconds=send_seconds, max_connections=most)
     return cast("type[asyncio.Protocol]", made)
-
-
-def file_limit() -> int:
-    """How many files this process may open, raised as far as it may raise it by itself (ulimit -n)."""
-    try:
-        import resource  # noqa: PLC0415 - there is none on Windows
-    except ImportError:
-        return 1 << 20
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
