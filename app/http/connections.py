@@ -60,7 +60,8 @@ class Connection(HttpToolsProtocol):
         self._header_seconds = header_seconds
         self._send_seconds = send_seconds
         self._max_connections = max_connections
-        self._in_header = True  # what arrives next belongs to a header; also while nothing arrives
+        # What arrives next belongs to a header; also while nothing arrives.
+        self._in_header = True
         self._header_started = False
         self._header_bytes = 0
         # What is being answered; `cycle` is what was read last, and may have been sent ahead.
@@ -68,10 +69,14 @@ class Connection(HttpToolsProtocol):
         # Bytes that came since the last byte of a body.
         self._framing_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self.refused = False  # it was answered for the last time, and is closed when the client has read that
-        self._closing = False  # what it still sends is thrown away
-        self._pending_error: Problem | None = None  # a refusal whose turn comes after the answers before it
-        self._malformed: RequestResponseCycle | None = None  # the request whose body is no HTTP
+        # It was answered for the last time, and is closed when the client has read that.
+        self.refused = False
+        # What it still sends is thrown away.
+        self._closing = False
+        # A refusal whose turn comes after the answers before it.
+        self._pending_error: Problem | None = None
+        # The request whose body is no HTTP.
+        self._malformed: RequestResponseCycle | None = None
         self._application = self.app
         self.app = self._answer
         self.quiet_since = self.loop.time()
@@ -137,7 +142,8 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         if idle:
             self._answered = self.cycle
-        self._in_header = False  # not before, because a path that is none ends the header with an exception
+        # Not before, because a path that is none ends the header with an exception.
+        self._in_header = False
         self._stop_timer()
 
     def on_body(self, body: bytes) -> None:
@@ -165,7 +171,8 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP: a header here, a body through the application, which waits for it."""
-        if self._closing:  # by on_headers_complete
+        if self._closing:
+            # By on_headers_complete.
             return
         if self._in_header or not self.busy:
             self._refuse(MalformedRequest(f"{msg} {ADDRESS_ADVICE}"))
@@ -213,9 +220,11 @@ class Connection(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._timer = None
-        if self.busy:  # a pipelined header that waits for its turn
+        if self.busy:
+            # A pipelined header that waits for its turn.
             self._start_timer()
-        elif not self._header_started:  # opened in advance, as browsers do, and not needed
+        elif not self._header_started:
+            # Opened in advance, as browsers do, and not needed.
             self.transport.close()
         else:
             self._refuse(

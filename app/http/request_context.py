@@ -38,7 +38,8 @@ log = logging.getLogger(__name__)
 VALID_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 # Asked every few seconds; logged only where something is wrong.
 QUIET_PATHS = {"/healthz", "/livez", "/readyz", "/metrics"}
-CLIENT_GONE = 499  # what nginx logs for it; never sent
+# What nginx logs for it; never sent.
+CLIENT_GONE = 499
 # How long the body of a refused request is still read, so that the client can read the refusal: closing a socket with
 # unread bytes resets the connection, and then the client's kernel drops the answer.
 LINGER_SECONDS = 5.0
@@ -55,7 +56,8 @@ class Timings:
         self.clock = clock
         self.started = clock()
         self.stages: dict[str, float] = {}
-        self.begins: dict[str, float] = {}  # when each stage began, seconds after the exchange did
+        # When each stage began, seconds after the exchange did.
+        self.begins: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -134,14 +136,17 @@ class RequestContext:
             "timings": self.timings,
             "record": self.record,
         }
-        self.status = 0  # not yet answered
+        # Not yet answered.
+        self.status = 0
         length = headers.get("content-length", "")
         self.unread = length not in ("", "0") or "transfer-encoding" in headers
         self.small = length.isdecimal() and len(length) < 10 and int(length) <= SMALL_BODY
         # The client waits for 100 Continue before it sends the body.
         self.expects_continue = headers.get("expect", "").lower() == "100-continue"
-        self.seconds = 0.0  # until the answer was sent
-        self.bytes = 0  # of its body
+        # Until the answer was sent.
+        self.seconds = 0.0
+        # Of its body.
+        self.bytes = 0
         self._receive = receive
         self._send = send
 
@@ -152,7 +157,8 @@ class RequestContext:
         except ClientDisconnect:
             self.status = self.status or CLIENT_GONE
             self.record["reason"] = "client-gone"
-        except asyncio.CancelledError:  # by the server, which has no more time to give
+        except asyncio.CancelledError:
+            # By the server, which has no more time to give.
             if self.status:
                 raise
             self.record["reason"] = Draining.slug
@@ -160,7 +166,8 @@ class RequestContext:
         except Exception:
             log.exception("request %s failed", self.id, extra={FIELDS: {"id": self.id}})
             if self.status:
-                raise  # the server can only cut the answer off
+                # The server can only cut the answer off.
+                raise
             self.record["reason"] = Problem.slug
             await respond(Problem(), self.id)(self.scope, self.receive, self.send)
         finally:

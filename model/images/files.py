@@ -7,7 +7,8 @@ from pathlib import Path
 
 from model.images.formats import ACCEPTED, UnsupportedImage, format_of
 
-BEGINNING = 4096  # bytes, which tell an image's format
+# Bytes, which tell an image's format.
+BEGINNING = 4096
 
 # Suffixes of the formats that are read, and of pictures in formats that are not.
 READ = frozenset((
@@ -39,7 +40,8 @@ def find_images(folder: Path, *, recursive: bool = False) -> tuple[list[Path], d
                 format_of(file.read(BEGINNING))
         except UnsupportedImage as error:
             if path.suffix.lower() in READ:
-                found.append(path)  # it should be an image, so that decoding tells why it is none
+                # It should be an image, so that decoding tells why it is none.
+                found.append(path)
             elif path.suffix.lower() in NOT_READ:
                 others[path] = str(error)
         except OSError as error:

@@ -14,15 +14,20 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-try:  # Intel's deflate, with an interface like zlib's: a quarter of zlib's time for the same size
+# Intel's deflate, with an interface like zlib's: a quarter of zlib's time for the same size.
+try:
     from isal.isal_zlib import compressobj
-except ImportError:  # a processor for which there is no wheel
+except ImportError:
+    # A processor for which there is no wheel.
     from zlib import compressobj  # type: ignore[assignment]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-GREY, RGB = 0, 2  # colour types
-NONE, SUB = 0, 1  # filters
-BYTES_AT_ONCE = 1 << 19  # of rows, so that they are still in the cache when they are compressed
+# Colour types.
+GREY, RGB = 0, 2
+# Filters.
+NONE, SUB = 0, 1
+# Of rows, so that they are still in the cache when they are compressed.
+BYTES_AT_ONCE = 1 << 19
 
 
 def encode_png(pixels: NDArray[np.uint8] | NDArray[np.bool_]) -> bytes:

@@ -34,10 +34,14 @@ _SIGNS = {
 class Checkpoint:
     """A state dict and what stood around it."""
 
-    framework: str  # TORCHVISION, DETECTRON2 or MMDETECTION
-    tensors: dict[str, torch.Tensor]  # by the framework's own names
-    around: dict[str, Any] = field(default_factory=dict)  # what else the file holds, by its name
-    notes: tuple[str, ...] = ()  # how it was unwrapped, for whoever imports it
+    # TORCHVISION, DETECTRON2 or MMDETECTION.
+    framework: str
+    # By the framework's own names.
+    tensors: dict[str, torch.Tensor]
+    # What else the file holds, by its name.
+    around: dict[str, Any] = field(default_factory=dict)
+    # How it was unwrapped, for whoever imports it.
+    notes: tuple[str, ...] = ()
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -20,12 +20,14 @@ class ImportingError(Exception):
 class Report:
     """What whoever imports a model should know."""
 
-    recognised: list[str] = field(default_factory=list)  # what the file is
-    taken: list[str] = field(default_factory=list)  # from the file or its configuration
-    assumed: list[str] = field(default_factory=list)  # neither says it: a default, and how to say otherwise
-    needed: dict[str, str] = field(
-        default_factory=dict
-    )  # a field → what to ask, where no default is good enough
+    # What the file is.
+    recognised: list[str] = field(default_factory=list)
+    # From the file or its configuration.
+    taken: list[str] = field(default_factory=list)
+    # Neither says it: a default, and how to say otherwise.
+    assumed: list[str] = field(default_factory=list)
+    # A field → what to ask, where no default is good enough.
+    needed: dict[str, str] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """A line for each thing, but for what is still needed."""
@@ -39,7 +41,9 @@ class Imported:
 
     framework: str
     architecture: Architecture
-    tensors: dict[str, Tensor]  # by the names of model.network.build
+    # By the names of model.network.build.
+    tensors: dict[str, Tensor]
     categories: tuple[Category, ...]
-    labels: tuple[int, ...]  # the network's output of each category
+    # The network's output of each category.
+    labels: tuple[int, ...]
     report: Report

@@ -189,7 +189,8 @@ class FeatureExtractor:
         )
         levels = self._pyramid(features, _level_views(table, len(images), shapes))
         del features, x
-        levels.append(self._subsample(levels[-1]))  # P6
+        # P6.
+        levels.append(self._subsample(levels[-1]))
         shapes.append((int(levels[-1].shape[2]), int(levels[-1].shape[3])))
         return self._scored(table, shapes, levels)
 

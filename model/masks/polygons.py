@@ -35,7 +35,8 @@ WHOLE_RING = 8
 class Polygons(NamedTuple):
     """One mask as COCO polygons."""
 
-    parts: list[list[float]]  # each [x1, y1, x2, y2, …], pixels; pixel (0, 0) reaches from 0, 0 to 1, 1
+    # Each [x1, y1, x2, y2, …], pixels; pixel (0, 0) reaches from 0, 0 to 1, 1.
+    parts: list[list[float]]
     # Pixels of the mask that they were made from.
     area: int
 
