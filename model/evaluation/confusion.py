@@ -45,6 +45,7 @@ class Confusion:
 
     def __init__(self, categories: Sequence[Category]) -> None:
         self.names = tuple(category.name for category in categories)
+        self.ids = tuple(category.id for category in categories)
         self._row = {category.id: n for n, category in enumerate(categories)}
         # Rows are true categories, columns predicted ones; the last of each is BACKGROUND.
         self.matrix = np.zeros((len(categories) + 1, len(categories) + 1), np.int64)  # [K + 1, K + 1]

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from model.evaluation.confusion import BACKGROUND, IOU_THRESHOLD, SCORE_THRESHOLD
 from model.images.overlay import overlay
+from model.images.text import label_name, picture_of
 from model.instances import Instances
 from model.masks.paste import Crop
 from model.training.train import TERMS
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
+    from matplotlib.transforms import Transform
+    from numpy.typing import NDArray
 
     from model.data import Category, Sample
     from model.evaluation.coco import Evaluation, Scores
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 # Steps over which a curve is smoothed.
 WINDOW = 101
+# Size of letters in pictures of text, pixels: sharp at the plots' 110 dots an inch.
+PICTURE_SIZE = 40
 
 
 def training_curve(log: Sequence[dict[str, float]], path: Path) -> None:
@@ -98,6 +103,7 @@ def precision_recall_by_category(evaluation: Evaluation, path: Path, most: int =
         for column, (name, values) in enumerate(scores.per_category.items())
         if values["AP"] >= 0
     )[:most]
+    ids = dict(zip(evaluation.confusion.names, evaluation.confusion.ids, strict=True))
     columns = max(1, min(5, len(ranked)))
     rows = max(1, -(-len(ranked) // columns))
     figure = Figure(figsize=(2.6 * columns, 2.4 * rows), layout="constrained")
@@ -109,7 +115,7 @@ def precision_recall_by_category(evaluation: Evaluation, path: Path, most: int =
         for row, label in ((0, "IoU 0.50"), (5, "IoU 0.75")):
             axes.plot(recall, np.ma.masked_less(scores.precision[row, :, column], 0), label=label)
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
-        axes.set_title(f"{name}: AP {value:.3f}", fontsize=9)
+        _set_title(axes, f"{label_name(name, ids[name])}: AP {value:.3f}")
         axes.grid(alpha=0.3)
     if ranked:
         drawn[0].legend(loc="lower left", frameon=False, fontsize=7)
@@ -120,15 +126,23 @@ def confusion_matrix(confusion: Confusion, path: Path) -> None:
     """Plot a confusion matrix as a PNG: counts, coloured by their share of the row."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
 
-    names = [*confusion.names, BACKGROUND]
+    names = [label_name(name, number) for name, number in zip(confusion.names, confusion.ids, strict=True)]
+    names.append(BACKGROUND)
     totals = confusion.matrix.sum(1, keepdims=True)
     shares = confusion.matrix / np.maximum(totals, 1)
     side = max(4.5, 0.42 * len(names) + 2)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes: Axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=90)
-    axes.set_yticks(range(len(names)), names)
+    # matplotlib draws ASCII. Other names are pictures beside the axes.
+    ticks = [name if name.isascii() else "" for name in names]
+    axes.set_xticks(range(len(names)), ticks, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(names)), ticks, parse_math=False)
+    for place, name in enumerate(names):
+        if not name.isascii():
+            picture = picture_of(name, PICTURE_SIZE)
+            _put(axes, np.rot90(picture), (place, 0), (0, -7), axes.get_xaxis_transform())
+            _put(axes, picture, (0, place), (-7, 0), axes.get_yaxis_transform())
     axes.set(
         xlabel="predicted", ylabel="true", title=f"Counts at score ≥ {SCORE_THRESHOLD}, IoU ≥ {IOU_THRESHOLD}"
     )
@@ -146,6 +160,45 @@ def confusion_matrix(confusion: Confusion, path: Path) -> None:
                 fontsize=8,
             )
     figure.savefig(path, dpi=110)
+
+
+def _set_title(axes: Axes, title: str) -> None:
+    """Write a line in any script above axes."""
+    if title.isascii():
+        axes.set_title(title, fontsize=9, parse_math=False)
+    else:
+        _put(axes, picture_of(title, PICTURE_SIZE), (0.5, 1), (0, 4), axes.transAxes, points=9)
+
+
+def _put(
+    axes: Axes,
+    picture: NDArray[np.uint8],
+    at: tuple[float, float],
+    offset: tuple[float, float],
+    coordinates: Transform,
+    *,
+    points: float = 10,
+) -> None:
+    """Put a line of text beside axes.
+
+    Args:
+        axes: the axes.
+        picture: [H, W, 4] of the text, whose letters have PICTURE_SIZE.
+        at: x and y of the place.
+        offset: of the text's nearest edge from there, points; it is centred in the direction that is 0.
+        coordinates: those of `at`.
+        points: the size of the letters.
+    """
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage  # noqa: PLC0415 - likewise
+
+    across, up = ((1 - np.sign(value)) / 2 for value in offset)
+    text = OffsetImage(picture, zoom=points / PICTURE_SIZE, interpolation="hanning", resample=True)
+    axes.add_artist(
+        AnnotationBbox(
+            text, at, offset, xycoords=coordinates, boxcoords="offset points",
+            box_alignment=(across, up), frameon=False, pad=0, annotation_clip=False,
+        )
+    )  # fmt: skip
 
 
 def worst_images(

@@ -6,12 +6,12 @@ Time and memory grow with the area of the boxes, not with instances × image. `m
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from model.images.text import Line, label_name, lay_out
 from model.masks.paste import Crop
 from model.masks.paste import crops as make_crops
 
@@ -83,7 +83,7 @@ def overlay(
     Args:
         pixels: [H, W, 3] uint8 RGB, of the instances' size.
         instances: what to draw. Without `crops`, masks come from their probabilities; without those, boxes are drawn.
-        names: category id → name. Without a name, the id is shown.
+        names: category id → name. Without a name, the id is shown; "#" and the id if no font has the name's characters.
         crops: the mask of each instance, if it has been made already.
 
     Returns [H, W, 3] uint8 RGB. Raises ValueError if the sizes differ.
@@ -107,7 +107,7 @@ def overlay(
         for i, crop in zip(order, masks, strict=True):
             _draw_mask(canvas, crop, colours[i], line)
     captions = [
-        f"{' '.join(names.get(category, str(category)).split())} {score:.2f}"
+        f"{label_name(names.get(category, str(category)), category)} {score:.2f}"
         for category, score in zip(instances.labels.tolist(), instances.scores.tolist(), strict=True)
     ]
     _draw_labels(canvas, boxes, captions, colours)
@@ -222,16 +222,19 @@ def _draw_labels(
     """
     height, width = canvas.shape[:2]
     size = max(_MIN_FONT_SIZE, round(min(width, height) / _FONTS_PER_SIDE))
-    font = _font(size)
     pad = max(1, size // 5)
-    label_height = size + 2 * pad
     placed = np.empty((0, 4), dtype=np.int64)  # [P, 4] xyxy of the labels so far
     room = width * height * _MAX_LABEL_SHARE
     for box, caption, colour in zip(boxes, captions, colours, strict=True):
-        text = _shorten(caption, font, width - 2 * pad)
-        label_width = math.ceil(font.getlength(text)) + 2 * pad
+        line = _shorten(caption, size, width - 2 * pad)
+        if line is None:
+            return
+        # Letters of some scripts are higher than Latin's, which the label has room for.
+        baseline = max(pad + round(0.87 * size), math.ceil(line.ascent) + 1)
+        label_width = math.ceil(line.width) + 2 * pad
+        label_height = max(size + 2 * pad, baseline + math.ceil(line.descent) + 1)
         room -= label_width * label_height
-        if not text or label_height > height or room < 0:
+        if label_height > height or room < 0:
             return
         left, top, right, bottom = _place(box, label_width, label_height, placed, (width, height))
         placed = np.vstack([placed, (left, top, right, bottom)])
@@ -239,7 +242,7 @@ def _draw_labels(
         label = Image.fromarray(np.ascontiguousarray(area))
         draw = ImageDraw.Draw(label)
         draw.rounded_rectangle((0, 0, label_width - 1, label_height - 1), size // 4, fill=colour)
-        draw.text((pad, label_height / 2), text, fill=_text_colour(colour), font=font, anchor="lm")
+        line.draw(draw, pad, baseline, _text_colour(colour))
         area[:] = np.asarray(label)
 
 
@@ -272,15 +275,21 @@ def _place(
     return x, y, x + width, y + height
 
 
-def _shorten(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The caption with its name shortened until it fits, down to the score alone or an empty string."""
+def _shorten(caption: str, size: int, width: int) -> Line | None:
+    """The caption with its name shortened until it fits, down to the score alone; None if that does not fit.
+
+    Args:
+        caption: name and score.
+        size: of the letters, pixels.
+        width: that there is, pixels.
+    """
     name, _, score = caption.rpartition(" ")
-    text = caption
     for length in range(min(len(name), 64), -1, -1):
         text = caption if length == len(name) else f"{name[:length].rstrip()}… {score}" if length else score
-        if font.getlength(text) <= width:
-            return text
-    return ""
+        line = lay_out(text, size)
+        if line.width <= width:
+            return line
+    return None
 
 
 def _text_colour(colour: Colour) -> Colour:
@@ -288,9 +297,3 @@ def _text_colour(colour: Colour) -> Colour:
     shares = [value / 255 for value in colour]
     red, green, blue = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in shares)
     return (0, 0, 0) if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 else (255, 255, 255)
-
-
-@lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's built-in font, which needs no file."""
-    return ImageFont.load_default(size)

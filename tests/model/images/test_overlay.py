@@ -226,3 +226,23 @@ def test_first_eight_colours_are_told_apart_with_any_colour_vision(vision: str) 
 def test_no_colour_is_given_twice() -> None:
     assert len(set(PALETTE)) == len(PALETTE) == 24
     assert [colour_of(i) for i in (1, 24, 25, 0)] == [PALETTE[0], PALETTE[23], PALETTE[0], PALETTE[23]]
+
+
+def test_name_in_another_script_is_drawn_and_a_name_without_letters_is_the_id() -> None:
+    boxes = instances_of((200, 300), [[50, 60, 250, 150]], [2])
+
+    def draw(name: str) -> np.ndarray:
+        return overlay(photo(200, 300), boxes, {2: name})
+
+    pictures = [draw(name) for name in ("猫", "犬", "вода", "#2")]
+    assert all((one != other).any() for one, other in itertools.combinations(pictures, 2))
+    assert (draw("\U00013000") == pictures[-1]).all()
+
+
+def test_letters_that_are_higher_than_latin_ones_have_room() -> None:
+    colour = np.array(PALETTE[0])
+    after = overlay(photo(400, 400), instances_of((400, 400), [[50, 160, 350, 300]]), {1: "ကြောင်ဋ္ဌြ"})
+    # The label lies above the box: its first and last row have no ink, only the label's colour and the photo.
+    ys, _ = np.nonzero(changed(photo(400, 400), after)[:160])
+    for row in (after[ys.min()], after[159]):
+        assert all((pixel == GREY).all() or (pixel == colour).all() for pixel in row[60:120])
