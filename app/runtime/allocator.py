@@ -6,7 +6,7 @@ import ctypes
 import sys
 
 # glibc's numbers of its parameters (malloc.h).
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 # Free bytes at the end of the heap from which on they are returned to the system: the largest value there is.
 _KEPT = 2**31 - 1
 
@@ -21,15 +21,28 @@ def keep_freed_memory() -> bool:
 
     Does nothing if the C library is not glibc.
     """
-    libc = _glibc()
-    values = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _KEPT), (_ARENA_MAX, 1))
-    return libc is not None and all(libc.mallopt(name, value) == 1 for name, value in values)
+    return _set((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _KEPT), (_ARENA_MAX, 1))
+
+
+def keep_small_blocks(block: int, total: int) -> bool:
+    """The same for small blocks only; larger ones still go back to the kernel at once. Return whether glibc does it.
+
+    Args:
+        block: bytes from which on a block is large; 32 MiB at most.
+        total: bytes that are kept at the end of the heap, about.
+    """
+    return _set((_MMAP_THRESHOLD, block), (_TRIM_THRESHOLD, total), (_ARENA_MAX, 1))
 
 
 def release_freed_memory() -> None:
     """Return the kept memory to the kernel, which takes milliseconds for hundreds of megabytes."""
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
+
+
+def _set(*values: tuple[int, int]) -> bool:
+    libc = _glibc()
+    return libc is not None and all(libc.mallopt(name, value) == 1 for name, value in values)
 
 
 def _glibc() -> ctypes.CDLL | None:

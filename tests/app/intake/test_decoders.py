@@ -7,6 +7,7 @@ import base64
 import io
 import os
 import re
+import resource
 import signal
 import time
 from contextlib import asynccontextmanager
@@ -233,6 +234,35 @@ def test_a_decoder_process_can_open_nothing() -> None:
                 assert re.search(rf"^{what} +0 +0 ", limits, re.MULTILINE), what
             environment = about.joinpath("environ").read_bytes()
             assert b"HOME=" not in environment
+
+    run(work)
+
+
+def test_the_memory_of_small_images_is_kept_and_that_of_large_ones_returned() -> None:
+    """Page faults of a process are the tenth field of its stat, counted from 1 (proc(5))."""
+    small, large = file_of(scene(640, 480)), file_of(scene(3000, 2000))
+
+    async def work() -> None:
+        async with pool() as decoders:
+            for _ in range(3):
+                await decoders.inspect(ImageFile(small), decode_up_to=1 << 20)
+            (process,) = decoders.processes(busy=False)
+            about = Path(f"/proc/{process}")
+
+            def faults() -> int:
+                return int(about.joinpath("stat").read_text().rpartition(")")[2].split()[7])
+
+            def resident() -> int:
+                return int(about.joinpath("statm").read_text().split()[1]) * resource.getpagesize()
+
+            before = faults()
+            for _ in range(5):
+                await decoders.inspect(ImageFile(small), decode_up_to=1 << 20)
+            assert faults() - before < 640 * 480 * 3 // resource.getpagesize()
+            kept = resident()
+            await pixels(decoders, large)
+            assert decoders.processes(busy=False) == [process]
+            assert resident() < kept + (8 << 20)
 
     run(work)
 
