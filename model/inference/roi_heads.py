@@ -15,7 +15,7 @@ from torch.nn import functional
 from model.inference.features import LEVELS, prepare
 from model.inference.proposals import are_large, clip_boxes, decode_boxes
 from model.kernels.convolution import Format, Linear
-from model.kernels.nms import batched_nms, keep_mask, overlap_matrix, top_after_nms
+from model.kernels.nms import TRIED_PER_BOX, batched_nms, keep_mask, overlap_matrix, top_after_nms
 from model.kernels.roi_align import Sampling, roi_align
 from model.network.conventions import TORCHVISION
 
@@ -29,20 +29,27 @@ if TYPE_CHECKING:
     from model.kernels.convolution import Step
     from model.network.conventions import Conventions
 
-# Classes of proposals that score enough, in one image, in `detect_fixed`; trained models have some hundreds.
+# Classes of proposals that score enough, in one image, in `detect_fixed`; trained models have some hundreds. Of models
+# that find more than 400 instances it is TRIED_PER_BOX for each of them.
 MAX_CANDIDATES = 1024
+# Instances whose masks are computed at once: their features take 0.2 MB each at 256 channels in float32, and four times
+# that once they are upsampled.
+MASKS_AT_ONCE = {"cpu": 64, "cuda": 1024}
 
 # Boxes [N, 4], scores [N], labels [N] (network classes).
 Detections = tuple["Tensor", "Tensor", "Tensor"]
 
 
-def _pool_rois(maps: FeatureMaps, boxes: Sequence[Tensor], sampling: Sampling) -> Tensor:
-    """[ΣR, bins, bins, C] of the boxes [R, 4] of each image of the batch."""
+def _together(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The boxes [R, 4] of each image as one [ΣR, 4], and [ΣR] int64 the number of the image that each is in."""
     # Not from a list of numbers, for whose upload a GPU's host would wait.
-    image = torch.cat(
-        [torch.full((len(b),), n, dtype=torch.int64, device=b.device) for n, b in enumerate(boxes)]
-    )
-    return roi_align(maps.table, maps.shapes[:LEVELS], torch.cat(list(boxes)), image, sampling)
+    image = [torch.full((len(b),), n, dtype=torch.int64, device=b.device) for n, b in enumerate(boxes)]
+    return torch.cat(list(boxes)), torch.cat(image)
+
+
+def _pool_rois(maps: FeatureMaps, boxes: Tensor, image: Tensor, sampling: Sampling) -> Tensor:
+    """[R, bins, bins, C] of boxes [R, 4] in images [R] of the batch."""
+    return roi_align(maps.table, maps.shapes[:LEVELS], boxes, image, sampling)
 
 
 def _sampling(pool: Any, bins: int, samples: int, *, aligned: bool, rules: Conventions) -> Sampling:
@@ -92,11 +99,12 @@ class BoxHead:
         self._weights = heads.box_coder.weights
         self._score_threshold, self._iou_threshold = float(heads.score_thresh), float(heads.nms_thresh)
         self._max_detections = int(heads.detections_per_img)
+        self._max_candidates = max(MAX_CANDIDATES, int(TRIED_PER_BOX * self._max_detections))
         self._min_side, self._clamp_both = conventions.box_min_size, conventions.clamp_both
 
     def features(self, maps: FeatureMaps, proposals: Sequence[Tensor]) -> Tensor:
         """[ΣR, D] float32 from the proposals of each image, [R, 4] xyxy in input pixels."""
-        x = _pool_rois(maps, proposals, self._sampling)
+        x = _pool_rois(maps, *_together(proposals), self._sampling)
         if self._convs:
             x = x.permute(0, 3, 1, 2)
             for conv in self._convs:
@@ -193,7 +201,7 @@ class BoxHead:
             & limits.allowed
             & is_proposal[..., None]
         )
-        candidates = min(MAX_CANDIDATES, scores[0].numel())
+        candidates = min(self._max_candidates, scores[0].numel())
         ranked = scores.masked_fill(~is_candidate, -1.0).flatten(1).topk(candidates, 1)
         row, label = ranked.indices // scores.shape[2], ranked.indices % scores.shape[2]
         deltas = self._deltas(features).view(batch, -1, 4)
@@ -201,12 +209,16 @@ class BoxHead:
         anchors = proposals.gather(1, row[..., None].expand(-1, -1, 4))
         boxes = torch.minimum(self._decode(deltas, anchors).clamp(min=0), limits.image_ends)
         valid = (ranked.values > 0) & are_large(boxes, self._min_side)
-        overlaps = overlap_matrix(boxes, self._iou_threshold) & (label[:, :, None] == label[:, None, :])
-        keep, is_final = keep_mask(overlaps, valid)
-        is_final = is_final & (is_candidate.flatten(1).sum(1) <= candidates).all()
+        # Many of an image at a time, to save memory.
+        parts = torch.split(boxes, batch if candidates <= MAX_CANDIDATES else 1)
+        overlaps = torch.cat([overlap_matrix(part, self._iou_threshold) for part in parts])
+        keep, is_final = keep_mask(overlaps & (label[:, :, None] == label[:, None, :]), valid)
         # What is kept to the front, in its order, which is that of the scores.
         first = keep.int().sort(dim=1, descending=True, stable=True).indices[:, : self._max_detections]
-        counts = torch.minimum(keep.sum(1), limits.max_instances.clamp(max=self._max_detections))
+        wanted = limits.max_instances.clamp(max=self._max_detections)
+        counts = torch.minimum(keep.sum(1), wanted)
+        # Worse candidates than these suppress none of them, and are not missed where there are enough.
+        is_final = is_final & ((is_candidate.flatten(1).sum(1) <= candidates) | (counts == wanted)).all()
         return (
             boxes.gather(1, first[..., None].expand(-1, -1, 4)),
             ranked.values.gather(1, first),
@@ -246,7 +258,14 @@ class MaskHead:
             boxes: of each image, N in all, [n, 4] xyxy in input pixels.
             labels: [N] int64, network classes.
         """
-        x = _pool_rois(maps, boxes, self._sampling).permute(0, 3, 1, 2)
+        together, image = _together(boxes)
+        count = MASKS_AT_ONCE[together.device.type]
+        parts = (torch.split(x, count) for x in (together, image, labels))
+        return torch.cat([self._grids(maps, *part) for part in zip(*parts, strict=True)])
+
+    def _grids(self, maps: FeatureMaps, boxes: Tensor, image: Tensor, labels: Tensor) -> Tensor:
+        """As above. image: [N] int64, which image of the batch each box is in."""
+        x = _pool_rois(maps, boxes, image, self._sampling).permute(0, 3, 1, 2)
         for conv in self._convs:
             x = conv(x)
         x = self._up(x.permute(0, 2, 3, 1))  # [N, bins, bins, 4 D]

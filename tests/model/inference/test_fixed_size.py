@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.synthetic_weights import synthetic_weights
 from model.data import Category
-from model.inference import roi_heads as heads
 from model.inference.engine import Engine
 from model.inference.fixed_size import detect_without_sync
 from model.inference.limits import DetectionLimits
@@ -122,12 +121,13 @@ def at_once(made: Engine) -> object:
     return detect_without_sync(made._propose, made._box_head, maps, padded, wanted)
 
 
-@pytest.mark.parametrize(("module", "limit"), [(suppression, "MAX_PASSES"), (heads, "MAX_CANDIDATES")])
-def test_what_this_way_is_not_sure_of_goes_the_other(
-    module: Any, limit: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("limit", ["passes", "candidates"])
+def test_what_this_way_is_not_sure_of_goes_the_other(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert at_once(engine()) is not None
-    monkeypatch.setattr(module, limit, 1)
+    if limit == "passes":
+        monkeypatch.setattr(suppression, "MAX_PASSES", 1)
+    else:
+        monkeypatch.setattr(engine()._box_head, "_max_candidates", 1)
     assert at_once(engine()) is None
     assert_same(engine()._forward(IMAGES, OPTIONS), engine(at_once=False).segment(IMAGES, OPTIONS))
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torchvision.ops import roi_pool
 
 from model.data import Category
+from model.inference import fallback
 from model.inference.engine import Engine
 from model.instances import Options
 from model.network.architecture import C4, SMALL, Architecture, ArchitectureError
@@ -48,16 +49,22 @@ def image() -> np.ndarray:
 
 @pytest.mark.parametrize(("architecture", "side"), VARIANTS)
 def test_file_of_every_variant_opens_in_the_engine_and_answers_as_torchvision(
-    tmp_path: Path, architecture: Architecture, side: int | None
+    tmp_path: Path, architecture: Architecture, side: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
+    # Fewer than there are.
+    monkeypatch.setattr(fallback, "MASKS_AT_ONCE", 3)
     path = tmp_path / "model.safetensors"
     model_file.save(path, build(architecture), model_file.describe("variant", architecture, CATEGORIES))
     engine = Engine.load(str(path), device="cpu", precision="float32")
     assert engine.model.architecture == architecture
     engine.warm_up()
     (found,) = engine.segment([image()], [Options(score_threshold=0.0)])
+    network: Any
     network, _ = model_file.read(path)
+    grids: list[Any] = []
+    # torchvision pastes them afterwards.
+    network.roi_heads.register_forward_hook(lambda *called: grids.append(called[-1][0][0].get("masks")))
     with torch.inference_mode():
         (theirs,) = network([torch.from_numpy(image()).permute(2, 0, 1) / 255])
     assert len(found) == len(theirs["boxes"]) > 3
@@ -69,6 +76,7 @@ def test_file_of_every_variant_opens_in_the_engine_and_answers_as_torchvision(
         assert found.probabilities is not None
         assert found.probabilities.shape == (len(found), side, side)
         assert 0 <= found.probabilities.min() < found.probabilities.max() <= 1
+        assert torch.allclose(found.probabilities, grids[0][:, 0], atol=1e-4)
 
 
 def test_options_hold_for_variants_too() -> None:
