@@ -26,6 +26,7 @@ from app.problems import MethodNotAllowed, Problem, UnknownPath, suggest
 from app.runtime.loading import load_engine
 from app.service import PATHS, Service
 from app.version import version
+from model.instances import MOST_INSTANCES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -131,7 +132,10 @@ async def on_validation_error(request: Request, error: Exception) -> Response:
     """Answer with a problem that explains which parameters FastAPI refused."""
     if not isinstance(error, RequestValidationError):
         raise error
-    return refuse(request, explain(error.errors()))
+    service: Service = request.app.state.service
+    engine = service.engine_if_loaded
+    most = MOST_INSTANCES if engine is None else engine.model.max_instances
+    return refuse(request, explain(error.errors(), most))
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Source = str | Path | bytes | NDArray[np.uint8] | Image.Image
 
-# Of a JSON answer. A hundred instances with many polygons each have a tenth of it; a document of nothing but brackets
+# Of a JSON answer. A thousand instances with dozens of polygons each have less; a document of nothing but brackets
 # would take fifty times its size in memory.
 MOST_CONTAINERS, MOST_VALUES = 1_000_000, 10_000_000
 
@@ -31,7 +31,7 @@ class SegmentOptions(TypedDict, total=False):
 
     # 0 to 1
     score_threshold: float
-    # 1 to 100
+    # 1 to the model's own number, `max_instances` of /model
     max_instances: int
     # names or ids
     categories: Iterable[str | int]

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+# In an image. Models are made for 100 by default, as COCO counts; crowded microscopy has several hundred.
+MOST_INSTANCES = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -15,12 +18,17 @@ class Options:
 
     # Instances score at least this.
     score_threshold: float = 0.5
-    # The best-scoring ones are kept.
-    max_instances: int = 100
+    # The best-scoring ones are kept; None: as many as the model finds at most.
+    max_instances: int | None = None
     # Category ids to keep; None keeps all.
     categories: frozenset[int] | None = None
     # False: boxes only, and the mask head is not run.
     masks: bool = True
+
+    @property
+    def limit(self) -> int:
+        """How many instances are kept at most, of however many the model finds."""
+        return MOST_INSTANCES if self.max_instances is None else self.max_instances
 
 
 @dataclass(frozen=True, slots=True)

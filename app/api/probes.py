@@ -84,6 +84,7 @@ def describe(engine: ServedEngine) -> ModelDocument:
             "shorter_side": model.architecture.min_size,
             "longer_side_at_most": model.architecture.max_size,
         },
+        "max_instances": model.max_instances,
     }
 
 

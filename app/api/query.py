@@ -8,21 +8,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema  # noqa: TC002 - pydantic reads the annotations
 
 from app.api.categories import CategoryNames
 from app.problems import InvalidParameter, suggest
-from model.instances import Options
+from model.instances import MOST_INSTANCES, Options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from starlette.datastructures import QueryParams
 
-    from model.data import Category
+    from model.zoo.model_file import Model
 
 MaskFormat = Literal["rle", "polygon", "png", "none"]
-# As many as COCO evaluation counts, and as the networks keep.
-MAX_INSTANCES = 100
 
 # Milliseconds from the request to its answer.
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
@@ -49,7 +48,7 @@ MAX_ERRORS = 3
 # What each parameter accepts, for the sentence "… must be …".
 ACCEPTED = {
     "score_threshold": "a number from 0 to 1",
-    "max_instances": f"a whole number from 1 to {MAX_INSTANCES}",
+    "max_instances": "a whole number from 1 to {most}, the most that the model finds",
     "masks": f"one of {', '.join(get_args(MaskFormat))}",
     TIMEOUT_HEADER: f"a whole number of milliseconds from 1 to {MAX_TIMEOUT_MS}",
 }
@@ -81,8 +80,12 @@ class SegmentQuery(BaseModel):
         allow_inf_nan=False,
         description="Only instances with at least this score. The model looks for none below 0.05.",
     )
-    max_instances: Annotated[int, BeforeValidator(require_digits)] = Field(
-        MAX_INSTANCES, ge=1, le=MAX_INSTANCES, description="At most this many, those with the highest scores."
+    max_instances: Annotated[int | SkipJsonSchema[None], BeforeValidator(require_digits)] = Field(
+        None,
+        ge=1,
+        le=MOST_INSTANCES,
+        description="At most this many, those with the highest scores. The model has a number of its own, "
+        "`max_instances` of `/model`, which is the default and the largest that is accepted.",
     )
     categories: list[str] = Field(
         default=[],
@@ -96,8 +99,13 @@ class SegmentQuery(BaseModel):
         "the boxes. `none`: boxes only, which is faster.",
     )
 
-    def params(self, categories: Sequence[Category]) -> SegmentParams:
-        """The options for a model with these categories. Raises InvalidParameter for an unknown category."""
+    def params(self, model: Model) -> SegmentParams:
+        """The options for a model. Raises InvalidParameter for an unknown category and more instances than it finds."""
+        categories = model.categories
+        if self.max_instances is not None and self.max_instances > model.max_instances:
+            raise InvalidParameter(
+                refuse_value("max_instances", str(self.max_instances), model.max_instances)
+            )
         return SegmentParams(
             score_threshold=self.score_threshold,
             max_instances=self.max_instances,
@@ -107,12 +115,12 @@ class SegmentQuery(BaseModel):
         )
 
 
-def parse(parameters: Mapping[str, Any], categories: Sequence[Category]) -> SegmentParams:
+def parse(parameters: Mapping[str, Any], model: Model) -> SegmentParams:
     """The parameters of a request that did not come by HTTP. Raises InvalidParameter."""
     try:
-        return SegmentQuery.model_validate(parameters).params(categories)
+        return SegmentQuery.model_validate(parameters).params(model)
     except ValidationError as error:
-        raise explain(error.errors()) from None
+        raise explain(error.errors(), model.max_instances) from None
 
 
 def refuse_repeated(query: QueryParams) -> None:
@@ -122,13 +130,17 @@ def refuse_repeated(query: QueryParams) -> None:
             raise InvalidParameter(f'"{name[:40]}" is given more than once; only categories may be repeated.')
 
 
-def explain(errors: Sequence[Any]) -> InvalidParameter:
-    """The problem for parameters that pydantic refused: their names, what they accept, and what they were."""
-    return InvalidParameter(" ".join(dict.fromkeys(map(explain_one, errors[:MAX_ERRORS]))))
+def explain(errors: Sequence[Any], most: int) -> InvalidParameter:
+    """The problem for parameters that pydantic refused: their names, what they accept, and what they were.
+
+    most: instances that the model finds in an image.
+    """
+    sentences = (explain_one(error, most) for error in errors[:MAX_ERRORS])
+    return InvalidParameter(" ".join(dict.fromkeys(sentences)))
 
 
-def explain_one(error: Mapping[str, Any]) -> str:
-    """One sentence about one parameter. error: as pydantic's ValidationError lists them."""
+def explain_one(error: Mapping[str, Any], most: int) -> str:
+    """One sentence about one parameter. error: as pydantic's ValidationError lists them. most: as in `explain`."""
     # FastAPI puts "query" or "header" before the name.
     place, *names = error["loc"]
     name, value = names[0] if names and place in ("query", "header") else place, error["input"]
@@ -136,7 +148,12 @@ def explain_one(error: Mapping[str, Any]) -> str:
         return f'There is no parameter "{name[:40]}". {suggest(name, SegmentQuery.model_fields)}'
     if name != TIMEOUT_HEADER and not value.strip():
         return f"{name} is empty; leave it out for its default."
-    return f'{name} must be {ACCEPTED[name]}, not "{value[:40]}".'
+    return refuse_value(name, value, most)
+
+
+def refuse_value(name: str, value: str, most: int) -> str:
+    """The sentence about a parameter's value. most: as in `explain`."""
+    return f'{name} must be {ACCEPTED[name].format(most=most)}, not "{value[:40]}".'
 
 
 def choose_media_type(accept: str) -> str:

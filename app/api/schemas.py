@@ -114,6 +114,7 @@ class ModelDocument(TypedDict):
     device: str
     precision: str
     input_size: InputSize
+    max_instances: Annotated[int, Field(description="In an image: the most that the model finds.")]
 
 
 class StatusDocument(TypedDict):
@@ -151,4 +152,5 @@ MODEL_EXAMPLE: ModelDocument = {
     "device": "cuda:0",
     "precision": "float32",
     "input_size": {"shorter_side": 800, "longer_side_at_most": 1333},
+    "max_instances": 100,
 }

@@ -88,7 +88,7 @@ async def segment(
     timings: Timings = request.state.timings
     model = service.engine.model
     refuse_repeated(request.query_params)
-    params = query.params(model.categories)
+    params = query.params(model)
     media_type = choose_media_type(request.headers.get("accept", ""))
 
     def seconds_left() -> float:

@@ -174,7 +174,9 @@ def segment(
     max_instances: Annotated[
         str | None,
         typer.Option(
-            metavar="1–100", show_default="100", help="At most this many, those with the highest scores."
+            metavar="1–1000",
+            show_default="the model's own number",
+            help="At most this many, those with the highest scores. No more than the model finds.",
         ),
     ] = None,
     categories: Annotated[

@@ -78,6 +78,16 @@ def train(
             help="Size that images are resized to for the model: the shorter side, and the maximum for the longer one.",
         ),
     ] = None,
+    detections: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1000,
+            show_default="the architecture's: 100",
+            help="Instances that the model finds in an image at most. For more than half as many as it has proposals, "
+            "it makes twice as many of those.",
+        ),
+    ] = None,
     initial: Annotated[
         str | None,
         typer.Option(
@@ -254,5 +264,7 @@ def train(
     source = Source(
         data, images, validation, split, backgrounds, skip_damaged, validation_images, loose_names
     )
-    network = NetworkOptions(architecture, pooling, masks, initial, backbone, channels, input_sides)
+    network = NetworkOptions(
+        architecture, pooling, masks, initial, backbone, channels, input_sides, detections
+    )
     raise typer.Exit(run_training(source, out, network, device, overrides, recipe=recipe))

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from model.data import Dataset
 
+# At least: some propose nothing, and some the same object.
+PROPOSALS_PER_DETECTION = 2
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkOptions:
@@ -39,6 +42,8 @@ class NetworkOptions:
     channels: int | None = None
     # Shorter and longer side that images are resized to in use, pixels; None is the architecture's.
     input: tuple[int, int] | None = None
+    # Instances that are found in an image at most; None is the architecture's number.
+    detections: int | None = None
 
 
 def initialize(
@@ -93,7 +98,7 @@ def _start_from_model(
         )
     if options.channels is not None:
         network, architecture = widen(network, architecture, options.channels)
-    return resize_input(architecture, options), network, origin
+    return set_detections(resize_input(architecture, options), options), network, origin
 
 
 def resize_input(architecture: Architecture, options: NetworkOptions) -> Architecture:
@@ -101,6 +106,15 @@ def resize_input(architecture: Architecture, options: NetworkOptions) -> Archite
     if options.input is None:
         return architecture
     return replace(architecture, min_size=options.input[0], max_size=options.input[1])
+
+
+def set_detections(architecture: Architecture, options: NetworkOptions) -> Architecture:
+    """The architecture with the number of detections of the options, if they have one, and proposals for as many."""
+    if options.detections is None:
+        return architecture
+    rules = replace(architecture.conventions, detections=options.detections)
+    proposals = max(architecture.proposals, PROPOSALS_PER_DETECTION * options.detections)
+    return replace(architecture, conventions=rules, proposals=proposals)
 
 
 def choose_architecture(options: NetworkOptions, classes: int, recipe: str = "small") -> Architecture:
@@ -127,7 +141,7 @@ def choose_architecture(options: NetworkOptions, classes: int, recipe: str = "sm
         chosen = replace(C4 if c4 else V1, backbone=name, classes=classes, norm=norm, norm_eps=1e-5)
     if recipe == "cityscapes":
         chosen = replace(chosen, min_size=1024, max_size=2048)
-    chosen = resize_input(chosen, options)
+    chosen = set_detections(resize_input(chosen, options), options)
     if options.channels is not None:
         chosen = replace(chosen, fpn_channels=options.channels, mask_channels=options.channels)
     if options.masks == "none":

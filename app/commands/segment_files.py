@@ -55,7 +55,7 @@ def run(
     try:
         engine = load_engine(settings)
         given = {name: value for name, value in parameters.items() if value is not None}
-        params = query.parse(given, engine.model.categories)
+        params = query.parse(given, engine.model)
     except LOAD_ERRORS as error:
         return complain(str(error), BAD_FILE)
     except InvalidParameter as problem:

@@ -31,7 +31,7 @@ STAGES = ("read", "fetch", "decode", "queue", "forward", "encode", "total")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 # 256 bytes to 64 MiB.
 BYTES = tuple(float(1 << power) for power in range(8, 27, 2))
-COUNTS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+COUNTS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 METHODS = frozenset(("GET", "HEAD", "POST", "OPTIONS"))
 BATCHES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 

@@ -18,7 +18,7 @@ import { Answer } from "./answer.js";
  */
 
 /** A low threshold, so that the slider needs no further request. */
-export const REQUESTED = { score_threshold: "0.05", max_instances: "100", masks: "rle" };
+export const REQUESTED = { score_threshold: "0.05", masks: "rle" };
 
 const KEY = "maskserve-api-key";
 

@@ -35,7 +35,7 @@ export function curl({ origin, file, threshold, categories, keyed }) {
   }
   const lines = [
     "# Requests what you see. The page itself sent one request with",
-    "# score_threshold=0.05&max_instances=100, and filters its answer.",
+    "# score_threshold=0.05, and filters its answer.",
     `curl --form ${quoted(`image=@${curlPath(file)}`)} \\`,
   ];
   if (keyed) {

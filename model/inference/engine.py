@@ -263,7 +263,7 @@ class Engine:
                 size,
                 score_threshold=wanted.score_threshold,
                 allowed=wanted_classes,
-                max_instances=wanted.max_instances,
+                max_instances=wanted.limit,
             )
             for rois, boxes, size, wanted, wanted_classes in zip(
                 features, boxes_of_all, sizes, options, allowed.to(self.device), strict=True

@@ -32,9 +32,7 @@ class DetectionLimits:
             allowed: [B, classes] bool, for each image the network's outputs that may be found.
             device: where to.
         """
-        rows = [
-            [w, h, w, h, o.score_threshold, o.max_instances] for (h, w), o in zip(sizes, options, strict=True)
-        ]
+        rows = [[w, h, w, h, o.score_threshold, o.limit] for (h, w), o in zip(sizes, options, strict=True)]
         table = torch.cat([torch.tensor(rows, dtype=torch.float32), allowed.float()], 1).to(device)
         self.image_ends = table[:, None, :4]  # [B, 1, 4]
         self.score_threshold = table[:, 4, None, None]  # [B, 1, 1]

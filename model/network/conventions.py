@@ -10,6 +10,8 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from model.instances import MOST_INSTANCES
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -122,8 +124,8 @@ class Conventions:
             raise ConventionError(f"the input is padded to multiples of 32 or 1, not of {self.divisor}")
         if self.first_stride not in (4, 16):
             raise ConventionError(f"the first map has a stride of 4 or 16, not of {self.first_stride}")
-        if self.candidates < 0 or not 1 <= self.detections <= 1000:
-            raise ConventionError("candidates are 0 or more, detections 1 to 1000")
+        if self.candidates < 0 or not 1 <= self.detections <= MOST_INSTANCES:
+            raise ConventionError(f"candidates are 0 or more, detections 1 to {MOST_INSTANCES}")
         for name in ("rpn_nms", "nms", "score_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConventionError(f"{name} is from 0 to 1, not {getattr(self, name)}")

@@ -65,6 +65,11 @@ class Model:
     # A line for the log, /model and the page.
     notice: str | None = None
 
+    @property
+    def max_instances(self) -> int:
+        """How many instances the model finds in an image at most."""
+        return self.architecture.conventions.detections
+
     def label_ids(self) -> Tensor:
         """[classes] int64: the category id of each of the network's outputs; 0 where there is none (see `labels`)."""
         ids = torch.zeros(self.architecture.classes, dtype=torch.int64)

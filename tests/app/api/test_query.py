@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from app.api.query import SegmentParams, parse
 from app.problems import InvalidParameter
 from model.data import Category
+from model.network.conventions import Conventions
+from model.zoo.model_file import describe
 from tests.app.fakes import PHOTO, FakeEngine, serving
 
 if TYPE_CHECKING:
@@ -27,9 +29,12 @@ CATEGORIES = (Category(1, "person"), Category(10, "traffic light"), Category(18,
 class RecordingEngine(FakeEngine):
     """A fake engine that remembers what it was asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, detections: int = 100) -> None:
         super().__init__()
-        self.model = dataclasses.replace(self.model, categories=CATEGORIES)
+        architecture = dataclasses.replace(
+            self.model.architecture, classes=4, conventions=Conventions(detections=detections)
+        )
+        self.model = describe("recording", architecture, CATEGORIES)
         self.asked: list[Any] = []
 
     def segment(self, images: Sequence[Any], options: Sequence[Any]) -> list[Any]:
@@ -37,11 +42,11 @@ class RecordingEngine(FakeEngine):
         return super().segment(images, options)
 
 
-def ask(query: str) -> tuple[httpx.Response, list[Any]]:
+def ask(query: str, detections: int = 100) -> tuple[httpx.Response, list[Any]]:
     """The answer to a query, and what the engine was asked for."""
 
     async def run() -> tuple[httpx.Response, list[Any]]:
-        engine = RecordingEngine()
+        engine = RecordingEngine(detections)
         async with serving(engine) as (client, _):
             return await client.post(f"/segment?{query}", content=PHOTO), engine.asked
 
@@ -89,7 +94,10 @@ def test_options_are_read(query: str, options: SegmentParams) -> None:
         ("score_threshold", "score_threshold is empty"),
         ("score_threshold=0.1&score_threshold=0.1", '"score_threshold" is given more than once'),
         ("max_instances=0", "max_instances must be a whole number from 1 to 100"),
-        ("max_instances=101", "max_instances must be"),
+        (
+            "max_instances=101",
+            "max_instances must be a whole number from 1 to 100, the most that the model finds",
+        ),
         ("max_instances=5.0", "max_instances must be"),
         ("max_instances=1_0", "max_instances must be"),
         ("max_instances=" + "9" * 5000, "max_instances must be"),
@@ -117,6 +125,18 @@ def test_an_invalid_parameter_is_refused_with_what_is_accepted(query: str, says:
     assert says in response.json()["detail"]
 
 
+@pytest.mark.parametrize("detections", [20, 300])
+def test_a_model_of_more_or_fewer_detections_takes_as_many_instances(detections: int) -> None:
+    assert ask(f"max_instances={detections}", detections)[1] == [SegmentParams(max_instances=detections)]
+    for refused in (detections + 1, 5000):
+        response, asked = ask(f"max_instances={refused}", detections)
+        assert (response.status_code, asked) == (422, [])
+        assert response.json()["detail"] == (
+            f"max_instances must be a whole number from 1 to {detections}, the most that the model finds, "
+            f'not "{refused}".'
+        )
+
+
 def test_three_wrong_parameters_are_named_at_once() -> None:
     detail = ask("score_threshold=2&max_instances=0&maks=rle")[0].json()["detail"]
     assert detail.count("must be") == 2
@@ -132,4 +152,4 @@ def test_three_wrong_parameters_are_named_at_once() -> None:
 )
 def test_no_parameters_cause_an_internal_error(given: dict[str, Any], names: list[str]) -> None:
     with contextlib.suppress(InvalidParameter):
-        assert isinstance(parse({**given, "categories": names}, CATEGORIES), SegmentParams)
+        assert isinstance(parse({**given, "categories": names}, RecordingEngine().model), SegmentParams)

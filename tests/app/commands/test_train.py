@@ -159,11 +159,12 @@ def test_training_for_other_categories_keeps_those_with_the_same_name(
 ) -> None:
     edit(folder, lambda document: document["categories"][0].update(name="wheel"))
     source, still = Source(str(folder / "data")), {**QUICK, "learning_rate": 0.0}
-    start = NetworkOptions(initial=str(trained.path))
+    start = NetworkOptions(initial=str(trained.path), detections=120)
     assert run_training(source, folder / "run", start, "cpu", still) == 0
     assert "has 9 of the 10 categories; these start from random weights: wheel" in capsys.readouterr().err
     after, model = model_file.read(folder / "run" / "model.safetensors")
     assert model.categories[0].name == "wheel"
+    assert model.max_instances == 120
     networks: list[Any] = [model_file.read(trained.path)[0], after]
     old, new = (n.roi_heads.box_predictor.cls_score.weight for n in networks)
     assert torch.allclose(new[2:], old[2:], atol=1e-3)
@@ -292,5 +293,8 @@ def test_any_backbone_can_be_named() -> None:
     assert choose_architecture(NetworkOptions("small", masks="none"), 4).mask_convs == 0
     assert choose_architecture(NetworkOptions("resnet50", backbone="imagenet"), 4).norm == "frozen"
     assert choose_architecture(NetworkOptions("resnet50"), 9, "cityscapes").max_size == 2048
+    crowded = choose_architecture(NetworkOptions("small", detections=300), 4)
+    assert (crowded.conventions.detections, crowded.proposals) == (300, 600)
+    assert choose_architecture(NetworkOptions("resnet50", detections=300), 4).proposals == 1000
     with pytest.raises(ArchitectureError, match="one of small, resnet18"):
         choose_architecture(NetworkOptions("alexnet"), 4)

@@ -61,7 +61,7 @@ def recorded(url: str) -> Callable[[str], Recorded]:
 
     def ask(name: str) -> Recorded:
         if name not in known:
-            query = "score_threshold=0.05&max_instances=100&masks=rle"
+            query = "score_threshold=0.05&masks=rle"
             response = httpx.post(
                 f"{url}segment?{query}", content=(EXAMPLES / name).read_bytes(), timeout=300
             )
