@@ -49,7 +49,7 @@ from model.data.drawing import undergrowth
 from model.inference.calibration import measure_ranges
 from model.inference.devices import resolve_precision
 from model.inference.engine import Engine
-from model.instances import Options
+from model.instances import MOST_INSTANCES, Options
 from model.masks.paste import paste
 from model.network.architecture import BACKBONES, V1, V2, Architecture
 from model.zoo import model_file, zoo
@@ -168,7 +168,7 @@ def stages(engine: Engine, image: np.ndarray) -> dict[str, float]:
         maps = timed("backbone, pyramid, RPN head", lambda: engine._extract(inputs))
         proposals = timed("proposals", lambda: engine._propose(maps, padded, [size]))
         features = timed("RoIAlign and box head", lambda: engine._box_head.features(maps, proposals))
-        allowed = {"score_threshold": 0.05, "allowed": engine._is_category, "max_instances": 100}
+        allowed = {"score_threshold": 0.05, "allowed": engine._is_category, "max_instances": MOST_INSTANCES}
         boxes, scores, labels = timed(
             "detections", lambda: engine._box_head.detect(features, proposals[0], size, **allowed)
         )

@@ -13,6 +13,8 @@ import httpx
 import pytest
 from playwright.sync_api import sync_playwright
 
+from app.api import pages
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -21,6 +23,16 @@ if TYPE_CHECKING:
 EXAMPLES = Path(__file__).parents[3] / "examples" / "images"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 30_000  # milliseconds
+ORIGIN = "http://localhost:1"  # nothing is there; every request is answered below
+MODEL = {
+    "name": "fake",
+    "notice": None,
+    "categories": [{"id": number, "name": f"kind {number}"} for number in range(1, 91)],
+    "device": "cpu",
+    "precision": "float32",
+    "sha256": "0",
+    "ap": {},
+}
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +173,34 @@ def visit(browser: Browser, url: str) -> Iterator[Callable[..., Visit]]:
         assert visited.complaints == []
         hosts = {urlsplit(r.url).netloc for r in visited.requests if not r.url.startswith(("blob:", "data:"))}
         assert hosts <= {urlsplit(url).netloc}
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser) -> Iterator[Page]:
+    """The page without a service."""
+    tab = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
+
+    def answer(route: Route) -> None:
+        path = route.request.url.removeprefix(ORIGIN).partition("?")[0]
+        if path == "/":
+            route.fulfill(
+                path=pages.PAGE / "index.html",
+                headers={
+                    "Content-Security-Policy": pages.STRICT + pages.NO_EMBEDDING,
+                    "Content-Type": "text/html",
+                },
+            )
+        elif path == "/model":
+            route.fulfill(json=MODEL)
+        elif path.startswith("/page/examples/"):
+            route.fulfill(path=pages.EXAMPLES / Path(path).name)
+        elif path.startswith("/page/"):
+            route.fulfill(path=pages.PAGE / Path(path).name)
+        else:
+            route.fulfill(status=404)
+
+    tab.route("**/*", answer)
+    tab.goto(ORIGIN)
+    tab.wait_for_selector("html[data-ready]")
+    yield tab
+    tab.context.close()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,60 +15,16 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from app.api import pages
 from model.images import overlay as draw
 from model.masks import rle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
-    from playwright.sync_api import Browser, Page, Route
+    from playwright.sync_api import Page
 
-ORIGIN = "http://localhost:1"  # nothing is there; every request is answered below
-MODEL = {
-    "name": "fake",
-    "notice": None,
-    "categories": [{"id": number, "name": f"kind {number}"} for number in range(1, 91)],
-    "device": "cpu",
-    "precision": "float32",
-    "sha256": "0",
-    "ap": {},
-}
 WIDTH, HEIGHT = 4000, 3000
 MASKS_LIMIT = 150  # milliseconds for 100 instances on 12 megapixels
 HOVER_LIMIT = 16
-
-
-@pytest.fixture(scope="module")
-def page(browser: Browser) -> Iterator[Page]:
-    """The page without a service."""
-    tab = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
-
-    def answer(route: Route) -> None:
-        path = route.request.url.removeprefix(ORIGIN).partition("?")[0]
-        if path == "/":
-            route.fulfill(
-                path=pages.PAGE / "index.html",
-                headers={
-                    "Content-Security-Policy": pages.STRICT + pages.NO_EMBEDDING,
-                    "Content-Type": "text/html",
-                },
-            )
-        elif path == "/model":
-            route.fulfill(json=MODEL)
-        elif path.startswith("/page/examples/"):
-            route.fulfill(path=pages.EXAMPLES / Path(path).name)
-        elif path.startswith("/page/"):
-            route.fulfill(path=pages.PAGE / Path(path).name)
-        else:
-            route.fulfill(status=404)
-
-    tab.route("**/*", answer)
-    tab.goto(ORIGIN)
-    tab.wait_for_selector("html[data-ready]")
-    yield tab
-    tab.context.close()
 
 
 def blobs(
