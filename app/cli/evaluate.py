@@ -60,6 +60,16 @@ def evaluate(
         str,
         typer.Option(metavar="auto|float32|bfloat16|float16|int8", help="Number format of the forward pass."),
     ] = "auto",
+    score_threshold: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="0–1",
+            help="Detections with at least this score are matched one-to-one with objects, in the figures of matching "
+            "and the confusion of categories. The default is that of the service. COCO's AP counts all.",
+        ),
+    ] = 0.5,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
     plots: Annotated[
         Path | None,
@@ -86,6 +96,7 @@ def evaluate(
             read_settings().weights_dir,
             as_json=as_json,
             plots=plots,
+            score_threshold=score_threshold,
         )
     )
 

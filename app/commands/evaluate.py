@@ -22,8 +22,8 @@ from app.runtime.loading import LOAD_ERRORS
 from model.data import DatasetError
 from model.data.opening import open_dataset
 from model.data.shapes import held_out_scenes
-from model.evaluation.coco import FIGURES, Evaluation, evaluate, match_categories
-from model.evaluation.confusion import BACKGROUND
+from model.evaluation.coco import STANDARD_DETECTIONS, Evaluation, evaluate, match_categories
+from model.evaluation.confusion import BACKGROUND, SCORE_THRESHOLD
 from model.evaluation.matching import METRICS
 from model.inference.engine import Engine
 from model.instances import Options
@@ -53,6 +53,7 @@ def run_evaluation(
     *,
     as_json: bool,
     plots: Path | None,
+    score_threshold: float,
 ) -> int:
     """Evaluate a model and print its figures; return the exit code.
 
@@ -64,6 +65,7 @@ def run_evaluation(
         weights_folder: where downloaded weights are.
         as_json: print JSON instead of tables.
         plots: folder to draw plots into; None draws none.
+        score_threshold: of the detections that matching, confusion and pictures count.
     """
     packages = ("pycocotools",) if plots is None else ("pycocotools", "matplotlib")
     if (missing := missing_packages(*packages)) is not None:
@@ -76,7 +78,7 @@ def run_evaluation(
         for line in check_evaluation_data(dataset, names, loose_names=source.loose_names):
             typer.echo(line, err=True)
         samples: list[tuple[Sample, Instances]] = []
-        evaluation = evaluate_with_progress(engine, dataset, samples)
+        evaluation = evaluate_with_progress(engine, dataset, samples, score_threshold=score_threshold)
         if plots is not None:
             draw_plots(evaluation, engine, dataset, samples, plots)
     except (*LOAD_ERRORS, DatasetError) as error:
@@ -125,14 +127,19 @@ def open_evaluation_data(name: str, source: Source, *, boxes: bool = False) -> D
 
 
 def evaluate_with_progress(
-    engine: Engine, dataset: Dataset, samples: list[tuple[Sample, Instances]] | None = None
+    engine: Engine,
+    dataset: Dataset,
+    samples: list[tuple[Sample, Instances]] | None = None,
+    *,
+    score_threshold: float = SCORE_THRESHOLD,
 ) -> Evaluation:
     """Evaluate with a progress bar.
 
     Args:
         engine: the model.
         dataset: what to evaluate on.
-        samples: receives the first SAMPLE_COUNT images and their predictions at the default score threshold.
+        samples: receives the first SAMPLE_COUNT images and their predictions at the score threshold.
+        score_threshold: of the detections that matching, confusion and pictures count.
 
     Raises DatasetError if no image can be read.
     """
@@ -142,9 +149,9 @@ def evaluate_with_progress(
         def on_image(index: int, sample: Sample, _predicted: Instances) -> None:
             bar.update(task, completed=index + 1)
             if samples is not None and len(samples) < SAMPLE_COUNT:
-                samples.append((sample, engine.segment([sample.pixels], [Options()])[0]))
+                samples.append((sample, engine.segment([sample.pixels], [Options(score_threshold)])[0]))
 
-        return evaluate(engine, dataset, on_image=on_image)
+        return evaluate(engine, dataset, score_threshold=score_threshold, on_image=on_image)
 
 
 def draw_plots(
@@ -169,9 +176,11 @@ def draw_plots(
     plots.precision_recall(evaluation, folder / "precision_recall.png")
     plots.precision_recall_by_category(evaluation, folder / "precision_recall_by_category.png")
     plots.confusion_matrix(evaluation.confusion, folder / "confusion.png")
+    if evaluation.matching is not None:
+        plots.matching(evaluation.matching, folder / "matching.png")
     plots.sample_sheet(samples, engine.model.categories, folder / "samples.jpg")
     ids = match_categories(engine.model.categories, dataset.categories)
-    options = Options(categories=frozenset(ids))
+    options = Options(evaluation.confusion.score_threshold, categories=frozenset(ids))
     worst: list[tuple[ImageScore, Sample, Instances]] = []
     for image in evaluation.confusion.worst(WORST_COUNT):
         try:
@@ -198,6 +207,8 @@ def to_document(engine: Engine, evaluation: Evaluation) -> dict[str, Any]:
         "precision": engine.precision,
         "images": evaluation.images,
         "objects": evaluation.objects,
+        "detections_per_image": evaluation.detections,
+        "score_threshold": confusion.score_threshold,
         **{
             kind: {"figures": scores.figures, "per_category": scores.per_category}
             for kind, scores in scores_by_kind(evaluation).items()
@@ -221,9 +232,14 @@ def print_tables(evaluation: Evaluation) -> None:
     figures.add_column("")
     for name in scores:
         figures.add_column(name, justify="right")
-    for figure in FIGURES:
+    for figure in evaluation.box.figures:
         figures.add_row(figure, *(format_figure(s.figures[figure]) for s in scores.values()))
     console.print(figures)
+    if evaluation.detections > STANDARD_DETECTIONS[-1]:
+        console.print(
+            f"The model finds up to {evaluation.detections} instances in an image, and AP counts as many; COCO's own "
+            f"protocol counts {STANDARD_DETECTIONS[-1]}."
+        )
     for kind, own in scores.items():
         table = Table(title=f"{kind}, by category")
         table.add_column("category")

@@ -125,6 +125,7 @@ def report(
             ("Precision against recall", "precision_recall.png"),
             ("Precision against recall, by category", "precision_recall_by_category.png"),
             ("Confusion matrix", "confusion.png"),
+            *[("Matched masks, by IoU threshold", "matching.png")] * (evaluation.matching is not None),
             (f"Predictions{' on held-out scenes' * held_out}, score 0.5 and above", "samples.jpg"),
             ("The worst images: ground truth on the left, predictions on the right", "worst.jpg"),
         ]

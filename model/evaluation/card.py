@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 import torchvision
 
-from model.evaluation.coco import FIGURES
 from model.network.build import build, parameters
 
 if TYPE_CHECKING:
@@ -89,7 +88,8 @@ def card(
         "",
     ]
     if evaluation is not None:
-        lines += ["## Figures", "", f"Measured on {measured_on} with pycocotools.", ""]
+        counted = f", {evaluation.detections} detections an image" * (evaluation.detections > 100)
+        lines += ["## Figures", "", f"Measured on {measured_on} with pycocotools{counted}.", ""]
         lines += [*_figures(evaluation), "", *_categories(evaluation), ""]
         if evaluation.matching is not None:
             lines += [*_matching(evaluation.matching), ""]
@@ -112,9 +112,10 @@ def _scores_by_kind(evaluation: Evaluation) -> dict[str, Scores]:
 
 
 def _figures(evaluation: Evaluation) -> list[str]:
-    rows = ["| | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 1) + "|"]
+    names = list(evaluation.box.figures)
+    rows = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for kind, scores in _scores_by_kind(evaluation).items():
-        rows.append(f"| {kind} | " + " | ".join(_number(scores.figures[name]) for name in FIGURES) + " |")
+        rows.append(f"| {kind} | " + " | ".join(_number(scores.figures[name]) for name in names) + " |")
     return rows
 
 

@@ -15,7 +15,7 @@ from model.data import DatasetError
 from model.data.cityscapes import Cityscapes
 from model.data.coco import coco_document
 from model.evaluation.cityscapes import CityscapesAp
-from model.evaluation.confusion import Confusion
+from model.evaluation.confusion import SCORE_THRESHOLD, Confusion
 from model.evaluation.matching import Matching
 from model.instances import Instances, Options
 from model.masks.paste import paste
@@ -48,17 +48,19 @@ FIGURES = (
 
 # Those that are defined for a single category.
 CATEGORY_FIGURES = (*FIGURES[:6], "AR 100")
+# Detections of an image that COCO counts. Of models that find more, as many as they find count, in an "AR N" too.
+STANDARD_DETECTIONS = (1, 10, 100)
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Figures of boxes, or of masks, from 0 to 1; -1 if there are no objects to count."""
 
-    # By FIGURES.
+    # By FIGURES, and "AR N" where N detections of an image were counted, more than 100.
     figures: dict[str, float]
     # Category name → figures by CATEGORY_FIGURES.
     per_category: dict[str, dict[str, float]]
-    # At IoU .5:.05:.95, recall 0:.01:1 and each category, for all areas and 100 detections.
+    # At IoU .5:.05:.95, recall 0:.01:1 and each category, for all areas and as many detections as were counted.
     precision: np.ndarray  # [10, 101, K]
 
 
@@ -72,14 +74,16 @@ class Evaluation:
     box: Scores
     # None for a model without masks.
     mask: Scores | None
-    # At a score of 0.5.
+    # At the score threshold.
     confusion: Confusion
-    # TP / (TP + FP + FN), F1 and panoptic quality at a score of 0.5; None for a model without masks.
+    # TP / (TP + FP + FN), F1 and panoptic quality at the score threshold; None for a model without masks.
     matching: MatchingScores | None = None
     # Only for a model with masks on Cityscapes.
     cityscapes: CityscapesScores | None = None
     # Images that were skipped, and why.
     unreadable: tuple[str, ...] = ()
+    # Of an image, that COCO's figures count: 100, or as many as the model finds.
+    detections: int = STANDARD_DETECTIONS[-1]
 
     def ap(self) -> dict[str, float]:
         """The figures that are stored in a weights file."""
@@ -93,6 +97,7 @@ def evaluate(
     engine: Engine,
     dataset: Dataset,
     *,
+    score_threshold: float = SCORE_THRESHOLD,
     on_image: Callable[[int, Sample, Instances], None] | None = None,
 ) -> Evaluation:
     """Segment every image of a dataset, one at a time, and compare the instances with the annotations.
@@ -103,6 +108,8 @@ def evaluate(
     Args:
         engine: the model.
         dataset: the annotated images. Unreadable ones are skipped and listed in the result.
+        score_threshold: of the detections that the confusion of categories and the figures of matching count; COCO's
+            count all.
         on_image: is called with each index, sample and prediction.
 
     Raises DatasetError if no image can be read.
@@ -113,8 +120,9 @@ def evaluate(
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     masks = engine.model.architecture.mask_convs > 0 and getattr(dataset, "has_outlines", True)
-    confusion = Confusion(dataset.categories)
-    matching = Matching()
+    detections = max(engine.model.max_instances, STANDARD_DETECTIONS[-1])
+    confusion = Confusion(dataset.categories, score_threshold)
+    matching = Matching(score_threshold)
     cityscapes = CityscapesAp() if isinstance(dataset, Cityscapes) and masks else None
     unreadable: list[str] = []
     for index in range(len(dataset)):
@@ -144,12 +152,13 @@ def evaluate(
     return Evaluation(
         images=len(images),
         objects=sum(not a.get("iscrowd") for a in annotations),
-        box=score(document, results, "bbox"),
-        mask=score(document, results, "segm") if masks else None,
+        box=score(document, results, "bbox", detections),
+        mask=score(document, results, "segm", detections) if masks else None,
         confusion=confusion,
         matching=matching.scores() if masks else None,
         cityscapes=cityscapes.scores() if cityscapes is not None else None,
         unreadable=tuple(unreadable),
+        detections=detections,
     )
 
 
@@ -190,13 +199,19 @@ def coco_results(instances: Instances, image_id: int, ids: dict[int, int]) -> li
     return records
 
 
-def score(truth: dict[str, Any], results: list[dict[str, Any]], kind: str) -> Scores:
+def score(
+    truth: dict[str, Any],
+    results: list[dict[str, Any]],
+    kind: str,
+    detections: int = STANDARD_DETECTIONS[-1],
+) -> Scores:
     """Compute COCO's figures with pycocotools.
 
     Args:
         truth: a document in COCO's instances format.
         results: COCO results records.
         kind: "bbox" or "segm".
+        detections: of an image, that count for all figures but "AR 1", "AR 10" and "AR 100"; 100 or more.
     """
     from pycocotools.coco import COCO  # noqa: PLC0415 - comes with the extra `train`
     from pycocotools.cocoeval import COCOeval  # noqa: PLC0415 - likewise
@@ -215,22 +230,28 @@ def score(truth: dict[str, Any], results: list[dict[str, Any]], kind: str) -> Sc
             predicted.dataset = {**truth, "annotations": []}
             predicted.createIndex()
         evaluator = COCOeval(annotated, predicted, kind)
+        evaluator.params.maxDets = sorted({*STANDARD_DETECTIONS, detections})
         evaluator.evaluate()
         evaluator.accumulate()
-        evaluator.summarize()
-    # The areas are: all, small, medium, large. The last axis of pycocotools' arrays is the detections per image, of
-    # which index 2 is 100.
-    precision: np.ndarray = evaluator.eval["precision"][:, :, :, :, 2]  # [10, 101, K, 4]
-    recall: np.ndarray = evaluator.eval["recall"][:, :, 0, 2]  # [10, K]
+    # The areas are: all, small, medium, large. The last axis of pycocotools' arrays is the detections of an image.
+    precision: np.ndarray = evaluator.eval["precision"][..., -1]  # [10, 101, K, 4]
+    recalls: np.ndarray = evaluator.eval["recall"]  # [10, K, 4, M]
     names = {c["id"]: str(c["name"]) for c in truth["categories"]}
     per_category = {}
     for k, number in enumerate(evaluator.params.catIds):
         # AP, AP at IoU 0.5 and AP at IoU 0.75.
         parts = [precision[:, :, k, 0], precision[0, :, k, 0], precision[5, :, k, 0]]
         parts += [precision[:, :, k, area] for area in (1, 2, 3)]
-        values = [_mean(part) for part in (*parts, recall[:, k])]
+        values = [_mean(part) for part in (*parts, recalls[:, k, 0, 2])]
         per_category[names[number]] = dict(zip(CATEGORY_FIGURES, values, strict=True))
-    figures = dict(zip(FIGURES, (float(value) for value in evaluator.stats), strict=True))
+    # pycocotools' own summary wants exactly three numbers of detections, the last of which is 100.
+    counted = [precision[..., 0], precision[0, ..., 0], precision[5, ..., 0]]
+    counted += [precision[..., area] for area in (1, 2, 3)]
+    counted += [recalls[:, :, 0, n] for n in range(3)]
+    counted += [recalls[:, :, area, -1] for area in (1, 2, 3)]
+    figures = dict(zip(FIGURES, map(_mean, counted), strict=True))
+    if detections > STANDARD_DETECTIONS[-1]:
+        figures[f"AR {detections}"] = _mean(recalls[:, :, 0, -1])
     return Scores(figures, per_category, precision[:, :, :, 0])
 
 

@@ -43,7 +43,8 @@ class ImageScore:
 class Confusion:
     """Counts objects by their category and the category of the detection that matches them."""
 
-    def __init__(self, categories: Sequence[Category]) -> None:
+    def __init__(self, categories: Sequence[Category], score_threshold: float = SCORE_THRESHOLD) -> None:
+        self.score_threshold = score_threshold
         self.names = tuple(category.name for category in categories)
         self.ids = tuple(category.id for category in categories)
         self._row = {category.id: n for n, category in enumerate(categories)}
@@ -68,7 +69,7 @@ class Confusion:
         from pycocotools import mask as coco  # noqa: PLC0415 - comes with the extra `train`
 
         key = {"bbox": "bbox", "segm": "segmentation"}[kind]
-        confident = [d for d in detections if d["score"] >= SCORE_THRESHOLD]
+        confident = [d for d in detections if d["score"] >= self.score_threshold]
         true = [a for a in objects if not a.get("iscrowd")]
         crowds = [a for a in objects if a.get("iscrowd")]
         annotated = [a[key] for a in (*true, *crowds)]

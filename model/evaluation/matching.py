@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.evaluation.confusion import SCORE_THRESHOLD
-from model.masks.rle import Rle, decode
+from model.masks.rle import Rle, foreground
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,11 +88,11 @@ class Matching:
         detections: Sequence[dict[str, Any]],
         size: tuple[int, int],
     ) -> None:
-        """Add one image.
+        """Add one image. The counts are the sums over its categories, each of which is matched by itself.
 
-        As in a label image, a pixel of several detections belongs to the one with the highest score, and a detection
-        without any pixel left does not count. A detection only matches an object of its own category. Unmatched
-        detections that lie for the most part on crowds do not count.
+        As in a label image, a pixel of several detections of a category belongs to the one with the highest score, and
+        a detection without any pixel left does not count. Crowds are no objects, and unmatched detections that lie for
+        the most part on crowds of their category do not count.
 
         Args:
             objects: COCO annotations, masks as RLE.
@@ -100,23 +100,14 @@ class Matching:
             size: (height, width) of the image.
         """
         confident = [d for d in detections if d["score"] >= self.score_threshold]
-        label_image = np.zeros(size, np.int32)  # [H, W] 0 is background, n the detection n - 1
-        for number, detection in enumerate(confident, start=1):
-            label_image[_mask(detection) & (label_image == 0)] = number
-        sizes = np.bincount(label_image.ravel(), minlength=len(confident) + 1)[1:]  # [D] pixels
-        categories = np.array([d["category_id"] for d in confident], np.int64)
-        ious, on_crowds = [], np.zeros(len(confident), np.int64)
-        for annotation in objects:
-            mask = _mask(annotation)
-            shared = np.bincount(label_image[mask], minlength=len(confident) + 1)[1:]
-            if annotation.get("iscrowd"):
-                on_crowds += shared
-            else:
-                iou = shared / np.maximum(int(mask.sum()) + sizes - shared, 1)
-                ious.append(np.where(categories == annotation["category_id"], iou, 0.0))
-        visible = sizes > 0
-        table = np.array(ious).reshape(len(ious), len(confident))[:, visible]
-        self._images.append(match(table, ignored=(2 * on_crowds >= sizes)[visible]))
+        counts = [Counts()] * len(IOU_THRESHOLDS)
+        for category in sorted({record["category_id"] for record in (*objects, *confident)}):
+            true, found = (
+                [record for record in records if record["category_id"] == category]
+                for records in (objects, confident)
+            )
+            counts = [a + b for a, b in zip(counts, _match_category(true, found, size), strict=True)]
+        self._images.append(counts)
 
     def scores(self) -> MatchingScores:
         """The figures of all images that were added."""
@@ -168,5 +159,28 @@ def match(ious: NDArray[np.float64], *, ignored: NDArray[np.bool_] | None = None
     return result
 
 
-def _mask(record: dict[str, Any]) -> NDArray[np.bool_]:
-    return decode(Rle.from_coco(record["segmentation"])).astype(np.bool_)
+def _match_category(
+    objects: Sequence[dict[str, Any]], detections: Sequence[dict[str, Any]], size: tuple[int, int]
+) -> list[Counts]:
+    """The counts of one category in one image at each of IOU_THRESHOLDS. Arguments as for `Matching.add`."""
+    # [H * W] in column-major order; 0 is background, n the detection n - 1.
+    label_image = np.zeros(size[0] * size[1], np.int32)
+    for number, detection in enumerate(detections, start=1):
+        pixels = _pixels(detection)
+        label_image[pixels[label_image[pixels] == 0]] = number
+    sizes = np.bincount(label_image, minlength=len(detections) + 1)[1:]  # [D] pixels
+    ious, on_crowds = [], np.zeros(len(detections), np.int64)
+    for annotation in objects:
+        pixels = _pixels(annotation)
+        shared = np.bincount(label_image[pixels], minlength=len(detections) + 1)[1:]
+        if annotation.get("iscrowd"):
+            on_crowds += shared
+        else:
+            ious.append(shared / np.maximum(len(pixels) + sizes - shared, 1))
+    visible = sizes > 0
+    table = np.array(ious).reshape(len(ious), len(detections))[:, visible]
+    return match(table, ignored=(2 * on_crowds >= sizes)[visible])
+
+
+def _pixels(record: dict[str, Any]) -> NDArray[np.int64]:
+    return foreground(Rle.from_coco(record["segmentation"]))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from model.evaluation.confusion import BACKGROUND, IOU_THRESHOLD, SCORE_THRESHOLD
+from model.evaluation.confusion import BACKGROUND, IOU_THRESHOLD
 from model.images.overlay import overlay
 from model.images.text import label_name, picture_of
 from model.instances import Instances
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from model.data import Category, Sample
     from model.evaluation.coco import Evaluation, Scores
     from model.evaluation.confusion import Confusion, ImageScore
+    from model.evaluation.matching import MatchingScores
 
 # Steps over which a curve is smoothed.
 WINDOW = 101
@@ -87,6 +88,26 @@ def precision_recall(evaluation: Evaluation, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def matching(scores: MatchingScores, path: Path) -> None:
+    """Plot the figures of matching against the IoU threshold, as a PNG."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
+
+    figure = Figure(figsize=(5.4, 4.2), layout="constrained")
+    axes: Axes = figure.subplots()
+    lines = {
+        "TP/(TP+FP+FN), mean over images": scores.by_image["ap"],
+        "TP/(TP+FP+FN), pooled": scores.pooled["ap"],
+        "F1, pooled": scores.pooled["f1"],
+        "panoptic quality, pooled": scores.pooled["panoptic_quality"],
+    }
+    for label, values in lines.items():
+        axes.plot(scores.iou_thresholds, values, label=label, marker=".")
+    axes.set(xlabel="IoU threshold", ylim=(0, 1.02), title=f"Masks at score ≥ {scores.score_threshold:g}")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left", frameon=False)
+    figure.savefig(path, dpi=110)
+
+
 def precision_recall_by_category(evaluation: Evaluation, path: Path, most: int = 40) -> None:
     """Plot precision against recall for each category, at IoU 0.5 and 0.75, as a PNG.
 
@@ -144,7 +165,9 @@ def confusion_matrix(confusion: Confusion, path: Path) -> None:
             _put(axes, np.rot90(picture), (place, 0), (0, -7), axes.get_xaxis_transform())
             _put(axes, picture, (0, place), (-7, 0), axes.get_yaxis_transform())
     axes.set(
-        xlabel="predicted", ylabel="true", title=f"Counts at score ≥ {SCORE_THRESHOLD}, IoU ≥ {IOU_THRESHOLD}"
+        xlabel="predicted",
+        ylabel="true",
+        title=f"Counts at score ≥ {confusion.score_threshold:g}, IoU ≥ {IOU_THRESHOLD}",
     )
     # With more categories the numbers would be too small to read.
     if len(names) <= 30:

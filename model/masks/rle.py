@@ -127,6 +127,19 @@ def fill(changes: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.bool_]
     return _paint(np.diff(drop_pairs(changes), prepend=0, append=size[0] * size[1]), size)
 
 
+def foreground(rle: Rle) -> NDArray[np.int64]:
+    """Numbers of the mask's pixels in column-major order, ascending: work and memory grow with its area.
+
+    Raises ValueError as `decode`.
+    """
+    runs = decompress(rle.counts)
+    _check(runs, rle.size[0] * rle.size[1])
+    first, length = np.cumsum(runs)[:-1:2], runs[1::2]
+    before = np.cumsum(length) - length
+    pixels: NDArray[np.int64] = np.arange(int(length.sum())) + np.repeat(first - before, length)
+    return pixels
+
+
 def _paint(runs: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.bool_]:
     foreground = np.arange(len(runs)) & 1 == 1
     return np.repeat(foreground, runs).reshape(size[::-1]).T

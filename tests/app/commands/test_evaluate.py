@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PICTURES = [
     "confusion.png",
+    "matching.png",
     "precision_recall.png",
     "precision_recall_by_category.png",
     "samples.jpg",
@@ -48,7 +49,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_evaluation_prints_all_figures_as_json_and_draws_plots(folder: Path, tmp_path: Path) -> None:
     model, data = str(folder / "random.safetensors"), str(folder / "data")
     arguments = ["evaluate", model, "--data", data, "--json", "--device", "cpu"]
-    result = CliRunner().invoke(cli, [*arguments, "--plots", str(tmp_path / "plots")])
+    result = CliRunner().invoke(
+        cli, [*arguments, "--score-threshold", "0.05", "--plots", str(tmp_path / "plots")]
+    )
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert document["images"] == 4
@@ -56,12 +59,30 @@ def test_evaluation_prints_all_figures_as_json_and_draws_plots(folder: Path, tmp
     assert set(document["mask"]["per_category"]) == {c.name for c in Shapes.categories}
     assert set(document["box"]["per_category"]["circle"]) == set(CATEGORY_FIGURES)
     assert len(document["confusion"]["matrix"]) == len(Shapes.categories) + 1
+    assert document["score_threshold"] == document["matching"]["score_threshold"] == 0.05
+    assert document["detections_per_image"] == 100
     assert document["matching"]["iou_thresholds"][::9] == [0.5, 0.95]
     assert set(document["matching"]["by_image"]) == set(document["matching"]["pooled"]) == set(METRICS)
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == PICTURES
     for name in PICTURES:
         with Image.open(tmp_path / "plots" / name) as picture:
             assert min(picture.size) > 100
+
+
+def test_a_model_of_more_detections_is_evaluated_with_as_many(folder: Path, tmp_path: Path) -> None:
+    network, model = model_file.read(folder / "random.safetensors")
+    rules = replace(model.architecture.conventions, detections=150)
+    crowded = replace(model, architecture=replace(model.architecture, conventions=rules, proposals=60))
+    path = tmp_path / "crowded.safetensors"
+    model_file.save(path, network, crowded)
+    arguments = ["evaluate", str(path), "--data", str(folder / "data"), "--device", "cpu"]
+    result = CliRunner().invoke(cli, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert "AR 150" in result.stdout
+    assert "up to 150 instances in an image, and AP counts as many" in result.stdout
+    document = json.loads(CliRunner().invoke(cli, [*arguments, "--json"]).stdout)
+    assert document["detections_per_image"] == 150
+    assert list(document["mask"]["figures"])[-1] == "AR 150"
 
 
 def test_evaluation_prints_tables(folder: Path) -> None:

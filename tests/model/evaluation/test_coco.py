@@ -210,6 +210,48 @@ def test_random_detections_score_what_pycocotools_says_of_the_files(tmp_path, ki
                 assert value == pytest.approx(expected[name], abs=1e-9), name
 
 
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_more_than_a_hundred_detections_are_counted_as_pycocotools_counts_them(kind):
+    """Its summary takes any three numbers of detections, and AP as a mean over its table."""
+    rng = np.random.default_rng(9)
+    truth = {"images": [{"id": 1, "height": 240, "width": 320}], "annotations": [],
+             "categories": [{"id": 3, "name": "cat"}]}  # fmt: skip
+    results = []
+    for number in range(220):
+        x, y, w, h = (*rng.integers(0, (280, 200)).tolist(), *rng.integers(4, 40, 2).tolist())
+        for moved in ((0, 0), rng.integers(-3, 4, 2).tolist()):
+            bitmap = np.zeros((240, 320), np.uint8)
+            bitmap[max(0, y + moved[0]) : y + h + moved[0], max(0, x + moved[1]) : x + w + moved[1]] = 1
+            rle, box = encode(bitmap), [max(0, x + moved[1]), max(0, y + moved[0]), w, h]
+            record = {"image_id": 1, "category_id": 3, "bbox": box, "segmentation": rle.to_coco()}
+            if moved == (0, 0):
+                truth["annotations"].append({**record, "id": number + 1, "iscrowd": 0, "area": rle.area})
+            else:
+                results.append({**record, "score": round(float(rng.random()), 3)})
+    ours = score(truth, results, kind, detections=150).figures
+    hidden = "bbox" if kind == "segm" else "segmentation"
+    with contextlib.redirect_stdout(io.StringIO()):
+        annotated = COCO()
+        annotated.dataset = truth
+        annotated.createIndex()
+        kept = [{k: v for k, v in record.items() if k != hidden} for record in results]
+        theirs = COCOeval(annotated, annotated.loadRes(kept), kind)
+        theirs.params.maxDets = [1, 10, 150]
+        theirs.evaluate()
+        theirs.accumulate()
+        theirs.summarize()
+    precision = theirs.eval["precision"][:, :, :, 0, -1]
+    assert ours["AP"] == pytest.approx(precision[precision > -1].mean(), abs=1e-12)
+    names = ["AP50", "AP75", "AP small", "AP medium", "AP large", "AR 1", "AR 10", "AR 150"]
+    names += ["AR small", "AR medium", "AR large"]
+    for name, value in zip(names, theirs.stats[1:].tolist(), strict=True):
+        assert ours[name] == pytest.approx(value, abs=1e-12), name
+    standard = score(truth, results, kind).figures
+    assert standard["AR 100"] == ours["AR 100"] < ours["AR 150"]
+    assert 0 < standard["AP"] < ours["AP"]
+    assert "AR 150" not in standard
+
+
 def test_image_that_cannot_be_read_is_left_out_and_named(scenes):
     class Damaged(Shapes):
         def __getitem__(self, index):

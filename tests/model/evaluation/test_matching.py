@@ -182,6 +182,22 @@ def test_detection_of_another_category_is_a_false_positive() -> None:
     assert (scores.true_positives[0], scores.false_positives[0], scores.false_negatives[0]) == (0, 1, 1)
 
 
+def test_a_nucleus_inside_a_cell_takes_nothing_from_it() -> None:
+    """Each category has a label image of its own; as one, the cell would lose the nucleus' pixels."""
+    cell, nucleus = box(0, 0, 20, 20), box(4, 4, 14, 14)
+    objects = [annotate(cell, 1), annotate(nucleus, 2)]
+    detections = [detect(nucleus, 0.95, 2), detect(cell, 0.9, 1)]
+    scores = score((objects, detections))
+    assert (scores.true_positives[9], scores.false_positives[9], scores.false_negatives[9]) == (2, 0, 0)
+    assert scores.pooled["panoptic_quality"] == [1.0] * 10
+
+
+def test_crowd_of_another_category_excuses_nothing() -> None:
+    crowd = annotate(box(0, 0, 30, 30), 2, crowd=True)
+    scores = score(([crowd], [detect(box(10, 10, 8, 8), category=1)]))
+    assert scores.false_positives[0] == 1
+
+
 def test_unmatched_detection_on_a_crowd_does_not_count() -> None:
     crowd = annotate(box(0, 0, 30, 30), crowd=True)
     scores = score(([crowd, annotate(box(0, 0, 8, 8))], [detect(box(0, 0, 8, 7)), detect(box(10, 10, 8, 8))]))

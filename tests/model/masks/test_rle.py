@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco
 
-from model.masks.rle import Rle, decode, encode, from_changes
+from model.masks.rle import Rle, decode, encode, foreground, from_changes
 
 # pycocotools 2.0.11's decoder has not learnt numpy 2's `copy` argument.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -46,6 +46,11 @@ def test_uniform_bitmaps_are_byte_identical_to_pycocotools(size: tuple[int, int]
     assert rle.counts == coco.encode(np.asfortranarray(bitmap))["counts"]
     assert rle.area == bitmap.sum()
     assert rle.size == size
+
+
+@given(bitmaps)
+def test_foreground_has_the_numbers_of_the_pixels(bitmap: np.ndarray) -> None:
+    assert foreground(encode(bitmap)).tolist() == np.flatnonzero(bitmap.T).tolist()
 
 
 @given(bitmaps)
