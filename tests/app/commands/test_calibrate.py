@@ -26,6 +26,7 @@ from model.zoo import model_file, zoo
 if TYPE_CHECKING:
     from typer.testing import Result
 
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 THIN = replace(
     SMALL, fpn_channels=16, box_channels=16, mask_channels=16, proposals=20, min_size=64, max_size=96
 )

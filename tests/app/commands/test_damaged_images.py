@@ -13,14 +13,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from app.cli.main import cli
-from app.commands import network as cli_network
 from app.commands import train as cli_train
 from app.commands.network import NetworkOptions
 from app.commands.source import Source
 from model.data.check import check
 from model.data.shapes import Shapes
-from model.network.architecture import SMALL
 from model.zoo import model_file
+from tests.app.commands.training import QUICK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,14 +27,8 @@ if TYPE_CHECKING:
 
     from typer.testing import Result
 
-TINY = replace(
-    SMALL, fpn_channels=16, box_channels=16, mask_channels=16, mask_convs=1, proposals=20, min_size=64, max_size=96,
-    anchor_sizes=(8, 16, 32, 64, 128),
-)  # fmt: skip
-QUICK = {
-    "steps": 4, "batch_size": 3, "workers": 0, "precision": "float32", "sizes": ["64"], "warmup": 1,
-    "validate_every": 2,
-}  # fmt: skip
+pytestmark = pytest.mark.usefixtures("tiny_networks")
+VALIDATED = {**QUICK, "batch_size": 3, "steps": 4, "validate_every": 2}
 
 
 def cut(file: Path, rng: np.random.Generator) -> None:
@@ -96,9 +89,8 @@ def invoke(*arguments: object) -> Result:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_damaged_images_end_no_part_of_the_cycle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seed: int
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:
-    monkeypatch.setattr(cli_network, "SMALL", TINY)
     Shapes(seed=seed, length=12, sides=(64, 96)).export(tmp_path / "data")
     shutil.copytree(tmp_path / "data", tmp_path / "val")
     for folder in ("data", "val"):
@@ -106,7 +98,9 @@ def test_damaged_images_end_no_part_of_the_cycle(
     data, run = tmp_path / "data", tmp_path / "run"
     assert invoke("data", "check", data, "--pixels").exit_code == 1
     source = Source(str(data), validation=str(tmp_path / "val"), skip_damaged=True)
-    assert cli_train.run_training(source, run, NetworkOptions(), "cpu", QUICK) == 0, capsys.readouterr().err
+    assert cli_train.run_training(source, run, NetworkOptions(), "cpu", VALIDATED) == 0, (
+        capsys.readouterr().err
+    )
     for made in ("best.safetensors", "best.md", "confusion.png", "worst.jpg", "samples.jpg", "training.png"):
         assert (run / made).is_file(), made
     _, model = model_file.read(run / "best.safetensors")
@@ -123,28 +117,33 @@ def test_damaged_images_end_no_part_of_the_cycle(
     assert result.exit_code == 0, result.stderr
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_one_image_of_another_size_is_left_out_everywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli_network, "SMALL", TINY)
     Shapes(seed=3, length=4, sides=(64, 96)).export(tmp_path)
     grow(sorted((tmp_path / "images").iterdir())[2], np.random.default_rng(0))
-    overrides = {**QUICK, "steps": 2}
     source = Source(str(tmp_path), validation=str(tmp_path))
-    assert cli_train.run_training(source, tmp_path / "run", NetworkOptions(), "cpu", overrides) == 1
+    assert (
+        cli_train.run_training(source, tmp_path / "run", NetworkOptions(), "cpu", {**VALIDATED, "steps": 2})
+        == 1
+    )
     assert "image of another size than annotated: 1" in capsys.readouterr().err
     source = replace(source, skip_damaged=True)
-    assert cli_train.run_training(source, tmp_path / "run", NetworkOptions(), "cpu", overrides) == 0
+    assert (
+        cli_train.run_training(source, tmp_path / "run", NetworkOptions(), "cpu", {**VALIDATED, "steps": 2})
+        == 0
+    )
     captured = capsys.readouterr()
     assert "learning from 3 images" in captured.err
     assert "left out: image of another size than annotated × 1" in captured.err
     assert "3 images" in captured.out
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_image_that_is_damaged_while_the_run_goes_on_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli_network, "SMALL", TINY)
     Shapes(seed=3, length=4, sides=(64, 96)).export(tmp_path)
     first = min((tmp_path / "images").iterdir())
 
@@ -157,7 +156,8 @@ def test_image_that_is_damaged_while_the_run_goes_on_ends_nothing(
     monkeypatch.setattr(cli_train, "check_evaluation_data", check_and_damage)
     source = Source(str(tmp_path), validation=str(tmp_path))
     assert (
-        cli_train.run_training(source, tmp_path / "run", NetworkOptions(), "cpu", {**QUICK, "steps": 2}) == 0
+        cli_train.run_training(source, tmp_path / "run", NetworkOptions(), "cpu", {**VALIDATED, "steps": 2})
+        == 0
     )
     assert "1 of its images could not be read" in (tmp_path / "run" / "best.md").read_text()
     assert f"skipped: {first}" in capsys.readouterr().err

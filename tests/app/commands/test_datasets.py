@@ -11,30 +11,25 @@ import torch
 from typer.testing import CliRunner
 
 from app.cli.main import cli
-from app.commands import network as cli_network
 from app.commands import train as cli_train
 from app.commands.network import NetworkOptions
 from app.commands.source import Source
 from model.data import Category
-from model.network.architecture import SMALL
 from model.network.build import build
 from model.zoo import model_file
+from tests.app.commands.training import QUICK, TINY
 from tests.model.data.folders import OUTLINE, picture, sound, write
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-TINY = replace(
-    SMALL, fpn_channels=16, box_channels=16, mask_channels=16, mask_convs=1, proposals=20, min_size=64, max_size=96,
-    anchor_sizes=(8, 16, 32, 64, 128),
-)  # fmt: skip
-QUICK = {"steps": 1, "batch_size": 2, "workers": 0, "precision": "float32", "sizes": ["64"], "warmup": 1}
+pytestmark = pytest.mark.usefixtures("tiny_networks", "no_plots")
+ONE_STEP = {**QUICK, "steps": 1}
 
 
-def train(data: Path, run: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> int:
-    monkeypatch.setattr(cli_network, "SMALL", TINY)
+def train(data: Path, run: Path, **options: Any) -> int:
     network = NetworkOptions(masks=options.pop("masks", "sigmoid"))
-    overrides = QUICK | options.pop("overrides", {})
+    overrides = ONE_STEP | options.pop("overrides", {})
     return cli_train.run_training(Source(str(data), **options), run, network, "cpu", overrides)
 
 
@@ -75,74 +70,72 @@ def test_nothing_is_trained_on_nothing(
     tmp_path: Path,
     document: dict[str, Any],
     reason: str,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert train(write(tmp_path / "data", document), tmp_path / "run", monkeypatch) == 1
+    assert train(write(tmp_path / "data", document), tmp_path / "run") == 1
     assert reason in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 def test_training_says_before_the_first_step_what_it_learns_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document = sound()
     document["annotations"][0]["iscrowd"] = 1
     root = {"id": 0, "name": "things", "supercategory": "none"}
     document["categories"] = [root, {"id": 1, "name": "box", "supercategory": "things"}]
     data = write(tmp_path / "data", document)
-    assert train(data, tmp_path / "run", monkeypatch) == 0
+    assert train(data, tmp_path / "run") == 0
     said = capsys.readouterr().err
     assert "learning from 4 images with 3 objects and 3 masks (1 image without objects)" in said
     assert "left out category 'things'" in said
     assert "learning from 4 images" in (tmp_path / "run" / "model.md").read_text()
 
 
-def test_boxes_alone_are_trained_on_without_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_boxes_alone_are_trained_on_without_masks(tmp_path: Path) -> None:
     data = write(tmp_path / "data", change_annotations(sound(), segmentation=None))
-    assert train(data, tmp_path / "run", monkeypatch, masks="none") == 0
+    assert train(data, tmp_path / "run", masks="none") == 0
 
 
 def test_changed_labels_are_noticed_when_the_same_command_is_typed_again(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     data = write(tmp_path / "data", sound())
     options: dict[str, Any] = {"validation": str(data), "overrides": {"validate_every": 1}}
-    assert train(data, tmp_path / "run", monkeypatch, **options) == 0
-    assert train(data, tmp_path / "run", monkeypatch, **options) == 0
+    assert train(data, tmp_path / "run", **options) == 0
+    assert train(data, tmp_path / "run", **options) == 0
     assert "nothing is trained, the run is over after 1 steps" in caplog.text
     # The same labels, spelt otherwise, are the same.
     spelt = change_annotations(sound(), iscrowd="0", segmentation=OUTLINE[0], image_id="1")
     for annotation, number in zip(spelt["annotations"], "1234", strict=True):
         annotation["image_id"] = number
     write(data, spelt)
-    assert train(data, tmp_path / "run", monkeypatch, **options) == 0
+    assert train(data, tmp_path / "run", **options) == 0
     corrected = change_annotations(sound(), segmentation=[[40, 30, 70, 30, 70, 50, 40, 50]])
     write(data, corrected)
     capsys.readouterr()
-    assert train(data, tmp_path / "run", monkeypatch, **options) == 1
+    assert train(data, tmp_path / "run", **options) == 1
     said = capsys.readouterr().err
     assert "holds a run with other settings (the labels, the validation labels)" in said
     assert "to start over" in said
 
 
 def test_validation_that_measures_nothing_is_refused_before_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write(tmp_path / "data", sound())
     crowds = write(tmp_path / "crowds", change_annotations(sound(), iscrowd=1))
-    assert train(data, tmp_path / "run", monkeypatch, validation=str(crowds)) == 1
+    assert train(data, tmp_path / "run", validation=str(crowds)) == 1
     assert "there is nothing to measure on" in capsys.readouterr().err
     other = write(tmp_path / "other", sound() | {"categories": [{"id": 1, "name": "Box"}]})
-    assert train(data, tmp_path / "run", monkeypatch, validation=str(other)) == 1
+    assert train(data, tmp_path / "run", validation=str(other)) == 1
     assert "'Box' is like 'box'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_validation_has_its_own_images_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_has_its_own_images_folder(tmp_path: Path) -> None:
     for name in ("train", "other"):
         write(tmp_path / name, sound(), images=f"../{name}_photos")
     for folder in ("train_photos", "other_photos"):
@@ -152,11 +145,11 @@ def test_validation_has_its_own_images_folder(tmp_path: Path, monkeypatch: pytes
         "validation": str(tmp_path / "other" / "instances.json"),
         "validation_images": tmp_path / "other_photos",
     }
-    assert train(tmp_path / "train" / "instances.json", tmp_path / "run", monkeypatch, **options) == 0
+    assert train(tmp_path / "train" / "instances.json", tmp_path / "run", **options) == 0
 
 
 def test_train_and_val_of_one_export_are_used_each_for_its_purpose(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for part, count in (("train", 3), ("valid", 2)):
         document = sound(count)
@@ -165,7 +158,7 @@ def test_train_and_val_of_one_export_are_used_each_for_its_purpose(
         for image in document["images"]:
             picture(tmp_path / "data" / part / image["file_name"])
     data = tmp_path / "data"
-    assert train(data, tmp_path / "run", monkeypatch, validation=str(data)) == 0
+    assert train(data, tmp_path / "run", validation=str(data)) == 0
     captured = capsys.readouterr()
     assert "learning from 3 images" in captured.err
     assert "2 images, 2 objects" in captured.out

@@ -18,14 +18,12 @@ from typer.testing import CliRunner
 
 from app.cli.main import cli
 from app.commands import evaluate as cli_evaluate
-from app.commands import network as cli_network
 from app.commands import report as run_report
 from app.commands import train as cli_train
 from app.commands.network import NetworkOptions, choose_architecture
 from app.commands.source import Source
 from app.commands.train import run_training
 from model.data.shapes import Shapes, photos_in
-from model.evaluation import plots
 from model.inference.calibration import is_calibrated
 from model.inference.engine import Engine
 from model.instances import Options
@@ -34,10 +32,8 @@ from model.training.recipe import TrainingError
 from model.training.run_folder import claim
 from model.zoo import model_file
 from tests.app.commands.training import QUICK, as_arguments
-from tests.model.thin import THIN, thin_resnets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -59,25 +55,20 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
-    """Train as a user would. `small` and all ResNets have few channels until this file's tests are done."""
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_networks: None) -> Trained:
+    """Train as a user would."""
     folder = tmp_path_factory.mktemp("trained")
     data, run = folder / "data", folder / "run"
     Shapes(seed=3, length=4, sides=(64, 96)).export(data)
-    tiny = replace(THIN, box_channels=16, mask_convs=1, proposals=20, max_size=96)
-    with thin_resnets(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli_network, "SMALL", tiny)
-        arguments = ["train", "--data", str(data), "--validation", str(data), "--out", str(run)]
-        result = CliRunner().invoke(cli, [*arguments, *as_arguments(QUICK), "--validate-every", "1"])
-        assert result.exit_code == 0, result.output
-        yield Trained(data, run, result.stdout)
+    arguments = ["train", "--data", str(data), "--validation", str(data), "--out", str(run)]
+    result = CliRunner().invoke(cli, [*arguments, *as_arguments(QUICK), "--validate-every", "1"])
+    assert result.exit_code == 0, result.output
+    return Trained(data, run, result.stdout)
 
 
 @pytest.fixture
-def folder(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a copy of the labelled data. Runs draw no plots, which take half of their time."""
-    monkeypatch.setattr(plots, "training_curve", lambda *_: None)
-    monkeypatch.setattr(run_report, "draw_plots", lambda *_: None)
+def folder(trained: Trained, tmp_path: Path, no_plots: None) -> Path:
+    """A folder with a copy of the labelled data."""
     shutil.copytree(trained.data, tmp_path / "data")
     return tmp_path
 
