@@ -95,7 +95,8 @@ def test_the_clients_time_limit_bounds_the_reading_of_the_body(accept: str) -> N
 
     response, held = asyncio.run(run())
     assert response.status_code == 504
-    assert response.json()["detail"].startswith("The body did not arrive within 0.0")
+    # Of the 50 milliseconds a busy machine may leave none.
+    assert response.json()["detail"].startswith("The body did not arrive within 0")
     assert held == 0
 
 
