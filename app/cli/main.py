@@ -9,7 +9,7 @@ import gc
 import os
 import signal
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,11 @@ from app.cli.options import Device, Model, Precision, list_settings, read_settin
 from app.cli.train import train
 from app.cli.weights import weights
 from app.version import version
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from app.commands.segment import Segmenter
 
 cli = typer.Typer(
     name="maskserve",
@@ -104,7 +109,7 @@ def healthcheck(
 def segment(
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE…", show_default=False, help="Files; with --url folders too."),
+        typer.Argument(metavar="IMAGE…", show_default=False, help="Files, and folders of files."),
     ],
     *,
     url: Annotated[
@@ -126,7 +131,7 @@ def segment(
         typer.Option(
             metavar="FILE",
             show_default=False,
-            help="With --url: one file for all results. An interrupted command continues when it is run again.",
+            help="One file for all results. An interrupted command continues when it is run again.",
         ),
     ] = None,
     file_format: Annotated[
@@ -146,7 +151,7 @@ def segment(
         typer.Option(
             metavar="DIR",
             show_default=False,
-            help="With --url: folder for the images with their instances drawn on them.",
+            help="Folder for the images with their instances drawn on them; it is made if it is missing.",
         ),
     ] = None,
     concurrency: Annotated[
@@ -209,24 +214,29 @@ def segment(
         "categories": categories or None,
         "masks": masks,
     }
+    from app.commands.segment import Output, run  # noqa: PLC0415 - imports httpx
+
+    if overlay and overlay_dir:
+        raise typer.BadParameter("--overlay and --overlay-dir cannot be combined.")
+    output = Output(out, file_format, overlay_dir, as_json, ids, overlay)
     if url is not None:
         if model or device or precision or overlay:
             raise typer.BadParameter(
                 "--model, --device, --precision and --overlay cannot be combined with --url."
             )
-        from app.commands.segment_url import Connection, Output, run  # noqa: PLC0415 - imports httpx
+        from app.commands.segment_url import Connection  # noqa: PLC0415 - likewise
 
         connection = Connection(url, api_key_file, deadline, concurrency)
-        output = Output(out, file_format, overlay_dir, as_json, ids)
-        raise typer.Exit(run(images, parameters, connection, output))
-    if out or overlay_dir or ids:
-        raise typer.BadParameter(
-            "--out, --ids and --overlay-dir need --url; without it, use --json and --overlay."
-        )
+        raise typer.Exit(run(images, parameters, connection.open_client, output))
     settings = read_settings(model=model, device=device, precision=precision)
-    from app.commands.segment_files import run as run_here  # noqa: PLC0415 - imports torch
 
-    raise typer.Exit(run_here(images, parameters, settings, as_json=as_json, overlay=overlay))
+    def load() -> AbstractContextManager[Segmenter]:
+        from app.commands.segment_files import load_segmenter  # noqa: PLC0415 - imports torch
+
+        return load_segmenter(settings, parameters)
+
+    identity = {"model": settings.model, "precision": settings.precision}
+    raise typer.Exit(run(images, parameters, load, output, identity))
 
 
 for command in (train, evaluate, calibrate):

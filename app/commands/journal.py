@@ -1,4 +1,4 @@
-"""The journal of `maskserve segment --url --out`: the answers so far, so that an interrupted command can go on."""
+"""The journal of `maskserve segment --out`: the answers so far, so that an interrupted command can go on."""
 
 from __future__ import annotations
 

@@ -1,101 +1,73 @@
-"""`maskserve segment` without --url: image files through an engine in this process, answered as the service does."""
+"""`maskserve segment` without --url: an engine in this process segments, and answers as the service does."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Unpack
 
 import typer
 
 from app.api import query, responses
-from app.commands.terminal import (
-    BAD_FILE,
-    BAD_USAGE,
-    check_overlays,
-    complain,
-    file_error,
-    print_instances,
-)
+from app.commands.segment import CannotStart
+from app.commands.terminal import BAD_FILE, BAD_USAGE
 from app.problems import InvalidParameter
 from app.runtime.loading import LOAD_ERRORS, load_engine
+from maskserve import AnswerError, Result
 from model.images.decode import ImageError, decode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from app.commands.segment import Outcome
     from app.settings import Settings
+    from maskserve.requests import SegmentOptions
+    from model.inference.engine import Engine
 
-# Media type of an overlay by the suffix of its file.
-MEDIA_TYPES = {".png": query.PNG, ".jpg": query.JPEG, ".jpeg": query.JPEG}
+
+class LocalSegmenter:
+    """An engine with the interface of a client."""
+
+    def __init__(self, engine: Engine, params: query.SegmentParams) -> None:
+        self.engine, self.params = engine, params
+
+    def segment_many(self, images: Iterable[Path], **_options: Unpack[SegmentOptions]) -> Iterator[Outcome]:
+        """The outcome for each image, one after the other. The options are those that `params` was made of."""
+        for path in images:
+            try:
+                yield self._segment(path)
+            except OSError as error:
+                yield error
+            except ImageError as error:
+                yield AnswerError(str(error))
+
+    def model(self) -> Mapping[str, Any]:
+        """Which categories the model has."""
+        return {"categories": [{"id": c.id, "name": c.name} for c in self.engine.model.categories]}
+
+    def _segment(self, path: Path) -> Result:
+        image = decode(path.read_bytes())
+        start = time.perf_counter()
+        (instances,) = self.engine.segment([image], [self.params])
+        milliseconds = (time.perf_counter() - start) * 1000
+        document = responses.document(self.engine.model, instances, self.params.mask_format)
+        return Result.from_document({"id": str(path), **document}, {"total": milliseconds})
 
 
-def run(
-    images: Sequence[Path],
-    parameters: Mapping[str, Any],
-    settings: Settings,
-    *,
-    as_json: bool,
-    overlay: Path | None,
-) -> int:
-    """Segment the files one after the other; return the exit code of the program.
-
-    Args:
-        images: the files.
-        parameters: of POST /segment, None where not given.
-        settings: of the engine.
-        as_json: print the answers of the service, a line for each image with the file's path as its id, instead of
-            tables.
-        overlay: file, or for several images folder, of the images with their instances drawn on them.
-    """
-    try:
-        overlays = {} if overlay is None else overlay_paths(images, overlay)
-    except ValueError as error:
-        return complain(str(error), BAD_USAGE)
+def load_segmenter(
+    settings: Settings, parameters: Mapping[str, Any]
+) -> AbstractContextManager[LocalSegmenter]:
+    """Load the model of the settings. parameters: of POST /segment, None where not given. Raises CannotStart."""
     try:
         engine = load_engine(settings)
         given = {name: value for name, value in parameters.items() if value is not None}
         params = query.parse(given, engine.model)
     except LOAD_ERRORS as error:
-        return complain(str(error), BAD_FILE)
+        raise CannotStart(str(error), BAD_FILE) from error
     except InvalidParameter as problem:
-        return complain(problem.detail, BAD_USAGE)
+        raise CannotStart(problem.detail, BAD_USAGE) from problem
     if engine.model.notice:
         typer.echo(engine.model.notice, err=True)
-    status = 0
-    for path in dict.fromkeys(images):
-        try:
-            image = decode(path.read_bytes())
-            start = time.perf_counter()
-            (instances,) = engine.segment([image], [params])
-            seconds = time.perf_counter() - start
-            if (target := overlays.get(path)) is not None:
-                media_type = MEDIA_TYPES[target.suffix.lower()]
-                target.write_bytes(responses.encode(media_type, str(path), engine.model, image, instances))
-        except OSError as error:
-            status = complain(file_error(error, path), BAD_FILE)
-        except ImageError as error:
-            status = complain(f"{path}: {error}", BAD_FILE)
-        else:
-            if as_json:
-                answer = responses.encode(
-                    query.JSON, str(path), engine.model, image, instances, mask_format=params.mask_format
-                )
-                typer.echo(answer)
-            else:
-                print_instances(str(path), responses.document(engine.model, instances), seconds * 1000)
-    return status
-
-
-def overlay_paths(images: Sequence[Path], overlay: Path) -> Mapping[Path, Path]:
-    """Image → the file of its overlay: `overlay` itself, or with several images a file in that folder.
-
-    Raises ValueError, with a message for the user, if that cannot be done.
-    """
-    if len(images) > 1 and not overlay.is_dir():
-        raise ValueError(f"{overlay}: with several images this must be a folder that exists")
-    if len(images) == 1 and overlay.suffix.lower() not in MEDIA_TYPES:
-        raise ValueError(f"{overlay}: the file's name must end in .png or .jpg")
-    return check_overlays(
-        {image: overlay / f"{image.stem}.png" if len(images) > 1 else overlay for image in images}
-    )
+    return nullcontext(LocalSegmenter(engine, params))

@@ -51,12 +51,10 @@ class ImageFinder:
 
     def find(self, name: str) -> Path:
         """The image's file. Raises NotFound, OutsideFolder."""
-        for path in spellings(name):
-            if ".." in path.parts:
-                raise OutsideFolder(
-                    f"file_name {name!r} leads out of the images' folder; such files are not read"
-                )
+        outward = [path for path in spellings(name) if ".." in path.parts]
         try:
+            if outward:
+                return self._find_inside(name, outward)
             for path in _tails(name, self.root):
                 found = self.root / path
                 if self._is_file(found, name):
@@ -65,6 +63,25 @@ class ImageFinder:
         except OSError as error:
             told = (error.strerror or "unknown reason").lower()
             raise NotFound(f"file_name {name!r} cannot be looked up ({told})") from error
+
+    def _find_inside(self, name: str, outward: Sequence[PurePosixPath]) -> Path:
+        """The only file below the folder that ends as a name does which leads out of it, as Label Studio's may.
+
+        Args:
+            name: as it stands.
+            outward: its spellings.
+        """
+        refusal = f"file_name {name!r} leads out of the images' folder; such files are not read"
+        root = Path(os.path.realpath(self.root))
+        if any(
+            _exists(self.root / path) and not Path(os.path.realpath(self.root / path)).is_relative_to(root)
+            for path in outward
+        ):
+            raise OutsideFolder(refusal)
+        try:
+            return self._look_through(name, whole=False)
+        except NotFound as error:
+            raise OutsideFolder(f"{refusal} (in the folder: {error})") from error
 
     def _rank(self, root: Path, name: str) -> int:
         """How well a name fits to a folder: as it stands, or without its first folders."""
@@ -91,8 +108,13 @@ class ImageFinder:
             raise OutsideFolder(f"file_name {name!r} is no regular file")
         return stat.S_ISREG(kind)
 
-    def _look_through(self, name: str) -> Path:
-        """The only file below the folder whose path or name is alike, capitals and spelling of accents aside."""
+    def _look_through(self, name: str, *, whole: bool = True) -> Path:
+        """The only file below the folder whose path or name is alike, capitals and spelling of accents aside.
+
+        Args:
+            name: as it stands.
+            whole: whether a file's own name is its whole path where it lies in the folder itself.
+        """
         if self._by_path is None:
             self._by_path = {}
             for path in _files_below(self.root):
@@ -100,7 +122,9 @@ class ImageFinder:
                 self._by_name.setdefault(fold(path.name), []).append(path)
         tails = list(_tails(name, self.root))
         last = fold(tails[-1].name) if tails else ""
-        alike = [self._by_path.get(fold(path.as_posix()), []) for path in tails]
+        alike = [
+            self._by_path.get(fold(path.as_posix()), []) for path in tails if whole or len(path.parts) > 1
+        ]
         if tails and len(tails[-1].parts) == 1:
             alike.append(self._by_name.get(last, []))
         for found in alike:
@@ -127,7 +151,7 @@ class ImageFinder:
 def spellings(name: str) -> list[PurePosixPath]:
     """The relative paths that a name may stand for: as it is first, then as other systems and addresses write it."""
     plain = name
-    address = urlsplit(name) if "://" in name[:12] or name.startswith("/data/local-files/") else None
+    address = urlsplit(name) if "://" in name[:12] or "data/local-files/?" in name else None
     # Label Studio has the path in the query, all others in the address.
     if address is not None:
         query = parse_qs(address.query).get("d", [])
@@ -137,8 +161,19 @@ def spellings(name: str) -> list[PurePosixPath]:
     for spelt in (forward, unquote(forward)):
         text = spelt[2:] if spelt[1:3] == ":/" and spelt[0].isalpha() else spelt
         forms += [text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)]
-    paths = [PurePosixPath(form.lstrip("/")) for form in dict.fromkeys(forms) if "\0" not in form]
+    paths = [_without_turns(form.lstrip("/")) for form in dict.fromkeys(forms) if "\0" not in form]
     return [path for path in dict.fromkeys(paths) if path.name]
+
+
+def _without_turns(path: str) -> PurePosixPath:
+    """A relative path in which ".." stands at its beginning only."""
+    parts: list[str] = []
+    for part in PurePosixPath(path).parts:
+        if part == ".." and parts and parts[-1] != "..":
+            parts.pop()
+        else:
+            parts.append(part)
+    return PurePosixPath(*parts)
 
 
 def _tails(name: str, root: Path) -> Iterator[PurePosixPath]:
@@ -146,7 +181,7 @@ def _tails(name: str, root: Path) -> Iterator[PurePosixPath]:
 
     Not without the name of a folder that stands beside `root`: another subset's image of the same name is another.
     """
-    paths = [path for path in spellings(name) if ".." not in path.parts]
+    paths = [PurePosixPath(*(part for part in path.parts if part != "..")) for path in spellings(name)]
     yield from paths
     for start in range(1, max((len(path.parts) for path in paths), default=0)):
         for path in paths:

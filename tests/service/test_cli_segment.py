@@ -85,10 +85,56 @@ def test_overlays_of_several_images_go_into_a_folder_and_a_bad_file_is_one_line_
     assert result.exit_code == 1
     assert [json.loads(line)["id"] for line in result.stdout.splitlines()] == [str(photo), str(other)]
     complaints = result.stderr.splitlines()
-    assert len(complaints) == 2
+    assert len(complaints) == 3
     assert complaints[0].startswith(f"maskserve: {bad}: ")
     assert complaints[1] == f"maskserve: {tmp_path / 'none.jpg'}: No such file or directory"
+    assert complaints[2] == "maskserve: 2 of 4 images have no result"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["other.png", "photo.png"]
+
+
+def test_folders_become_one_file_of_results_and_a_folder_of_pictures(
+    segment: Callable[..., Any], photo: Path, tmp_path: Path
+) -> None:
+    content = photo.read_bytes()
+    for name in ("photos/no_suffix", "photos/more/a.png", "photos/._b.png", "photos/__MACOSX/c.png"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True, parents=True)
+        file.write_bytes(content)
+    photo.rename(tmp_path / "photos" / "photo.png")
+    (tmp_path / "photos" / "notes.txt").write_text("no picture")
+    out, drawn = tmp_path / "results.json", tmp_path / "drawn"
+    words = (tmp_path / "photos", "--out", out, "--overlay-dir", drawn, *OPTIONS)
+    result = segment(*words)
+    assert result.exit_code == 0, result.stderr
+    names = {"no_suffix", "more/a.png", "photo.png"}
+    assert {record["file_name"] for record in json.loads(out.read_text())} == names
+    pictures = {path.relative_to(drawn).as_posix() for path in drawn.rglob("*") if path.is_file()}
+    assert pictures == {"no_suffix.png", "more/a.png", "photo.png"}
+    # What is not read is named and counted; what is done stays done, for the same model.
+    (tmp_path / "photos" / "new.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    result = segment(*words)
+    assert result.exit_code == 1
+    assert "new.heic: " in result.stderr
+    assert "1 of 4 images have no result" in result.stderr
+    other = segment(*words, "--precision", "bfloat16")
+    assert (other.exit_code, "other options" in other.stderr) == (2, True)
+
+
+def test_dataset_of_results_has_the_models_categories(
+    segment: Callable[..., Any], photo: Path, tmp_path: Path
+) -> None:
+    result = segment(photo, "--out", tmp_path / "out.json", "--format", "coco-dataset", *OPTIONS)
+    assert result.exit_code == 0, result.stderr
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert {category["name"] for category in written["categories"]} == {"circle", "square", "star"}
+
+
+def test_folder_without_images_is_one_line(segment: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = segment(tmp_path / "empty")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert "no images" in line
 
 
 def test_no_picture_takes_an_images_place(segment: Callable[..., Any], photo: Path, tmp_path: Path) -> None:

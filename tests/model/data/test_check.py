@@ -26,7 +26,7 @@ GOOD = {"image_id": 1, "category_id": 5, "bbox": [10, 10, 10, 10], "segmentation
 
 def folder(path: Path, *annotations: Any, images: Any = None) -> Path:
     """A labelled folder of one image of 60×40 pixels, or of the images that are listed."""
-    (path / "images").mkdir()
+    (path / "images").mkdir(parents=True)
     Image.new("RGB", (60, 40), "white").save(path / "images" / "a.png")
     document = {
         "images": images or [{"id": 1, "file_name": "a.png", "height": 40, "width": 60}],
@@ -201,8 +201,10 @@ def test_subset_holds_the_first_images_with_objects_of_the_categories(tmp_path: 
 
 
 def test_subset_never_writes_outside_its_folder(tmp_path: Path) -> None:
-    images = [{"id": 1, "file_name": "../images/a.png", "height": 40, "width": 60}]
-    path = folder(tmp_path, GOOD, images=images)
+    images = [{"id": 1, "file_name": "../out.png", "height": 40, "width": 60}]
+    path = folder(tmp_path / "data", GOOD, images=images)
+    Image.new("RGB", (60, 40)).save(tmp_path / "data" / "out.png")
+    Image.new("RGB", (60, 40)).save(tmp_path / "out.png")
     result = CliRunner().invoke(cli, ["data", "take", str(path), str(tmp_path / "few")])
     assert result.exit_code == 1
     assert "leads out of the images' folder" in result.stderr

@@ -175,10 +175,48 @@ def test_name_that_fits_several_files_is_refused_with_them(tmp_path: Path) -> No
     "name", ["../secret.png", "x/../../secret.png", "..\\secret.png", "%2e%2e/secret.png"]
 )
 def test_name_that_leads_out_of_the_folder_is_not_read(tmp_path: Path, name: str) -> None:
-    lay(tmp_path, "instances.json", named(name), "images/a.png", "secret.png")
+    picture(tmp_path / "secret.png")
+    lay(tmp_path / "data", "instances.json", named(name), "a.png")
+    with pytest.raises(DatasetError, match="leads out of the images' folder"):
+        open_folder(tmp_path / "data")
+    assert check(tmp_path / "data").counts["file outside the images' folder"] == 1
+    # Neither is a file of that name in the folder: which of the two is meant is not certain.
+    picture(tmp_path / "data" / "secret.png")
+    assert check(tmp_path / "data").counts["file outside the images' folder"] == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "..\\..\\label-studio\\data\\media\\upload\\1\\a.png",
+        "../../label-studio/data/media/upload/1/a.png",
+        "/data/upload/1/a.png",
+        "/data/local-files/?d=photos/a.png",
+        "data/local-files/?d=photos%2Fa.png",
+        "http://localhost:8080/data/local-files/?d=C%3A%5Cphotos%5Ca.png",
+        "../images/a.png",
+        "images/x/../a.png",
+    ],
+)
+def test_names_of_a_labelling_server_are_read_where_one_file_has_their_end(tmp_path: Path, name: str) -> None:
+    lay(tmp_path / "a", "result.json", named(name), "images/a.png")
+    assert open_folder(tmp_path / "a").file(0) == tmp_path / "a" / "images" / "a.png"
+    assert check(tmp_path / "a").errors == 0
+
+
+def test_name_that_leads_out_and_fits_several_files_is_refused(tmp_path: Path) -> None:
+    lay(tmp_path, "result.json", named("../../upload/1/a.png", "b.png"),
+        "images/a.png", "images/x/a.png", "images/b.png")  # fmt: skip
+    with pytest.raises(DatasetError, match=r"leads out .* could be several files"):
+        open_folder(tmp_path)
+
+
+def test_name_of_another_subset_beside_the_folder_is_refused(tmp_path: Path) -> None:
+    lay(tmp_path, "annotations/instances_train.json", named("a.png", "../val/b.png"),
+        "images/train/a.png", "images/train/b.png")  # fmt: skip
+    (tmp_path / "images" / "val").mkdir()
     with pytest.raises(DatasetError, match="leads out of the images' folder"):
         open_folder(tmp_path)
-    assert check(tmp_path).counts["file outside the images' folder"] == 1
 
 
 @pytest.mark.parametrize(
