@@ -40,11 +40,13 @@ def top_after_nms(scores: Tensor, count: int, run_nms: Callable[[Tensor], Tensor
     """
     order = scores.sort(descending=True, stable=True).indices
     ahead = int(TRIED_PER_BOX * count)
-    if ahead < len(order):
+    # Its time grows with the square: to double what is tried adds a third at most, and mostly saves three quarters.
+    while ahead < len(order):
         tried = order[:ahead]
         kept = tried[run_nms(tried).sort().values]
         if len(kept) >= count:
             return kept[:count]
+        ahead *= 2
     return order[run_nms(order).sort().values][:count]
 
 

@@ -98,7 +98,7 @@ def test_many_at_once_are_each_by_itself() -> None:
     ("room", "most", "looks"),
     [
         pytest.param(400.0, 7, [17], id="enough of the first survive"),
-        pytest.param(5.0, 40, [100, 300], id="too few of the first survive"),
+        pytest.param(5.0, 40, [100, 200], id="enough of twice as many survive"),
         pytest.param(5.0, 100, [250, 300], id="too few of all survive"),
         pytest.param(400.0, 150, [300], id="there are no more than would be tried first"),
     ],
