@@ -57,6 +57,10 @@ def _converter(
     if image.mode == "F" or (image.mode == "I" and name != "PNG"):
         low, high = _range(image)
         return lambda band: _stretch(np.asarray(band), low, high)
+    if image.mode == "L" and isinstance(stored, TiffImageFile) and tiff.is_signed(stored.tag_v2):
+        # Pillow gives the bytes as they are, -1 as 255.
+        low, high = _range(image, np.int8)
+        return lambda band: _stretch(np.asarray(band).view(np.int8), low, high)
     if image.mode == "RGB" and name == "PNG" and content[24] == 16:
         # The one transparent colour still has 16 bits; the pixels have lost their lower byte.
         image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
@@ -73,12 +77,15 @@ def _over_white(band: Image.Image) -> NDArray[np.uint8]:
 
 
 def _grey16(image: Image.Image, stored: ImageFile) -> Callable[[Image.Image], NDArray[np.uint8]]:
-    white, inverted = 65535, False
+    black, white, inverted = 0, 65535, False
     if isinstance(stored, TiffImageFile):
         # Pillow leaves 12-bit values as they are, and does not turn 16-bit "white is zero" around.
         inverted = tiff.white_is_zero(stored.tag_v2)
-        white = _white(image, stored, inverted=inverted)
-    table = _to_byte(white)
+        if shown := tiff.display_range(stored.tag_v2):
+            black, white = map(round, shown)
+        else:
+            white = _white(image, stored, inverted=inverted)
+    table = _to_byte(black, max(white, black + 1))
     transparent = image.info.get("transparency")
 
     def convert(band: Image.Image) -> NDArray[np.uint8]:
@@ -113,20 +120,22 @@ def _white(image: Image.Image, stored: TiffImageFile, *, inverted: bool) -> int:
 
 
 @cache
-def _to_byte(white: int) -> NDArray[np.uint8]:
-    """Table [65536] from a value to round(v · 255 / white); values beyond white stay at 255."""
-    values = np.minimum(np.arange(1 << 16, dtype=np.int64), white)
-    return ((values * 255 + white // 2) // white).astype(np.uint8)
+def _to_byte(black: int, white: int) -> NDArray[np.uint8]:
+    """Table [65536] from a value to round((v - black) · 255 / (white - black)), of values cut off at both."""
+    values, span = np.clip(np.arange(1 << 16, dtype=np.int64), black, white) - black, white - black
+    return ((values * 255 + span // 2) // span).astype(np.uint8)
 
 
-def _range(image: Image.Image) -> tuple[float, float]:
+def _range(image: Image.Image, dtype: type[np.generic] | None = None) -> tuple[float, float]:
     """What is shown as black and white of measurements with no agreed white.
 
     Floats between 0 and 1 are brightness; of anything else, the least and the greatest finite value.
+    dtype: what the values are, if not what Pillow takes them for.
     """
     lows, highs = [], []
     for _, band in bands(image):
         values = np.asarray(band)
+        values = values if dtype is None else values.view(dtype)
         finite = values[np.isfinite(values)]
         if finite.size:
             lows.append(float(finite.min()))

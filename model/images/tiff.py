@@ -9,13 +9,14 @@ import io
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2
 
 from model.images.formats import ACCEPTED, DamagedImage, ImageError, UnsupportedImage
 
 if TYPE_CHECKING:
     from PIL.TiffImagePlugin import TiffImageFile
 
+DESCRIPTION = 270
 SUBFILE_TYPE, WIDTH, HEIGHT, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 SAMPLES_PER_PIXEL = 277
 MAX_SAMPLE_VALUE, PLANAR, SAMPLE_FORMAT, DNG_VERSION = 281, 284, 339, 50706
@@ -23,6 +24,17 @@ _REDUCED_RESOLUTION = 1
 _WHITE_IS_ZERO, _SEPARATE_PLANES = 0, 2
 
 _SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point", 5: "complex integer", 6: "complex"}
+_SIGNED = 2
+# Of those that Pillow does not read: whole slides and some microscopes write JPEG 2000.
+_COMPRESSIONS = {
+    22610: "JPEG XR",
+    33003: "JPEG 2000",
+    33005: "JPEG 2000",
+    34712: "JPEG 2000",
+    34887: "LERC",
+    50002: "JPEG XL",
+    52546: "JPEG XL",
+}
 _PHOTOMETRICS = {
     0: "white is zero",
     1: "black is zero",
@@ -73,6 +85,10 @@ def refusal(content: bytes, reason: str) -> ImageError:
         tags = dict(directory)
     if is_camera_raw(tags):
         return camera_raw()
+    if tags and number(tags, COMPRESSION, 1) not in COMPRESSION_INFO:
+        return UnsupportedImage(
+            f"{describe(tags)} is not accepted; save it uncompressed, or with LZW or Deflate."
+        )
     if "pixel mode" in reason:
         return UnsupportedImage(f"{describe(tags)} is not accepted; save it as 8-bit grey or RGB.")
     return DamagedImage(f"The TIFF header is damaged: {reason}.")
@@ -98,13 +114,31 @@ def describe(tags: Any) -> str:
     return (
         f"TIFF with {channels} {plural} of {bits}-bit {_SAMPLE_FORMATS.get(kind, 'undefined')} samples{separate} "
         f"({_PHOTOMETRICS.get(photometric, f'photometric interpretation {photometric}')}, "
-        f"compression {number(tags, COMPRESSION, 1)})"
+        f"compression {_COMPRESSIONS.get(number(tags, COMPRESSION, 1), number(tags, COMPRESSION, 1))})"
     )
 
 
 def white_is_zero(tags: Any) -> bool:
     """Whether grey values count down from white."""
     return number(tags, PHOTOMETRIC, 1) == _WHITE_IS_ZERO
+
+
+def is_signed(tags: Any) -> bool:
+    """Whether values are signed whole numbers."""
+    return number(tags, SAMPLE_FORMAT, 1) == _SIGNED
+
+
+def display_range(tags: Any) -> tuple[float, float] | None:
+    """The values that ImageJ shows as black and white, where it has written them into its description."""
+    text = tags.get(DESCRIPTION, "")
+    if not (isinstance(text, str) and text.startswith("ImageJ=")):
+        return None
+    stated = dict(line.partition("=")[::2] for line in text.splitlines())
+    try:
+        low, high = float(stated["min"]), float(stated["max"])
+    except (KeyError, ValueError):
+        return None
+    return (low, high) if 0 <= low < high <= 65535 else None
 
 
 def number(tags: Any, tag: int, default: int) -> int:

@@ -84,6 +84,39 @@ def test_a_white_that_the_file_states_is_taken() -> None:
     assert decode(tiff_file(pixels.tobytes(), tags))[0, :, 0].tolist() == [0, 128, 255]
 
 
+def test_signed_bytes_are_spread_from_the_least_to_the_greatest() -> None:
+    values = np.array([[-100, -60, 100]], np.int8)
+    tags = grey_tiff(8, 3, 1) | {339: (3, 1, 2)}
+    assert decode(tiff_file(values.tobytes(), tags))[0, :, 0].tolist() == [0, 51, 255]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("ImageJ=1.54\nimages=1\nmin=100.0\nmax=300.0\n", [0, 0, 128, 255, 255]),
+        ("ImageJ=1.54\nmin=300.0\nmax=300.0\n", [0, 25, 50, 75, 255]),
+        ("ImageJ=1.54\nmin=nan\nmax=1e9\n", [0, 25, 50, 75, 255]),
+        ("min=100.0\nmax=300.0\n", [0, 25, 50, 75, 255]),
+    ],
+    ids=["stated", "empty", "no numbers", "not ImageJ's"],
+)
+def test_sixteen_bit_grey_is_shown_in_the_range_that_imagej_stated(text: str, shown: list[int]) -> None:
+    values = np.array([[0, 100, 200, 300, 1023]], np.uint16)
+    assert decode(file_of(Image.fromarray(values), "TIFF", tiffinfo={270: text}))[0, :, 0].tolist() == shown
+
+
+@pytest.mark.parametrize("big", [False, True], ids=["TIFF", "BigTIFF"])
+def test_of_several_pages_the_first_is_read(big: bool) -> None:
+    """A stack of a microscope, whose OME description is no picture."""
+    pages = [Image.fromarray(np.full((4, 6), value, np.uint16)) for value in (65535, 0, 300)]
+    stack = io.BytesIO()
+    text = '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"/>'
+    pages[0].save(stack, "TIFF", save_all=True, append_images=pages[1:], big_tiff=big, tiffinfo={270: text})
+    decoded = decode(stack.getvalue())
+    assert decoded.shape == (4, 6, 3)
+    assert (decoded == 255).all()
+
+
 # --- kinds that are not read
 
 
@@ -93,8 +126,10 @@ def test_a_white_that_the_file_states_is_taken() -> None:
         ({258: (3, 1, 16), 339: (3, 1, 3)}, "1 channel of 16-bit floating-point samples"),
         ({258: (4, 1, 64), 339: (3, 1, 6)}, "1 channel of 64-bit complex samples"),
         ({277: (3, 1, 2), 258: (3, 2, 16 | 16 << 16)}, "2 channels of 16-bit unsigned samples"),
+        ({259: (3, 1, 34712)}, r"compression JPEG 2000\) is not accepted; save it uncompressed"),
+        ({259: (3, 1, 999)}, r"compression 999\) is not accepted; save it uncompressed"),
     ],
-    ids=["float16", "complex", "two channels"],
+    ids=["float16", "complex", "two channels", "JPEG 2000", "unknown compression"],
 )
 def test_a_kind_that_is_not_read_is_named(tags: dict[int, tuple[int, int, int]], said: str) -> None:
     with pytest.raises(UnsupportedImage, match=said):
