@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 from model.masks.rle import decompress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -123,11 +123,41 @@ class InstanceMasks(Sequence["NDArray[np.uint8]"]):
         flipped = [MaskCrop(width - crop.box[2], crop.top, crop.bitmap[:, ::-1]) for crop in self.crops]
         return InstanceMasks(flipped, self.size)
 
-    def map(
-        self, change: Callable[[NDArray[np.uint8]], NDArray[Any]], size: tuple[int, int]
+    def turned(self, quarters: int) -> InstanceMasks:
+        """Rotated counterclockwise by 0 to 3 quarter turns, as `numpy.rot90` rotates an array [H, W]."""
+        crops, (height, width) = self.crops, self.size
+        for _ in range(quarters):
+            crops = [MaskCrop(crop.top, width - crop.box[2], np.rot90(crop.bitmap)) for crop in crops]
+            height, width = width, height
+        return InstanceMasks(crops, (height, width))
+
+    def take(
+        self, rows: NDArray[Any], columns: NDArray[Any], size: tuple[int, int], corner: tuple[int, int]
     ) -> InstanceMasks:
-        """Each mask's bitmap [H, W] changed, one at a time. size: (height, width) of what `change` makes."""
-        return InstanceMasks((MaskCrop.from_bitmap(change(bitmap)) for bitmap in self), size)
+        """Masks of another image, in which the pixels of some rows and columns make up one rectangle.
+
+        Args:
+            rows: the row of each pixel of that rectangle, ascending.
+            columns: the column of each.
+            size: (height, width) of the other image.
+            corner: (top, left) of the rectangle in it.
+        """
+        crops = []
+        for crop in self.crops:
+            x0, y0, x1, y1 = crop.box
+            top, bottom = np.searchsorted(rows, (y0, y1)).tolist()
+            left, right = np.searchsorted(columns, (x0, x1)).tolist()
+            part = crop.bitmap[rows[top:bottom, None] - y0, columns[left:right] - x0]
+            crops.append(MaskCrop.from_bitmap(part, left + corner[1], top + corner[0]))
+        return InstanceMasks(crops, size)
+
+    def without(self, cover: NDArray[np.bool_]) -> InstanceMasks:
+        """What remains of each mask outside of an area. cover: [H, W]."""
+        crops = []
+        for crop in self.crops:
+            x0, y0, x1, y1 = crop.box
+            crops.append(MaskCrop.from_bitmap(crop.bitmap * ~cover[y0:y1, x0:x1], x0, y0))
+        return InstanceMasks(crops, self.size)
 
     def union(self) -> NDArray[np.bool_]:
         """[H, W]: where any of them is."""
@@ -137,17 +167,10 @@ class InstanceMasks(Sequence["NDArray[np.uint8]"]):
             found[y0:y1, x0:x1] |= crop.bitmap != 0
         return found
 
-    def resize(self, size: tuple[int, int]) -> torch.Tensor:
-        """[N, h, w] uint8 of another size (height, width), by the nearest pixel, as torch's `interpolate` does it."""
-        found = torch.zeros((len(self.crops), *size), dtype=torch.uint8)
+    def resize(self, size: tuple[int, int]) -> InstanceMasks:
+        """In another size (height, width), by the nearest pixel, as torch's `interpolate` does it."""
         rows, columns = (_nearest(before, after) for before, after in zip(self.size, size, strict=True))
-        for mask, crop in zip(found.numpy(), self.crops, strict=True):
-            x0, y0, x1, y1 = crop.box
-            top, bottom = np.searchsorted(rows, (y0, y1))
-            left, right = np.searchsorted(columns, (x0, x1))
-            part = np.ix_(rows[top:bottom] - y0, columns[left:right] - x0)
-            mask[top:bottom, left:right] = crop.bitmap[part]
-        return found
+        return self.take(rows, columns, size, (0, 0))
 
     def _bitmap(self, crop: MaskCrop) -> NDArray[np.uint8]:
         bitmap = np.zeros(self.size, np.uint8)

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.kernels.roi_align import PyramidRoIAlign
 from model.network.build import build, has_masks
+from model.training.anchor_matching import AnchorMatcher
 from model.training.parallel import Group, SharedTransform
 from model.training.recipe import TrainingError
 from model.training.sampling import Sampler
@@ -71,6 +72,8 @@ def start(
     # 256 anchors per image, half of them positive: the paper's and torchvision's numbers.
     network.rpn.fg_bg_sampler = Sampler(256, 0.5)
     network.roi_heads.fg_bg_sampler = Sampler(recipe.rois, recipe.positives)
+    if torch.device(device).type == "cpu":
+        AnchorMatcher.install(network.rpn)
     # torchvision computes proposals, their targets and the ground truth in the type of these outputs, and bfloat16
     # resolves a coordinate of 300 pixels to 2 pixels only.
     network.rpn.head.register_forward_hook(_to_float32)
