@@ -8,6 +8,21 @@ from typing import Annotated
 
 import typer
 
+from app.cli.augmentation import (  # noqa: TC001 - typer reads them
+    Brightness,
+    Contrast,
+    CopyPaste,
+    Flip,
+    FlipVertical,
+    Gamma,
+    Grey,
+    Invert,
+    Jitter,
+    JitterSide,
+    Rotate,
+    Saturation,
+    Stain,
+)
 from app.cli.evaluate import Data, Images, LooseNames, SkipDamaged, Split  # noqa: TC001 - typer reads them
 from app.commands.source import Source
 
@@ -78,6 +93,15 @@ def train(
             help="Size that images are resized to for the model: the shorter side, and the maximum for the longer one.",
         ),
     ] = None,
+    anchors: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A[,B,C,D,E]",
+            show_default="the architecture's",
+            help="Anchor sizes in pixels of the input, one for each of P2 to P6; a single one is doubled from level to "
+            "level. Small objects need small anchors, from 8 up.",
+        ),
+    ] = None,
     detections: Annotated[
         int | None,
         typer.Option(
@@ -109,8 +133,8 @@ def train(
         str,
         typer.Option(
             metavar="NAME",
-            help="Defaults of the options below: small, paper, paper-c4, torchvision or cityscapes. The values shown "
-            "are those of small.",
+            help="Defaults of the options below: small, nuclei, paper, paper-c4, torchvision or cityscapes. The values "
+            "shown are those of small.",
         ),
     ] = "small",
     device: Annotated[str, typer.Option(metavar="DEVICE", help="`cpu`, `cuda`, `cuda:1` …")] = "cpu",
@@ -167,30 +191,19 @@ def train(
         float | None,
         typer.Option(show_default="10", help="Maximum norm of the gradient, above 0."),
     ] = None,
-    flip: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, show_default="0.5", help="Probability that an image is mirrored."),
-    ] = None,
-    jitter: Annotated[
-        tuple[float, float] | None,
-        typer.Option(
-            metavar="MIN MAX",
-            show_default="none",
-            help="Large-scale jitter: random scales on a square canvas, for example 0.1 2.0.",
-        ),
-    ] = None,
-    jitter_side: Annotated[
-        int | None, typer.Option(min=32, show_default="1024", help="Side of that canvas in pixels.")
-    ] = None,
-    copy_paste: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            show_default="0",
-            help="Probability that objects of another image are pasted; with --jitter.",
-        ),
-    ] = None,
+    flip: Flip = None,
+    flip_vertical: FlipVertical = None,
+    rotate: Rotate = None,
+    gamma: Gamma = None,
+    brightness: Brightness = None,
+    contrast: Contrast = None,
+    saturation: Saturation = None,
+    stain: Stain = None,
+    grey: Grey = None,
+    invert: Invert = None,
+    jitter: Jitter = None,
+    jitter_side: JitterSide = None,
+    copy_paste: CopyPaste = None,
     frozen_stages: Annotated[
         int | None,
         typer.Option(
@@ -203,6 +216,10 @@ def train(
     rois: Annotated[
         int | None,
         typer.Option(min=1, show_default="160", help="Boxes of each image that the heads are trained on."),
+    ] = None,
+    positives: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, show_default="0.2", help="Maximum part of them that are objects."),
     ] = None,
     box_weight: Annotated[
         float | None, typer.Option(min=0, show_default="2", help="Weight of L_box in the sum of the losses.")
@@ -252,11 +269,21 @@ def train(
         "ema": ema,
         "clip": clip,
         "flip": flip,
+        "flip_vertical": flip_vertical,
+        "rotate": rotate,
+        "gamma": gamma,
+        "brightness": brightness,
+        "contrast": contrast,
+        "saturation": saturation,
+        "stain": stain,
+        "grey": grey,
+        "invert": invert,
         "jitter": jitter,
         "jitter_side": jitter_side,
         "copy_paste": copy_paste,
         "frozen_stages": frozen_stages,
         "rois": rois,
+        "positives": positives,
         "box_weight": box_weight,
         "validate_every": validate_every,
         "patience": patience,
@@ -265,6 +292,6 @@ def train(
         data, images, validation, split, backgrounds, skip_damaged, validation_images, loose_names
     )
     network = NetworkOptions(
-        architecture, pooling, masks, initial, backbone, channels, input_sides, detections
+        architecture, pooling, masks, initial, backbone, channels, input_sides, detections, anchors
     )
     raise typer.Exit(run_training(source, out, network, device, overrides, recipe=recipe))

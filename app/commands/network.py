@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # At least: some propose nothing, and some the same object.
 PROPOSALS_PER_DETECTION = 2
+# Of the pyramid, P2 to P6.
+LEVELS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,17 @@ class NetworkOptions:
     input: tuple[int, int] | None = None
     # Instances that are found in an image at most; None is the architecture's number.
     detections: int | None = None
+    # Anchor sizes, pixels, as text: "8", or "8,16,32,64,128"; None is the architecture's.
+    anchors: str | None = None
+
+
+# Recipe → what its networks have, where the options say nothing.
+NETWORKS = {
+    # Mask R-CNN, appendix A.
+    "cityscapes": NetworkOptions(input=(1024, 2048)),
+    # Nuclei of 20 pixels, several hundred in an image.
+    "nuclei": NetworkOptions(input=(512, 768), detections=500, anchors="8"),
+}
 
 
 def initialize(
@@ -60,7 +73,7 @@ def initialize(
         recipe: name of the recipe.
     """
     if options.initial is not None:
-        return _start_from_model(options.initial, options, dataset)
+        return _start_from_model(options.initial, options, dataset, recipe)
     architecture = choose_architecture(options, len(dataset.categories) + 1, recipe)
     if options.backbone is None:
         return architecture, None, {}
@@ -78,7 +91,7 @@ def initialize(
 
 
 def _start_from_model(
-    name: str, options: NetworkOptions, dataset: Dataset
+    name: str, options: NetworkOptions, dataset: Dataset, recipe: str
 ) -> tuple[Architecture, nn.Module, dict[str, Any]]:
     if options.backbone is not None:
         raise TrainingError("--initial and --backbone exclude each other: a model includes its backbone")
@@ -98,23 +111,53 @@ def _start_from_model(
         )
     if options.channels is not None:
         network, architecture = widen(network, architecture, options.channels)
-    return set_detections(resize_input(architecture, options), options), network, origin
+    return adapt(architecture, options, recipe), network, origin
 
 
-def resize_input(architecture: Architecture, options: NetworkOptions) -> Architecture:
-    """The architecture with the input sides of the options, if they have any."""
-    if options.input is None:
-        return architecture
-    return replace(architecture, min_size=options.input[0], max_size=options.input[1])
+def adapt(architecture: Architecture, options: NetworkOptions, recipe: str) -> Architecture:
+    """The architecture with input sides, anchors and detections of the options, or else of the recipe's networks.
+
+    Args:
+        architecture: what to change.
+        options: of which None keeps what there is.
+        recipe: name of the recipe.
+
+    Raises ArchitectureError.
+    """
+    own = NETWORKS.get(recipe, NetworkOptions())
+    sides, detections = options.input or own.input, options.detections or own.detections
+    anchors = own.anchors if options.anchors is None else options.anchors
+    if sides is not None:
+        architecture = replace(architecture, min_size=sides[0], max_size=sides[1])
+    if anchors is not None:
+        if architecture.conventions.anchor_levels:
+            raise ArchitectureError(
+                "--anchors cannot change a model whose levels each have anchors of their own; leave it out"
+            )
+        architecture = replace(architecture, anchor_sizes=parse_anchors(anchors))
+    if detections is not None:
+        architecture = set_detections(architecture, detections)
+    return architecture
 
 
-def set_detections(architecture: Architecture, options: NetworkOptions) -> Architecture:
-    """The architecture with the number of detections of the options, if they have one, and proposals for as many."""
-    if options.detections is None:
-        return architecture
-    rules = replace(architecture.conventions, detections=options.detections)
-    proposals = max(architecture.proposals, PROPOSALS_PER_DETECTION * options.detections)
+def set_detections(architecture: Architecture, detections: int) -> Architecture:
+    """The architecture with that many detections in an image at most, and proposals for as many."""
+    rules = replace(architecture.conventions, detections=detections)
+    proposals = max(architecture.proposals, PROPOSALS_PER_DETECTION * detections)
     return replace(architecture, conventions=rules, proposals=proposals)
+
+
+def parse_anchors(text: str) -> tuple[int, ...]:
+    """Anchor sizes of P2 to P6, pixels, from "8,16,32,64,128" or the first of them. Raises ArchitectureError."""
+    try:
+        sizes = [int(number) for number in text.split(",")]
+    except ValueError:
+        sizes = []
+    if len(sizes) not in (1, LEVELS) or min(sizes) < 1:
+        raise ArchitectureError(
+            f"--anchors takes {LEVELS} sizes in pixels, such as 8,16,32,64,128, or the first of them, not {text!r:.100}"
+        )
+    return tuple(sizes) if len(sizes) == LEVELS else tuple(sizes[0] * 2**level for level in range(LEVELS))
 
 
 def choose_architecture(options: NetworkOptions, classes: int, recipe: str = "small") -> Architecture:
@@ -126,7 +169,7 @@ def choose_architecture(options: NetworkOptions, classes: int, recipe: str = "sm
     Args:
         options: the network.
         classes: number of classes, with background.
-        recipe: name of the recipe; "cityscapes" sets the input sides of the paper's appendix A.
+        recipe: name of the recipe, which may set input sides, anchors and detections.
     """
     name, c4 = options.architecture.removesuffix("-c4"), options.architecture.endswith("-c4")
     norm = "batch" if options.backbone is None else "frozen"
@@ -139,9 +182,7 @@ def choose_architecture(options: NetworkOptions, classes: int, recipe: str = "sm
         )
     else:
         chosen = replace(C4 if c4 else V1, backbone=name, classes=classes, norm=norm, norm_eps=1e-5)
-    if recipe == "cityscapes":
-        chosen = replace(chosen, min_size=1024, max_size=2048)
-    chosen = set_detections(resize_input(chosen, options), options)
+    chosen = adapt(chosen, options, recipe)
     if options.channels is not None:
         chosen = replace(chosen, fpn_channels=options.channels, mask_channels=options.channels)
     if options.masks == "none":

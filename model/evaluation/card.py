@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torchvision
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 CATEGORY_COLUMNS = ("AP", "AP50")
 # IoU thresholds of the table of matching.
 MATCHING_COLUMNS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+# Fields of a recipe that are probabilities or strengths of augmentation.
+CHANGES = (
+    "flip", "flip_vertical", "rotate", "gamma", "brightness", "contrast", "saturation", "stain", "grey", "invert",
+    "copy_paste",
+)  # fmt: skip
 
 
 def hardware(device: str = "cpu") -> str:
@@ -83,6 +89,7 @@ def card(
         f"- Command: `{command}`",
         f"- Recipe: {recipe.get('steps')} steps of {recipe.get('batch_size')} images, {recipe.get('optimizer')},",
         f"  learning rate {recipe.get('learning_rate')} ({schedule}), averaged weights (decay {recipe.get('ema')}).",
+        f"- Augmentation: {_augmentation(recipe)}.",
         f"- Hardware: {model.training.get('hardware', 'not recorded')}; {hours:.1f} hours of training steps.",
         f"- Software: {model.training.get('versions', 'not recorded')}.",
         "",
@@ -105,6 +112,15 @@ def _network(a: Architecture) -> str:
     parts = [body] + ["RoIPool"] * (a.pooling == "pool")
     parts += [f"{a.masks} masks"] * (a.masks != "sigmoid" and a.mask_convs > 0)
     return f"{kind} on a {', '.join(parts)}"
+
+
+def _augmentation(recipe: dict[str, Any]) -> str:
+    """What a recipe changes in images, by the options' names, as text."""
+    parts = [f"{name.replace('_', ' ')} {recipe[name]:g}" for name in CHANGES if recipe.get(name)]
+    if recipe.get("jitter"):
+        least, most = recipe["jitter"]
+        parts.append(f"scales of {least:g} to {most:g} on a canvas of {recipe['jitter_side']} pixels a side")
+    return ", ".join(parts) or "none"
 
 
 def _scores_by_kind(evaluation: Evaluation) -> dict[str, Scores]:

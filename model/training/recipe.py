@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+
+from model.data.appearance import Appearance
+from model.data.augment import Augmentation
+
+# Fields that are from 0 to 1.
+PROBABILITIES = ("positives", "flip", "flip_vertical", "rotate", "grey", "invert")
+# Fields that limit random factors; see model/data/appearance.py.
+STRENGTHS = ("gamma", "brightness", "contrast", "saturation", "stain")
+# Factors of a fifth to five.
+MOST_STRENGTH = 4
 
 
 class TrainingError(Exception):
@@ -41,8 +51,18 @@ class Recipe:
     later_sizes: tuple[tuple[int, tuple[int, ...]], ...] = ()
     # Limit of the longer image side, pixels.
     max_size: int = 768
-    # Probability of a horizontal flip.
+    # Probabilities of a horizontal flip, of a vertical one, and of a rotation by one, two or three quarter turns.
     flip: float = 0.5
+    flip_vertical: float = 0.0
+    rotate: float = 0.0
+    # Strengths and probabilities as in model/data/appearance.py.
+    gamma: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    stain: float = 0.0
+    grey: float = 0.0
+    invert: float = 0.0
     # Large-scale jitter: the smallest and the largest scale, such as (0.1, 2.0); () turns it off.
     jitter: tuple[float, ...] = ()
     # Side of the square canvas of large-scale jitter, pixels. `min_sizes` is not used with it.
@@ -103,10 +123,16 @@ class Recipe:
         # A limit of 0 would make every gradient 0.
         if not self.clip > 0:
             raise TrainingError(f"clip, the largest norm of the gradient, must be above 0, not {self.clip}")
-        if not (0 <= self.positives <= 1 and 0 <= self.flip <= 1):
-            raise TrainingError(
-                f"positives and flip must be from 0 to 1, not {self.positives} and {self.flip}"
-            )
+        for name in PROBABILITIES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise TrainingError(
+                    f"{name.replace('_', ' ')} must be from 0 to 1, not {getattr(self, name)}"
+                )
+        for name in STRENGTHS:
+            if not 0 <= getattr(self, name) <= MOST_STRENGTH:
+                raise TrainingError(
+                    f"the strength of {name} must be from 0 to {MOST_STRENGTH}, not {getattr(self, name)}"
+                )
         if not 0 <= self.frozen_stages <= 4:
             raise TrainingError(f"frozen_stages must be from 0 to 4, not {self.frozen_stages}")
         if self.jitter and not (len(self.jitter) == 2 and 0 < self.jitter[0] <= self.jitter[1]):
@@ -130,6 +156,18 @@ class Recipe:
             if step >= first:
                 current = sizes
         return current
+
+    def augmentation(self) -> Augmentation:
+        """How samples are changed."""
+        return Augmentation(
+            flip=self.flip,
+            flip_vertical=self.flip_vertical,
+            rotate=self.rotate,
+            appearance=Appearance(**{f.name: getattr(self, f.name) for f in fields(Appearance)}),
+            jitter=(self.jitter[0], self.jitter[1]) if self.jitter else None,
+            side=self.jitter_side,
+            copy_paste=self.copy_paste,
+        )
 
     def matches_until(self, other: Recipe, steps: int) -> bool:
         """Whether the first `steps` steps of both recipes are the same.
@@ -166,6 +204,13 @@ class Recipe:
 # Recipes by name, each with its source. Settings that the source leaves open are Recipe's defaults.
 RECIPES = {
     "small": Recipe(),
+    # This repository: cell nuclei in microscopy. A canvas shows a part of an image at half to two times the size that
+    # the model sees it at in use.
+    "nuclei": Recipe(
+        steps=8000, batch_size=4, learning_rate=5e-4, warmup=200, rois=256, positives=0.33, proposals=(1000, 1000),
+        flip_vertical=0.5, rotate=0.75, gamma=0.5, brightness=0.5, contrast=0.5, saturation=0.5, stain=0.15,
+        grey=0.2, invert=0.1, jitter=(0.75, 2.0), jitter_side=512,
+    ),
     # Mask R-CNN, section 3.1 "Training": 160k steps of 16 images, learning rate 0.02, times 0.1 from 120k on, weight
     # decay 0.0001, momentum 0.9, 512 RoIs with FPN, 1:3 positives, the shorter side 800. The warm-up is Detectron's.
     "paper": Recipe(

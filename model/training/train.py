@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from model.data.loading import Augmentation, batches
+from model.data.loading import batches
 from model.network.build import build
 from model.training.parallel import Group
 from model.training.recipe import Recipe, TrainingError
@@ -95,7 +95,6 @@ def train(
     if group.first:
         record_environment(run, device, group.world)
     labels = {c.id: label for c, label in zip(model.categories, model.labels, strict=True)}
-    jitter = (recipe.jitter[0], recipe.jitter[1]) if recipe.jitter else None
     loader = batches(
         dataset,
         labels,
@@ -104,7 +103,7 @@ def train(
         first=state.step,
         seed=recipe.seed,
         workers=recipe.workers,
-        changes=Augmentation(recipe.flip, jitter, recipe.jitter_side, recipe.copy_paste),
+        changes=recipe.augmentation(),
         share=(group.rank, group.world),
         input_size=InputSize(recipe),
     )

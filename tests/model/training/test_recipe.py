@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from model.data.appearance import Appearance
+from model.data.augment import Augmentation
 from model.data.shapes import Shapes
 from model.training.recipe import RECIPES, Recipe, TrainingError
 from model.training.train import train
@@ -51,6 +53,15 @@ from tests.model.thin import MODEL, RECIPE
         ({"flip": float("nan")}, "from 0 to 1"),
         ({"max_size": 72}, "limit of the longer one, 72: 80"),
         ({"later_sizes": ((10, (256,)),)}, "limit of the longer one, 128: 256"),
+        ({"flip_vertical": -0.1}, "flip vertical must be from 0 to 1"),
+        ({"rotate": 2.0}, "rotate must be from 0 to 1"),
+        ({"grey": float("nan")}, "grey must be from 0 to 1"),
+        ({"invert": 1.1}, "invert must be from 0 to 1"),
+        ({"gamma": 5.0}, "strength of gamma must be from 0 to 4"),
+        ({"brightness": -0.5}, "strength of brightness"),
+        ({"contrast": float("inf")}, "strength of contrast"),
+        ({"saturation": float("nan")}, "strength of saturation"),
+        ({"stain": 4.5}, "strength of stain"),
         ({"frozen_stages": 5}, "from 0 to 4"),
         ({"jitter": (2.0, 0.1)}, "jitter must be"),
         ({"copy_paste": 0.5}, "needs jitter"),
@@ -74,6 +85,15 @@ def test_documentation_says_of_all_recipes_only_what_all_of_them_do() -> None:
     assert "linear warm-up" in common
     assert ("--clip" in common) == all(recipe.clip < 1e9 for recipe in RECIPES.values())
     assert ("--ema" in common) == all(recipe.ema for recipe in RECIPES.values())
+
+
+def test_every_setting_of_augmentation_reaches_the_images() -> None:
+    values = {f.name: 0.25 for f in fields(Appearance)} | {"flip": 0.1, "flip_vertical": 0.2, "rotate": 0.3}
+    made = Recipe(**values, jitter=(0.5, 2.0), jitter_side=64, copy_paste=0.4).augmentation()
+    assert made == Augmentation(
+        0.1, 0.2, 0.3, Appearance(*[0.25] * len(fields(Appearance))), (0.5, 2.0), 64, 0.4
+    )
+    assert Recipe().augmentation() == Augmentation()
 
 
 @pytest.mark.parametrize(
