@@ -121,7 +121,7 @@ class Server:
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Mask R-CNN of random weights, which sees many things that score about 0.1 everywhere."""
     path = tmp_path_factory.mktemp("model") / "random.safetensors"
-    architecture = dataclasses.replace(SMALL, classes=4, min_size=96, max_size=160)
+    architecture = dataclasses.replace(SMALL, classes=4, proposals=100, min_size=96, max_size=160)
     categories = tuple(Category(number, name) for number, name in [(1, "circle"), (2, "square"), (3, "star")])
     with torch.random.fork_rng():
         torch.manual_seed(0)

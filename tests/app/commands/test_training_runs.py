@@ -19,12 +19,10 @@ from app.commands.network import NetworkOptions
 from app.commands.source import Source
 from model.data.shapes import Shapes
 from model.training.train import read_log
-from tests.app.commands.training import KILLED_AFTER, as_arguments
+from tests.app.commands.training import COMMAND, KILLED_AFTER, as_arguments
 
 pytestmark = pytest.mark.usefixtures("tiny_networks")
 ROOT = Path(__file__).parents[3]
-# The command line, with networks of few channels.
-COMMAND = "tests.app.commands.training"
 PATIENCE = 400  # seconds, for what takes ten; met only when something hangs
 
 

@@ -16,7 +16,6 @@ import pytest
 from app.cli.main import main
 from app.commands import network as cli_network
 from model.training.train import RunLog
-from tests import conftest  # noqa: F401 - one thread, here as in the process of the tests
 from tests.model.thin import THIN, thin_resnets
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 
 QUICK = {"steps": 2, "batch_size": 2, "workers": 0, "precision": "float32", "sizes": ["64"], "warmup": 1}
 TINY = replace(THIN, box_channels=16, mask_convs=1, proposals=20, max_size=96)
+# The command line with networks of few channels: this module.
+COMMAND = "tests.app.commands.training"
 # In the environment: the step after which the process ends as by SIGKILL.
 KILLED_AFTER = "TEST_KILLED_AFTER"
 
@@ -56,6 +57,8 @@ class KilledRunLog(RunLog):
 
 if __name__ == "__main__":
     with tiny_networks(), pytest.MonkeyPatch.context() as patched:
+        # As in the process of the tests (tests/conftest.py).
+        patched.setattr("app.runtime.cpus.usable_cpus", lambda: 1)
         if KILLED_AFTER in os.environ:
             patched.setattr("model.training.train.RunLog", KilledRunLog)
         main()
