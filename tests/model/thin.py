@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from torchvision.models.resnet import ResNet
 
 from model.data.shapes import CATEGORIES
@@ -16,6 +17,8 @@ from model.zoo import model_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from model.network.architecture import Architecture
 
 THIN = replace(
     SMALL,
@@ -44,14 +47,29 @@ FIVE = {"L_cls", "L_box", "L_mask", "L_rpn_cls", "L_rpn_box"}
 
 @contextmanager
 def thin_resnets() -> Iterator[None]:
-    """Give torchvision's ResNets an eighth of their channels: a checkpoint has 3 MB instead of 180."""
+    """Give torchvision's ResNets an eighth of their channels: a checkpoint has 3 MB instead of 180.
+
+    With one thread: with more, torch 2.14.1 writes beyond a buffer in the backward pass of 1×1 convolutions of stride 2
+    with fewer than 16 input channels (mkldnn_convolution_backward_weights), and the process is aborted sooner or later.
+    """
     make_layer = ResNet._make_layer
 
     def make_thin_layer(self: ResNet, block: Any, planes: int, *args: Any, **options: Any) -> Any:
         return make_layer(self, block, planes // 8, *args, **options)
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ResNet, "_make_layer", make_thin_layer)
         # Skeletons have the full widths.
         patch.setattr(model_file, "has_skeleton", lambda _architecture: False)
-        yield
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def thin_if_deep(architecture: Architecture) -> AbstractContextManager[None]:
+    """thin_resnets() for ResNets of 101 layers and more; the others show what full widths do."""
+    deep = architecture.backbone in ("resnet101", "resnet152", "resnext101_32x8d")
+    return thin_resnets() if deep else nullcontext()
