@@ -188,8 +188,8 @@ def test_processes_that_the_installed_command_starts_find_the_code(with_server: 
     Shapes(seed=3, length=2, sides=(64, 96)).export(tmp_path / "scenes")
     done = run(
         with_server / "maskserve", "train", "--data", "scenes", "--out", "out", "--steps", "1", "--batch-size", "1",
-        "--workers", "1", "--sizes", "64", "--rois", "8",
-        cwd=tmp_path, OMP_NUM_THREADS="1",
+        "--workers", "1", "--sizes", "64", "--rois", "8", "--channels", "16",
+        cwd=tmp_path, OMP_WAIT_POLICY="passive",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "model.safetensors").exists()
