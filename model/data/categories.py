@@ -26,6 +26,8 @@ class Categories:
     known: tuple[Category, ...] = ()
     # Id or name in the file → Category.id.
     by_key: dict[Key, int] = field(default_factory=dict)
+    # The ids as the file has them, or the names of those that have none.
+    keys: tuple[Key, ...] = ()
     # What was left out, and why.
     dropped: tuple[str, ...] = ()
 
@@ -133,7 +135,8 @@ def _numbered(entries: list[_Entry], dropped: tuple[str, ...]) -> Categories:
             number, following = following, following + 1
         by_key[entry.key if entry.key is not None else entry.name] = number
         known.append(Category(number, entry.name))
+    keys = tuple(by_key)
     # An annotation may give the name, where that is no other's id.
     for category in known:
         by_key.setdefault(category.name, category.id)
-    return Categories(tuple(sorted(known, key=lambda c: c.id)), by_key, dropped)
+    return Categories(tuple(sorted(known, key=lambda c: c.id)), by_key, keys, dropped)

@@ -182,8 +182,9 @@ def coco_document(
 def refusal(labels: Labels) -> str:
     """Why a folder with problems is not trained on, with the first of them."""
     counts = "; ".join(f"{kind}: {count}" for kind, count, _ in first_of_each(labels.problems))
+    first = str(labels.problems[0]).rstrip(".")
     return (
-        f"{labels.path}: {counts}. The first is {labels.problems[0]}. `maskserve data check` shows more, and "
+        f"{labels.path}: {counts}. The first is {first}. `maskserve data check` shows more, and "
         "--skip-damaged leaves such images and annotations out"
     )
 

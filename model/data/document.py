@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from model.data import DatasetError
@@ -19,6 +20,8 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+# An escaped surrogate, with its other half if that follows.
+_SURROGATE = re.compile(r"\\u[dD](?:[89abAB]..(?:\\u[dD][c-fC-F]..)?|[c-fC-F]..)")
 _LISTS = ("images", "annotations", "categories")
 _EXPORT = "export the labels as COCO (instance segmentation)"
 
@@ -71,6 +74,16 @@ def _text(content: bytes, path: Path) -> str:
 def _parse(text: str, path: Path) -> Any:
     if not text.strip():
         raise DatasetError(f"{path}: not JSON: the file is empty")
+    if text.startswith("version https://git-lfs"):
+        raise DatasetError(f"{path}: this is a pointer of Git LFS; `git lfs pull` brings the file itself")
+    for found in _SURROGATE.finditer(text):
+        before = text[max(0, found.start() - 64) : found.start()]
+        escaped = (len(before) - len(before.rstrip("\\"))) % 2
+        if len(found[0]) == len(r"\ud800") and not escaped:
+            line = text.count("\n", 0, found.start()) + 1
+            raise DatasetError(
+                f"{path}: line {line} has half of a character, {found[0]}; write that text again"
+            )
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

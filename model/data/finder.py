@@ -7,6 +7,7 @@ of their own, and accents in one piece or in two. A name is tried as it stands f
 from __future__ import annotations
 
 import os
+import re
 import stat
 import unicodedata
 from difflib import get_close_matches
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # Files below a folder that are looked through for a name.
 ENOUGH = 200_000
+# What Label Studio puts before the name of an uploaded file.
+UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")
 # Names by which the folder is chosen.
 SAMPLE = 40
 
@@ -127,6 +130,7 @@ class ImageFinder:
         ]
         if tails and len(tails[-1].parts) == 1:
             alike.append(self._by_name.get(last, []))
+            alike.append(self._by_name.get(UPLOADED.sub("", last, 1), []))
         for found in alike:
             if len(found) == 1 and self._is_file(self.root / found[0], name):
                 return self.root / found[0]
@@ -141,7 +145,8 @@ class ImageFinder:
         near = get_close_matches(last, list(self._by_name)[:20_000], 1, 0.8)
         known = sum(map(len, self._by_name.values()))
         others = [str(root) for root in self.roots if root != self.root]
-        text = f"file_name: {name} is not in {self.root}, nor below it ({known} files)"
+        shown = name if name.isprintable() else repr(name)
+        text = f"file_name: {shown} is not in {self.root}, nor below it ({known} files)"
         text += f", nor in {', '.join(others)}" * bool(others)
         if near:
             return f"{text}; {self._by_name[near[0]][0]} has a name like it"
@@ -158,7 +163,7 @@ def spellings(name: str) -> list[PurePosixPath]:
         plain = query[0] if query else address.path
     forms = [name] if address is None else []
     forward = plain.replace("\\", "/")
-    for spelt in (forward, unquote(forward)):
+    for spelt in (forward, unquote(forward), forward.strip()):
         text = spelt[2:] if spelt[1:3] == ":/" and spelt[0].isalpha() else spelt
         forms += [text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)]
     paths = [_without_turns(form.lstrip("/")) for form in dict.fromkeys(forms) if "\0" not in form]

@@ -31,6 +31,7 @@ UNKNOWN_IMAGE = "unknown image"
 NO_ANNOTATION = "no annotation"
 NO_IMAGE = "no image"
 SAME_IMAGE = "image id used twice"
+SAME_FILE = "image listed under two ids"
 UNCLEAR_CROWD = "unclear iscrowd"
 
 
@@ -125,6 +126,11 @@ def read_labels(place: Place, *, headers: bool = True) -> Labels:
         elif read is not None:
             by_id[read.image_id].annotations.append(read)
     notices = [f"{place.labels}: left out {text}" for text in categories.dropped]
+    images, spare = _without_repeats(images, problems)
+    if spare:
+        notices.append(
+            f"{place.labels}: left out what lists a file again, without objects: {len(spare)}, first {spare[0]}"
+        )
     return Labels(place.labels, finder.root, categories.known, images, problems, notices)
 
 
@@ -152,6 +158,8 @@ def _read_images(listed: Sequence[Any]) -> tuple[list[LabelledImage], list[Probl
             problems.append(Problem(NO_IMAGE, f"image {quote(image['id'])}", told))
         else:
             own = str(image["id"]).strip() if apart else key
+            if own in images and images[own].name == name:
+                continue
             if own in images:
                 told = f"id is that of {images[own].name} and of {name}"
                 problems.append(Problem(SAME_IMAGE, f"image {own}", told))
@@ -165,6 +173,34 @@ def _read_images(listed: Sequence[Any]) -> tuple[list[LabelledImage], list[Probl
         found.id = key if isinstance(key, int) else following
         following += not isinstance(key, int)
     return list(images.values()), problems
+
+
+def _without_repeats(
+    images: Sequence[LabelledImage], problems: list[Problem]
+) -> tuple[list[LabelledImage], list[str]]:
+    """The images without those that list another's file and have no objects, and the names of those.
+
+    Without objects they would teach that the others' objects are background. Where both have objects, that is added to
+    the problems: they may be the same objects.
+    """
+    first: dict[Path, LabelledImage] = {}
+    spare: list[LabelledImage] = []
+    for image in images:
+        if image.file is None or image.problem is not None:
+            continue
+        other = first.setdefault(image.file, image)
+        if other is image:
+            continue
+        if image.annotations and other.annotations:
+            told = f"file_name is {image.name}, which image {other.key} has too, and both have annotations"
+            image.problem = Problem(SAME_FILE, f"image {image.key}", told)
+            problems.append(image.problem)
+            continue
+        if image.annotations:
+            first[image.file] = image
+        spare.append(other if image.annotations else image)
+    without = {id(image) for image in spare}
+    return [image for image in images if id(image) not in without], [image.name for image in spare]
 
 
 def file_name_of(image: dict[str, Any]) -> str | None:
@@ -212,7 +248,8 @@ def _read_annotation(
     where += f" of image {image.key} ({image.name})"
     category = categories.find(given["category_id"])
     if category is None:
-        known = ", ".join(str(c.id) for c in categories.known[:5]) + ", …" * (len(categories.known) > 5)
+        keys = [str(key) for key in categories.keys]
+        known = ", ".join(keys[:5]) + ", …" * (len(keys) > 5)
         told = f"category_id is {quote(given['category_id'])}, which the categories ({known}) do not list"
         return Problem(UNKNOWN_CATEGORY, where, told)
     crowd = to_flag(given.get("iscrowd"))

@@ -17,6 +17,9 @@ NAMES = ("instances.json", "_annotations.coco.json", "annotations.json", "result
 FOLDERS = ("annotations", "Annotations", "annotation", "labels")
 IMAGES = ("images", "Images", "data", "JPEGImages", "img", "imgs")
 
+# Suffixes of compressed files.
+PACKED = frozenset((".gz", ".zip", ".bz2", ".xz", ".zst"))
+
 # What the parts of a dataset are called, by what they are for.
 SPLITS = {
     "train": ("train", "training", "trainval"),
@@ -80,6 +83,9 @@ def _label_file(folder: Path, split: str | None, otherwise: str) -> Path:
             none = split is not None and not chosen
             told = f"none is of the split {split!r}; name" if none else "say which with --split, or name"
             raise DatasetError(f"{folder}: its label files are {names}; {told} the file itself")
+    archives = sorted((*folder.glob("*.json.*"), *folder.glob("*/*.json.*")))
+    if packed := next((file for file in archives if file.suffix in PACKED), None):
+        raise DatasetError(f"{folder}: {packed.relative_to(folder)} is compressed; unpack it")
     kinds = {".xml": "Pascal VOC", ".txt": "YOLO"}
     other = next((kind for ending, kind in kinds.items() if any(folder.glob(f"*/*{ending}"))), None)
     told = f" (its labels look like those of {other}; export them as COCO)" if other is not None else ""
@@ -108,7 +114,9 @@ def _levels(folder: Path) -> Iterable[list[Path]]:
 
 def _instances(folder: Path) -> list[Path]:
     """The JSON files in a folder; those with "instances" in their name where there are others beside them."""
-    files = sorted(file for file in folder.glob("*.json") if not is_hidden(file.name) and file.is_file())
+    files = sorted(
+        file for file in folder.glob("*.[jJ][sS][oO][nN]") if not is_hidden(file.name) and file.is_file()
+    )
     return [file for file in files if "instances" in file.name.lower()] or files
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,13 +43,16 @@ def read_segmentation(value: Any, size: tuple[int, int], box: Box | None) -> Seg
     """A segmentation as COCO defines it: polygons [[x1, y1, …], …] or compressed RLE; None if there is none.
 
     What labelling tools write besides is taken where it has one meaning: numbers as text, a polygon that is not in a
-    list, corners as pairs or as objects, a single RLE in a list, and rectangles by two corners that agree with the box.
+    list, corners as pairs or as objects, a single RLE in a list, rectangles by two corners that agree with the box, and
+    any of these as JSON text.
 
     Args:
         value: what the file has.
         size: (height, width) of the image.
         box: the annotation's own, x, y, width, height, where it has a usable one.
     """
+    if isinstance(value, str):
+        value = _from_text(value)
     if not value:
         return None
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and "counts" in value[0]:
@@ -67,6 +71,16 @@ def read_segmentation(value: Any, size: tuple[int, int], box: Box | None) -> Seg
         if len(read) >= LEAST_NUMBERS:
             polygons.append(read)
     return polygons or None
+
+
+def _from_text(text: str) -> Any:
+    """What a text that holds JSON stands for, as tables of values have it; other texts as they are."""
+    if not text.lstrip().startswith(("[", "{")):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _polygons(value: list[Any]) -> list[Any]:

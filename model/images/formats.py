@@ -82,6 +82,7 @@ _OTHERS = [
         (rb"\s*<svg|\s*<(?:\?xml|!--|!doctype svg).{0,1500}?<svg", "An SVG drawing"),
         (rb"\s*<(?:!doctype|html)", "An HTML page"),
         (rb"\s*[{\[]", "JSON"),
+        (rb"version https://git-lfs", "A pointer of Git LFS (`git lfs pull` brings the file itself)"),
     )
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 ORIENTATION = 274
 # Where ImageMagick keeps EXIF in a PNG.
 RAW_PROFILE = "Raw profile type exif"
+# Errors of Python's that Pillow passes on, or gives as its own reason.
+_ARITHMETIC = (ArithmeticError, AttributeError, LookupError, TypeError, UnicodeError, struct.error)
+# Bytes as Python writes them, the names of a PNG's chunks.
+_BYTES = re.compile(r"\bb'([^']*)'")
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 
 
@@ -232,7 +237,12 @@ def _valid_orientation(value: object) -> int:
 
 
 def reason_of(error: Exception) -> str:
-    """What Pillow said, as the end of a sentence: one line, printable, without its full stop."""
+    """What Pillow said, as the end of a sentence: one line, printable, without its full stop.
+
+    What its arithmetic ran into says nothing to people who send images.
+    """
+    if isinstance(error.__cause__ or error, _ARITHMETIC):
+        return "it is broken or cut short"
     line = "".join(character for character in first_line(error) if character.isprintable())
-    text = line[:200].rstrip(". ")
+    text = _BYTES.sub(r"\1", line)[:200].rstrip(". ")
     return text or type(error).__name__

@@ -136,7 +136,7 @@ def test_odd_annotation_is_reported_and_does_no_harm(
 def test_missing_damaged_and_resized_images_are_told_apart(tmp_path: Path) -> None:
     names = ["a.png", "gone.png", "cut.png", "small.png", "empty.png"]
     images = [{"id": n, "file_name": name, "height": 40, "width": 60} for n, name in enumerate(names, 1)]
-    path = folder(tmp_path, GOOD, images=[*images, images[0]])
+    path = folder(tmp_path, GOOD, images=[*images, {**images[0], "file_name": "b.png"}])
     whole = (path / "images" / "a.png").read_bytes()
     (path / "images" / "cut.png").write_bytes(whole[:60])
     (path / "images" / "empty.png").write_bytes(b"")

@@ -92,6 +92,8 @@ CERTAIN += [
         "is RLE of floats": run_lengths([float(HEIGHT), float(WIDTH)], float),
         "is RLE of text": run_lengths([str(HEIGHT), str(WIDTH)], str),
         "is RLE in a list": [run_lengths([HEIGHT, WIDTH])],
+        "is JSON as text": json.dumps(OUTLINE),
+        "is RLE as text": json.dumps(run_lengths([HEIGHT, WIDTH])),
     }.items()
 ]
 CERTAIN += [
@@ -110,6 +112,8 @@ CERTAIN += [
     pytest.param(each("annotations", id=...), id="annotations without ids"),
     pytest.param(name_image_ids, id="image ids that are names"),
     pytest.param(lvis, id="LVIS"),
+    pytest.param(lambda d: d["images"].append({**d["images"][0]}), id="image listed twice"),
+    pytest.param(lambda d: d["images"].insert(0, {**d["images"][0], "id": 9}), id="image listed under two ids"),
     pytest.param(
         replace_categories(
             {"id": 0, "name": "box", "supercategory": "none"}, {"id": 1, "name": "box", "supercategory": "box"}
@@ -174,6 +178,12 @@ REFUSED = [
         id="cp1252",
     ),
     pytest.param(lambda _: b"PK\x03\x04....", "unpack it", id="zip"),
+    pytest.param(lambda _: b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull", id="Git LFS"),
+    pytest.param(
+        lambda c: c.replace(b'"box"', rb'"\ud83d\ude00 \\ud83d \ud83d"'),
+        r"half of a character, \ud83d",
+        id="half",
+    ),
     pytest.param(lambda _: b"[" * 100_000, "nested too deeply", id="deep"),
     pytest.param(lambda _: b'{"shapes": [], "imagePath": "a"}', "LabelMe", id="LabelMe"),
     pytest.param(lambda _: b'{"_via_settings": {}}', "VGG Image Annotator", id="VIA"),
@@ -241,6 +251,22 @@ def test_what_is_not_certain_is_named_with_its_field_and_left_out(
     rest = open_folder(tmp_path, skip_damaged=True)
     assert rest.tally().objects == 3
     assert rest.left_out == 1
+
+
+def test_image_with_objects_under_two_ids_is_named(tmp_path: Path) -> None:
+    document = sound()
+    document["images"].append({**document["images"][0], "id": 9})
+    document["annotations"].append({**document["annotations"][0], "id": 9, "image_id": 9})
+    write(tmp_path, document)
+    with pytest.raises(DatasetError, match=r"image 9: file_name is 0001\.png, which image 1 has too"):
+        open_folder(tmp_path)
+    assert open_folder(tmp_path, skip_damaged=True).tally().objects == 4
+
+
+def test_annotation_of_categories_without_ids_is_told_their_names(tmp_path: Path) -> None:
+    write(tmp_path, sound() | {"categories": [{"name": "box"}]})
+    with pytest.raises(DatasetError, match=r"category_id is 1, which the categories \(box\) do not list"):
+        open_folder(tmp_path)
 
 
 CATEGORIES = [

@@ -296,3 +296,28 @@ def test_labels_that_exchange_width_and_height_are_told_so(tmp_path: Path) -> No
         DatasetError, match=r"80×60 pixels, annotated as 60×80 .*; width and height are exchanged"
     ):
         open_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [(" a.png ", "a.png"), ("90fbb0c0-a.png", "a.png"), ("/data/upload/1/90fbb0c0-a.png", "a.png")],
+    ids=["blanks", "uploaded", "uploaded, with its folder"],
+)
+def test_names_that_a_server_or_a_table_changed_are_read(tmp_path: Path, name: str, file: str) -> None:
+    lay(tmp_path, "instances.json", named(name), f"images/{file}")
+    assert open_folder(tmp_path).file(0) == tmp_path / "images" / file
+
+
+def test_label_file_may_have_a_suffix_in_capitals_and_a_compressed_one_is_named(tmp_path: Path) -> None:
+    lay(tmp_path / "a", "INSTANCES.JSON", named("a.png"), "images/a.png")
+    assert len(open_folder(tmp_path / "a")) == 1
+    lay(tmp_path / "b", "annotations/train.json.gz", named("a.png"), "images/a.png")
+    with pytest.raises(DatasetError, match=r"annotations/train\.json\.gz is compressed; unpack it"):
+        open_folder(tmp_path / "b")
+
+
+def test_unprintable_name_is_quoted(tmp_path: Path) -> None:
+    lay(tmp_path, "instances.json", named("\x1b[31mred.png"), "images/a.png")
+    with pytest.raises(DatasetError) as refused:
+        open_folder(tmp_path)
+    assert str(refused.value).isprintable()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import re
 import struct
 import zlib
 
@@ -231,3 +233,21 @@ def test_a_header_cut_short_is_damaged(form: str) -> None:
     for end in range(8, 22):
         with pytest.raises((DamagedImage, UnsupportedImage)):
             read_header(content[:end])
+
+
+@pytest.mark.parametrize("name", ["PNG", "GIF", "JPEG", "TIFF", "BMP", "WEBP"])
+def test_no_error_quotes_python(name: str) -> None:
+    file = io.BytesIO()
+    Image.effect_noise((9, 7), 50).save(file, name)
+    whole = file.getvalue()
+    said = set()
+    for length in range(len(whole)):
+        for content in (whole[:length], whole[:length] + b"\xff" + whole[length + 1 :]):
+            with contextlib.suppress(UnsupportedImage):
+                try:
+                    decode(content)
+                except ImageError as error:
+                    said.add(str(error))
+    assert said
+    for sentence in said:
+        assert not re.search(r"unpack|out of range|b'|: \d+\.$", sentence)
