@@ -20,24 +20,25 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     python3 -m venv uv && \
     uv/bin/pip install --quiet --no-cache-dir --only-binary :all: --require-hashes --requirement requirements-build.lock
 COPY pyproject.toml requirements.lock ./
-# `cuda`: what PyPI has. `cpu`: PyTorch's own wheels without CUDA; the lock has no hashes of these two.
+# `cuda`: for GPUs and CPUs. `cpu`: without NVIDIA's libraries, and without what PyTorch's own have for them.
 ARG TORCH=cuda
+COPY deploy/image/without_cuda.py ./
 RUN --mount=type=secret,id=uv.toml,target=/etc/uv/uv.toml \
     --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
     set -eu; \
+    # Triton compiles kernels for torch.compile, which the service does not use.
     case "${TORCH}" in \
-        cuda) cp requirements.lock constraints.txt; set -- --require-hashes ;; \
-        cpu) awk '/^[^ ]/ {torch = /^torch(vision)?==/} torch && /--hash=/ {next} torch {sub(/ \\$/, "")} {print}' \
-                 requirements.lock > constraints.txt; set -- --torch-backend cpu ;; \
+        cuda) unneeded='triton' ;; \
+        cpu) unneeded='triton|(cuda|nvidia)-[^=]+' ;; \
         *) echo "TORCH=${TORCH}: it must be cuda or cpu" >&2; exit 1 ;; \
     esac; \
-    # Triton compiles kernels for torch.compile, which the service does not use.
-    echo "triton ; sys_platform == 'none'" > overrides.txt; \
+    sed -nE "s/^(${unneeded})==.*/\1 ; sys_platform == 'none'/p" requirements.lock > overrides.txt; \
     python3 -m venv --without-pip /opt/maskserve; \
-    uv/bin/uv pip install --quiet --python /opt/maskserve "$@" \
-        --requirements pyproject.toml --extra serve --extra tracing --constraints constraints.txt --overrides overrides.txt; \
-    # Files that only compilers read.
+    uv/bin/uv pip install --quiet --python /opt/maskserve --require-hashes --requirements pyproject.toml \
+        --extra serve --extra tracing --constraints requirements.lock --overrides overrides.txt; \
     packages="$(echo /opt/maskserve/lib/python3.*/site-packages)"; \
+    test "${TORCH}" = cuda || uv/bin/python without_cuda.py "${packages}"; \
+    # Files that only compilers read.
     rm -rf "${packages}"/torch/include "${packages}"/torch/share "${packages}"/torch/bin/protoc* "${packages}"/nvidia/*/include; \
     find "${packages}" -name '*.a' -delete; \
     echo /opt/service > "${packages}/service.pth"

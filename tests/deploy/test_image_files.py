@@ -6,10 +6,12 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from deploy.image.without_cuda import Library
 from model.zoo.catalogue import catalogue
 
 ROOT = Path(__file__).parents[2]
@@ -78,17 +80,44 @@ def test_program_and_health_check_are_started_without_a_shell() -> None:
         assert re.search(rf'^{instruction} \["', DOCKERFILE, re.MULTILINE), instruction
 
 
-def test_without_cuda_every_hash_is_kept_but_those_of_pytorch(tmp_path: Path) -> None:
-    """PyTorch's wheels without CUDA are others than PyPI's, whose hashes the lock has."""
-    [program] = re.findall(r"cpu\) awk '(.+?)' \\", DOCKERFILE)
-    lock = (ROOT / "requirements.lock").read_text()
-    result = subprocess.run(["awk", program], input=lock, capture_output=True, text=True, check=True).stdout
-    before, after = requirements(lock), requirements(result)
-    assert before.keys() == after.keys()
-    changed = {name for name, hashes in before.items() if after[name] != hashes}
-    assert {name.split("==")[0] for name in changed} == {"torch", "torchvision"}
-    assert all(after[name] == 0 for name in changed)
-    assert not re.search(r"^torch.*\\$", result, re.MULTILINE)
+def test_every_hash_is_checked_with_and_without_cuda() -> None:
+    installs = re.findall(r"uv pip install (.*?);", DOCKERFILE, re.DOTALL)
+    [install] = [install for install in installs if "pyproject.toml" in install]
+    assert "--require-hashes" in install
+    assert "--constraints requirements.lock" in install
+
+
+def test_without_cuda_every_package_of_nvidia_is_left_out() -> None:
+    [pattern] = re.findall(r"cpu\) unneeded='(.+?)' ;;", DOCKERFILE)
+    [program] = re.findall(r"^    (sed .+? > overrides.txt);", DOCKERFILE, re.MULTILINE)
+    command = f"unneeded='{pattern}'; {program.removesuffix(' > overrides.txt')}"
+    overrides = subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    pinned = {name.split("==")[0] for name in requirements((ROOT / "requirements.lock").read_text())}
+    expected = {name for name in pinned if re.match(r"cuda-|nvidia-|triton$", name)}
+    assert expected >= {"nvidia-cublas", "cuda-toolkit", "triton"}
+    assert {f"{name} ; sys_platform == 'none'" for name in expected} == set(overrides)
+
+
+def test_a_library_needs_and_has_what_its_file_says() -> None:
+    torch = find_spec("torch")
+    assert torch is not None
+    library = Library(Path(str(torch.origin)).parent / "lib" / "libc10.so")
+    assert {"libc.so.6", "libstdc++.so.6"} <= set(library.needed)
+    symbols = {symbol.name: symbol for symbol in library.symbols}
+    assert re.fullmatch(r"GLIBC_2\.[\d.]+", symbols["malloc"].version)
+    assert not symbols["malloc"].defined
+    # c10::Error, a class: what describes its type has a size.
+    assert symbols["_ZTIN3c105ErrorE"].defined
+    assert symbols["_ZTIN3c105ErrorE"].size > 0
+
+
+def test_a_library_of_another_kind_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "libc10.so"
+    file.write_bytes(b"MZ")
+    with pytest.raises(ValueError, match="is not a 64-bit little-endian ELF file"):
+        Library(file)
 
 
 def requirements(lock: str) -> dict[str, int]:
