@@ -23,7 +23,8 @@ def synthetic_weights(architecture: Architecture, image: Tensor, seed: int = 0) 
     heads are spread like those of a trained network. image: [3, H, W] float32 in 0 to 1.
     """
     torch.manual_seed(seed)
-    normed: Any = build(replace(architecture, norm="batch", norm_eps=1e-5))
+    with_norms = replace(architecture, norm="batch", norm_eps=1e-5)
+    normed: Any = build(with_norms)
     norms = [module for module in normed.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
@@ -57,6 +58,8 @@ def synthetic_weights(architecture: Architecture, image: Tensor, seed: int = 0) 
     normed([image])
     for hook in hooks:
         hook.remove()
+    if architecture == with_norms:
+        return normed.requires_grad_(requires_grad=False)
     network = build(architecture)
     missing, _ = network.load_state_dict(normed.state_dict(), strict=False)
     if missing:
