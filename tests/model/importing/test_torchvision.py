@@ -26,7 +26,8 @@ from model.importing.importer import ImportedModel, import_model
 from model.importing.result import ImportingError
 from model.inference.engine import Engine
 from model.instances import Options
-from model.network.architecture import V1, V2
+from model.network.architecture import SMALL, V1, V2
+from model.network.build import build
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +41,9 @@ CPU = torch.device("cpu")
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (31, 43, 3), np.uint8).repeat(4, 0).repeat(4, 1)
 SIZES = {"min_size": 160, "max_size": 240}
+# Of 1000 proposals, torchvision's number, the heads would take most of the time.
+FEW = SIZES | {"proposals": 100}
+FEW_OF_TORCHVISION = SIZES | {"rpn_pre_nms_top_n_test": 100, "rpn_post_nms_top_n_test": 100}
 
 
 def lively(network: Any, architecture: Architecture) -> Any:
@@ -51,7 +55,7 @@ def lively(network: Any, architecture: Architecture) -> Any:
 
 def tutorial(classes: int) -> Any:
     """What torchvision's fine-tuning tutorial builds: new predictors on the COCO network, without its download."""
-    network = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, min_size=160, max_size=240)
+    network = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, **FEW_OF_TORCHVISION)
     features = network.roi_heads.box_predictor.cls_score.in_features
     network.roi_heads.box_predictor = FastRCNNPredictor(features, classes)
     channels = network.roi_heads.mask_predictor.conv5_mask.in_channels
@@ -60,8 +64,9 @@ def tutorial(classes: int) -> Any:
 
 
 @functools.cache
-def tuned() -> Any:
-    return lively(tutorial(5), replace(V1, **SIZES, classes=5, norm="batch", norm_eps=1e-5))
+def small() -> dict[str, torch.Tensor]:
+    """The state dict of a network with thin heads, where only names and shapes matter: 45 MB instead of 180."""
+    return build(replace(SMALL, classes=5, fpn_channels=16, box_channels=32, mask_channels=16)).state_dict()
 
 
 def saved(tmp_path: Path, document: Any, name: str = "model.pth") -> Path:
@@ -79,8 +84,8 @@ def assert_alike(found: Instances, expected: dict[str, torch.Tensor]) -> None:
     ):
         same = [n for n in left if int(found.labels[n]) == label]
         nearest = min(same, key=lambda n: float((found.boxes[n] - box).abs().max()))
-        torch.testing.assert_close(found.boxes[nearest], box, atol=0.02, rtol=0)
-        torch.testing.assert_close(found.scores[nearest], score, atol=5e-4, rtol=0)
+        torch.testing.assert_close(found.boxes[nearest], box, atol=0.05, rtol=0)
+        torch.testing.assert_close(found.scores[nearest], score, atol=2e-3, rtol=0)
         left.remove(nearest)
 
 
@@ -119,7 +124,7 @@ def assert_same_answers(network: Any, imported: ImportedModel, threshold: float 
     ],
 )
 def test_every_wrapper_is_opened(tmp_path: Path, wrap: Callable[[dict[str, Any]], Any]) -> None:
-    state = tuned().state_dict()
+    state = small()
     imported = import_model(saved(tmp_path, wrap(state)))
     loaded = imported.network.state_dict()
     for name, tensor in loaded.items():
@@ -131,36 +136,33 @@ def test_every_wrapper_is_opened(tmp_path: Path, wrap: Callable[[dict[str, Any]]
 def test_a_fine_tune_of_the_tutorial_answers_as_torchvision(tmp_path: Path) -> None:
     named = tuple(Category(n, name) for n, name in enumerate(("bolt", "nut", "gear", "pin"), start=1))
     # BatchNorm, because the tutorial's network was built without the downloaded backbone.
-    imported = import_model(saved(tmp_path, tuned().state_dict()), categories=named, changes=SIZES)
+    tuned = lively(tutorial(5), replace(V1, **FEW, classes=5, norm="batch", norm_eps=1e-5))
+    imported = import_model(saved(tmp_path, tuned.state_dict()), categories=named, changes=FEW)
     assert [c.name for c in imported.model.categories] == ["bolt", "nut", "gear", "pin"]
-    assert_same_answers(tuned(), imported)
+    assert_same_answers(tuned, imported)
 
 
-def test_frozen_norms_are_told_from_the_file_and_begin_from_coco(tmp_path: Path) -> None:
-    network = MaskRCNN(
-        resnet_fpn_backbone(backbone_name="resnet50", weights=None), 3, min_size=160, max_size=240
-    )
-    lively(network, replace(V1, **SIZES, classes=3))
+def test_frozen_norms_are_told_from_the_file_and_begin_from_coco_unless_told_otherwise(
+    tmp_path: Path,
+) -> None:
+    network = MaskRCNN(resnet_fpn_backbone(backbone_name="resnet50", weights=None), 3, **FEW_OF_TORCHVISION)
+    lively(network, replace(V1, **FEW, classes=3))
     for module in network.modules():
         if type(module).__name__ == "FrozenBatchNorm2d":
             module.eps = 0.0  # as torchvision sets it for COCO_V1
-    imported = import_model(saved(tmp_path, network.state_dict()), changes=SIZES)
+    path = saved(tmp_path, network.state_dict())
+    imported = import_model(path, changes=FEW)
     assert (imported.model.architecture.norm, imported.model.architecture.norm_eps) == ("frozen", 0.0)
     assert any("norm_eps 0" in line for line in imported.report.assumed)
     assert_same_answers(network, imported)
-
-
-def test_another_eps_can_be_told(tmp_path: Path) -> None:
-    network = MaskRCNN(resnet_fpn_backbone(backbone_name="resnet50", weights=None), 3)
-    imported = import_model(saved(tmp_path, network.state_dict()), changes={"norm_eps": 1e-5})
-    assert imported.model.architecture.norm_eps == 1e-5
+    assert import_model(path, changes={"norm_eps": 1e-5}).model.architecture.norm_eps == 1e-5
 
 
 def test_version_two_answers_as_torchvision(tmp_path: Path) -> None:
-    built = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=4, **SIZES)
-    network = lively(built, replace(V2, **SIZES, classes=4))
-    imported = import_model(saved(tmp_path, network.state_dict()), changes=SIZES)
-    assert imported.model.architecture.box_convs == 4
+    built = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=4, **FEW_OF_TORCHVISION)
+    network = lively(built, replace(V2, **FEW, classes=4))
+    imported = import_model(saved(tmp_path, network.state_dict()), changes=FEW)
+    assert (imported.model.architecture.box_convs, imported.model.architecture.norm_eps) == (4, 1e-5)
     assert_same_answers(network, imported)
 
 
@@ -173,7 +175,7 @@ def test_other_backbones_widths_and_anchors_answer_as_torchvision(tmp_path: Path
     built = MaskRCNN(
         backbone,
         3,
-        **SIZES,
+        **FEW_OF_TORCHVISION,
         rpn_anchor_generator=anchors,
         image_mean=(0.5, 0.5, 0.5),
         image_std=(0.25, 0.25, 0.25),
@@ -183,7 +185,7 @@ def test_other_backbones_widths_and_anchors_answer_as_torchvision(tmp_path: Path
     )
     alike = replace(
         V1,
-        **SIZES,
+        **FEW,
         classes=3,
         backbone="resnet18",
         norm="batch",
@@ -196,7 +198,7 @@ def test_other_backbones_widths_and_anchors_answer_as_torchvision(tmp_path: Path
         ImportingError, match=r"the ratios of its 4 anchors at each place: --set anchor_ratios"
     ):
         import_model(path)
-    changes = SIZES | {
+    changes = FEW | {
         "anchor_ratios": [0.5, 1.0],
         "anchor_levels": [list(level) for level in sizes],
         "pixel_mean": [127.5] * 3,
@@ -226,12 +228,12 @@ def test_names_before_torchvision_0_14_are_translated(tmp_path: Path) -> None:
         name.replace("inner_blocks.0.0", "inner_blocks.0")
         .replace("rpn.head.conv.0.0", "rpn.head.conv")
         .replace("mask_head.0.0", "mask_head.mask_fcn1"): tensor
-        for name, tensor in tuned().state_dict().items()
+        for name, tensor in small().items()
     }
     imported = import_model(saved(tmp_path, state))
     assert torch.equal(
         imported.network.state_dict()["roi_heads.mask_head.0.0.weight"],
-        tuned().state_dict()["roi_heads.mask_head.0.0.weight"],
+        small()["roi_heads.mask_head.0.0.weight"],
     )
 
 
@@ -240,6 +242,8 @@ def test_coco_categories_are_assumed_for_91_classes(tmp_path: Path) -> None:
     imported = import_model(saved(tmp_path, network.state_dict()))
     assert len(imported.model.categories) == 80
     assert (imported.model.categories[-1].name, imported.model.labels[-1]) == ("toothbrush", 90)
+    most = {network.rpn._pre_nms_top_n["testing"], network.rpn._post_nms_top_n["testing"]}
+    assert most == {imported.model.architecture.proposals}
 
 
 @pytest.mark.parametrize(
@@ -257,8 +261,8 @@ def test_coco_categories_are_assumed_for_91_classes(tmp_path: Path) -> None:
             lambda s: s["backbone.body.conv1.weight"].fill_(float("nan")), "not finite", id="not finite"
         ),
         pytest.param(
-            lambda s: [s.pop(n) for n in list(s) if "layer4.2" in n],
-            "stages of 3, 4, 6, 2 blocks",
+            lambda s: [s.pop(n) for n in list(s) if "layer4.1" in n],
+            "stages of 2, 2, 2, 1 blocks",
             id="a shorter stage",
         ),
     ],
@@ -266,7 +270,7 @@ def test_coco_categories_are_assumed_for_91_classes(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_are_refused_by_what_does_not(
     tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
-    state = {name: tensor.clone() for name, tensor in tuned().state_dict().items()}
+    state = {name: tensor.clone() for name, tensor in small().items()}
     change(state)
     with pytest.raises(ImportingError, match=message):
         import_model(saved(tmp_path, state))
@@ -283,4 +287,4 @@ def test_what_is_no_detector_is_refused_by_its_names(tmp_path: Path) -> None:
 
 def test_too_many_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImportingError, match="1 categories were given for a network that tells 4 apart"):
-        import_model(saved(tmp_path, tuned().state_dict()), categories=(Category(1, "bolt"),))
+        import_model(saved(tmp_path, small()), categories=(Category(1, "bolt"),))
