@@ -24,8 +24,8 @@ _REDUCED_RESOLUTION = 1
 _WHITE_IS_ZERO, _SEPARATE_PLANES = 0, 2
 
 _SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point", 5: "complex integer", 6: "complex"}
-_SIGNED = 2
-# Of those that Pillow does not read: whole slides and some microscopes write JPEG 2000.
+_SIGNED, _WEBP = 2, 50001
+# Of those that are not read: whole slides and some microscopes write JPEG 2000.
 _COMPRESSIONS = {
     22610: "JPEG XR",
     33003: "JPEG 2000",
@@ -34,6 +34,7 @@ _COMPRESSIONS = {
     34887: "LERC",
     50002: "JPEG XL",
     52546: "JPEG XL",
+    50001: "WebP",
 }
 _PHOTOMETRICS = {
     0: "white is zero",
@@ -57,6 +58,9 @@ def check(image: TiffImageFile) -> None:
         raise UnsupportedImage(
             "A camera raw file is not accepted; send a picture that was developed from it."
         )
+    # Pillow's libtiff is built without it.
+    if number(tags, COMPRESSION, 1) == _WEBP:
+        raise _compressed(tags)
     planes = number(tags, SAMPLES_PER_PIXEL, 1) if number(tags, PLANAR, 1) == _SEPARATE_PLANES else 1
     if planes > 1 and number(tags, BITS_PER_SAMPLE, 1) > 8:
         raise UnsupportedImage(f"{describe(tags)} is not accepted; save it with interleaved channels.")
@@ -86,12 +90,16 @@ def refusal(content: bytes, reason: str) -> ImageError:
     if is_camera_raw(tags):
         return camera_raw()
     if tags and number(tags, COMPRESSION, 1) not in COMPRESSION_INFO:
-        return UnsupportedImage(
-            f"{describe(tags)} is not accepted; save it uncompressed, or with LZW or Deflate."
-        )
+        return _compressed(tags)
     if "pixel mode" in reason:
         return UnsupportedImage(f"{describe(tags)} is not accepted; save it as 8-bit grey or RGB.")
     return DamagedImage(f"The TIFF header is damaged: {reason}.")
+
+
+def _compressed(tags: Any) -> UnsupportedImage:
+    return UnsupportedImage(
+        f"{describe(tags)} is not accepted; save it uncompressed, or with LZW or Deflate."
+    )
 
 
 def is_camera_raw(tags: Any) -> bool:

@@ -127,9 +127,10 @@ def test_of_several_pages_the_first_is_read(big: bool) -> None:
         ({258: (4, 1, 64), 339: (3, 1, 6)}, "1 channel of 64-bit complex samples"),
         ({277: (3, 1, 2), 258: (3, 2, 16 | 16 << 16)}, "2 channels of 16-bit unsigned samples"),
         ({259: (3, 1, 34712)}, r"compression JPEG 2000\) is not accepted; save it uncompressed"),
+        ({259: (3, 1, 50001)}, r"compression WebP\) is not accepted; save it uncompressed"),
         ({259: (3, 1, 999)}, r"compression 999\) is not accepted; save it uncompressed"),
     ],
-    ids=["float16", "complex", "two channels", "JPEG 2000", "unknown compression"],
+    ids=["float16", "complex", "two channels", "JPEG 2000", "WebP", "unknown compression"],
 )
 def test_a_kind_that_is_not_read_is_named(tags: dict[int, tuple[int, int, int]], said: str) -> None:
     with pytest.raises(UnsupportedImage, match=said):
