@@ -6,8 +6,9 @@
 Random weights that behave like trained ones (bench/synthetic_weights.py) find as many as are asked for in a drawn
 scene. `bench/engine.py --detections N` compares the engine with torchvision at as many.
 
-Prints the processor and versions; for each number the median milliseconds of the rounds, by how much the resident set
-peaks over the loaded model's during them, and how large the JSON is.
+Prints the processor and versions; for each number the median milliseconds of the rounds, those of the processor (with
+--threads 1 they hold on a machine that does other things too), by how much the resident set peaks over the loaded
+model's during them, and how large the answer is.
 """
 
 from __future__ import annotations
@@ -51,15 +52,18 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(run: Callable[[], Any], rounds: int) -> tuple[float, float, Any]:
-    """Median milliseconds, MB that the resident set peaked at over what it was before, and the last result."""
+def measure(run: Callable[[], Any], rounds: int) -> tuple[str, Any]:
+    """Median milliseconds, those of the processor, MB that the resident set peaked at over what it was; the result."""
     run()
-    before, taken, result = forget_peak(), [], None
+    before, result = forget_peak(), None
+    taken: list[tuple[float, float]] = []
     for _ in range(rounds):
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         result = run()
-        taken.append(1e3 * (time.perf_counter() - started))
-    return median(taken), (highest_resident() - before) / 1e6, result
+        taken.append((time.perf_counter() - started, time.process_time() - busy))
+    wall, processor_time = (1e3 * median(column) for column in zip(*taken, strict=True))
+    added = (highest_resident() - before) / 1e6
+    return f"{wall:7.1f} ms, of the processor {processor_time:7.1f} ms, {added:4.0f} MB", result
 
 
 def main() -> None:
@@ -76,16 +80,16 @@ def main() -> None:
     print(f"{given.model}, {engine.precision}; {size}; load {os.getloadavg()[0]:.1f}\n")
     for count in given.instances:
         options = Options(score_threshold=0.05, max_instances=count)
-        milliseconds, added, (found,) = measure(partial(engine.segment, [image], [options]), given.rounds)
-        print(f"{len(found)} instances: engine {milliseconds:.0f} ms, {added:.0f} MB")
+        figures, (found,) = measure(partial(engine.segment, [image], [options]), given.rounds)
+        print(f"{len(found)} instances\n  engine         {figures}")
         answers = {
             f"JSON, {masks}": partial(encode, JSON, "id", model, image, found, mask_format=masks)
             for masks in ("rle", "polygon", "png")
         }
         answers["drawn, PNG"] = partial(encode, PNG, "id", model, image, found)
         for name, run in answers.items():
-            milliseconds, added, content = measure(run, given.rounds)
-            print(f"  {name:14} {milliseconds:7.1f} ms {added:6.0f} MB {len(content) / 1e3:8.0f} kB")
+            figures, content = measure(run, given.rounds)
+            print(f"  {name:14} {figures}, answer {len(content) / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":
