@@ -147,6 +147,9 @@ def take(
     out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="The folder to create.")],
     *,
     count: Annotated[int, typer.Option("--count", min=1, help="Number of images, from the first.")] = 30,
+    skip: Annotated[
+        int, typer.Option("--skip", min=0, help="Leave out that many images before the first.")
+    ] = 0,
     categories: Annotated[
         str | None,
         typer.Option(metavar="A,B,…", show_default="all that occur", help="Only these categories, by name."),
@@ -154,12 +157,13 @@ def take(
     images: Images = None,
     split: Split = None,
 ) -> None:
-    """Copy the first images that have objects, and their annotations, into a new folder in COCO's format."""
+    """Copy images that have objects, and their annotations, into a new folder in COCO's format."""
     from model.data import DatasetError  # noqa: PLC0415 - imports NumPy and Pillow
     from model.data.subset import take as copy  # noqa: PLC0415 - likewise
 
     try:
-        taken = copy(path, out, count, categories.split(",") if categories else None, images, split=split)
+        names = categories.split(",") if categories else None
+        taken = copy(path, out, count, names, images, split=split, skip=skip)
     except DatasetError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None

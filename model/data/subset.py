@@ -37,8 +37,9 @@ def take(
     images: Path | None = None,
     *,
     split: str | None = None,
+    skip: int = 0,
 ) -> Taken:
-    """Copy the first `count` images that have objects, and their annotations, to `out` as `open_folder` reads it.
+    """Copy `count` images that have objects, and their annotations, to `out` as `open_folder` reads it.
 
     Args:
         path: the dataset's folder, or its JSON file.
@@ -47,6 +48,7 @@ def take(
         names: the categories to keep; by default those that occur.
         images: where the images of a JSON file lie.
         split: which part to take of a folder that has several; by default "train".
+        skip: how many images with objects come before the first of them.
 
     Annotations that cannot be used are left out. Ids stay as they are. Raises DatasetError.
     """
@@ -57,7 +59,12 @@ def take(
             f"{labels.path}: no category {unknown[0]!r}; there are {', '.join(categories.values())}"
         )
     kept = {number for number, name in categories.items() if names is None or name in names}
-    chosen = _choose(labels, kept, count)
+    chosen = _choose(labels, kept, skip + count)
+    if len(chosen) <= skip:
+        raise DatasetError(
+            f"{labels.path}: nothing is left after {skip} images; {len(chosen)} have objects of these categories"
+        )
+    chosen = chosen[skip:]
     files = _copy(chosen, labels.root, out)
     annotations = [a for image in chosen for a in _of(image, kept)]
     occurring = {annotation.category_id for annotation in annotations}

@@ -16,6 +16,7 @@ from model.data import DatasetError
 from model.data.check import check
 from model.data.coco import open_folder
 from model.data.shapes import Shapes
+from model.data.subset import take
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -198,6 +199,20 @@ def test_subset_holds_the_first_images_with_objects_of_the_categories(tmp_path: 
     wrong = CliRunner().invoke(cli, [*arguments, "--categories", "dragon"])
     assert wrong.exit_code == 1
     assert "no category 'dragon'" in wrong.stderr
+
+
+def test_subsets_one_after_the_other_have_every_image_once(tmp_path: Path) -> None:
+    Shapes(seed=3, length=4, sides=(64, 96)).export(tmp_path / "all")
+    whole = open_folder(tmp_path / "all")
+    names = []
+    for skip, count in ((0, 1), (1, 2), (3, 9)):
+        out = tmp_path / f"from {skip}"
+        take(tmp_path / "all", out, count, skip=skip)
+        part = open_folder(out)
+        names += [part.name(n) for n in range(len(part))]
+    assert sorted(names) == sorted(whole.name(n) for n in range(len(whole)) if len(whole[n].labels))
+    with pytest.raises(DatasetError, match="nothing is left after 4 images"):
+        take(tmp_path / "all", tmp_path / "none", 1, skip=4)
 
 
 def test_subset_never_writes_outside_its_folder(tmp_path: Path) -> None:
