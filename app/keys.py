@@ -38,7 +38,7 @@ class Keys:
         Raises KeysError.
         """
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise KeysError(f"the API keys in {path} cannot be read: {error}") from None
         names: dict[bytes, str] = {}

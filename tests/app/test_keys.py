@@ -27,6 +27,12 @@ def test_keys_of_a_file_open_the_service_under_their_names(tmp_path: Path) -> No
     assert keys.owner(f"bearer  {second} ") == "line 4"
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    key, path = generate_key(), tmp_path / "keys"
+    path.write_text(f"{hash_key(key).hex()} first\n", encoding="utf-8-sig")
+    assert Keys.load(path).owner(f"Bearer {key}") == "first"
+
+
 @pytest.mark.parametrize(
     ("authorization", "says"),
     [
