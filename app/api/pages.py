@@ -16,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.responses import Response
+    from starlette.types import Receive, Scope, Send
 
 PAGE = Path(__file__).parents[1] / "page"
 # The files of Swagger UI 5, as a Python package.
@@ -40,6 +41,9 @@ NO_EMBEDDING = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 # Browsers revalidate each file, usually with a 304: after an update, old modules would not match new ones.
 REVALIDATE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
+
+# For the files themselves, should one be opened as a page: nothing runs, and nothing is loaded.
+INERT = "default-src 'none'; style-src 'unsafe-inline'; sandbox; frame-ancestors 'none'"
 
 router = APIRouter(include_in_schema=False)
 
@@ -68,12 +72,17 @@ def page(name: str, policy: str) -> HTMLResponse:
 
 
 class Files(StaticFiles):
-    """The files of one folder, with the same headers as the pages that load them."""
+    """The files of one folder, always whole, with headers for the pages that load them."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer without regard to a Range, as RFC 9110 allows: Starlette refuses a wrong one in plain text."""
+        headers = [pair for pair in scope["headers"] if pair[0] != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         """The response of Starlette, with these headers added."""
         response = super().file_response(*args, **kwargs)
-        response.headers.update(REVALIDATE)
+        response.headers.update({**REVALIDATE, "Content-Security-Policy": INERT, "Accept-Ranges": "none"})
         return response
 
 

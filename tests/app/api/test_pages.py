@@ -28,6 +28,38 @@ def test_options_lists_the_methods(path: str, allow: str) -> None:
     assert response.headers["allow"] == allow
 
 
+def test_no_file_opened_as_a_page_runs_anything() -> None:
+    async def run() -> None:
+        async with serving() as (client, _):
+            for path in (
+                "/page/index.html",
+                "/page/docs.html",
+                "/page/main.js",
+                "/swagger-ui/swagger-ui.css",
+            ):
+                response = await client.get(path)
+                assert response.status_code == 200, path
+                policy = response.headers["content-security-policy"]
+                assert "default-src 'none'" in policy, path
+                assert "frame-ancestors 'none'" in policy, path
+
+    asyncio.run(run())
+
+
+def test_files_are_answered_whole_whatever_range_is_asked_for() -> None:
+    async def run() -> None:
+        async with serving() as (client, _):
+            whole = await client.get("/page/main.js")
+            for wanted in ("bytes=0-9", "bytes=10000000-", "bytes=9-1", "lines=1-2", "x"):
+                response = await client.get("/page/main.js", headers={"Range": wanted})
+                assert (response.status_code, response.content) == (200, whole.content), wanted
+                assert response.headers["accept-ranges"] == "none"
+            nothing = await client.get("/page/none.js", headers={"Range": "x"})
+            assert nothing.headers["content-type"] == "application/problem+json"
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("path", ["/", "/docs"])
 def test_pages_load_only_files_of_this_service(path: str) -> None:
     async def run() -> None:
