@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 HEADER_BYTES = 8 << 10  # of one part; browsers and HTTP libraries send about 150
+FILENAME_EXTENDED = re.compile(r";\s*filename\*\s*=", re.IGNORECASE)
 BOUNDARY_BYTES = 256  # RFC 2046, section 5.1.1 allows 70
 
 
@@ -124,7 +126,8 @@ class Form:
 
     def on_headers_finished(self) -> None:
         """The part's bytes follow: it must be an image, and not one too many."""
-        _, parameters = parse_options_header(self.headers.get("content-disposition"))
+        disposition = self.headers.get("content-disposition", "")
+        _, parameters = parse_options_header(disposition)
         name = parameters.get(b"name", b"").decode("utf-8", "replace")
         if name != "image":
             raise MalformedRequest(
@@ -138,7 +141,8 @@ class Form:
             raise MalformedRequest(
                 f"Content-Transfer-Encoding {encoding[:40]} is not read; send the file's own bytes."
             )
-        self.is_file = b"filename" in parameters or b"filename*" in parameters
+        # RFC 7578, section 4.2 forbids filename*, and python-multipart leaves it out; some libraries send it alone.
+        self.is_file = b"filename" in parameters or FILENAME_EXTENDED.search(disposition) is not None
 
     def on_part_data(self, chunk: bytes, start: int, end: int) -> None:
         """Some bytes of the image."""

@@ -324,5 +324,11 @@ def test_a_form_field_without_a_file_brings_advice() -> None:
     assert "image=@FILE" in read(form((FIELD, b"photo.jpg")), FORM).advice
 
 
+@pytest.mark.parametrize("name", ["filename*=UTF-8''%E7%8C%AB.png", "FileName* = x"])
+def test_a_file_that_is_named_in_the_extended_form_is_a_file(name: str) -> None:
+    """RFC 5987: what some libraries send where a name is not ASCII."""
+    assert read(form((f"{FIELD}; {name}", PHOTO)), FORM).advice == ""
+
+
 def test_an_unnamed_body_brings_advice() -> None:
     assert "--data-binary" in read(PHOTO, "application/x-www-form-urlencoded").advice
