@@ -43,9 +43,16 @@ def serve(settings: Settings, load: Callable[[], ServedEngine] | None = None) ->
     log.info("settings: %s", format_settings(settings))
     try:
         listener = listen(settings.host, settings.port)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        reason = error.strerror or error
         log.critical("cannot listen on %s port %d: %s", settings.host, settings.port, reason)
+        end_process(1)
+    except UnicodeError:
+        log.critical(
+            "cannot listen on %s: MASKSERVE_HOST must be an IP address, or a name whose parts between the dots have 1 "
+            "to 63 characters",
+            settings.host,
+        )
         end_process(1)
     with listener:
         try:
