@@ -1,4 +1,8 @@
-"""The images in a multipart/form-data body (RFC 7578), read as the stream arrives: nothing is spooled."""
+"""The images in a multipart/form-data body (RFC 7578), read as the stream arrives: nothing is spooled.
+
+Starlette's parser (1.10) is not used: it takes a form that breaks off for a complete one, looks at no name before the
+end, and spools parts of more than 1 MB to disk, where no account holds them.
+"""
 
 from __future__ import annotations
 

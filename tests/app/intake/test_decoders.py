@@ -267,6 +267,29 @@ def test_the_memory_of_small_images_is_kept_and_that_of_large_ones_returned() ->
     run(work)
 
 
+def test_nothing_that_a_library_prints_gets_between_the_lines_of_the_log() -> None:
+    """libtiff prints what it finds wrong, on stderr: here a pipe, as a process that may write no files can fill one."""
+    damaged = bytearray(FILES["tiff"])
+    damaged[22:62] = b"\xff" * 40
+
+    async def work() -> None:
+        async with pool() as decoders:
+            with pytest.raises(UndecodableImage, match="decoder error"):
+                await pixels(decoders, bytes(damaged))
+
+    stderr = os.dup(2)
+    readable, writable = os.pipe()
+    os.dup2(writable, 2)
+    try:
+        run(work)
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(writable)
+    with os.fdopen(readable, "rb") as pipe:
+        assert pipe.read() == b""
+
+
 def test_jobs_that_wait_are_cancelled_without_a_trace() -> None:
     async def work() -> None:
         async with pool() as decoders:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import socket
 import ssl
+import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 FILE = bytes(range(256)) * 40
+# Seconds; reached only when something hangs.
+PATIENCE = 30
 
 
 @pytest.mark.parametrize(
@@ -252,6 +256,37 @@ def test_a_file_that_memory_has_no_room_for_is_cut_off() -> None:
 
     with pytest.raises(QueueFull):
         get(ok(), arrived=full)
+
+
+def test_names_that_are_looked_up_for_long_hold_no_thread_that_others_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hanging, asked = threading.Event(), threading.Semaphore(0)
+
+    def never_found(*_: object, **__: object) -> list[Any]:
+        asked.release()
+        hanging.wait(PATIENCE)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", never_found)
+
+    async def run() -> None:
+        fetcher = Fetcher(Hosts("*"), max_bytes=1, seconds=PATIENCE, context=ssl.create_default_context())
+        fetching = [
+            asyncio.create_task(fetcher.get(f"https://slow{number}.example/", lambda _: None))
+            for number in range(64)
+        ]
+        while not asked.acquire(blocking=False):
+            await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(PATIENCE / 2):
+                assert await asyncio.to_thread(lambda: "free") == "free"
+        finally:
+            hanging.set()
+        results = await asyncio.gather(*fetching, return_exceptions=True)
+        assert {type(result) for result in results} == {UnusableUrl}
+
+    asyncio.run(run())
 
 
 def test_a_server_that_does_not_go_on_is_given_up() -> None:
