@@ -16,6 +16,7 @@ from model.inference.engine import Engine
 from model.instances import Options
 from model.network.architecture import BACKBONES, SMALL, V1, V2, Architecture
 from model.zoo import model_file
+from tests.model.thin import thin_if_deep
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,7 +51,10 @@ CPU = torch.device("cpu")
 
 @cache
 def network(architecture: Architecture) -> nn.Module:
-    return synthetic_weights(architecture, torch.from_numpy(photo(96, 128)).permute(2, 0, 1) / 255, seed=5)
+    with thin_if_deep(architecture):
+        return synthetic_weights(
+            architecture, torch.from_numpy(photo(96, 128)).permute(2, 0, 1) / 255, seed=5
+        )
 
 
 def described(architecture: Architecture) -> model_file.Model:
