@@ -98,7 +98,8 @@ def test_the_citation_names_the_version_of_the_package() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert citation["version"] == project["version"]
-    assert citation["license"] == project["license"]
+    # The fonts have a licence of their own.
+    assert citation["license"] in project["license"].split(" AND ")
 
 
 def test_the_workflow_runs_what_ci_runs() -> None:
