@@ -241,7 +241,9 @@ def reason_of(error: Exception) -> str:
 
     What its arithmetic ran into says nothing to people who send images.
     """
-    if isinstance(error.__cause__ or error, _ARITHMETIC):
+    cause = error.__cause__
+    passed_on = isinstance(cause, _ARITHMETIC) and str(cause) == str(error)
+    if passed_on or isinstance(error, _ARITHMETIC):
         return "it is broken or cut short"
     line = "".join(character for character in first_line(error) if character.isprintable())
     text = _BYTES.sub(r"\1", line)[:200].rstrip(". ")
