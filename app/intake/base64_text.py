@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 
 # RFC 4648's other alphabet (section 5) to the usual one.
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _DATA_URL = b"data:"
+_OTHER = re.compile(rb"[^A-Za-z0-9+/]")
 
 
 class NotBase64(ValueError):  # noqa: N818 - says what the text is not
@@ -35,7 +37,7 @@ def decode_base64(text: bytes) -> bytes:
     elif text[:8].lower().startswith((b"http://", b"https://")):
         raise NotBase64('"image" must be the image file in base64; an address goes under "url".')
     # `base64 FILE` and e-mail break it into lines (RFC 2045, section 6.8).
-    text = text.replace(b"\r", b"").replace(b"\n", b"").strip(b" \t")
+    text = text.translate(None, b"\r\n\t").strip()
     if b" " in text or b"%" in text:
         raise NotBase64(
             '"image" is not valid base64: it has blanks or percent signs, as "+" turns into when text is encoded or '
@@ -44,5 +46,11 @@ def decode_base64(text: bytes) -> bytes:
     text = text.rstrip(b"=").translate(_URL_SAFE)
     try:
         return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise NotBase64(f'"image" is not valid base64 (RFC 4648): {error}.') from None
+    except binascii.Error:
+        other = _OTHER.search(text)
+        if other is None:
+            reason = f"it has {len(text)} characters, so it is cut short, or one is too many"
+        else:
+            shown = other[0].decode("ascii", "backslashreplace")
+            reason = f"character {other.start() + 1} is {shown}, which base64 does not have there"
+        raise NotBase64(f'"image" is not valid base64 (RFC 4648): {reason}.') from None

@@ -76,8 +76,11 @@ async def image_parts(body: AsyncIterator[bytes], boundary: bytes, limits: FormL
         )
         async for chunk in body:
             parser.write(chunk)
-    except FormParserError as error:
-        raise MalformedRequest(f"The form cannot be read: {error}.") from None
+    except FormParserError:
+        raise MalformedRequest(
+            "The form cannot be read: a part is damaged, its header size is too large, or the boundary is not the one "
+            "that Content-Type announces; let the HTTP client set Content-Type."
+        ) from None
     if not form.ended:
         raise MalformedRequest("The form breaks off before its closing boundary.")
     if not form.parts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from starlette.requests import ClientDisconnect
 
 from app.intake.multipart import FormLimits, image_parts
 from app.problems import BodyTooLarge, BodyTooSlow, MalformedRequest, UnsupportedFormat
+from model.images.formats import UnsupportedImage, format_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -100,13 +102,15 @@ async def read_body(
     if is_json(kind) or kind == b"text/plain":
         limit = json_bytes(max_bytes)
         text = await whole(chunks(headers, receive, BodyTooLarge.beyond(max_bytes), limit, arrived))
-        # No accepted image begins like that.
-        if is_json(kind) or text[:MOST_BLANKS].lstrip().startswith(b"{"):
+        if looks_like_json(text) or (is_json(kind) and not _is_image(text)):
             return [from_json(text)]
         if len(text) > max_bytes:
             raise BodyTooLarge.beyond(max_bytes)
         return [Upload(text)]
     content = await whole(chunks(headers, receive, BodyTooLarge.beyond(max_bytes), max_bytes, arrived))
+    # Clients that name no type, or any.
+    if looks_like_json(content):
+        return [from_json(content)]
     if kind == b"application/x-www-form-urlencoded":
         return [from_unnamed(content)]
     return [Upload(content)]
@@ -174,11 +178,24 @@ def is_json(kind: bytes) -> bool:
     return kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json"))
 
 
+def looks_like_json(body: bytes) -> bool:
+    """Whether a body begins as a JSON object, which no accepted image does."""
+    return body[:MOST_BLANKS].removeprefix(BOM_UTF8).lstrip().startswith(b"{")
+
+
+def _is_image(body: bytes) -> bool:
+    try:
+        return bool(format_of(body))
+    except UnsupportedImage:
+        return False
+
+
 def from_json(body: bytes) -> Upload:
     """The image in {"image": "<base64>"}, still in base64, or the address in {"url": …}.
 
     Nothing large is parsed here: a body is searched for where its one string begins and ends. Raises MalformedRequest.
     """
+    body = body.removeprefix(BOM_UTF8)
     begin, end = _IMAGE_KEY.match(body), _END_OF_OBJECT.search(body, max(0, len(body) - MOST_BLANKS))
     if begin is not None and end is not None and begin.end() <= end.start():
         text = body[begin.end() : end.start()]
@@ -205,7 +222,9 @@ def _explain_json(body: bytes) -> Upload:
     try:
         document = orjson.loads(body) if body else {}
     except orjson.JSONDecodeError as error:
-        raise MalformedRequest(f"The body is not valid JSON: {error}.") from None
+        where = "" if _is_utf8(body) else ": it is not in UTF-8"
+        where = where or f": line {error.lineno}, column {error.colno}"
+        raise MalformedRequest(f"The body is not valid JSON{where}. {HOW}") from None
     if isinstance(document, dict) and isinstance(url := document.get("url"), str) and len(document) == 1:
         return Upload(b"", url=url)
     if not isinstance(document, dict) or (document and "image" not in document):
@@ -220,3 +239,11 @@ def _explain_json(body: bytes) -> Upload:
     if not isinstance(text, str):
         raise MalformedRequest('"image" must be a string: the image file in base64.')
     return Upload(orjson.dumps(text)[1:-1], base64=True)
+
+
+def _is_utf8(body: bytes) -> bool:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -109,17 +109,48 @@ def test_json_may_break_the_image_into_lines(line_break: str) -> None:
     assert read(json.dumps({"image": lines}).encode(), "application/json") == Upload(PHOTO)
 
 
-@pytest.mark.parametrize("kind", ["application/json", "application/vnd.photo+json", "text/plain"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/json", "application/vnd.photo+json", "text/plain", "text/json", "application/octet-stream", None,
+        "application/x-www-form-urlencoded", "image/jpeg",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("before", ["", "data:image/png;base64,", "DATA:IMAGE/PNG;BASE64,"])
 @pytest.mark.parametrize("unpadded", [False, True])
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
 def test_json_is_read_under_other_types_and_base64_of_every_kind(
-    kind: str, before: str, unpadded: bool, encode: Callable[[bytes], bytes]
+    kind: str | None, before: str, unpadded: bool, encode: Callable[[bytes], bytes]
 ) -> None:
     content = PHOTO + b"\xff\xfe\xfb\xf0"
     text = encode(content).decode()
     body = json.dumps({"image": before + (text.rstrip("=") if unpadded else text)}, indent=2)
     assert read(body.encode(), kind).content == content
+
+
+def test_json_may_begin_with_a_byte_order_mark() -> None:
+    body = b"\xef\xbb\xbf" + json.dumps({"image": BASE64}).encode()
+    assert read(body, "application/json").content == PHOTO
+
+
+def test_image_that_is_called_json_is_an_image() -> None:
+    image = b"\x89PNG\r\n\x1a\n" + PHOTO
+    assert read(image, "application/json") == Upload(image)
+    with pytest.raises(BodyTooLarge):
+        read(image, "application/json", limit=len(image) - 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("A" * 5, "it has 5 characters, so it is cut short"),
+        ("AAAA@AAA", "character 5 is @, which base64 does not have"),
+        ("AA=AAAAA", "character 3 is =, which base64 does not have there"),
+    ],
+)
+def test_what_is_no_base64_is_told_by_its_place(text: str, says: str) -> None:
+    with pytest.raises(NotBase64, match=says):
+        decode_base64(text.encode())
 
 
 def test_text_that_is_no_json_is_taken_for_the_image() -> None:
