@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from bench.synthetic_weights import synthetic_weights
+from model.images.resize import RESIZE_BYTES
 from model.importing.importer import import_model
 from model.importing.mmdetection_config import read_config_file, read_config_text
 from model.importing.result import ImportingError
 from model.inference.engine import Engine
-from model.inference.preprocess import RESIZE_BYTES
 from model.instances import Options
 from model.network.architecture import V1
 
