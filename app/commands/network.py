@@ -99,6 +99,8 @@ def _start_from_model(
         raise TrainingError("--initial excludes --pooling and --masks: a model keeps its own")
     network, model = zoo.load(name, catalogue.default_folder())
     origin = {"initial": {"name": model.name, "sha256": model.sha256, "training": model.training}}
+    if model.origin:
+        origin["initial"]["origin"] = model.origin
     architecture = model.architecture
     same = model.categories == tuple(dataset.categories)
     if not same or model.labels != tuple(range(1, model.architecture.classes)):

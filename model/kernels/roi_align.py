@@ -217,13 +217,13 @@ def _adaptive(
 
 
 class PyramidRoIAlign(nn.Module):
-    """Takes the place of torchvision's MultiScaleRoIAlign (4 levels, 2×2 samples, `aligned=False`)."""
+    """Takes the place of torchvision's MultiScaleRoIAlign, with what other frameworks' sampling has besides."""
 
-    def __init__(self, bins: int, levels: Sequence[str] = ("0", "1", "2", "3")) -> None:
-        """bins: per side of the output. levels: names of the feature maps, P2 first."""
+    def __init__(self, sampling: Sampling, levels: Sequence[str] = ("0", "1", "2", "3")) -> None:
+        """levels: names of the feature maps, P2 first."""
         super().__init__()
-        self.bins, self.levels = bins, tuple(levels)
-        self.output_size = (bins, bins)
+        self.sampling, self.levels = sampling, tuple(levels)
+        self.output_size, self.sampling_ratio = (sampling.bins, sampling.bins), sampling.samples
 
     def forward(
         self, features: dict[str, Tensor], boxes: list[Tensor], _image_sizes: list[tuple[int, int]]
@@ -241,4 +241,4 @@ class PyramidRoIAlign(nn.Module):
         counts = torch.tensor([len(b) for b in boxes], device=table.device)
         images = torch.repeat_interleave(torch.arange(len(boxes), device=table.device), counts)
         shapes = [(int(m.shape[2]), int(m.shape[3])) for m in maps]
-        return roi_align(table, shapes, torch.cat(boxes), images, Sampling(self.bins)).permute(0, 3, 1, 2)
+        return roi_align(table, shapes, torch.cat(boxes), images, self.sampling).permute(0, 3, 1, 2)

@@ -136,8 +136,8 @@ class Architecture:
         return self.conventions.mask_bins * (1 if self.single_map == "c4" else 2)
 
     @property
-    def is_trainable(self) -> bool:
-        """Whether torchvision's modules compute the same: numbers may differ from their defaults, rules may not."""
+    def is_torchvision(self) -> bool:
+        """Whether torchvision's own modules compute it: numbers may differ from their defaults, rules may not."""
         rules = self.conventions
         numbers = {name: getattr(rules, name) for name in TORCHVISION_NUMBERS}
         usual = all(getattr(self, name) == getattr(V1, name) for name in _FOREIGN)

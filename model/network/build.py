@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torchvision
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -17,11 +16,14 @@ from torchvision.models.vgg import cfgs, make_layers
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from model.network import other_frameworks
 from model.network.architecture import MOBILENETS, ArchitectureError
 from model.network.c4 import BINS, STRIDE, c4
 from model.network.conventions import of_one
-from model.network.mask_variants import AgnosticPredictor, SoftmaxHeads, SoftmaxPredictor
+from model.network.mask_variants import AgnosticPredictor, MaskLossHeads, SoftmaxPredictor
+from model.network.other_frameworks import Anchors
 from model.network.roi_pool import PyramidRoIPool
+from model.network.skeleton import has_skeleton
 
 if TYPE_CHECKING:
     from model.network.architecture import Architecture
@@ -35,26 +37,45 @@ def build(architecture: Architecture, *, rpn_training: tuple[int, int] = (2000, 
     """
     a, rules = architecture, architecture.conventions
     a.validate()
-    if not a.is_trainable:
+    if a.box_stages > 1:
         raise ArchitectureError(
-            "a network that computes as another framework does can be served and calibrated, but not trained: training "
-            "follows torchvision's conventions"
+            f"a cascade (here of {a.box_stages} stages) can be served and calibrated, but not trained, because the "
+            "training has one box head: train it in its own framework and import the result, or start from a model "
+            "without a cascade"
         )
+    if not a.is_torchvision and not has_skeleton(a):
+        raise ArchitectureError(
+            f"a {a.backbone} that computes as another framework does cannot be trained; a ResNet or ResNeXt with "
+            "RoIAlign and a mask for each class can"
+        )
+    other: dict[str, Any] = {}
     shared: nn.Module | None = None
-    stage: nn.Module | None = None
+    box_head: nn.Module | None = None
     backbone: Any
-    sizes: tuple[tuple[float, ...], ...]
-    strides: tuple[int, ...]
-    if a.pyramid:
-        backbone, width = _backbone(a), a.box_channels
-        sizes = rules.anchor_levels or tuple((size,) for size in a.anchor_sizes)
-        strides, bins = (4, 8, 16, 32), (7, 14)
+    sizes = rules.anchor_levels or tuple((size,) for size in a.anchor_sizes)
+    strides: tuple[int, ...] = (4, 8, 16, 32)
+    bins, width = (7, 14), a.box_channels
+    if not a.is_torchvision:
+        other = other_frameworks.parts(a)
+        backbone, box_head = other["backbone"], other["box_head"]
+        if a.single_map:
+            sizes = rules.anchor_levels or (a.anchor_sizes,)
+            strides = (rules.first_stride,)
+            shared = other["mask_head"] if a.single_map == "c4" else None
+    elif a.pyramid:
+        backbone = _backbone(a)
     else:
-        backbone, stage, shared, width = c4(a.backbone, _norm(a))
+        backbone, box_head, shared, width = c4(a.backbone, _norm(a))
         sizes, strides, bins = (a.anchor_sizes,), (STRIDE,), (BINS, BINS)
-    anchors = AnchorGenerator(sizes, (a.anchor_ratios,) * len(sizes))
-    rpn_head = RPNHead(backbone.out_channels, anchors.num_anchors_per_location()[0], conv_depth=a.rpn_convs)
-    box_head = _box_head(a) if stage is None else stage
+    anchors = Anchors(sizes, a.anchor_ratios, rules)
+    per_cell = anchors.num_anchors_per_location()[0]
+    rpn_head = (
+        other_frameworks.rpn_head(a, per_cell)
+        if other
+        else RPNHead(backbone.out_channels, per_cell, conv_depth=a.rpn_convs)
+    )
+    # After the RPN's, so that a seed gives the weights that it always gave.
+    box_head = _box_head(a) if box_head is None else box_head
     pools = [MultiScaleRoIAlign([str(n) for n in range(len(strides))], side, 2) for side in bins]
     settings: dict[str, Any] = {
         "min_size": a.min_size,
@@ -78,7 +99,7 @@ def build(architecture: Architecture, *, rpn_training: tuple[int, int] = (2000, 
     if a.mask_convs == 0:
         network: Any = FasterRCNN(backbone, **settings)
     else:
-        mask_head = _mask_head(a) if shared is None else shared
+        mask_head = other["mask_head"] if other else _mask_head(a) if shared is None else shared
         predictor = {"sigmoid": MaskRCNNPredictor, "softmax": SoftmaxPredictor, "agnostic": AgnosticPredictor}
         network = MaskRCNN(
             backbone,
@@ -94,8 +115,11 @@ def build(architecture: Architecture, *, rpn_training: tuple[int, int] = (2000, 
         network.roi_heads.box_roi_pool = PyramidRoIPool(bins[0], strides)
         if a.mask_convs:
             network.roi_heads.mask_roi_pool = PyramidRoIPool(bins[1], strides)
-    if a.mask_convs and a.masks == "softmax":
-        network.roi_heads = SoftmaxHeads.like(network.roi_heads)
+    softmax, centred = a.masks == "softmax", rules.paste == "detectron2"
+    if a.mask_convs and (softmax or centred):
+        network.roi_heads = MaskLossHeads.like(network.roi_heads, softmax=softmax, centred=centred)
+    if other:
+        other_frameworks.apply(network, a)
     made: nn.Module = network.eval()
     return made
 

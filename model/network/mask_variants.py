@@ -6,15 +6,14 @@ Their predictors look like the usual one from outside, a logit for each class, s
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, project_masks_on_boxes
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from torchvision.ops import roi_align
 
 
 class AgnosticPredictor(nn.Sequential):
@@ -52,16 +51,24 @@ class _LogOdds(nn.Module):
         return logits if self.training else torch.logit(logits.float().softmax(1), eps=1e-6)
 
 
-class SoftmaxHeads(RoIHeads):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's heads with a multinomial mask loss."""
+class MaskLossHeads(RoIHeads):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's heads with another loss of masks, or other targets."""
 
     @classmethod
-    def like(cls, heads: Any) -> SoftmaxHeads:
-        """The same heads, from the same modules; training parameters are torchvision's defaults."""
+    def like(cls, heads: Any, *, softmax: bool, centred: bool) -> MaskLossHeads:
+        """The same heads, from the same modules; training parameters are torchvision's defaults.
+
+        Args:
+            heads: torchvision's.
+            softmax: the classes compete.
+            centred: targets for masks that are pasted by Detectron2's rule.
+        """
         made = cls(
             heads.box_roi_pool, heads.box_head, heads.box_predictor, 0.5, 0.5, 512, 0.25, None, heads.score_thresh,
             heads.nms_thresh, heads.detections_per_img, heads.mask_roi_pool, heads.mask_head, heads.mask_predictor,
         )  # fmt: skip
+        made.loss = multinomial_loss if softmax else binary_loss
+        made.targets = centred_targets if centred else project_masks_on_boxes
         made.train(heads.training)
         return made
 
@@ -88,28 +95,53 @@ class SoftmaxHeads(RoIHeads):  # type: ignore[misc]  # torchvision has no types
         )
         logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
         classes = torch.cat([label[keep] for label, keep in zip(labels, positive, strict=True)])
-        loss_mask = multinomial_loss(logits, classes, boxes, [t["masks"] for t in targets], rows)
+        # A mean of nothing would be no number.
+        loss_mask = logits.sum() * 0
+        if len(classes):
+            side = int(logits.shape[-1])
+            shapes = [
+                self.targets(t["masks"], b, r, side) for t, b, r in zip(targets, boxes, rows, strict=True)
+            ]
+            loss_mask = self.loss(logits, classes, torch.cat(shapes))
         return [], {"loss_classifier": loss_classifier, "loss_box_reg": loss_box, "loss_mask": loss_mask}
 
 
-def multinomial_loss(
-    logits: Tensor, classes: Tensor, boxes: Sequence[Tensor], masks: Sequence[Tensor], rows: Sequence[Tensor]
-) -> Tensor:
+def centred_targets(masks: Tensor, boxes: Tensor, rows: Tensor, side: int) -> Tensor:
+    """What the masks of boxes should be where Detectron2's rule pastes them: [n, side, side] of 0 and 1.
+
+    Cells are sampled with pixels' centres half a pixel from their corners, and cut at a half.
+
+    Args:
+        masks: [G, H, W] of the objects.
+        boxes: [n, 4] xyxy.
+        rows: [n] the object of each box.
+        side: of the targets.
+    """
+    rois = torch.cat([rows[:, None].to(boxes.dtype), boxes], 1)
+    sampled: Tensor = roi_align(masks[:, None].to(boxes.dtype), rois, side, aligned=True)[:, 0]
+    return (sampled >= 0.5).to(boxes.dtype)
+
+
+def binary_loss(logits: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
+    """Mean over pixels of the binary cross-entropy of the box's class.
+
+    Args:
+        logits: [N, K, M, M].
+        classes: [N].
+        targets: [N, M, M] 0 to 1, the part of the object in each cell.
+    """
+    own = logits[torch.arange(len(classes), device=classes.device), classes]
+    return binary_cross_entropy_with_logits(own, targets)
+
+
+def multinomial_loss(logits: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
     """Mean over pixels of the cross-entropy between the box's class, where its object is, and background elsewhere.
 
     Args:
         logits: [N, K, M, M].
         classes: [N].
-        boxes: of each image [n, 4] xyxy, input pixels; N in all.
-        masks: of each image's objects [G, H, W].
-        rows: of each image [n], the object of each box.
+        targets: [N, M, M] 0 to 1, the part of the object in each cell.
     """
-    if not len(classes):
-        return logits.sum() * 0
-    side = int(logits.shape[-1])
-    target = torch.cat(
-        [project_masks_on_boxes(m, b, r, side) for m, b, r in zip(masks, boxes, rows, strict=True)]
-    )  # [N, M, M] 0 to 1: the part of the object in each cell
     likely = logits.float().log_softmax(1)
     own = likely[torch.arange(len(classes), device=classes.device), classes]
-    return -(target * own + (1 - target) * likely[:, 0]).mean()
+    return -(targets * own + (1 - targets) * likely[:, 0]).mean()

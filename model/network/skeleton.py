@@ -17,30 +17,14 @@ from torch import Tensor, nn
 from model.network.anchors import cell_anchors
 from model.network.architecture import RESNETS
 from model.network.conventions import of_one
+from model.network.resnet import ResNetBody
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from model.network.architecture import Architecture
+    from model.network.resnet import Norm
 
-    Norm = Callable[[int], nn.Module]
-
-# Blocks of each stage, the kind of block, and for bottlenecks the groups of their 3×3 convolution and its width per
-# group in the first stage (He et al., "Deep Residual Learning", Table 1; Xie et al., "Aggregated Residual
-# Transformations", Table 1).
-STAGES = {
-    "resnet18": ((2, 2, 2, 2), "basic", 1, 64),
-    "resnet34": ((3, 4, 6, 3), "basic", 1, 64),
-    "resnet50": ((3, 4, 6, 3), "bottleneck", 1, 64),
-    "resnet101": ((3, 4, 23, 3), "bottleneck", 1, 64),
-    "resnet152": ((3, 8, 36, 3), "bottleneck", 1, 64),
-    "resnext50_32x4d": ((3, 4, 6, 3), "bottleneck", 32, 4),
-    "resnext101_32x8d": ((3, 4, 23, 3), "bottleneck", 32, 8),
-}
 # Of a GroupNorm, as in every framework.
 GROUPS = 32
-# A bottleneck's output channels, for each of its stage's width.
-EXPANSION = 4
 
 
 def has_skeleton(architecture: Architecture) -> bool:
@@ -94,105 +78,20 @@ class FrozenBatchNorm2d(nn.Module):
             self.register_buffer(name, torch.zeros(channels))
 
 
-class BasicBlock(nn.Module):
-    """Two 3×3 convolutions, the stride in the first."""
-
-    def __init__(self, inputs: int, width: int, stride: int, norm: Norm) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
-        self.bn1 = norm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = norm(width)
-        self.downsample = _shortcut(inputs, width, stride, norm)
-
-
-class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions; the stride is in the second, as torchvision has it, or in the first."""
-
-    def __init__(
-        self,
-        inputs: int,
-        inner: int,
-        outputs: int,
-        strides: tuple[int, int],
-        *,
-        groups: int,
-        norm: Norm,
-        dilation: int = 1,
-    ) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, inner, 1, strides[0], bias=False)
-        self.bn1 = norm(inner)
-        self.conv2 = nn.Conv2d(
-            inner, inner, 3, strides[1], dilation, dilation=dilation, groups=groups, bias=False
-        )
-        self.bn2 = norm(inner)
-        self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
-        self.bn3 = norm(outputs)
-        self.downsample = _shortcut(inputs, outputs, strides[0] * strides[1], norm)
-
-
-def _shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Sequential | None:
-    if stride == 1 and inputs == outputs:
-        return None
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
-
-
-class _Body(nn.Module):
-    """A ResNet without its classifier; `return_layers` names the children that give C2 … C5."""
-
-    def __init__(self, a: Architecture, norm: Norm) -> None:
-        super().__init__()
-        depths, kind, groups, group_width = STAGES[a.backbone]
-        groups, channels = a.groups or groups, a.stem_channels or 64
-        first = a.res2_channels or (64 if kind == "basic" else 64 * EXPANSION)
-        hidden = a.bottleneck_channels or group_width * groups
-        self.return_layers = {f"layer{n}": str(n - 1) for n in (1, 2, 3, 4)}
-        self.conv1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
-        self.bn1 = norm(channels)
-        self.relu = nn.ReLU()
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.channels: list[int] = []
-        for n, depth in enumerate(depths):
-            outputs, inner = first * 2**n, hidden * 2**n
-            blocks: list[nn.Module] = []
-            for index in range(depth):
-                dilated = n == 3 and a.single_map == "dc5"
-                stride = 2 if n > 0 and index == 0 and not dilated else 1
-                if kind == "basic":
-                    blocks.append(BasicBlock(channels, outputs, stride, norm))
-                else:
-                    strides = (stride, 1) if a.stride_in_1x1 else (1, stride)
-                    blocks.append(
-                        Bottleneck(
-                            channels,
-                            inner,
-                            outputs,
-                            strides,
-                            groups=groups,
-                            norm=norm,
-                            dilation=2 if dilated else 1,
-                        )
-                    )
-                channels = outputs
-            setattr(self, f"layer{n + 1}", nn.Sequential(*blocks))
-            self.channels.append(channels)
-
-
 def _backbone(a: Architecture) -> Group:
-    body = _Body(a, _body_norm(a))
+    body = ResNetBody(a, _body_norm(a))
     if a.single_map:
         last = "layer3" if a.single_map == "c4" else "layer4"
         body.return_layers = {last: "0"}
         if a.single_map == "c4":
-            # The box head has it: `_box_head`.
+            # The box head has it: `box_head`.
             del body.layer4
         return Group(body=body)
-    fpn_norm = _head_norm(a) if a.fpn_norm else None
+    fpn_norm = head_norm(a) if a.fpn_norm else None
     fpn = Group(
-        inner_blocks=nn.ModuleList(_conv(c, a.fpn_channels, 1, norm=fpn_norm) for c in body.channels),
+        inner_blocks=nn.ModuleList(conv_block(c, a.fpn_channels, 1, norm=fpn_norm) for c in body.channels),
         layer_blocks=nn.ModuleList(
-            _conv(a.fpn_channels, a.fpn_channels, 3, norm=fpn_norm) for _ in body.channels
+            conv_block(a.fpn_channels, a.fpn_channels, 3, norm=fpn_norm) for _ in body.channels
         ),
     )
     return Group(body=body, fpn=fpn)
@@ -202,12 +101,12 @@ def _body_norm(a: Architecture) -> Norm:
     return partial(FrozenBatchNorm2d if a.norm == "frozen" else nn.BatchNorm2d, eps=a.norm_eps)
 
 
-def _head_norm(a: Architecture) -> Norm:
+def head_norm(a: Architecture) -> Norm:
     """What makes the norms of FPN and heads."""
     return partial(nn.GroupNorm, GROUPS) if a.head_norm == "group" else nn.BatchNorm2d
 
 
-def _conv(
+def conv_block(
     inputs: int, outputs: int, side: int, *, norm: Norm | None = None, relu: bool = False
 ) -> nn.Sequential:
     """Convolution, norm and ReLU as torchvision's Conv2dNormActivation: only without a norm there is a bias."""
@@ -229,11 +128,11 @@ class _Rpn(nn.Module):
             cell_anchors(
                 sizes, a.anchor_ratios, by_size=rules.anchor_order == "size", whole=rules.anchor_rounding
             )
-            for sizes in rules.anchor_levels or _level_sizes(a)
+            for sizes in rules.anchor_levels or level_sizes(a)
         ]
         anchors = len(cells[0])
         widths = [a.fpn_channels, *(a.rpn_channels or [a.fpn_channels] * a.rpn_convs)]
-        hidden = [_conv(i, o, 3, relu=True) for i, o in pairwise(widths)]
+        hidden = [conv_block(i, o, 3, relu=True) for i, o in pairwise(widths)]
         self.head = Group(
             conv=nn.Sequential(*hidden),
             cls_logits=nn.Conv2d(widths[-1], anchors, 1),
@@ -257,7 +156,7 @@ def _roi_heads(a: Architecture) -> Group:
     rules = a.conventions
     members: dict[str, Any] = {
         "box_roi_pool": Group(output_size=(rules.box_bins,) * 2, sampling_ratio=rules.box_samples),
-        "box_head": _box_head(a),
+        "box_head": box_head(a),
         "box_predictor": _box_predictor(a),
         "box_coder": Group(weights=(10.0, 10.0, 5.0, 5.0)),
         "score_thresh": rules.score_threshold,
@@ -266,14 +165,14 @@ def _roi_heads(a: Architecture) -> Group:
     }
     if a.box_stages > 1:
         stages = [
-            Group(box_head=_box_head(a), box_predictor=_box_predictor(a)) for _ in range(a.box_stages - 1)
+            Group(box_head=box_head(a), box_predictor=_box_predictor(a)) for _ in range(a.box_stages - 1)
         ]
         members["cascade"] = nn.ModuleList(stages)
     if a.mask_convs:
-        norm = _head_norm(a) if a.mask_norm else None
+        norm = head_norm(a) if a.mask_norm else None
         inputs = a.box_channels if a.single_map == "c4" else a.fpn_channels
         widths = [inputs, *[a.mask_channels] * (0 if a.single_map == "c4" else a.mask_convs)]
-        convs = [_conv(i, o, 3, norm=norm, relu=True) for i, o in pairwise(widths)]
+        convs = [conv_block(i, o, 3, norm=norm, relu=True) for i, o in pairwise(widths)]
         members["mask_roi_pool"] = Group(
             output_size=(rules.mask_bins,) * 2, sampling_ratio=rules.mask_samples
         )
@@ -285,7 +184,8 @@ def _roi_heads(a: Architecture) -> Group:
     return Group(**members)
 
 
-def _level_sizes(a: Architecture) -> list[tuple[float, ...]]:
+def level_sizes(a: Architecture) -> list[tuple[float, ...]]:
+    """Anchor sizes of each level where the conventions have none."""
     return [a.anchor_sizes] if a.single_map else [(size,) for size in a.anchor_sizes]
 
 
@@ -295,16 +195,17 @@ def _box_predictor(a: Architecture) -> Group:
     )
 
 
-def _box_head(a: Architecture) -> nn.Module:
+def box_head(a: Architecture) -> nn.Module:
+    """The box head: a C4's and one of two fully connected layers hold weights and cannot run."""
     if a.single_map == "c4":
-        return Group(res5=_Body(a, _body_norm(a)).layer4)
+        return Group(res5=ResNetBody(a, _body_norm(a)).layer4)
     layers = a.box_fcs or (1 if a.box_convs else 2)
     convs = [a.fpn_channels, *[a.box_conv_channels or a.fpn_channels] * a.box_convs]
     pooled = convs[-1] * a.conventions.box_bins**2
     if not a.box_convs and layers == 2:
         return Group(fc6=nn.Linear(pooled, a.box_channels), fc7=nn.Linear(a.box_channels, a.box_channels))
-    norm = _head_norm(a) if a.box_norm else None
-    modules: list[nn.Module] = [_conv(i, o, 3, norm=norm, relu=True) for i, o in pairwise(convs)]
+    norm = head_norm(a) if a.box_norm else None
+    modules: list[nn.Module] = [conv_block(i, o, 3, norm=norm, relu=True) for i, o in pairwise(convs)]
     modules.append(nn.Flatten())
     for inputs, outputs in pairwise([pooled, *[a.box_channels] * layers]):
         modules += [nn.Linear(inputs, outputs), nn.ReLU()]

@@ -166,6 +166,10 @@ def widen(network: nn.Module, architecture: Architecture, channels: int) -> tupl
         raise ArchitectureError(
             f"only a network with an FPN can be widened, and only to its own {least} channels or more, not {channels}"
         )
+    if architecture.head_norm == "group":
+        raise ArchitectureError(
+            "a network with GroupNorm cannot be widened: its norms would be taken over other groups of channels"
+        )
     wide = replace(architecture, fpn_channels=channels, mask_channels=channels)
     copy = build(wide)
     transposed = {f"{name}.weight" for name, m in copy.named_modules() if isinstance(m, nn.ConvTranspose2d)}

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -95,17 +94,15 @@ def join(device: str) -> tuple[Group, str]:
     return Group(dist.get_rank(), world), device
 
 
-class SharedTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's transform, padding to the largest image of the whole batch, not of one process's part.
+def share_padding(transform: Any, group: Group) -> None:
+    """Make torchvision's transform pad to the largest image of the whole batch, not of one process's part.
 
     The padding affects features at the image borders, so it must not depend on the number of processes.
     """
+    own = transform.max_by_axis
+    on_gpu = dist.get_backend() == "nccl"
 
-    def __init__(self, like: Any, group: Group) -> None:
-        super().__init__(like.min_size, like.max_size, like.image_mean, like.image_std)
-        self._group = group
+    def max_by_axis(shapes: list[list[int]]) -> list[int]:
+        return group.max(list(own(shapes)), torch.device("cuda" if on_gpu else "cpu"))
 
-    def max_by_axis(self, the_list: list[list[int]]) -> list[int]:
-        """[C, H, W] of the batch."""
-        device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-        return self._group.max(list(super().max_by_axis(the_list)), device)
+    transform.max_by_axis = max_by_axis

@@ -149,6 +149,10 @@ class Recipe:
         if not self.drops or not rising or not all(0 <= drop <= 1 for drop in self.drops):
             raise TrainingError(f"drops must be one or more rising fractions from 0 to 1: {self.drops}")
 
+    def step_seed(self, step: int) -> int:
+        """What a step's random draws begin from."""
+        return (self.seed + 1) * 1_000_003 + step
+
     def sizes(self, step: int) -> tuple[int, ...]:
         """The shorter image sides to draw from at a step."""
         current = self.min_sizes

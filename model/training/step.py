@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.functional import interpolate
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.ops import MultiScaleRoIAlign
 
-from model.kernels.roi_align import PyramidRoIAlign
+from model.kernels.roi_align import PyramidRoIAlign, Sampling
 from model.network.build import build, has_masks
 from model.training.anchor_matching import AnchorMatcher
-from model.training.parallel import Group, SharedTransform
+from model.training.parallel import Group, share_padding
 from model.training.recipe import TrainingError
+from model.training.resizing import choose_limits, keep_resized_masks
 from model.training.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -78,13 +79,13 @@ def start(
     # resolves a coordinate of 300 pixels to 2 pixels only.
     network.rpn.head.register_forward_hook(_to_float32)
     network.roi_heads.box_predictor.register_forward_hook(_to_float32)
-    if model.architecture.pyramid and model.architecture.pooling == "align":
+    if model.architecture.pyramid and isinstance(network.roi_heads.box_roi_pool, MultiScaleRoIAlign):
         # The same RoIAlign, 5 to 7 times faster forward and backward on two cores.
-        network.roi_heads.box_roi_pool = PyramidRoIAlign(7)
+        network.roi_heads.box_roi_pool = PyramidRoIAlign(Sampling(7))
         if has_masks(network):
-            network.roi_heads.mask_roi_pool = PyramidRoIAlign(14)
+            network.roi_heads.mask_roi_pool = PyramidRoIAlign(Sampling(14))
     if group.world > 1:
-        network.transform = SharedTransform(network.transform, group)
+        share_padding(network.transform, group)
         if torch.device(device).type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     keep_resized_masks(network.transform)
@@ -140,7 +141,7 @@ def step(
     """
     network: Any = state.network
     _seed(network, recipe, batch)
-    shorter, longer = InputSize(recipe).limits(batch.step)
+    shorter, longer = choose_limits(recipe, batch.step)
     network.transform.min_size, network.transform.max_size = (shorter,), longer
     for parameters in state.optimizer.param_groups:
         parameters["lr"] = recipe.rate(batch.step)
@@ -149,7 +150,7 @@ def step(
         values = ", ".join(f"{k} {v:.3g}" for k, v in losses.items())
         raise TrainingError(
             f"the loss of step {batch.step} is not finite ({values}); images {batch.image_ids}"
-            + _name_nonfinite(state, batch, recipe, device, autocast=autocast)
+            + _name_nonfinite(state, batch, recipe, device, group, autocast=autocast)
         )
     state.optimizer.zero_grad(set_to_none=True)
     if part is not None:
@@ -160,7 +161,7 @@ def step(
     if not norm.isfinite():
         raise TrainingError(
             f"the gradient of step {batch.step} is not finite; images {batch.image_ids}"
-            + _name_nonfinite(state, batch, recipe, device, autocast=autocast)
+            + _name_nonfinite(state, batch, recipe, device, group, autocast=autocast)
         )
     state.optimizer.step()
     state.step = batch.step + 1
@@ -190,60 +191,13 @@ def _dtype(recipe: Recipe) -> torch.dtype:
     return torch.float64 if recipe.precision == "float64" else torch.float32
 
 
-@dataclass(frozen=True, slots=True)
-class InputSize:
-    """What the images of a step are resized to: a function of the recipe and the step's number alone.
-
-    Workers resize masks by it, so that those of large photos are small before they are bitmaps.
-    """
-
-    recipe: Recipe
-
-    def limits(self, step: int) -> tuple[int, int]:
-        """The shorter side to resize to, and the limit of the longer one, in pixels."""
-        if self.recipe.jitter:
-            # The canvas keeps its size.
-            return self.recipe.jitter_side, self.recipe.jitter_side
-        generator = torch.Generator().manual_seed(_step_seed(self.recipe, step))
-        sizes = self.recipe.sizes(step)
-        return sizes[int(torch.randint(len(sizes), (), generator=generator))], self.recipe.max_size
-
-    def __call__(self, step: int, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of an image after torchvision's transform has resized it."""
-        shorter, longer = self.limits(step)
-        scale = min(shorter / min(height, width), longer / max(height, width))
-        return int(height * scale), int(width * scale)
-
-
-def keep_resized_masks(transform: Any) -> None:
-    """Make torchvision's transform leave masks alone that have the size of the resized image already."""
-    resize = transform.resize
-
-    def resize_image_and_boxes(
-        image: Tensor, target: dict[str, Tensor] | None
-    ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        masks = target.pop("masks", None) if target is not None else None
-        image, target = resize(image, target)
-        if target is not None and masks is not None:
-            if masks.shape[-2:] != image.shape[-2:]:
-                masks = interpolate(masks[:, None].float(), size=image.shape[-2:])[:, 0].byte()
-            target["masks"] = masks
-        return image, target
-
-    transform.resize = resize_image_and_boxes
-
-
-def _step_seed(recipe: Recipe, step: int) -> int:
-    return (recipe.seed + 1) * 1_000_003 + step
-
-
 def _seed(network: Any, recipe: Recipe, batch: Batch) -> None:
     """Make random draws depend only on the seed, the step and an image's place in the batch."""
-    seeds = [_step_seed(recipe, batch.step) * 65_536 + 2 * place for place in batch.places]
+    seeds = [recipe.step_seed(batch.step) * 65_536 + 2 * place for place in batch.places]
     network.rpn.fg_bg_sampler.set_seeds(seeds)
     network.roi_heads.fg_bg_sampler.set_seeds([seed + 1 for seed in seeds])
     # For any other module that draws random numbers.
-    torch.manual_seed(_step_seed(recipe, batch.step))
+    torch.manual_seed(recipe.step_seed(batch.step))
 
 
 def _losses(
@@ -263,7 +217,7 @@ def _losses(
         anchors, rois = network.rpn.fg_bg_sampler, network.roi_heads.fg_bg_sampler
         counts = torch.tensor([anchors.sampled, rois.sampled, rois.positives], device=on, dtype=torch.float32)
     else:
-        # A short batch left no image for this process. SharedTransform makes the others wait for these numbers.
+        # A short batch left no image for this process. The others wait for these numbers (`share_padding`).
         group.max([3, 0, 0], on)
     names = [name for name in TERMS if name != "loss_mask" or has_masks(network)]
     parts = [terms[name].float() if name in terms else torch.zeros((), device=on) for name in names]
@@ -282,11 +236,13 @@ def _losses(
     return (torch.stack(parts).sum() if terms else None), whole.sum(), losses
 
 
-def _name_nonfinite(state: State, batch: Batch, recipe: Recipe, device: str, *, autocast: bool) -> str:
+def _name_nonfinite(
+    state: State, batch: Batch, recipe: Recipe, device: str, group: Group, *, autocast: bool
+) -> str:
     """The images of a batch, and which of them cause the failure even alone, as the end of an error message."""
     guilty = []
-    # With several processes an image cannot be tried alone: SharedTransform would wait for the other processes.
-    if not isinstance(state.network.transform, SharedTransform):
+    # With several processes an image cannot be tried alone: `share_padding` would wait for the other processes.
+    if group.world == 1:
         for n, name in enumerate(batch.names):
             alone = replace(
                 batch, images=[batch.images[n]], targets=[batch.targets[n]], places=[batch.places[n]]

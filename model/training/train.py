@@ -16,6 +16,7 @@ from model.data.loading import batches
 from model.network.build import build
 from model.training.parallel import Group
 from model.training.recipe import Recipe, TrainingError
+from model.training.resizing import InputSize
 from model.training.run_folder import (
     RunLog,
     load_checkpoint,
@@ -24,7 +25,7 @@ from model.training.run_folder import (
     record_settings,
     save_checkpoint,
 )
-from model.training.step import TERMS, InputSize, State, start, step, uses_bfloat16
+from model.training.step import TERMS, State, start, step, uses_bfloat16
 from model.zoo import model_file
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def train(
         workers=recipe.workers,
         changes=recipe.augmentation(),
         share=(group.rank, group.world),
-        input_size=InputSize(recipe),
+        input_size=InputSize(recipe, model.architecture),
     )
     autocast = uses_bfloat16(recipe.precision, device)
     run_log = RunLog(run, state.step) if group.first else None

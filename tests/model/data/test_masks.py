@@ -16,8 +16,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from model.data.coco import open_folder
 from model.data.loading import batches
 from model.data.masks import InstanceMasks, MaskCrop
+from model.network.architecture import V1
 from model.training.recipe import Recipe
-from model.training.step import InputSize
+from model.training.resizing import InputSize, choose_limits
 from tests.model.data.folders import picture, sound
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def test_photo_of_twelve_megapixels_with_200_objects_is_loaded_in_little_memory(
     picture(tmp_path / "images" / "a.jpg", (width, height))
     (tmp_path / "instances.json").write_text(json.dumps(document))
     dataset = open_folder(tmp_path)
-    loader = batches(dataset, {1: 1}, batch_size=1, steps=1, input_size=InputSize(Recipe()))
+    loader = batches(dataset, {1: 1}, batch_size=1, steps=1, input_size=InputSize(Recipe(), V1))
     tracemalloc.start()
     (batch,) = loader
     _, peak = tracemalloc.get_traced_memory()
@@ -107,7 +108,7 @@ def test_photo_of_twelve_megapixels_with_200_objects_is_loaded_in_little_memory(
 def test_masks_get_the_size_to_which_torchvision_resizes_the_image(size: tuple[int, int]) -> None:
     recipe = Recipe()
     for step in range(6):
-        shorter, longer = InputSize(recipe).limits(step)
+        shorter, longer = choose_limits(recipe, step)
         transform = GeneralizedRCNNTransform(shorter, longer, [0.0] * 3, [1.0] * 3)
         image, _ = transform.resize(torch.zeros(3, *size), None)
-        assert InputSize(recipe)(step, *size) == tuple(image.shape[-2:])
+        assert InputSize(recipe, V1)(step, *size) == tuple(image.shape[-2:])

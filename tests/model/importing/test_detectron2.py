@@ -2,125 +2,34 @@
 
 from __future__ import annotations
 
-import pickle
-import re
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
-import yaml
 
-from bench.synthetic_weights import synthetic_weights
 from model.importing.detectron2_config import DEFAULTS, read_config
 from model.importing.importer import import_model
 from model.importing.result import ImportingError
 from model.importing.rewriting import background_first, fuse_by_sum, scale_deltas
 from model.inference.engine import Engine
 from model.instances import Options
-from model.network.architecture import V1
-from model.network.build import build
+from tests.model.importing.detectron2_layout import CONFIG, layout, saved
+from tests.model.importing.narrow import PIXELS, narrow_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-PIXELS = np.random.default_rng(1).integers(0, 256, (24, 32, 3), np.uint8).repeat(4, 0).repeat(4, 1)
-THIN = replace(
-    V1,
-    backbone="resnet18",
-    classes=4,
-    norm="batch",
-    norm_eps=1e-5,
-    fpn_channels=16,
-    box_channels=32,
-    mask_channels=16,
-)
-NAMES = (
-    (r"backbone\.body\.conv1\.(\w+)", r"backbone.bottom_up.stem.conv1.\1"),
-    (r"backbone\.body\.bn1\.(\w+)", r"backbone.bottom_up.stem.conv1.norm.\1"),
-    (r"backbone\.body\.layer(\d)\.(\d)\.conv(\d)\.(\w+)", r"backbone.bottom_up.res<\1>.\2.conv\3.\4"),
-    (r"backbone\.body\.layer(\d)\.(\d)\.bn(\d)\.(\w+)", r"backbone.bottom_up.res<\1>.\2.conv\3.norm.\4"),
-    (r"backbone\.body\.layer(\d)\.(\d)\.downsample\.0\.(\w+)", r"backbone.bottom_up.res<\1>.\2.shortcut.\3"),
-    (
-        r"backbone\.body\.layer(\d)\.(\d)\.downsample\.1\.(\w+)",
-        r"backbone.bottom_up.res<\1>.\2.shortcut.norm.\3",
-    ),
-    (r"backbone\.fpn\.inner_blocks\.(\d)\.0\.(\w+)", r"backbone.fpn_lateral<<\1>>.\2"),
-    (r"backbone\.fpn\.layer_blocks\.(\d)\.0\.(\w+)", r"backbone.fpn_output<<\1>>.\2"),
-    (r"rpn\.head\.conv\.0\.0\.(\w+)", r"proposal_generator.rpn_head.conv.\1"),
-    (r"rpn\.head\.cls_logits\.(\w+)", r"proposal_generator.rpn_head.objectness_logits.\1"),
-    (r"rpn\.head\.bbox_pred\.(\w+)", r"proposal_generator.rpn_head.anchor_deltas.\1"),
-    (r"roi_heads\.box_head\.fc6\.(\w+)", r"roi_heads.box_head.fc1.\1"),
-    (r"roi_heads\.box_head\.fc7\.(\w+)", r"roi_heads.box_head.fc2.\1"),
-    (r"roi_heads\.box_predictor\.(.+)", r"roi_heads.box_predictor.\1"),
-    (r"roi_heads\.mask_head\.(\d)\.0\.(\w+)", r"roi_heads.mask_head.mask_fcn<\1>.\2"),
-    (r"roi_heads\.mask_predictor\.conv5_mask\.(\w+)", r"roi_heads.mask_head.deconv.\1"),
-    (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)", r"roi_heads.mask_head.predictor.\1"),
-)
-CONFIG: dict[str, Any] = {
-    "_BASE_": "../Base-RCNN-FPN.yaml",
-    "MODEL": {
-        "MASK_ON": True,
-        "RESNETS": {"DEPTH": 18, "RES2_OUT_CHANNELS": 64},
-        "FPN": {"OUT_CHANNELS": 16},
-        "ROI_HEADS": {"NUM_CLASSES": 3},
-        "ROI_BOX_HEAD": {"FC_DIM": 32},
-        "ROI_MASK_HEAD": {"CONV_DIM": 16},
-    },
-    "INPUT": {"MIN_SIZE_TEST": 96, "MAX_SIZE_TEST": 160},
-    "SOLVER": {"STEPS": "(60000, 80000)"},
-}
-
-
-def renamed(name: str) -> str:
-    for ours, theirs in NAMES:
-        if re.fullmatch(ours, name):
-            name = re.sub(ours, theirs, name)
-            name = re.sub(r"<<(\d)>>", lambda m: str(int(m[1]) + 2), name)
-            return re.sub(r"<(\d)>", lambda m: str(int(m[1]) + 1), name)
-    raise KeyError(name)
 
 
 @pytest.fixture(scope="module")
 def tensors() -> dict[str, torch.Tensor]:
     """Weights that find much in PIXELS, as Detectron2 lays them out: background last, and without boxes."""
-    network = synthetic_weights(
-        replace(THIN, min_size=96, max_size=160), torch.from_numpy(PIXELS).permute(2, 0, 1) / 255
-    )
-    named = {
-        renamed(name): tensor
-        for name, tensor in network.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
-    for part in ("weight", "bias"):
-        for name, begin in (("box_predictor.bbox_pred", 4), ("mask_head.predictor", 1)):
-            named[f"roi_heads.{name}.{part}"] = named[f"roi_heads.{name}.{part}"][begin:].clone()
-        scores = f"roi_heads.box_predictor.cls_score.{part}"
-        named[scores] = named[scores].roll(-1, 0)
-    return named
+    return layout(narrow_weights())
 
 
 def changed(**sections: dict[str, Any]) -> dict[str, Any]:
     """CONFIG with other settings in sections of MODEL."""
     model = CONFIG["MODEL"] | {name: CONFIG["MODEL"].get(name, {}) | new for name, new in sections.items()}
     return CONFIG | {"MODEL": model}
-
-
-def saved(
-    tmp_path: Path,
-    tensors: dict[str, torch.Tensor],
-    config: dict[str, Any] = CONFIG,
-    name: str = "model_final.pth",
-) -> Path:
-    path = tmp_path / name
-    if name.endswith(".pkl"):
-        arrays = {key: tensor.numpy() for key, tensor in tensors.items()}
-        path.write_bytes(pickle.dumps({"model": arrays, "__author__": "Detectron2 Model Zoo"}))
-    else:
-        torch.save({"model": tensors, "optimizer": {}, "iteration": 89999}, path)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    return path
 
 
 @pytest.mark.parametrize("name", ["model_final.pth", "model_final.pkl"])
@@ -139,14 +48,6 @@ def test_checkpoint_and_the_configuration_beside_it_become_a_model(
     engine = Engine(imported.network, imported.model, torch.device("cpu"))
     (found,) = engine.segment([PIXELS], [Options(score_threshold=0.05)])
     assert found.pasting == "detectron2"
-
-
-def test_it_is_served_and_calibrated_but_not_trained(
-    tmp_path: Path, tensors: dict[str, torch.Tensor]
-) -> None:
-    imported = import_model(saved(tmp_path, tensors))
-    with pytest.raises(ValueError, match="can be served and calibrated, but not trained"):
-        build(imported.model.architecture)
 
 
 def test_a_checkpoint_without_its_configuration_is_asked_for_it(

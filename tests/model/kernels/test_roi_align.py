@@ -35,7 +35,7 @@ def torchvisions(bins: int) -> MultiScaleRoIAlign:
 def both(boxes: list[Tensor], bins: int, seed: int = 0) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """(pooled, gradient of each level) of ours and of torchvision's."""
     results = []
-    for pool in (PyramidRoIAlign(bins), torchvisions(bins)):
+    for pool in (PyramidRoIAlign(Sampling(bins)), torchvisions(bins)):
         features = pyramid(seed)
         pooled = pool(features, boxes, [(HEIGHT, WIDTH)] * len(boxes))
         weights = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(seed + 1))
@@ -139,7 +139,7 @@ def test_an_image_may_have_no_boxes(empty: int) -> None:
 
 def test_no_boxes_at_all_give_nothing_and_a_gradient_of_zeros() -> None:
     features = pyramid()
-    pooled = PyramidRoIAlign(7)(features, [torch.zeros(0, 4)] * 2, [(HEIGHT, WIDTH)] * 2)
+    pooled = PyramidRoIAlign(Sampling(7))(features, [torch.zeros(0, 4)] * 2, [(HEIGHT, WIDTH)] * 2)
     assert pooled.shape == (0, CHANNELS, 7, 7)
     for gradient in torch.autograd.grad(pooled.sum(), [features[name] for name in "0123"]):
         assert gradient.count_nonzero() == 0
@@ -157,9 +157,9 @@ def test_weights_of_inner_bins_sum_to_one(bins: int) -> None:
 
 def test_bfloat16_stays_near_float32() -> None:
     boxes = [torch.tensor([[8.0, 8.0, 60.0, 60.0], [0.0, 0.0, 130.0, 120.0]])] * 2
-    exact = PyramidRoIAlign(7)(pyramid(), boxes, [(HEIGHT, WIDTH)] * 2)
+    exact = PyramidRoIAlign(Sampling(7))(pyramid(), boxes, [(HEIGHT, WIDTH)] * 2)
     features = pyramid(dtype=torch.bfloat16)
-    rounded = PyramidRoIAlign(7)(features, boxes, [(HEIGHT, WIDTH)] * 2)
+    rounded = PyramidRoIAlign(Sampling(7))(features, boxes, [(HEIGHT, WIDTH)] * 2)
     assert rounded.dtype == torch.bfloat16
     # 8 bits of precision on features of up to about 4, their weights, and the sum.
     torch.testing.assert_close(rounded.float(), exact, atol=0.05, rtol=0.02)
@@ -170,7 +170,7 @@ def test_bfloat16_stays_near_float32() -> None:
 
 
 def test_result_lies_in_memory_channels_last() -> None:
-    pooled = PyramidRoIAlign(7)(pyramid(), [torch.tensor([[8.0, 8.0, 60.0, 60.0]])] * 2, [])
+    pooled = PyramidRoIAlign(Sampling(7))(pyramid(), [torch.tensor([[8.0, 8.0, 60.0, 60.0]])] * 2, [])
     assert pooled.is_contiguous(memory_format=torch.channels_last)
 
 
