@@ -76,6 +76,14 @@ def train(
             help="One mask for each class; masks of competing classes; one mask for all classes; or a Faster R-CNN.",
         ),
     ] = "sigmoid",
+    paste: Annotated[
+        str | None,
+        typer.Option(
+            metavar="torchvision|detectron2",
+            show_default="torchvision, or the model's of --initial",
+            help="Rule by which masks are pasted into the image, in training's targets, in evaluation and in use.",
+        ),
+    ] = None,
     channels: Annotated[
         int | None,
         typer.Option(
@@ -292,6 +300,6 @@ def train(
         data, images, validation, split, backgrounds, skip_damaged, validation_images, loose_names
     )
     network = NetworkOptions(
-        architecture, pooling, masks, initial, backbone, channels, input_sides, detections, anchors
+        architecture, pooling, masks, initial, backbone, channels, input_sides, detections, anchors, paste
     )
     raise typer.Exit(run_training(source, out, network, device, overrides, recipe=recipe))

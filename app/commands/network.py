@@ -10,6 +10,7 @@ import typer
 
 from model.network.architecture import BACKBONES, C4, SMALL, V1, Architecture, ArchitectureError
 from model.network.build import build
+from model.network.conventions import PASTES
 from model.training.initial import load_backbone, transfer, widen
 from model.training.recipe import TrainingError
 from model.zoo import catalogue, zoo
@@ -48,6 +49,8 @@ class NetworkOptions:
     detections: int | None = None
     # Anchor sizes, pixels, as text: "8", or "8,16,32,64,128"; None is the architecture's.
     anchors: str | None = None
+    # "torchvision" or "detectron2": the rule by which masks are pasted; None is the architecture's.
+    paste: str | None = None
 
 
 # Recipe → what its networks have, where the options say nothing.
@@ -117,7 +120,7 @@ def _start_from_model(
 
 
 def adapt(architecture: Architecture, options: NetworkOptions, recipe: str) -> Architecture:
-    """The architecture with input sides, anchors and detections of the options, or else of the recipe's networks.
+    """The architecture with what the options say of its input, anchors, detections and pasting, or else the recipe.
 
     Args:
         architecture: what to change.
@@ -139,6 +142,12 @@ def adapt(architecture: Architecture, options: NetworkOptions, recipe: str) -> A
         architecture = replace(architecture, anchor_sizes=parse_anchors(anchors))
     if detections is not None:
         architecture = set_detections(architecture, detections)
+    if options.paste is not None:
+        if options.paste not in PASTES:
+            raise ArchitectureError(f"--paste is {' or '.join(PASTES)}, not {options.paste!r:.60}")
+        architecture = replace(
+            architecture, conventions=replace(architecture.conventions, paste=options.paste)
+        )
     return architecture
 
 

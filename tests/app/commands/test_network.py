@@ -38,7 +38,7 @@ def test_options_replace_what_the_architecture_says_and_nothing_else() -> None:
     )
     assert adapt(SMALL, NetworkOptions(), "small") == SMALL
     made.validate()
-    assert made.is_trainable
+    assert made.is_torchvision
 
 
 def test_recipe_sets_what_the_options_leave_open() -> None:
@@ -58,3 +58,11 @@ def test_anchors_of_a_model_with_its_own_levels_stay() -> None:
     imported = replace(SMALL, conventions=Conventions(anchor_levels=levels))
     with pytest.raises(ArchitectureError, match="leave it out"):
         adapt(imported, NetworkOptions(anchors="8"), "small")
+
+
+def test_pasting_is_chosen_for_new_models_and_for_those_that_training_goes_on_from() -> None:
+    options = NetworkOptions(paste="detectron2")
+    assert choose_architecture(options, 3).conventions == Conventions(paste="detectron2")
+    assert adapt(SMALL, options, "small").conventions.paste == "detectron2"
+    with pytest.raises(ArchitectureError, match="--paste is torchvision or detectron2, not 'mine'"):
+        adapt(SMALL, NetworkOptions(paste="mine"), "small")
