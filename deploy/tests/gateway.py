@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SHIPPED = ROOT / "deploy" / "gateway"
+# Between the addresses that nginx tried, and behind those that it tried before it started again.
+TRIED = re.compile(r", | : ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,18 @@ class Passed:
     def replayed(self) -> bool:
         """Whether more than one replica was tried."""
         return len(self.replicas) > 1
+
+
+def passed(log: str) -> list[Passed]:
+    """Every request to a replica that the gateway has logged."""
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    return [
+        Passed(
+            line["id"], line["status"], TRIED.split(line["replicas"]), TRIED.split(line["replica_statuses"])
+        )
+        for line in lines
+        if line["replicas"]
+    ]
 
 
 class Gateway:
@@ -55,17 +69,6 @@ class Gateway:
         self.errors = folder / "error.log"
         with self.log.open("w") as log, self.errors.open("w") as errors:
             self.process = subprocess.Popen([*command, "-g", "daemon off;"], stdout=log, stderr=errors)
-
-    def passed(self) -> list[Passed]:
-        """Every request to a replica so far."""
-        lines = [json.loads(line) for line in self.log.read_text().splitlines()]
-        return [
-            Passed(
-                line["id"], line["status"], line["replicas"].split(", "), line["replica_statuses"].split(", ")
-            )
-            for line in lines
-            if line["replicas"]
-        ]
 
     def __enter__(self) -> Gateway:
         return self
