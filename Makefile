@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 BROWSER := $(VENV)/.browser
 
-.PHONY: help setup serve browser test lint format types tests image-test rollout-test bench-engine bench-capacity screenshots \
+.PHONY: help setup serve browser test lint format types tests compose-test bench-engine bench-capacity screenshots \
     lock clean
 
 help:  ## this list
@@ -34,11 +34,8 @@ format: $(READY)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-image-test: $(READY)  ## build the container image and run it: 6 minutes, 25 GB of disk, and root
-	$(BIN)/python deploy/tests/image.py
-
-rollout-test: $(READY)  ## restart, kill and overload replicas behind the gateway: 5 minutes
-	$(BIN)/python deploy/tests/rollout.py
+compose-test: $(READY)  ## build the image, and break replicas behind the gateway: 15 minutes, with Docker, or as root on Debian 12
+	$(BIN)/python deploy/tests/compose.py
 
 bench-engine: $(READY)  ## the engine against torchvision's eager model: minutes, and nothing else may run
 	$(BIN)/python bench/engine.py --model v1 --precision float32

@@ -57,29 +57,35 @@ class Outcomes:
 class Client:
     """One client, at 127.0.1.NUMBER, so that the gateway's limit per client sees it as one of many."""
 
-    def __init__(self, url: str, number: int, image: bytes) -> None:
+    def __init__(self, url: str, number: int, image: bytes, headers: dict[str, str] | None = None) -> None:
+        """headers: that every request has."""
         self.image = image
         self.http = httpx.AsyncClient(
             base_url=url,
             timeout=PATIENCE,
+            headers=headers,
             transport=httpx.AsyncHTTPTransport(local_address=f"127.0.1.{number}"),
         )
         self.number = number
         self.sent = 0
 
-    async def ask(self, tag: str) -> Outcome:
-        """Post the image once. tag: for the request's id, by which the gateway's log finds it."""
+    async def ask(self, tag: str, other: bytes | None = None) -> Outcome:
+        """Post the image once.
+
+        tag: for the request's id, by which the gateway's log finds it. other: an image in its place.
+        """
         self.sent += 1
         name = f"{tag}-{self.number}-{self.sent}"
         started = time.monotonic()
         try:
-            response = await self.http.post("/segment", content=self.image, headers={"X-Request-ID": name})
+            headers = {"X-Request-ID": name}
+            response = await self.http.post("/segment", content=other or self.image, headers=headers)
         except httpx.HTTPError as error:
             return Outcome(name, type(error).__name__, time.monotonic() - started)
         seconds = time.monotonic() - started
         if response.status_code == 200:
             assert response.headers["X-Request-ID"] == name
-            assert response.json()["instances"], "an answer without instances"
+            assert other or response.json()["instances"], "an answer without instances"
             return Outcome(name, "200", seconds)
         problem = (
             response.json().get("type", "") if "problem+json" in response.headers["content-type"] else ""
@@ -89,9 +95,11 @@ class Client:
 
 
 @asynccontextmanager
-async def clients(url: str, count: int, image: bytes) -> AsyncIterator[list[Client]]:
-    """Clients that share nothing; their connections end with the block."""
-    made = [Client(url, number, image) for number in range(1, count + 1)]
+async def clients(
+    url: str, count: int, image: bytes, headers: dict[str, str] | None = None
+) -> AsyncIterator[list[Client]]:
+    """Clients that share nothing; their connections end with the block. headers: that every request has."""
+    made = [Client(url, number, image, headers) for number in range(1, count + 1)]
     try:
         yield made
     finally:
@@ -124,14 +132,24 @@ async def steady(made: list[Client], rate: float, tag: str) -> AsyncIterator[Out
         await asyncio.gather(*requests)
 
 
-async def saturate(made: list[Client], seconds: float, tag: str) -> tuple[Outcomes, float]:
-    """Every client asks again as soon as it is answered; what became of it, and answered requests a second."""
+async def saturate(
+    made: list[Client], seconds: float, tag: str, pause: float = 0.0
+) -> tuple[Outcomes, float]:
+    """Every client asks again as soon as it is answered; what became of it, and answered requests a second.
+
+    Args:
+        made: the clients.
+        seconds: for which they ask.
+        tag: that the ids of their requests begin with.
+        pause: seconds that a client waits after a refusal.
+    """
     outcomes = Outcomes()
     started = time.monotonic()
 
     async def keep_asking(client: Client) -> None:
         while time.monotonic() < started + seconds:
-            outcomes.all.append(await client.ask(tag))
+            outcomes.all.append(outcome := await client.ask(tag))
+            await asyncio.sleep(0 if outcome.result == "200" else pause)
 
     await asyncio.gather(*map(keep_asking, made))
     return outcomes, outcomes.counts()["200"] / (time.monotonic() - started)
