@@ -28,23 +28,34 @@ def bundled(whole: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return whole
 
 
-@pytest.fixture
-def coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, Path]]:
-    """A weights folder, and genuine files for it: the zoo's COCO models are as thin as ours, their hashes true."""
-    architecture = replace(THIN, classes=91)
+COCO_THIN = replace(THIN, classes=91)
+
+
+@pytest.fixture(scope="module")
+def genuine(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[weights.Weights], dict[str, Path]]:
+    """The catalogue and files for it: the zoo's COCO models are as thin as ours, their hashes true."""
     torch.manual_seed(2)
-    state = build(architecture).state_dict()
-    folder, entries, files = tmp_path / "weights", [], {}
+    state = build(COCO_THIN).state_dict()
+    folder, entries, files = tmp_path_factory.mktemp("genuine"), [], {}
     for number, entry in enumerate(weights.catalogue()):
-        file = tmp_path / f"{entry.name}.pth"
+        file = folder / f"{entry.name}.pth"
         torch.save({**state, "rpn.head.bbox_pred.bias": torch.full((12,), float(number))}, file)
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         entries.append(replace(entry, sha256=sha256, url=f"http://weights.invalid/{file.name}"))
         files[entry.name] = file
-    folder.mkdir()
+    return entries, files
+
+
+@pytest.fixture
+def coco(
+    genuine: tuple[list[weights.Weights], dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, dict[str, Path]]:
+    """An empty weights folder, and the genuine files for it, which tests only read."""
+    entries, files = genuine
+    (tmp_path / "weights").mkdir()
     monkeypatch.setattr(weights, "catalogue", lambda: tuple(entries))
-    monkeypatch.setattr(zoo, "COCO", dict.fromkeys(files, architecture))
-    return folder, files
+    monkeypatch.setattr(zoo, "COCO", dict.fromkeys(files, COCO_THIN))
+    return tmp_path / "weights", files
 
 
 def put(file: Path, folder: Path) -> Path:
