@@ -179,7 +179,7 @@ FIELDS = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_whatever_stands_in_a_field_is_read_or_refused_in_one_sentence(data: st.DataObject) -> None:
     document = sound(2)

@@ -119,7 +119,7 @@ coordinates = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=250)
 @given(box=st.tuples(coordinates, coordinates, coordinates, coordinates), kind=st.sampled_from(KINDS))
 def test_any_four_numbers_are_a_box_that_is_cut_as_torchvision_cuts_it(
     box: tuple[float, float, float, float], kind: str
@@ -130,12 +130,12 @@ def test_any_four_numbers_are_a_box_that_is_cut_as_torchvision_cuts_it(
 @pytest.mark.parametrize(
     ("size", "count", "rounds"),
     [
-        pytest.param((97, 131), 100, 48, id="small"),
-        pytest.param((480, 640), 100, 2, id="640x480"),
-        pytest.param(PHOTO, 20, 1, id="12-megapixels"),
+        pytest.param((97, 131), 50, 18, id="small"),
+        pytest.param((480, 640), 50, 2, id="640x480"),
+        pytest.param(PHOTO, 10, 1, id="12-megapixels"),
     ],
 )
-def test_five_thousand_boxes_are_byte_identical_to_torchvisions(
+def test_a_thousand_boxes_are_byte_identical_to_torchvisions(
     size: tuple[int, int], count: int, rounds: int, threads: int
 ) -> None:
     random = np.random.default_rng(threads)
