@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from app.commands import segment_files
+from app.cli.main import cli
 from app.runtime.loading import load_engine
 from app.settings import Settings
 from maskserve.requests import parse_result
@@ -59,12 +60,14 @@ def answers(settings: Settings) -> dict[str, httpx.Response]:
 
 
 def test_the_answer_is_that_of_the_command(
-    answers: dict[str, httpx.Response], settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    answers: dict[str, httpx.Response], settings: Settings, tmp_path: Path
 ) -> None:
     path = tmp_path / "picture.png"
     path.write_bytes(encode_png(crowd.picture()))
-    assert segment_files.run([path], QUERY, settings, as_json=True, overlay=None) == 0
-    expected = json.loads(capsys.readouterr().out)
+    model = ["--model", settings.model, "--precision", "float32"]
+    ran = CliRunner().invoke(cli, ["segment", str(path), *model, "--score-threshold", "0.05", "--json"])
+    assert ran.exit_code == 0, ran.output
+    expected = json.loads(ran.stdout)
     document = answers["rle"].json()
     assert len(document["instances"]) == 1000
     assert document | {"id": ""} == expected | {"id": ""}
