@@ -71,6 +71,7 @@ class Faulty:
 
 def compute() -> NoReturn:
     """Be inside torch nearly all of the time, for ever."""
+    sys.stderr.write("computing\n")
     matrix = torch.zeros(256, 256)
     while True:
         torch.mm(matrix, matrix)

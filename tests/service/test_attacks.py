@@ -221,9 +221,8 @@ def test_an_upgrade_is_not_logged_and_changes_nothing(house: Any) -> None:
     assert [line for line in house.lines_so_far() if "pgrade" in line] == []
 
 
-@pytest.mark.parametrize("hosts", ["https://example.com", "a:b", "[::1]"])
-def test_hosts_that_are_none_stop_the_start(model_file: Path, hosts: str) -> None:
-    ended = maskserve("serve", "--port", "0", "--model", model_file, url_hosts=hosts)
+def test_a_host_that_is_none_stops_the_start(model_file: Path) -> None:
+    ended = maskserve("serve", "--port", "0", "--model", model_file, url_hosts="a:b")
     assert ended.returncode == 1
     assert "is no host to fetch images from" in ended.stderr
     assert "Traceback" not in ended.stderr
