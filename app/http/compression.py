@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import Headers
+from starlette.datastructures import MutableHeaders
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 # What fits into one Ethernet packet arrives no sooner when it is smaller.
@@ -24,8 +26,8 @@ UNCOMPRESSED = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/x-ndjson")
 class CompressionMiddleware:
     """Starlette's GZipMiddleware, for all requests but those that it would answer wrongly.
 
-    It overlooks that `gzip;q=0` refuses gzip, and it removes the Content-Length of a file, for which HTTP/1.0 has no
-    substitute.
+    It looks for "gzip" in Accept-Encoding, whatever the weight and only in small letters, and it removes the
+    Content-Length of a file, for which HTTP/1.0 has no substitute.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -36,16 +38,22 @@ class CompressionMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one scope."""
-        if scope["type"] == "http" and (scope["http_version"] == "1.0" or refuses_gzip(Headers(scope=scope))):
+        if scope["type"] != "http" or scope["http_version"] == "1.0":
             await self.app(scope, receive, send)
-        else:
-            await self.compressing(scope, receive, send)
+            return
+        scope = {**scope, "headers": list(scope["headers"])}
+        headers = MutableHeaders(scope=scope)
+        headers["accept-encoding"] = (
+            "gzip" if accepts_gzip(headers.getlist("accept-encoding")) else "identity"
+        )
+        await self.compressing(scope, receive, send)
 
 
-def refuses_gzip(headers: Headers) -> bool:
-    """Whether Accept-Encoding gives gzip the weight 0 (RFC 9110, section 12.4.2)."""
-    for item in headers.get("accept-encoding", "").lower().split(","):
+def accepts_gzip(values: Sequence[str]) -> bool:
+    """Whether a request's Accept-Encoding headers give gzip a weight above 0 (RFC 9110, section 12.5.3)."""
+    weights: dict[str, bool] = {}
+    for item in ",".join(values).lower().split(","):
         name, _, weight = item.replace(" ", "").partition(";q=")
-        if name == "gzip" and weight and not weight.strip("0."):
-            return True
-    return False
+        # A weight without a digit from 1 to 9 is 0.
+        weights[name] = not weight or bool(weight.strip("0."))
+    return weights.get("gzip", weights.get("*", False))

@@ -61,10 +61,17 @@ def test_a_long_answer_is_compressed_for_who_accepts_it() -> None:
     assert gzip.decompress(sent) == content
 
 
-@pytest.mark.parametrize("accept_encoding", ["gzip;q=0", "identity, gzip; q=0.0", "br", ""])
+@pytest.mark.parametrize("accept_encoding", ["GZIP", "br;q=1, gzip;q=0.001", "*", "*;q=0, gzip"])
+def test_every_way_to_accept_it_is_understood(accept_encoding: str) -> None:
+    response, _ = post(accept_encoding)
+    assert response.headers["content-encoding"] == "gzip"
+
+
+@pytest.mark.parametrize("accept_encoding", ["gzip;q=0", "identity, gzip; q=0.0", "*, gzip;q=0", "br", ""])
 def test_it_is_not_for_who_does_not(accept_encoding: str) -> None:
     response, content = post(accept_encoding)
     assert "content-encoding" not in response.headers
+    assert response.headers["vary"] == "Accept, Accept-Encoding"
     assert len(content) == int(response.headers["content-length"]) > MINIMUM_BYTES
 
 
