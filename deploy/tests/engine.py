@@ -57,13 +57,8 @@ class Docker:
 def docker(folder: Path) -> Iterator[Docker]:
     """A Docker Engine for as long as the block lasts. folder: for one of ours; outside the repository."""
     own = Docker(dict(os.environ))
-    try:
-        version = own.run("version", "--format", "{{.Server.Version}}")
-        compose = own.run("compose", "version")
-    except (AssertionError, FileNotFoundError):
-        pass
-    else:
-        print(f"Docker Engine {version}, {compose}", flush=True)
+    if (version := server_version(own)) and "Compose version" in own.run("compose", "version", check=False):
+        print(f"Docker Engine {version}, {own.run('compose', 'version')}", flush=True)
         yield own
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
@@ -141,6 +136,23 @@ def unpack_engine(folder: Path) -> Path:
     return root
 
 
+def server_version(made: Docker) -> str:
+    """The daemon's, or nothing if none answers."""
+    try:
+        return made.run("version", "--format", "{{.Server.Version}}")
+    except (AssertionError, FileNotFoundError):
+        return ""
+
+
+def remove(path: Path) -> None:
+    """Delete a folder, after unmounting what an interrupted debootstrap or daemon has left mounted in it."""
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for mount in reversed([mount for mount in mounts if Path(mount).is_relative_to(path)]):
+        subprocess.run(["umount", mount], check=True)
+    if path.exists():
+        shutil.rmtree(path)
+
+
 @contextlib.contextmanager
 def daemon(folder: Path, programs: Path) -> Iterator[Docker]:
     """Dockerd on a socket in the folder; at the end it stops, and what it has stored is removed."""
@@ -175,18 +187,17 @@ def daemon(folder: Path, programs: Path) -> Iterator[Docker]:
         )
     try:
         deadline = time.monotonic() + PATIENCE
-        while "Version" not in made.run("version", "--format", "Version {{.Server.Version}}", check=False):
+        while not (version := server_version(made)):
             assert process.poll() is None, log.read_text()[-2000:]
             assert time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(0.2)
-        version = made.run("version", "--format", "{{.Server.Version}}")
         driver = made.run("info", "--format", "{{.Driver}}, cgroup v{{.CgroupVersion}}")
         print(f"Docker Engine {version} of ours ({driver}), {made.run('compose', 'version')}", flush=True)
         yield made
     finally:
         process.terminate()
         process.wait(PATIENCE)
-        shutil.rmtree(store, ignore_errors=True)
+        remove(store)
 
 
 def import_images(folder: Path, made: Docker) -> None:
@@ -216,7 +227,7 @@ def debian(path: Path, suite: str, options: Sequence[str], script: str | None = 
     if file.exists():
         return file
     started = time.monotonic()
-    shutil.rmtree(path, ignore_errors=True)
+    remove(path)
     command = ["debootstrap", "--variant=minbase", *options, suite, str(path), mirror()]
     command += [f"/usr/share/debootstrap/scripts/{script}"] if script else []
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
@@ -230,6 +241,6 @@ def debian(path: Path, suite: str, options: Sequence[str], script: str | None = 
     made = path.with_suffix(".new")
     subprocess.run(["tar", "-C", path, "-cf", made, "."], check=True)
     made.rename(file)
-    shutil.rmtree(path)
+    remove(path)
     print(f"Debian {suite} in {time.monotonic() - started:.0f} s", flush=True)
     return file

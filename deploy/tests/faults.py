@@ -307,7 +307,6 @@ ROWS: dict[str, Callable[[Faults], Awaitable[None]]] = {
 }
 # The alerts that the fault of a row must fire.
 ALERTS = {
-    "recreated": ["MaskserveNotReady"],
-    "hung": ["MaskserveUnhealthy", "MaskserveErrors", "MaskserveSlow"],
+    "hung": ["MaskserveUnhealthy", "MaskserveNotReady", "MaskserveErrors", "MaskserveSlow"],
     "overload": ["MaskserveSheds"],
 }
