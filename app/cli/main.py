@@ -267,4 +267,6 @@ def key(
 
 def main() -> None:
     """Run the command line."""
+    # Before torch is loaded. It may not compute on fewer threads than it expects (model/kernels/openmp.py).
+    os.environ["OMP_DYNAMIC"] = "false"
     cli()

@@ -25,6 +25,7 @@ from model.data import DatasetError
 from model.data.opening import open_dataset
 from model.data.shapes import Shapes, training_scenes
 from model.evaluation.card import hardware, versions
+from model.kernels.openmp import match_threads
 from model.network.architecture import Architecture, ArchitectureError
 from model.training.parallel import Group, join, processes_here
 from model.training.recipe import RECIPES, Recipe, TrainingError
@@ -64,6 +65,7 @@ def run_training(
     if (missing := missing_packages("pycocotools", "matplotlib", "tensorboard")) is not None:
         return complain(missing, BAD_USAGE)
     torch.set_num_threads(max(1, usable_cpus() // processes_here()))
+    match_threads()
     group = Group()
     try:
         given = {name: value for name, value in overrides.items() if value is not None}

@@ -30,6 +30,7 @@ from model.inference.results import to_instances
 from model.inference.roi_heads import BoxHead, MaskHead
 from model.instances import Options
 from model.kernels.nms import load_operators
+from model.kernels.openmp import match_threads
 from model.zoo import catalogue as weights
 from model.zoo import model_file, zoo
 
@@ -64,8 +65,10 @@ class Engine:
             device: where it is to run.
             precision: one of model.inference.devices.PRECISIONS.
 
-        Raises EngineError where the device cannot compute in that precision or a kernel cannot be loaded.
+        Raises EngineError where the device cannot compute in that precision, a kernel cannot be loaded, or OpenMP is
+        told what makes results wrong.
         """
+        match_threads()
         self.model, self.device = model, device
         self.batches = device.type == "cuda"
         self.precision = resolve_precision(precision, device)

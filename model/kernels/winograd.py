@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from model.errors import EngineError
+from model.kernels.openmp import library as openmp_library
 from model.kernels.quantization import IDENTITY, QuantParams
 
 if TYPE_CHECKING:
@@ -128,10 +129,10 @@ def _openmp() -> tuple[int, int] | None:
     """Addresses of OpenMP's functions that run another on several threads, and number these. They are the ones that
     torch calls: the threads of two pools would wait for one another.
     """
+    library: Any = openmp_library()
     try:
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         found = library.GOMP_parallel, library.omp_get_thread_num
-    except (OSError, AttributeError):
+    except AttributeError:
         return None
     parallel, thread_number = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in found)
     return parallel, thread_number
