@@ -14,7 +14,8 @@ import torch
 
 from model.importing.categories import numbered_categories
 from model.importing.checkpoint import DETECTRON2
-from model.importing.detectron2_names import CASCADE, as_pyramid, is_cascade, kind_of, renamed
+from model.importing.detectron2_names import as_pyramid, is_cascade, kind_of, renamed
+from model.importing.detectron2_supported import POOLERS, of_levels, refuse
 from model.importing.names import depth_of
 from model.importing.result import Imported, ImportingError, Report
 from model.importing.rewriting import background_first, fuse_by_sum, rgb_first, scale_deltas
@@ -36,43 +37,7 @@ FROZEN_EPS = 1e-5
 _UNUSED = re.compile(
     r"(proposal_generator\.anchor_generator\.|pixel_mean$|pixel_std$|roi_heads\.keypoint_head\.|.*num_batches_tracked$)"
 )
-# Settings of which only one value is supported, and what it is.
-_ONLY = {
-    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
-    "MODEL.ANCHOR_GENERATOR.NAME": "DefaultAnchorGenerator",
-    "MODEL.PROPOSAL_GENERATOR.NAME": "RPN",
-    "MODEL.RPN.HEAD_NAME": "StandardRPNHead",
-    "MODEL.LOAD_PROPOSALS": False,
-    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False] * 4,
-    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
-    "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
-}
-# What the three kinds of networks have in common, by what our architecture calls them.
-_KINDS: dict[str, dict[str, Any]] = {
-    "": {
-        "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
-        "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
-        "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
-        "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
-        "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
-        "MODEL.RESNETS.RES5_DILATION": 1,
-    },
-    "c4": {
-        "MODEL.RPN.IN_FEATURES": ["res4"],
-        "MODEL.ROI_HEADS.IN_FEATURES": ["res4"],
-        "MODEL.RESNETS.RES5_DILATION": 1,
-        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": False,
-        "MODEL.ROI_MASK_HEAD.NUM_CONV": 0,
-    },
-    "dc5": {
-        "MODEL.RPN.IN_FEATURES": ["res5"],
-        "MODEL.ROI_HEADS.IN_FEATURES": ["res5"],
-        "MODEL.RESNETS.RES5_DILATION": 2,
-        "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
-    },
-}
 _MAPS = {"": "with an FPN", "c4": "C4", "dc5": "DC5"}
-_POOLERS = {"ROIAlignV2": True, "ROIAlign": False}
 
 
 def convert(
@@ -82,7 +47,7 @@ def convert(
 
     Raises ImportingError for what is not supported, by the name of the setting.
     """
-    _refuse(settings)
+    refuse(settings)
     report = Report([*checkpoint.notes])
     masks = bool(settings["MODEL.MASK_ON"])
     source = {
@@ -90,6 +55,7 @@ def convert(
         for name, tensor in checkpoint.tensors.items()
         if not _UNUSED.match(name) and (masks or not name.startswith("roi_heads.mask_head."))
     }
+    _with_statistics(source, report)
     architecture = _architecture(settings, source)
     tensors = {renamed(name, settings): tensor for name, tensor in source.items()}
     if architecture.single_map == "c4":
@@ -112,38 +78,6 @@ def convert(
     return Imported(DETECTRON2, architecture, tensors, named, tuple(range(1, architecture.classes)), report)
 
 
-def _refuse(settings: dict[str, Any]) -> None:
-    """Raise ImportingError for settings that name something which is not supported."""
-    if is_cascade(settings) and not settings["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"]:
-        raise ImportingError("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG: False is not supported in a cascade")
-    kind = kind_of(settings)
-    for name, only in (_ONLY | _KINDS[kind]).items():
-        if name.startswith("MODEL.ROI_MASK_HEAD.") and not settings["MODEL.MASK_ON"]:
-            continue
-        if settings[name] != only:
-            raise ImportingError(f"{name}: {settings[name]!r} is not supported; {only!r} is")
-    for name, values in (
-        ("INPUT.FORMAT", ("BGR", "RGB")),
-        ("MODEL.ROI_HEADS.NAME", ("Res5ROIHeads",) if kind == "c4" else ("StandardROIHeads", CASCADE)),
-        ("MODEL.FPN.FUSE_TYPE", ("sum", "avg")),
-        ("MODEL.FPN.NORM", ("", "GN")),
-        ("MODEL.ROI_BOX_HEAD.NORM", ("", "GN")),
-        ("MODEL.ROI_MASK_HEAD.NORM", ("", "GN")),
-        ("MODEL.RESNETS.NORM", ("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN")),
-        ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", tuple(_POOLERS)),
-        ("MODEL.ROI_MASK_HEAD.POOLER_TYPE", tuple(_POOLERS)),
-    ):
-        if settings[name] not in values and not ("ROI_MASK_HEAD" in name and not settings["MODEL.MASK_ON"]):
-            raise ImportingError(
-                f"{name}: {settings[name]!r} is not supported; {', '.join(map(repr, values))} are"
-            )
-    ratios = settings["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"]
-    if any(each != ratios[0] for each in ratios):
-        raise ImportingError(
-            "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS: other ratios at each level are not supported"
-        )
-
-
 def _architecture(settings: dict[str, Any], tensors: dict[str, Tensor]) -> Architecture:
     def model(name: str) -> Any:
         return settings[f"MODEL.{name}"]
@@ -154,10 +88,8 @@ def _architecture(settings: dict[str, Any], tensors: dict[str, Tensor]) -> Archi
     basic = depth < 50
     groups, width = model("RESNETS.NUM_GROUPS"), model("RESNETS.WIDTH_PER_GROUP")
     single = kind_of(settings)
-    levels = _anchor_levels(model("ANCHOR_GENERATOR.SIZES"), 1 if single else 5)
+    levels = _anchor_levels(settings, "SIZES", 1 if single else 5)
     mask_convs = max(model("ROI_MASK_HEAD.NUM_CONV"), int(single == "c4")) if model("MASK_ON") else 0
-    if model("MASK_ON") and not mask_convs:
-        raise ImportingError("MODEL.ROI_MASK_HEAD.NUM_CONV: 0 is not supported with these heads")
     deepest = 8 * model("RESNETS.RES2_OUT_CHANNELS")  # channels of res5
     channels = {"": model("FPN.OUT_CHANNELS"), "c4": deepest // 2, "dc5": deepest}[single]
     rpn = _rpn_channels(model("RPN.CONV_DIMS"), channels)
@@ -170,7 +102,7 @@ def _architecture(settings: dict[str, Any], tensors: dict[str, Tensor]) -> Archi
         fpn_channels=channels,
         fpn_norm=bool(model("FPN.NORM")) and not single,
         rpn_convs=len(rpn),
-        anchor_ratios=tuple(float(ratio) for ratio in model("ANCHOR_GENERATOR.ASPECT_RATIOS")[0]),
+        anchor_ratios=_anchor_levels(settings, "ASPECT_RATIOS", 1 if single else 5)[0],
         proposals=model("RPN.POST_NMS_TOPK_TEST"),
         box_convs=model("ROI_BOX_HEAD.NUM_CONV"),
         box_channels=deepest if single == "c4" else model("ROI_BOX_HEAD.FC_DIM"),
@@ -220,10 +152,10 @@ def _conventions(settings: dict[str, Any], levels: tuple[tuple[float, ...], ...]
         level_rule="detectron2",
         box_bins=model("ROI_BOX_HEAD.POOLER_RESOLUTION"),
         box_samples=model("ROI_BOX_HEAD.POOLER_SAMPLING_RATIO"),
-        box_aligned=_POOLERS[model("ROI_BOX_HEAD.POOLER_TYPE")],
+        box_aligned=POOLERS[model("ROI_BOX_HEAD.POOLER_TYPE")],
         mask_bins=model(f"{mask_head}.POOLER_RESOLUTION"),
         mask_samples=model(f"{mask_head}.POOLER_SAMPLING_RATIO"),
-        mask_aligned=_POOLERS.get(model(f"{mask_head}.POOLER_TYPE"), True),
+        mask_aligned=POOLERS.get(model(f"{mask_head}.POOLER_TYPE"), True),
         score_threshold=model("ROI_HEADS.SCORE_THRESH_TEST"),
         nms=model("ROI_HEADS.NMS_THRESH_TEST"),
         detections=settings["TEST.DETECTIONS_PER_IMAGE"],
@@ -244,19 +176,40 @@ def _unless(value: int, usual: int) -> int:
     return 0 if value == usual else value
 
 
-def _anchor_levels(sizes: list[Any], count: int) -> tuple[tuple[float, ...], ...]:
-    levels = [level if isinstance(level, list) else [level] for level in sizes]
+def _anchor_levels(settings: dict[str, Any], what: str, count: int) -> tuple[tuple[float, ...], ...]:
+    """Anchors' sizes or ratios, of each of `count` levels."""
+    name = f"MODEL.ANCHOR_GENERATOR.{what}"
+    levels = of_levels(settings[name], name)
     if len(levels) == 1:
-        levels *= count
+        levels = levels * count
     if len(levels) != count:
-        raise ImportingError(
-            f"MODEL.ANCHOR_GENERATOR.SIZES: {len(levels)} levels are not supported; {count} are"
-        )
-    return tuple(tuple(float(size) for size in level) for level in levels)
+        raise ImportingError(f"{name}: {len(levels)} levels are not supported; {count} are")
+    return tuple(tuple(float(value) for value in level) for level in levels)
 
 
 def _rpn_channels(dims: Sequence[int], channels: int) -> tuple[int, ...]:
-    return tuple(channels if dim == -1 else int(dim) for dim in dims)
+    """Of each convolution: -1 is as many as the one before gives."""
+    widths: list[int] = []
+    for dim in dims:
+        widths.append((widths[-1] if widths else channels) if dim == -1 else dim)
+    return tuple(widths)
+
+
+def _with_statistics(tensors: dict[str, Tensor], report: Report) -> None:
+    """Frozen norms of old files have only weights and biases; Detectron2 takes a mean of 0 and a variance of 1."""
+    weights = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if re.match(r"backbone\.bottom_up\..*norm\.weight$", name)
+    }
+    absent = [name for name in weights if name.replace("weight", "running_var") not in tensors]
+    for name in absent:
+        tensors[name.replace("weight", "running_mean")] = torch.zeros_like(weights[name])
+        tensors[name.replace("weight", "running_var")] = torch.ones_like(weights[name])
+    if absent:
+        report.assumed.append(
+            f"{len(absent)} norms have no statistics: a mean of 0 and a variance of 1, as in Detectron2"
+        )
 
 
 def _rewrite(tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:

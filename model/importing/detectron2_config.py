@@ -193,20 +193,22 @@ def _with_bases(path: Path, above: list[Path]) -> dict[str, Any]:
         )
     base = document.pop("_BASE_", None)
     own = _flat(document)
-    if int(own.get("VERSION", 2)) != 2:
+    if own.get("VERSION", 2) != 2:
         raise ImportingError(
             f"{path}: of VERSION {own['VERSION']}; configurations of VERSION 2 are supported"
         )
-    if base is None:
-        return own
-    below = path.parent / Path(str(base)).expanduser()
-    if below.is_file():
-        return _with_bases(below, [*above, path]) | own
-    if below.name not in BASES:
-        raise ImportingError(
-            f"{path}: the file that it builds on is not there: {below}; copy it to that place"
-        )
-    return BASES[below.name] | own
+    given: dict[str, Any] = {}
+    for name in base if isinstance(base, list) else [] if base is None else [base]:
+        below = path.parent / Path(str(name)).expanduser()
+        if below.is_file():
+            given |= _with_bases(below, [*above, path])
+        elif below.name in BASES:
+            given |= BASES[below.name]
+        else:
+            raise ImportingError(
+                f"{path}: the file that it builds on is not there: {below}; copy it to that place"
+            )
+    return given | own
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -230,14 +232,25 @@ def _typed(path: Path, name: str, value: Any, example: Any) -> Any:
             raise ImportingError(
                 f"{path}: {name}: {value!r:.60} is no value of the kind of {example!r}"
             ) from None
-    if isinstance(value, tuple):
-        value = list(value)
+    value = _lists(value)
     if isinstance(example, float) and type(value) is int:
         value = float(value)
     if value is None and example == "":
         return ""
     if isinstance(example, str) and value == "":
         return ""
-    if type(value) is not type(example):
+    kinds = _kinds(example) or {str}
+    if type(value) is not type(example) or not _kinds(value) <= kinds:
         raise ImportingError(f"{path}: {name}: {value!r:.60} is no value of the kind of {example!r}")
     return value
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _kinds(value: Any) -> set[type]:
+    """The types of what is in lists of lists; whole numbers are numbers."""
+    if isinstance(value, list):
+        return {kind for item in value for kind in _kinds(item)}
+    return {float if type(value) is int else type(value)}

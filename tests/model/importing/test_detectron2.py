@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from model.importing.detectron2_config import DEFAULTS, read_config
+from model.importing.detectron2_supported import refuse
 from model.importing.importer import import_model
 from model.importing.result import ImportingError
 from model.importing.rewriting import background_first, fuse_by_sum, scale_deltas
@@ -145,6 +147,9 @@ def test_box_weights_go_into_the_predictor_and_background_to_the_front() -> None
         pytest.param({"FPN": {"NORM": "SyncBN"}}, r"MODEL\.FPN\.NORM: 'SyncBN' is not supported", id="norm"),
         pytest.param({"ROI_HEADS": {"NUM_CLASSES": 5}}, "made for another architecture", id="classes"),
         pytest.param({"ROI_HEADS": {"NUM_CLASSES": "many"}}, r"NUM_CLASSES: 'many' is no value", id="text"),
+        pytest.param(
+            {"RPN": {"BBOX_REG_WEIGHTS": ["a", 1, 1, 1]}}, r"BBOX_REG_WEIGHTS: .* is no value", id="list"
+        ),
     ],
 )
 def test_what_is_not_supported_is_refused_by_its_name(
@@ -157,6 +162,68 @@ def test_what_is_not_supported_is_refused_by_its_name(
     )
     with pytest.raises(ImportingError, match=message):
         import_model(saved(tmp_path, tensors, config))
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "value", "allowed"),
+    [
+        ("FPN", "INPUT.MIN_SIZE_TEST", 0, "1 and more are"),
+        ("FPN", "INPUT.MAX_SIZE_TEST", 799, "800 and more are"),
+        ("FPN", "MODEL.PIXEL_MEAN", [1.0], "3 numbers are"),
+        ("FPN", "MODEL.PIXEL_STD", [1.0, 1.0, 0.0], "3 numbers above 0 are"),
+        ("FPN", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5], 1.0], "a list of numbers for each level is"),
+        ("FPN", "MODEL.ROI_BOX_HEAD.NUM_FC", 0, "1 and more are"),
+        ("FPN", "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 16, "0 to 8 are"),
+        ("FPN", "MODEL.ROI_MASK_HEAD.NUM_CONV", 0, "1 and more are"),
+        ("FPN", "MODEL.RPN.BBOX_REG_WEIGHTS", [1.0, 1.0, 0.0, 1.0], "4 numbers above 0 are"),
+        ("FPN", "MODEL.RPN.PRE_NMS_TOPK_TEST", 0, "1 and more are"),
+        ("FPN", "TEST.DETECTIONS_PER_IMAGE", -1, "1 to 1000 are"),
+        ("DilatedC5", "MODEL.ROI_HEADS.NAME", "CascadeROIHeads", ""),
+        ("C4", "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool", "'ROIAlignV2', 'ROIAlign' are"),
+    ],
+)
+def test_values_beyond_what_is_supported_are_refused_by_name(
+    tmp_path: Path, base: str, name: str, value: object, allowed: str
+) -> None:
+    path = tmp_path / "c.yaml"
+    # As in the zoo's cascade.
+    path.write_text(
+        f"_BASE_: Base-RCNN-{base}.yaml\nMODEL: {{MASK_ON: true, ROI_BOX_HEAD: {{CLS_AGNOSTIC_BBOX_REG: true}}}}"
+    )
+    settings = read_config(path)
+    refuse(settings)
+    with pytest.raises(ImportingError, match=rf"^{re.escape(name)}: .*supported.*{allowed}"):
+        refuse(settings | {name: value})
+
+
+def test_channels_of_the_rpn_are_those_before_where_they_are_minus_one(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    head = "proposal_generator.rpn_head."
+    wide = {name: tensor for name, tensor in tensors.items() if not name.startswith(head)}
+    shapes = {"conv.conv0": (24, 16, 3, 3), "conv.conv1": (24, 24, 3, 3)}
+    # Two sizes in one ratio.
+    shapes |= {"objectness_logits": (2, 24, 1, 1), "anchor_deltas": (8, 24, 1, 1)}
+    for name, shape in shapes.items():
+        wide |= {f"{head}{name}.weight": torch.ones(shape), f"{head}{name}.bias": torch.ones(shape[0])}
+    # Numbers without lists are for all levels.
+    anchors = {"SIZES": [16, 48], "ASPECT_RATIOS": [0.5]}
+    config = changed(RPN={"CONV_DIMS": [24, -1]}, ANCHOR_GENERATOR=anchors)
+    architecture = import_model(saved(tmp_path, wide, config)).model.architecture
+    assert architecture.rpn_channels == (24, 24)
+    assert architecture.anchor_ratios == (0.5,)
+    assert architecture.conventions.anchor_levels == ((16.0, 48.0),) * 5
+
+
+def test_norms_without_statistics_have_a_mean_of_0_and_a_variance_of_1(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    old = {name: tensor for name, tensor in tensors.items() if ".running_" not in name}
+    imported = import_model(saved(tmp_path, old, name="model_final.pkl"))
+    state = imported.network.state_dict()
+    assert state["backbone.body.bn1.running_mean"].eq(0).all()
+    assert state["backbone.body.layer4.1.bn2.running_var"].eq(1).all()
+    assert any("norms have no statistics" in line for line in imported.report.assumed)
 
 
 def test_lazy_configurations_are_refused_with_a_hint(
@@ -194,6 +261,10 @@ def test_base_files_are_followed_and_circles_and_absent_ones_named(tmp_path: Pat
     (tmp_path / "own.yaml").write_text("_BASE_: base.yaml\nINPUT: {FORMAT: BGR}\n")
     settings = read_config(tmp_path / "own.yaml")
     assert (settings["MODEL.RESNETS.DEPTH"], settings["INPUT.FORMAT"]) == (101, "BGR")
+    (tmp_path / "other.yaml").write_text("MODEL: {RESNETS: {DEPTH: 152}}\n")
+    (tmp_path / "both.yaml").write_text("_BASE_: [base.yaml, other.yaml]\n")
+    settings = read_config(tmp_path / "both.yaml")
+    assert (settings["MODEL.RESNETS.DEPTH"], settings["INPUT.FORMAT"]) == (152, "RGB")
     (tmp_path / "circle.yaml").write_text("_BASE_: circle.yaml\n")
     with pytest.raises(ImportingError, match="leads back to itself"):
         read_config(tmp_path / "circle.yaml")
