@@ -175,7 +175,8 @@ def test_a_large_body_of_another_form_is_refused_without_being_parsed(body: byte
     assert time.process_time() - started < 0.5
 
 
-@given(content=st.binary(min_size=1, max_size=300), step=st.integers(1, 50))
+# No image begins as JSON does.
+@given(content=st.binary(max_size=300).map(b"\x89".__add__), step=st.integers(1, 50))
 def test_all_three_forms_bring_the_same_bytes(content: bytes, step: int) -> None:
     encoded = json.dumps({"image": base64.b64encode(content).decode()}).encode()
     raw = read(content, "image/png", step=step).content
