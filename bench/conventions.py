@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from app.runtime.cpus import usable_cpus
-from model.data.shapes import Shapes, held_out
+from model.data.shapes import Shapes, held_out_scenes
 from model.evaluation.coco import evaluate
 from model.inference.engine import Engine
 from model.network.conventions import Conventions
@@ -73,7 +73,7 @@ def main() -> None:
     torch.set_num_threads(usable_cpus())
     network, model = model_file.read(zoo.bundled_path(), runnable=False)
     tensors = network.state_dict()
-    data = Shapes(held_out().seed, scenes)
+    data = Shapes(held_out_scenes().seed, scenes)
     print(f"{model.name}, {scenes} held-out scenes, float32; {platform.processor() or platform.machine()}\n")
     print("| convention | box AP | mask AP | box | mask |\n|---|---|---|---|---|")
     first: dict[str, float] = {}
