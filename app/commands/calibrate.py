@@ -16,11 +16,10 @@ from model.data.shapes import CATEGORIES, training_scenes
 from model.images.decode import ImageError, decode
 from model.images.files import find_images
 from model.inference.calibration import (
-    INT8_BACKBONES,
     MAX_IMAGES,
     measure_ranges,
+    refuse_int8,
     sample_images,
-    supports_int8,
 )
 from model.zoo import model_file, zoo
 
@@ -44,8 +43,8 @@ def run_calibration(name: str, images: Sequence[Path], out: Path | None, weights
     torch.set_num_threads(usable_cpus())
     try:
         network, model = zoo.load(name, weights_folder, runnable=False)
-        if not supports_int8(model.architecture):
-            return complain(f"{model.architecture.backbone} cannot run in int8; {INT8_BACKBONES}", BAD_FILE)
+        if why := refuse_int8(model.architecture):
+            return complain(why, BAD_FILE)
         if not images and model.categories != CATEGORIES:
             return complain(
                 f"give images like those that {model.name} will segment: maskserve calibrate {name} IMAGE…",

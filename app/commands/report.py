@@ -18,7 +18,7 @@ from model.data import DatasetError
 from model.data.coco import CocoFolder
 from model.data.shapes import PHOTO_PART, Shapes
 from model.evaluation.card import card
-from model.inference.calibration import MAX_IMAGES, measure_ranges, sample_images, supports_int8
+from model.inference.calibration import MAX_IMAGES, measure_ranges, refuse_int8, sample_images
 from model.inference.engine import Engine
 from model.training.train import read_log
 from model.zoo import model_file
@@ -96,7 +96,7 @@ def report(
     from model.evaluation import plots  # noqa: PLC0415 - imports matplotlib
 
     network, model = model_file.read(path)
-    if supports_int8(model.architecture):
+    if not refuse_int8(model.architecture):
         with progress_bar(transient=True) as bar:
             images = bar.track(
                 sample_images(dataset), min(MAX_IMAGES, len(dataset)), description="calibrating"

@@ -36,19 +36,24 @@ OUTLIERS = 1e-4
 # Results of a convolution that are looked at in an image, evenly spread.
 MAX_SAMPLES = 1 << 18
 
-INT8_BACKBONES = "int8 is for ResNet, ResNeXt and VGG-16 backbones with a pyramid, without GroupNorm in it"
+_INT8 = "int8 is for ResNet, ResNeXt and VGG-16 backbones with a pyramid that has no GroupNorm"
 
 
-def supports_int8(architecture: Architecture) -> bool:
-    """Whether an architecture can run in int8: hard swish, squeeze-and-excitation, GroupNorm in the pyramid and the
-    fallback cannot.
+def refuse_int8(architecture: Architecture) -> str:
+    """Why an architecture cannot run in int8 and what it can run in, or nothing if it can.
+
+    Hard swish, squeeze-and-excitation, GroupNorm in the pyramid, single maps and the fallback cannot.
     """
-    normed_by_image = architecture.fpn_norm and architecture.head_norm == "group"
-    return (
-        architecture.is_standard
-        and architecture.backbone not in MOBILENETS
-        and not (normed_by_image or architecture.single_map)
-    )
+    a = architecture
+    if a.single_map or not a.pyramid:
+        kind = f"a {a.backbone} {a.single_map.upper() or 'C4'}, which has one map and no pyramid,"
+    elif a.fpn_norm and a.head_norm == "group":
+        kind = f"a {a.backbone} with GroupNorm in its pyramid"
+    elif a.backbone in MOBILENETS or not a.is_standard:
+        kind = a.backbone
+    else:
+        return ""
+    return f"{kind} cannot run in int8; {_INT8}. Run it with --precision bfloat16, which needs no calibration"
 
 
 def is_calibrated(network: Any, ranges: Ranges) -> bool:
@@ -120,8 +125,8 @@ def measure_ranges(network: Any, architecture: Architecture, images: Iterable[np
 
     Raises ValueError where there are no images or an architecture is not for int8.
     """
-    if not supports_int8(architecture):
-        raise ValueError(f"{architecture.backbone} cannot run in int8; {INT8_BACKBONES}")
+    if why := refuse_int8(architecture):
+        raise ValueError(why)
     form = _RecordingFormat(
         torch.device("cpu"), torch.float32, {m: name for name, m in network.named_modules()}
     )

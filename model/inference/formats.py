@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from model.errors import EngineError
-from model.inference.calibration import INT8_BACKBONES, is_calibrated, supports_int8
+from model.inference.calibration import is_calibrated, refuse_int8
 from model.inference.devices import has_bfloat16
 from model.kernels import int8
 from model.kernels.convolution import Format
@@ -38,8 +38,8 @@ def choose_formats(network: Any, model: Model, device: torch.device, precision: 
     if precision != "int8":
         same = Format(device, getattr(torch, precision))
         return Formats(same, same, same)
-    if not supports_int8(model.architecture):
-        raise EngineError(f"{model.architecture.backbone} cannot run in int8; {INT8_BACKBONES}")
+    if why := refuse_int8(model.architecture):
+        raise EngineError(why)
     if not is_calibrated(network, model.ranges):
         raise EngineError(
             f"{model.name} has not been calibrated for int8; `maskserve calibrate MODEL IMAGE…` does it once, with "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from bench.synthetic_weights import synthetic_weights
 from model.data.shapes import Shapes
 from model.errors import EngineError
 from model.images.decode import decode
-from model.inference.calibration import is_calibrated, measure_ranges, sample_images
+from model.inference.calibration import is_calibrated, measure_ranges, refuse_int8, sample_images
 from model.inference.devices import resolve_precision
 from model.inference.engine import Engine
 from model.inference.features import FeatureExtractor
@@ -273,6 +274,21 @@ def test_mobilenets_are_refused_by_name(backbone: str) -> None:
         measure_ranges(network, architecture, [picture(0)])
     with pytest.raises(EngineError, match=f"{backbone} cannot run in int8; int8 is for ResNet"):
         Engine(network, model_file.describe("thin", architecture, ()), CPU, "int8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"single_map": "dc5"}, "a resnet18 DC5, which has one map"),
+        ({"pyramid": False}, "a resnet18 C4, which has one map"),
+        ({"fpn_norm": True, "head_norm": "group"}, "a resnet18 with GroupNorm in its pyramid"),
+    ],
+)
+def test_what_cannot_run_in_int8_is_named_with_what_can(changes: dict[str, Any], kind: str) -> None:
+    assert refuse_int8(THIN) == ""
+    assert refuse_int8(replace(THIN, fpn_norm=True)) == ""
+    why = refuse_int8(replace(THIN, **changes))
+    assert re.match(f"{kind}.* cannot run in int8; .*--precision bfloat16", why)
 
 
 def test_nothing_is_measured_without_images() -> None:
