@@ -143,20 +143,33 @@ def _architecture(model: Table, settings: Settings, tensors: dict[str, Tensor]) 
     )
     for key in ("num_cls_convs", "num_cls_fcs", "num_reg_convs", "num_reg_fcs"):
         box.only(key, 0)
+    if layers < 1:
+        raise ImportingError(f"{box.name}.num_shared_fcs: {layers} is not supported; 1 and more are")
+    for key in ("cls_predictor_cfg", "reg_predictor_cfg"):
+        box.only(key, None, {"type": "Linear"})
+    box.only("with_avg_pool", False)
     read_norm(box, "box", settings)
     if mask.values:
         mask.only("type", "FCNMaskHead")
+        if mask.get("num_convs", 4) < 1:
+            raise ImportingError(
+                f"{mask.name}.num_convs: {mask.get('num_convs')} is not supported; 1 and more are"
+            )
+        mask.only("conv_kernel_size", 3)
+        mask.only("predictor_cfg", None, {"type": "Conv"})
         read_norm(mask, "mask", settings)
         upsampling = mask.get("upsample_cfg", {"type": "deconv"})
-        if not isinstance(upsampling, dict) or upsampling.get("type", "deconv") != "deconv":
-            raise ImportingError(f"{mask.name}.upsample_cfg: {upsampling!r:.60} is not supported; deconv is")
+        if upsampling not in ({"type": "deconv"}, {"type": "deconv", "scale_factor": 2}):
+            raise ImportingError(
+                f"{mask.name}.upsample_cfg: {upsampling!r:.60} is not supported; deconv by 2 is"
+            )
     classes = len(take(tensors, "roi_head.bbox_head.fc_cls.weight"))
     rpn = [name for name in tensors if name.startswith("rpn_head.rpn_conv") and name.endswith("weight")]
     return Architecture(
         backbone=f"resnet{depth}",
         classes=classes,
         norm="frozen",
-        norm_eps=1e-5,
+        norm_eps=settings.norm_eps,
         fpn_channels=len(take(tensors, "neck.lateral_convs.0.conv.weight")),
         fpn_norm="fpn" in settings.group_norm,
         rpn_convs=len(rpn),

@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 STRIDES = [4, 8, 16, 32, 64]
+NORM_EPS = 1e-5
+# Steps of a test pipeline that are read, or that change no pixel.
+_STEPS = (
+    "Collect", "DefaultFormatBundle", "ImageToTensor", "LoadAnnotations", "LoadImageFromFile", "LoadImageFromNDArray",
+    "MultiScaleFlipAug", "Normalize", "PackDetInputs", "Pad", "RandomFlip", "Resize",
+)  # fmt: skip
 
 
 class Table:
@@ -56,6 +62,7 @@ class Settings:
     std: Sequence[float] = ()
     scale: tuple[int, int] = (800, 1333)  # shorter and longer side, pixels
     caffe: bool = False  # strides in the 1×1 convolutions
+    norm_eps: float = NORM_EPS
     group_norm: set[str] = field(default_factory=set)  # the parts that have GroupNorm: "fpn", "box", "mask"
     box_stds: Sequence[float] = ()
     rpn_stds: Sequence[float] = ()
@@ -65,6 +72,7 @@ class Settings:
 def read_settings(document: Mapping[str, Any], model: Table) -> Settings:
     """All of a configuration that decides answers. Raises ImportingError for what is not supported."""
     settings = Settings()
+    _refuse_kinds(model)
     model.only("type", "MaskRCNN", "FasterRCNN")
     _read_input(document, model, settings)
     backbone = model.table("backbone")
@@ -84,7 +92,10 @@ def read_settings(document: Mapping[str, Any], model: Table) -> Settings:
         ("conv_cfg", (None,)),
     ):
         backbone.only(key, *allowed)
-    backbone.table("norm_cfg").only("type", "BN", "SyncBN")
+    norm = backbone.table("norm_cfg")
+    norm.only("type", "BN", "SyncBN")
+    settings.norm_eps = float(norm.get("eps", NORM_EPS))
+    norm.done("requires_grad", "momentum")
     for key in ("depth", "groups", "base_width", "base_channels"):
         backbone.get(key)
     backbone.done(
@@ -113,12 +124,39 @@ def read_settings(document: Mapping[str, Any], model: Table) -> Settings:
     return settings
 
 
+def _refuse_kinds(model: Table) -> None:
+    """Raise ImportingError for kinds of networks whose answers were not compared with MMDetection's."""
+    heads = model.table("roi_head")
+    for table in (heads, model):
+        if "Cascade" in str(kind := table.get("type")):
+            raise ImportingError(
+                f"{table.name}.type: {kind!r} is not supported: answers of cascades have not been compared with "
+                "MMDetection's; one box head (StandardRoIHead) is supported"
+            )
+    single = [name for name in ("model.neck", "model.roi_head.shared_head") if _is_single(model, heads, name)]
+    if single:
+        raise ImportingError(
+            f"{single[0]}: a C4 or DC5 is not supported: answers of networks with one map have not been compared with "
+            "MMDetection's; an FPN is supported"
+        )
+
+
+def _is_single(model: Table, heads: Table, name: str) -> bool:
+    return not model.get("neck") if name == "model.neck" else bool(heads.get("shared_head"))
+
+
 def read_norm(table: Table, part: str, settings: Settings) -> None:
     """Note whether a part has GroupNorm. Raises ImportingError for another norm."""
     norm = table.get("norm_cfg")
     if norm is None:
         return
-    if not isinstance(norm, dict) or norm.get("type") != "GN" or norm.get("num_groups", 32) != 32:
+    known = {"type": "GN", "num_groups": 32, "eps": NORM_EPS}
+    given = (
+        {key: value for key, value in norm.items() if key != "requires_grad"}
+        if isinstance(norm, dict)
+        else {}
+    )
+    if known | given != known or "type" not in given:
         raise ImportingError(
             f"{table.name}.norm_cfg: {norm!r:.60} is not supported; none or GN of 32 groups is"
         )
@@ -151,6 +189,7 @@ def _read_input(document: Mapping[str, Any], model: Table, settings: Settings) -
         if table.only("rgb_to_bgr", False):
             settings.bgr = True
         divisor = table.get("pad_size_divisor", 1)
+        table.only("pad_value", 0)
     else:
         step = next((step for step in steps if step.get("type") == "Normalize"), None)
         if step is None:
@@ -170,6 +209,10 @@ def _flat(pipeline: Sequence[Any]) -> list[dict[str, Any]]:
     steps: list[dict[str, Any]] = []
     for step in pipeline:
         if isinstance(step, dict):
+            if step.get("type") not in _STEPS or step.get("to_float32"):
+                raise ImportingError(
+                    f"test_pipeline: {step!r:.80} is not supported; {', '.join(_STEPS)} are, on bytes"
+                )
             if step.get("flip") is True and step.get("type") == "MultiScaleFlipAug":
                 raise ImportingError("test_pipeline: answers averaged with flipped images are not supported")
             steps += [step, *_flat(step.get("transforms", []) or [])]
@@ -179,6 +222,7 @@ def _flat(pipeline: Sequence[Any]) -> list[dict[str, Any]]:
 def _read_heads(model: Table, settings: Settings) -> None:
     rpn = model.table("rpn_head")
     rpn.only("type", "RPNHead")
+    rpn.table("loss_cls").only("use_sigmoid", True)
     anchors = rpn.table("anchor_generator")
     anchors.only("type", "AnchorGenerator")
     for key, allowed in (
@@ -206,12 +250,16 @@ def _read_heads(model: Table, settings: Settings) -> None:
     nms, rpn_nms = found.table("nms"), proposals.table("nms")
     for table in (nms, rpn_nms):
         table.only("type", "nms")
+        table.only("class_agnostic", False)
     proposals.only("nms_across_levels", False)
     proposals.only("nms_post", proposals.get("max_per_img", proposals.get("max_num", 1000)), 1000, 2000)
     if float(found.get("mask_thr_binary", 0.5)) != 0.5:
         raise ImportingError(
             f"{found.name}.mask_thr_binary: {found.get('mask_thr_binary')!r} is not supported; 0.5 is"
         )
+    iou, rpn_iou = nms.get("iou_threshold", nms.get("iou_thr", 0.5)), rpn_nms.get("iou_threshold")
+    for table in (nms, rpn_nms):
+        table.done("split_thr")
     settings.conventions = {
         "resize": "mmdetection",
         "anchor_levels": tuple(tuple(float(stride * scale) for scale in scales) for stride in STRIDES),
@@ -219,7 +267,7 @@ def _read_heads(model: Table, settings: Settings) -> None:
         "anchor_rounding": False,
         "anchor_strides": "level",
         "candidates": int(proposals.get("nms_pre", 1000)),
-        "rpn_nms": float(rpn_nms.get("iou_threshold", proposals.get("nms_thr", 0.7))),
+        "rpn_nms": float(proposals.get("nms_thr", 0.7) if rpn_iou is None else rpn_iou),
         "rpn_min_size": above(float(proposals.get("min_bbox_size", 0))),
         "rpn_sigmoid": True,
         "clamp_both": True,
@@ -231,7 +279,7 @@ def _read_heads(model: Table, settings: Settings) -> None:
         "mask_samples": mask[1],
         "mask_aligned": mask[2],
         "score_threshold": float(found.get("score_thr", 0.05)),
-        "nms": float(nms.get("iou_threshold", nms.get("iou_thr", 0.5))),
+        "nms": float(iou),
         "detections": int(found.get("max_per_img", 100)),
         "box_min_size": 0.0,
         "paste": "detectron2",

@@ -103,7 +103,51 @@ def test_a_configuration_beside_the_checkpoint_is_read_and_not_run(
         pytest.param("pad_size_divisor=32", "pad_size_divisor=1", "multiples of 1 ", id="padding"),
         pytest.param("test_pipeline = [", "pipeline = [", "no test_pipeline", id="no pipeline"),
         pytest.param("model = dict(", "model = build(", "which is no plain value", id="code"),
-        pytest.param("StandardRoIHead", "CascadeRoIHead", "'CascadeRoIHead' is not supported", id="cascade"),
+        pytest.param(
+            "StandardRoIHead", "CascadeRoIHead", "'CascadeRoIHead' is not supported: answers", id="cascade"
+        ),
+        pytest.param(
+            "type='MaskRCNN'", "type='CascadeRCNN'", "'CascadeRCNN' is not supported: answers", id="type"
+        ),
+        pytest.param(
+            "type='StandardRoIHead'",
+            "type='StandardRoIHead', shared_head=dict(type='ResLayer')",
+            r"model\.roi_head\.shared_head: a C4 or DC5 is not supported",
+            id="C4",
+        ),
+        pytest.param("neck=dict(", "other=dict(", r"model\.neck: a C4 or DC5 is not supported", id="DC5"),
+        pytest.param("iou_threshold=0.7", "iou_threshold=0.7, max_num=9", r"rpn\.nms\.max_num", id="NMS"),
+        pytest.param(
+            "iou_threshold=0.5", "iou_threshold=0.5, class_agnostic=True", "nms.class_agnostic", id="agnostic"
+        ),
+        pytest.param(
+            "type='FCNMaskHead'",
+            "type='FCNMaskHead', predictor_cfg=dict(type='NormedConv2d')",
+            "mask_head.predictor_cfg",
+            id="mask predictor",
+        ),
+        pytest.param("num_convs=4", "num_convs=0", r"mask_head\.num_convs: 0 is", id="mask convolutions"),
+        pytest.param(
+            "'Shared2FCBBoxHead'",
+            "'ConvFCBBoxHead', num_shared_convs=1",
+            r"num_shared_fcs: 0 is not supported",
+            id="no layers",
+        ),
+        pytest.param(
+            "'Shared2FCBBoxHead'",
+            "'Shared2FCBBoxHead', cls_predictor_cfg=dict(type='NormedLinear')",
+            "cls_predictor_cfg",
+            id="box predictor",
+        ),
+        pytest.param(
+            "type='RPNHead'",
+            "type='RPNHead', loss_cls=dict(use_sigmoid=False)",
+            "rpn_head.loss_cls.use_sigmoid",
+            id="RPN's softmax",
+        ),
+        pytest.param(
+            "dict(type='Resize'", "dict(type='CenterCrop'), dict(type='Resize'", "CenterCrop", id="step"
+        ),
     ],
 )
 def test_what_is_not_supported_is_refused_by_its_name(
@@ -112,6 +156,14 @@ def test_what_is_not_supported_is_refused_by_its_name(
     assert before in CONFIG
     with pytest.raises(ImportingError, match=message):
         import_model(saved(tmp_path, tensors, CONFIG.replace(before, after)))
+
+
+def test_the_norms_number_is_the_configurations(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    config = CONFIG.replace(
+        "dict(type='BN', requires_grad=True)", "dict(type='BN', requires_grad=True, eps=0.001)"
+    )
+    assert import_model(saved(tmp_path, tensors, config)).model.architecture.norm_eps == 0.001
+    assert import_model(saved(tmp_path, tensors)).model.architecture.norm_eps == 1e-5
 
 
 def test_old_versions_and_missing_configurations_are_said(
