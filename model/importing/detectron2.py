@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 LEAST = 1e-30  # pixels: "larger than 0", for what is compared by "at least"
 FROZEN_EPS = 1e-5
 
-# What its files hold besides: anchors and statistics that are made anew, and the keypoint head.
+# What its files hold besides: anchors and statistics that are made anew, the keypoint head, and counters of norms that
+# are frozen here.
 _UNUSED = re.compile(
-    r"(proposal_generator\.anchor_generator\.|pixel_mean$|pixel_std$|roi_heads\.keypoint_head\.|.*num_batches_tracked$)"
+    r"proposal_generator\.anchor_generator\.|pixel_mean$|pixel_std$|roi_heads\.keypoint_head\."
+    r"|(?:backbone|roi_heads)\.(?:bottom_up\.)?(?:stem|res\d)\..*num_batches_tracked$"
 )
 _MAPS = {"": "with an FPN", "c4": "C4", "dc5": "DC5"}
 

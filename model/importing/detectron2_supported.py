@@ -12,6 +12,8 @@ from model.network.conventions import MOST_SAMPLES
 
 # Kinds of RoIAlign, and whether cells' centres lie half a cell from their corners.
 POOLERS = {"ROIAlignV2": True, "ROIAlign": False}
+_BATCH_NORMS = ("BN", "SyncBN", "nnSyncBN", "naiveSyncBN")
+_NORMED = ("MODEL.FPN.NORM", "MODEL.ROI_BOX_HEAD.NORM", "MODEL.ROI_MASK_HEAD.NORM")
 # Settings of which only one value is supported, and what it is.
 _ONLY = {
     "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
@@ -93,10 +95,8 @@ def refuse(settings: dict[str, Any]) -> None:
         ("INPUT.FORMAT", ("BGR", "RGB")),
         ("MODEL.ROI_HEADS.NAME", ("Res5ROIHeads",) if kind == "c4" else ("StandardROIHeads", CASCADE)),
         ("MODEL.FPN.FUSE_TYPE", ("sum", "avg")),
-        ("MODEL.FPN.NORM", ("", "GN")),
-        ("MODEL.ROI_BOX_HEAD.NORM", ("", "GN")),
-        ("MODEL.ROI_MASK_HEAD.NORM", ("", "GN")),
-        ("MODEL.RESNETS.NORM", ("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN")),
+        *((name, ("", "GN", *_BATCH_NORMS)) for name in _NORMED),
+        ("MODEL.RESNETS.NORM", ("FrozenBN", *_BATCH_NORMS)),
         ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", tuple(POOLERS)),
         ("MODEL.ROI_MASK_HEAD.POOLER_TYPE", tuple(POOLERS)),
     ):
@@ -104,6 +104,9 @@ def refuse(settings: dict[str, Any]) -> None:
             raise ImportingError(
                 f"{name}: {settings[name]!r} is not supported; {', '.join(map(repr, values))} are"
             )
+    norms = {settings[name]: name for name in _NORMED if settings[name]}
+    if "GN" in norms and len(norms) > 1:
+        raise ImportingError(f"{norms['GN']}: 'GN' is not supported beside the norms of another kind")
     _check_numbers(settings)
 
 

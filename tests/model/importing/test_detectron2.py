@@ -144,7 +144,12 @@ def test_box_weights_go_into_the_predictor_and_background_to_the_front() -> None
             {"POINT_HEAD": {"NUM_FC": 3}}, r"MODEL\.POINT_HEAD\.NUM_FC: not a setting", id="a project's"
         ),
         pytest.param({"RESNETS": {"DEPTH": 34}}, "DEPTH is 34, but the weights' is 18", id="another depth"),
-        pytest.param({"FPN": {"NORM": "SyncBN"}}, r"MODEL\.FPN\.NORM: 'SyncBN' is not supported", id="norm"),
+        pytest.param({"FPN": {"NORM": "LN"}}, r"MODEL\.FPN\.NORM: 'LN' is not supported", id="norm"),
+        pytest.param(
+            {"FPN": {"NORM": "SyncBN"}, "ROI_MASK_HEAD": {"NORM": "GN"}},
+            r"MODEL\.ROI_MASK_HEAD\.NORM: 'GN' is not supported beside",
+            id="norms",
+        ),
         pytest.param({"ROI_HEADS": {"NUM_CLASSES": 5}}, "made for another architecture", id="classes"),
         pytest.param({"ROI_HEADS": {"NUM_CLASSES": "many"}}, r"NUM_CLASSES: 'many' is no value", id="text"),
         pytest.param(
@@ -213,6 +218,21 @@ def test_channels_of_the_rpn_are_those_before_where_they_are_minus_one(
     assert architecture.rpn_channels == (24, 24)
     assert architecture.anchor_ratios == (0.5,)
     assert architecture.conventions.anchor_levels == ((16.0, 48.0),) * 5
+
+
+def test_batch_norms_of_the_pyramid_are_kept(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    normed = {name: t for name, t in tensors.items() if not re.match(r"backbone\.fpn_.*bias", name)}
+    for kind in ("lateral", "output"):
+        for level in range(2, 6):
+            norm = f"backbone.fpn_{kind}{level}.norm."
+            normed |= {
+                f"{norm}{part}": torch.ones(16) for part in ("weight", "bias", "running_mean", "running_var")
+            }
+            normed[f"{norm}num_batches_tracked"] = torch.tensor(7)
+    imported = import_model(saved(tmp_path, normed, changed(FPN={"NORM": "SyncBN"})))
+    assert imported.model.architecture.fpn_norm
+    assert imported.model.architecture.head_norm == "batch"
+    assert imported.network.state_dict()["backbone.fpn.inner_blocks.0.1.running_mean"].eq(1).all()
 
 
 def test_norms_without_statistics_have_a_mean_of_0_and_a_variance_of_1(
