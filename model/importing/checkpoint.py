@@ -19,15 +19,19 @@ if TYPE_CHECKING:
 WRAPPERS = ("model_ema", "ema", "state_dict_ema", "ema_state_dict", "model", "model_state_dict", "state_dict")
 # MMEngine has swapped them when it saves: its `state_dict` is the average.
 MMENGINE_WRAPPERS = ("state_dict",)
-# What modules that wrap another put before its names: DataParallel, Lightning and own modules, torch.compile, EMA.
-PREFIXES = ("module.", "_orig_mod.", "model.", "ema_model.", "network.", "net.", "detector.")
-
 TORCHVISION, DETECTRON2, MMDETECTION = "torchvision", "Detectron2", "MMDetection"
 _SIGNS = {
     TORCHVISION: ("backbone.body.", "roi_heads.box_predictor.cls_score.weight"),
     DETECTRON2: ("proposal_generator.rpn_head.", "roi_heads."),
     MMDETECTION: ("rpn_head.rpn_conv.", "roi_head.bbox_head"),
 }
+# A tensor that every network of each framework has once: what stands before its name was put there by what wraps the
+# network: DataParallel, torch.compile, Lightning, averaging.
+_ONCE = (
+    "rpn.head.cls_logits.weight",
+    "proposal_generator.rpn_head.objectness_logits.weight",
+    "rpn_head.rpn_cls.weight",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(document, Mapping):
         raise ReadingError(f"{path}: holds a {type(document).__name__}, not a state dict")
     tensors = {str(name): _tensor(value) for name, value in document.items() if _is_tensor(value)}
-    tensors, prefix = _without_prefixes(tensors)
+    tensors, prefix = _without_prefix(path, tensors)
     if prefix:
         notes.append(f"names without their prefix {prefix!r}")
     return Checkpoint(_framework(path, tensors), tensors, around, tuple(notes))
@@ -87,17 +91,21 @@ def _holds_tensors(document: Mapping[Any, Any]) -> bool:
     return sum(map(_is_tensor, document.values())) > len(document) / 2
 
 
-def _without_prefixes(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
-    """The tensors that have the prefix of most, under their names without it; what has another is not the model's."""
-    removed = ""
-    while True:
-        for prefix in PREFIXES:
-            inside = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
-            if len(inside) > len(tensors) / 2:
-                tensors, removed = inside, removed + prefix
-                break
-        else:
-            return tensors, removed
+def _without_prefix(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
+    """The network's tensors under their names without what a wrapper put before them, and what that is.
+
+    Of a network and its average, these are the average's.
+    """
+    before = {name.removesuffix(once) for name in tensors for once in _ONCE if name.endswith(once)}
+    prefixes = sorted(prefix for prefix in before if not prefix or prefix.endswith("."))
+    averaged = [prefix for prefix in prefixes if "ema" in prefix.lower().replace("_", ".").split(".")]
+    if len(prefixes) > 1 and len(averaged) != 1:
+        raise ReadingError(
+            f"{path}: holds several networks, whose names begin with {', '.join(map(repr, prefixes))}: save the state "
+            "dict of one"
+        )
+    prefix = (averaged or prefixes or [""])[0]
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}, prefix
 
 
 def _framework(path: Path, tensors: dict[str, torch.Tensor]) -> str:

@@ -69,3 +69,21 @@ def scale_deltas(tensors: dict[str, Tensor], name: str, weights: Sequence[float]
         own = take(tensors, f"{name}.{part}")
         rows = factor.repeat(len(own) // 4).view(-1, *([1] * (own.ndim - 1)))
         tensors[f"{name}.{part}"] = own * rows
+
+
+def widen_mask_head(tensors: dict[str, Tensor], width: int) -> None:
+    """A mask head and predictor of one width, from narrower ones: what is added is zeros, and gives zeros."""
+    for name, tensor in tensors.items():
+        shape = list(tensor.shape)
+        first = name.startswith("roi_heads.mask_head.0.0")
+        if name.startswith("roi_heads.mask_head.") and shape:
+            shape[: 1 if first else 2] = [width] * len(shape[: 1 if first else 2])
+        elif name.startswith("roi_heads.mask_predictor.conv5_mask."):
+            shape[:2] = [width] * len(shape[:2])
+        elif name == "roi_heads.mask_predictor.mask_fcn_logits.weight":
+            shape[1] = width
+        # The variance of what is always 0.
+        wide = tensor.new_full(shape, 1.0 if name.endswith("running_var") else 0.0)
+        wide[tuple(slice(side) for side in tensor.shape)] = tensor
+        if wide.shape != tensor.shape:
+            tensors[name] = wide

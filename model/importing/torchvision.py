@@ -13,6 +13,7 @@ from model.importing.categories import coco_by_label, numbered_categories
 from model.importing.checkpoint import TORCHVISION
 from model.importing.names import depth_of, numbered, take
 from model.importing.result import Imported, ImportingError, Report
+from model.importing.rewriting import widen_mask_head
 from model.network.architecture import V1, Architecture
 
 if TYPE_CHECKING:
@@ -79,12 +80,13 @@ def _architecture(tensors: dict[str, torch.Tensor], report: Report) -> Architect
     mask_convs = numbered(tensors, r"roi_heads\.mask_head\.(\d+)\.0\.weight")
     mask_channels = 256
     if mask_convs:
-        mask_channels = len(take(tensors, f"roi_heads.mask_head.{mask_convs[0]}.0.weight"))
+        head = len(take(tensors, f"roi_heads.mask_head.{mask_convs[0]}.0.weight"))
         hidden = take(tensors, "roi_heads.mask_predictor.conv5_mask.weight").shape[1]
-        if hidden != mask_channels:
-            raise ImportingError(
-                f"its mask predictor has {hidden} hidden channels where its mask head has {mask_channels}; only equal "
-                "ones are supported so far"
+        mask_channels = max(head, hidden)
+        if head != hidden:
+            widen_mask_head(tensors, mask_channels)
+            report.taken.append(
+                f"a mask head of {head} and a mask predictor of {hidden} channels, both widened by zeros"
             )
     eps = _norm_eps(backbone, v2=bool(box_convs), trained=trained, report=report)
     sizes, ratios = _anchors(take(tensors, "rpn.head.cls_logits.weight"), report)

@@ -121,6 +121,16 @@ def assert_same_answers(network: Any, imported: ImportedModel, threshold: float 
             },
             id="EMA beside the plain weights",
         ),
+        pytest.param(
+            lambda state: {"state_dict": {f"mask_rcnn.net.{k}": v for k, v in state.items()}}, id="own module"
+        ),
+        pytest.param(
+            lambda state: {
+                **{f"model.{k}": torch.zeros_like(v) for k, v in state.items()},
+                **{f"model_ema.module.{k}": v for k, v in state.items()},
+            },
+            id="EMA in the same state dict",
+        ),
     ],
 )
 def test_every_wrapper_is_opened(tmp_path: Path, wrap: Callable[[dict[str, Any]], Any]) -> None:
@@ -131,6 +141,42 @@ def test_every_wrapper_is_opened(tmp_path: Path, wrap: Callable[[dict[str, Any]]
         assert torch.equal(tensor, state[name]), name
     assert imported.model.architecture.classes == 5
     assert imported.model.origin == "torchvision"
+
+
+def test_two_networks_in_a_file_are_refused(tmp_path: Path) -> None:
+    both = {f"{who}.{name}": tensor for who in ("student", "teacher") for name, tensor in small().items()}
+    with pytest.raises(
+        ImportingError, match=r"several networks, whose names begin with 'student\.', 'teacher\.'"
+    ):
+        import_model(saved(tmp_path, both))
+
+
+@pytest.mark.parametrize("hidden", [8, 24])
+def test_a_mask_predictor_of_another_width_computes_the_same(tmp_path: Path, hidden: int) -> None:
+    state = dict(small())
+    shapes = {"conv5_mask.weight": (16, hidden, 2, 2), "conv5_mask.bias": (hidden,)}
+    shapes |= {"mask_fcn_logits.weight": (5, hidden, 1, 1)}
+    generator = torch.Generator().manual_seed(0)
+    for name, shape in shapes.items():
+        state[f"roi_heads.mask_predictor.{name}"] = torch.randn(shape, generator=generator)
+    imported = import_model(saved(tmp_path, state))
+    features = torch.rand(2, 16, 14, 14, generator=generator)
+
+    def logits(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        x = features
+        for n in range(4):
+            x = torch.conv2d(
+                x, *(tensors[f"roi_heads.mask_head.{n}.0.{part}"] for part in ("weight", "bias")), padding=1
+            )
+            x = x.relu()
+        up, last = (
+            [tensors[f"roi_heads.mask_predictor.{name}.{part}"] for part in ("weight", "bias")]
+            for name in ("conv5_mask", "mask_fcn_logits")
+        )
+        return torch.conv2d(torch.conv_transpose2d(x, *up, stride=2).relu(), *last)
+
+    assert imported.model.architecture.mask_channels == max(16, hidden)
+    torch.testing.assert_close(logits(imported.network.state_dict()), logits(state))
 
 
 def test_a_fine_tune_of_the_tutorial_answers_as_torchvision(tmp_path: Path) -> None:
