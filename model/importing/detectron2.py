@@ -95,6 +95,9 @@ def _architecture(settings: dict[str, Any], tensors: dict[str, Tensor]) -> Archi
     deepest = 8 * model("RESNETS.RES2_OUT_CHANNELS")  # channels of res5
     channels = {"": model("FPN.OUT_CHANNELS"), "c4": deepest // 2, "dc5": deepest}[single]
     rpn = _rpn_channels(model("RPN.CONV_DIMS"), channels)
+    box_channels = deepest if single == "c4" else model("ROI_BOX_HEAD.FC_DIM")
+    if single != "c4" and not model("ROI_BOX_HEAD.NUM_FC"):
+        box_channels = model("ROI_BOX_HEAD.CONV_DIM") * model("ROI_BOX_HEAD.POOLER_RESOLUTION") ** 2
     norms = {model("FPN.NORM"), model("ROI_BOX_HEAD.NORM"), model("ROI_MASK_HEAD.NORM")}
     return Architecture(
         backbone=f"resnet{depth}",
@@ -107,7 +110,7 @@ def _architecture(settings: dict[str, Any], tensors: dict[str, Tensor]) -> Archi
         anchor_ratios=_anchor_levels(settings, "ASPECT_RATIOS", 1 if single else 5)[0],
         proposals=model("RPN.POST_NMS_TOPK_TEST"),
         box_convs=model("ROI_BOX_HEAD.NUM_CONV"),
-        box_channels=deepest if single == "c4" else model("ROI_BOX_HEAD.FC_DIM"),
+        box_channels=box_channels,
         mask_channels=model("ROI_MASK_HEAD.CONV_DIM"),
         mask_convs=mask_convs,
         mask_norm=bool(model("ROI_MASK_HEAD.NORM")),
@@ -120,7 +123,7 @@ def _architecture(settings: dict[str, Any], tensors: dict[str, Tensor]) -> Archi
         stride_in_1x1=bool(model("RESNETS.STRIDE_IN_1X1")) and not basic,
         single_map=single,
         rpn_channels=() if all(n == channels for n in rpn) else rpn,
-        box_fcs=0 if single == "c4" else model("ROI_BOX_HEAD.NUM_FC"),
+        box_fcs=0 if single == "c4" else model("ROI_BOX_HEAD.NUM_FC") or -1,
         box_stages=len(model("ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS")) if is_cascade(settings) else 1,
         box_conv_channels=model("ROI_BOX_HEAD.CONV_DIM") if model("ROI_BOX_HEAD.NUM_CONV") else 0,
         head_norm="group" if "GN" in norms else "batch",

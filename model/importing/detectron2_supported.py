@@ -48,14 +48,14 @@ _KINDS: dict[str, dict[str, Any]] = {
         "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
     },
 }
-# Settings whose values have limits: the least and the most. No image is scaled where MIN_SIZE_TEST is 0, all
-# detections are kept where DETECTIONS_PER_IMAGE is negative, and the predictors read a map where NUM_FC is 0.
+# Settings whose values have limits: the least and the most. No image is scaled where MIN_SIZE_TEST is 0, and all
+# detections are kept where DETECTIONS_PER_IMAGE is negative.
 _LIMITS: dict[str, tuple[float, float]] = {
     "INPUT.MIN_SIZE_TEST": (1, math.inf),
     "MODEL.ANCHOR_GENERATOR.OFFSET": (0, 1),
     "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": (0, math.inf),
     "MODEL.ROI_BOX_HEAD.NUM_CONV": (0, math.inf),
-    "MODEL.ROI_BOX_HEAD.NUM_FC": (1, math.inf),
+    "MODEL.ROI_BOX_HEAD.NUM_FC": (0, math.inf),
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": (1, 64),
     "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": (0, MOST_SAMPLES),
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": (0, 1),
@@ -113,6 +113,9 @@ def refuse(settings: dict[str, Any]) -> None:
 def _check_numbers(settings: dict[str, Any]) -> None:
     single, masks = kind_of(settings), settings["MODEL.MASK_ON"]
     limits = _LIMITS | {"INPUT.MAX_SIZE_TEST": (settings["INPUT.MIN_SIZE_TEST"], math.inf)}
+    if settings["MODEL.ROI_BOX_HEAD.NUM_FC"] == 0:
+        # Detectron2 has no head without either.
+        limits["MODEL.ROI_BOX_HEAD.NUM_CONV"] = (1, math.inf)
     for name, (least, most) in limits.items():
         if (single == "c4" and name.startswith(_NOT_IN_C4)) or ("MASK_HEAD" in name and not masks):
             continue

@@ -83,24 +83,28 @@ class BoxHead:
             self._convs = [step for _, step in prepare(convs, form)]
             layers = [m for m in head.children() if isinstance(m, nn.Linear)]
         weights = [layer.weight.detach() for layer in layers]
-        # Pooled features lie channels last, so the first layer's columns are put in that order.
+        scores_and_boxes = [
+            (layer.weight.detach(), layer.bias) for layer in (predictor.cls_score, predictor.bbox_pred)
+        ]
         if weights:
-            first = weights[0].view(len(weights[0]), -1, self._sampling.bins**2)
-            weights[0] = first.transpose(1, 2).flatten(1)
+            weights[0] = self._channels_last(weights[0])
+        elif not self._averages:
+            scores_and_boxes = [(self._channels_last(weight), bias) for weight, bias in scores_and_boxes]
         self._layers = [
             Linear(weight, layer.bias, form) for weight, layer in zip(weights, layers, strict=True)
         ]
         # Scores and boxes are computed in float32 whatever the features are.
         exact = Format(form.device, torch.float32)
-        self._class, self._box = (
-            (exact.copy(layer.weight), exact.copy(layer.bias))
-            for layer in (predictor.cls_score, predictor.bbox_pred)
-        )
+        self._class, self._box = ((exact.copy(weight), exact.copy(bias)) for weight, bias in scores_and_boxes)
         self._weights = heads.box_coder.weights
         self._score_threshold, self._iou_threshold = float(heads.score_thresh), float(heads.nms_thresh)
         self._max_detections = int(heads.detections_per_img)
         self._max_candidates = max(MAX_CANDIDATES, int(TRIED_PER_BOX * self._max_detections))
         self._min_side, self._clamp_both = conventions.box_min_size, conventions.clamp_both
+
+    def _channels_last(self, weight: Tensor) -> Tensor:
+        """A layer's columns [O, C * bins * bins] in the order of pooled features, [O, bins * bins * C]."""
+        return weight.view(len(weight), -1, self._sampling.bins**2).transpose(1, 2).flatten(1)
 
     def features(self, maps: FeatureMaps, proposals: Sequence[Tensor]) -> Tensor:
         """[ΣR, D] float32 from the proposals of each image, [R, 4] xyxy in input pixels."""

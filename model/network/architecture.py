@@ -87,7 +87,7 @@ class Architecture:
     single_map: str = ""
     # Of each of the RPN's convolutions.
     rpn_channels: tuple[int, ...] = ()
-    # Fully connected layers of the box head.
+    # Fully connected layers of the box head; -1: none, and its predictors read `box_channels` numbers of the last map.
     box_fcs: int = 0
     # Box heads that each begin from the boxes of the one before (Cascade R-CNN).
     box_stages: int = 1
@@ -184,7 +184,9 @@ class Architecture:
             raise ArchitectureError(f"masks are 'sigmoid', 'softmax' or 'agnostic', not {self.masks!r:.60}")
         if self.head_norm not in ("batch", "group"):
             raise ArchitectureError(f"head_norm is 'batch' or 'group', not {self.head_norm!r}")
-        other = (self.stem_channels, self.res2_channels, self.bottleneck_channels, self.groups, self.box_fcs)
+        if self.box_fcs < -1 or (self.box_fcs == -1 and not self.box_convs):
+            raise ArchitectureError("a box head has fully connected layers, or convolutions and -1 of them")
+        other = (self.stem_channels, self.res2_channels, self.bottleneck_channels, self.groups)
         if min(*other, self.box_conv_channels, *self.rpn_channels) < 0:
             raise ArchitectureError(f"sizes and widths of the architecture must be positive: {self}")
         if self.single_map not in ("", "c4", "dc5"):

@@ -199,7 +199,7 @@ def box_head(a: Architecture) -> nn.Module:
     """The box head: a C4's and one of two fully connected layers hold weights and cannot run."""
     if a.single_map == "c4":
         return Group(res5=ResNetBody(a, _body_norm(a)).layer4)
-    layers = a.box_fcs or (1 if a.box_convs else 2)
+    layers = max(0, a.box_fcs) if a.box_fcs else 1 if a.box_convs else 2
     convs = [a.fpn_channels, *[a.box_conv_channels or a.fpn_channels] * a.box_convs]
     pooled = convs[-1] * a.conventions.box_bins**2
     if not a.box_convs and layers == 2:

@@ -177,7 +177,7 @@ def test_what_is_not_supported_is_refused_by_its_name(
         ("FPN", "MODEL.PIXEL_MEAN", [1.0], "3 numbers are"),
         ("FPN", "MODEL.PIXEL_STD", [1.0, 1.0, 0.0], "3 numbers above 0 are"),
         ("FPN", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5], 1.0], "a list of numbers for each level is"),
-        ("FPN", "MODEL.ROI_BOX_HEAD.NUM_FC", 0, "1 and more are"),
+        ("FPN", "MODEL.ROI_BOX_HEAD.NUM_FC", -1, "0 and more are"),
         ("FPN", "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 16, "0 to 8 are"),
         ("FPN", "MODEL.ROI_MASK_HEAD.NUM_CONV", 0, "1 and more are"),
         ("FPN", "MODEL.RPN.BBOX_REG_WEIGHTS", [1.0, 1.0, 0.0, 1.0], "4 numbers above 0 are"),

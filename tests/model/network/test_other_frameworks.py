@@ -9,12 +9,17 @@ import pytest
 import torch
 from torchvision.models.detection.image_list import ImageList
 
+from bench.synthetic_weights import synthetic_weights
+from model.data import Category
+from model.inference.engine import Engine
+from model.instances import Options
 from model.masks.paste import decode, paste
 from model.network.architecture import SMALL, V1, ArchitectureError
 from model.network.build import build
 from model.network.conventions import Conventions
 from model.network.mask_variants import centred_targets
 from model.network.other_frameworks import Anchors
+from model.zoo import model_file
 
 NARROW = replace(V1, backbone="resnet18", classes=3, fpn_channels=8, box_channels=8, mask_channels=8)
 
@@ -64,3 +69,30 @@ def test_what_cannot_be_trained_is_refused_with_the_reason(architecture: object,
     assert isinstance(architecture, type(V1))
     with pytest.raises(ArchitectureError, match=message):
         build(architecture)
+
+
+def test_a_box_head_of_convolutions_alone_is_computed_as_torchvisions_modules_compute_it() -> None:
+    # Of Detectron2, NUM_CONV: 2 and NUM_FC: 0.
+    architecture = replace(
+        NARROW,
+        box_convs=2,
+        box_fcs=-1,
+        box_channels=8 * 7**2,
+        box_norm=False,
+        proposals=60,
+        min_size=96,
+        max_size=128,
+    )
+    image = torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(0))
+    pixels = (image * 255).round().to(torch.uint8)
+    network = synthetic_weights(architecture, pixels / 255)
+    model = model_file.describe("convolutions", architecture, (Category(1, "bolt"), Category(2, "nut")))
+    engine = Engine(network, model, torch.device("cpu"))
+    (found,) = engine.segment([pixels.permute(1, 2, 0).numpy()], [Options(score_threshold=0.05)])
+    with torch.inference_mode():
+        (expected,) = network([pixels / 255])
+    assert len(found) == len(expected["scores"]) > 3
+    torch.testing.assert_close(found.scores, expected["scores"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.boxes, expected["boxes"], atol=1e-2, rtol=0)
+    with pytest.raises(ArchitectureError, match="fully connected layers, or convolutions"):
+        replace(architecture, box_convs=0).validate()
