@@ -74,9 +74,14 @@ def _architecture(tensors: dict[str, torch.Tensor], report: Report) -> Architect
             f"its feature pyramid has {len(fpn)} levels below the pooled one; 4 (C2 to C5) are supported"
         )
     box_convs = numbered(tensors, r"roi_heads\.box_head\.(\d+)\.0\.weight")
-    linear = "roi_heads.box_head.fc6.weight"
+    linear, layers, box_norm, conv_channels = "roi_heads.box_head.fc6.weight", 0, True, 0
+    fpn_channels = len(take(tensors, "backbone.fpn.inner_blocks.0.0.weight"))
     if box_convs:
+        numbers = numbered(tensors, r"roi_heads\.box_head\.(\d+)\.weight")
         linear = f"roi_heads.box_head.{box_convs[-1] + 2}.weight"
+        layers = len(numbers) if len(numbers) > 1 else 0
+        box_norm = "roi_heads.box_head.0.1.weight" in tensors
+        conv_channels = len(take(tensors, "roi_heads.box_head.0.0.weight"))
     mask_convs = numbered(tensors, r"roi_heads\.mask_head\.(\d+)\.0\.weight")
     mask_channels = 256
     if mask_convs:
@@ -86,21 +91,24 @@ def _architecture(tensors: dict[str, torch.Tensor], report: Report) -> Architect
         if head != hidden:
             widen_mask_head(tensors, mask_channels)
             report.taken.append(
-                f"a mask head of {head} and a mask predictor of {hidden} channels, both widened by zeros"
+                f"a mask head of {head} and a mask predictor of {hidden} channels; zeros fill the narrower one"
             )
-    eps = _norm_eps(backbone, v2=bool(box_convs), trained=trained, report=report)
+    eps = _norm_eps(backbone, v2=bool(box_convs) and box_norm, trained=trained, report=report)
     sizes, ratios = _anchors(take(tensors, "rpn.head.cls_logits.weight"), report)
     return Architecture(
         backbone=backbone,
         classes=len(take(tensors, "roi_heads.box_predictor.cls_score.weight")),
         norm="batch" if trained else "frozen",
         norm_eps=eps,
-        fpn_channels=len(take(tensors, "backbone.fpn.inner_blocks.0.0.weight")),
+        fpn_channels=fpn_channels,
         fpn_norm="backbone.fpn.inner_blocks.0.1.weight" in tensors,
         rpn_convs=len(numbered(tensors, r"rpn\.head\.conv\.(\d+)\.0\.weight")),
         anchor_sizes=sizes,
         anchor_ratios=ratios,
         box_convs=len(box_convs),
+        box_fcs=layers,
+        box_conv_channels=conv_channels if conv_channels != fpn_channels else 0,
+        box_norm=box_norm,
         box_channels=len(take(tensors, linear)),
         mask_channels=mask_channels,
         mask_convs=len(mask_convs),

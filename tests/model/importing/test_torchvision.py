@@ -179,6 +179,22 @@ def test_a_mask_predictor_of_another_width_computes_the_same(tmp_path: Path, hid
     torch.testing.assert_close(logits(imported.network.state_dict()), logits(state))
 
 
+def test_box_heads_of_other_layers_are_told_from_their_shapes(tmp_path: Path) -> None:
+    state = {name: tensor for name, tensor in small().items() if ".box_head." not in name}
+    # FastRCNNConvFCHead(…, [12, 12], [32, 32]) without norms.
+    shapes = {"0.0": (12, 16, 3, 3), "1.0": (12, 12, 3, 3), "3": (32, 12 * 49), "5": (32, 32)}
+    for name, shape in shapes.items():
+        state[f"roi_heads.box_head.{name}.weight"] = torch.rand(shape)
+        state[f"roi_heads.box_head.{name}.bias"] = torch.rand(shape[0])
+    imported = import_model(saved(tmp_path, state))
+    architecture = imported.model.architecture
+    assert (architecture.box_convs, architecture.box_conv_channels, architecture.box_fcs) == (2, 12, 2)
+    assert (architecture.box_norm, architecture.box_channels) == (False, 32)
+    assert torch.equal(
+        imported.network.state_dict()["roi_heads.box_head.5.weight"], state["roi_heads.box_head.5.weight"]
+    )
+
+
 def test_a_fine_tune_of_the_tutorial_answers_as_torchvision(tmp_path: Path) -> None:
     named = tuple(Category(n, name) for n, name in enumerate(("bolt", "nut", "gear", "pin"), start=1))
     # BatchNorm, because the tutorial's network was built without the downloaded backbone.
