@@ -7,18 +7,16 @@ limit how many requests they have open and how large an answer they read.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
+import weakref
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import httpx
-from anyio import CancelScope
-from anyio.from_thread import start_blocking_portal
 
 from maskserve.answers import read_answer
 from maskserve.errors import AnswerError, DeadlineError, MaskserveError, UnreachableError
+from maskserve.loop_thread import LoopThread
 from maskserve.requests import SegmentOptions, parse_json, parse_result, request_for
 from maskserve.retry import retrying
 
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
     from concurrent.futures import Future
     from types import TracebackType
-
-    from anyio.from_thread import BlockingPortal
 
     from maskserve.answers import Answer
     from maskserve.requests import Source
@@ -164,7 +160,13 @@ class AsyncClient:
                 async with self._http.stream(**{**request, "headers": headers}) as response:
                     return await read_answer(response, self.max_answer_bytes)
             except httpx.TransportError as error:
-                raise UnreachableError(f"{error.__class__.__name__}: {error}".rstrip(": ")) from error
+                raise UnreachableError(self._explain(error)) from error
+
+    def _explain(self, error: httpx.TransportError) -> str:
+        """One line on why nothing came back."""
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return f"no service answers at {self._http.base_url}: {error or 'it does not accept connections'}"
+        return f"{error.__class__.__name__}: {error}".rstrip(": ")
 
 
 class Client:
@@ -194,12 +196,9 @@ class Client:
             max_answer_bytes=max_answer_bytes,
             transport=transport,
         )
-        self._lock = threading.Lock()
-        self._thread = contextlib.ExitStack()
-        self._portal: BlockingPortal | None = None
-        # Of the running calls; only the loop touches them.
-        self._scopes: set[CancelScope] = set()
-        self._closed = False
+        self._thread = LoopThread(self._asynchronous)
+        # When a client that nobody closes is forgotten, or the program ends.
+        weakref.finalize(self, self._thread.stop)
 
     def __enter__(self) -> Self:
         return self
@@ -211,13 +210,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections; calls of other threads end with an UnreachableError."""
-        with self._lock:
-            self._closed = True
-            portal, self._portal = self._portal, None
-        if portal is not None:
-            # On the loop: Ctrl-C in `_start` can lose the future of a call that runs.
-            portal.call(self._cancel_calls)
-        self._thread.close()
+        self._thread.stop()
 
     def segment(self, image: Source, **options: Unpack[SegmentOptions]) -> Result:
         """As `AsyncClient.segment`."""
@@ -252,28 +245,8 @@ class Client:
     def _start(
         self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any, **options: Any
     ) -> Future[T]:
-        """Begin a call on the loop, which is started by the first one. Raises UnreachableError once closed."""
-        with self._lock:
-            if self._closed:
-                raise UnreachableError("the client is closed")
-            if self._portal is None:
-                self._portal = self._thread.enter_context(start_blocking_portal(name="maskserve-client"))
-                self._thread.enter_context(self._portal.wrap_async_context_manager(self._asynchronous))
-            return self._portal.start_task_soon(self._call, partial(function, *args, **options))
-
-    async def _call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a call so that `close` can end it. Raises UnreachableError when it does."""
-        with CancelScope() as scope:
-            self._scopes.add(scope)
-            try:
-                return await function()
-            finally:
-                self._scopes.discard(scope)
-        raise UnreachableError("the client was closed")
-
-    def _cancel_calls(self) -> None:
-        for scope in self._scopes:
-            scope.cancel()
+        """Begin a call on the loop. Raises UnreachableError once closed."""
+        return self._thread.start(partial(function, *args, **options))
 
     def _wait(self, future: Future[T]) -> T:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 import pytest
-from anyio.from_thread import BlockingPortal
 from PIL import Image
 
 from maskserve import AsyncClient, Client, Result, ServiceError, UnreachableError
@@ -155,7 +155,7 @@ def test_closing_ends_the_calls_of_other_threads() -> None:
 
 
 def test_closing_ends_a_call_whose_future_ctrl_c_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    start = BlockingPortal.start_task_soon
+    start = asyncio.run_coroutine_threadsafe
     ended = threading.Event()
 
     async def handle(_: httpx.Request) -> httpx.Response:
@@ -165,13 +165,12 @@ def test_closing_ends_a_call_whose_future_ctrl_c_lost(monkeypatch: pytest.Monkey
             ended.set()
         raise AssertionError
 
-    def interrupt(portal: BlockingPortal, *args: Any, **options: Any) -> Any:
-        start(portal, *args, **options)
+    def interrupt(*args: Any) -> Any:
+        start(*args)
         raise KeyboardInterrupt
 
     asked = client(handle, deadline=30)
-    asked._start(asked._asynchronous.model).cancel()  # the loop runs
-    monkeypatch.setattr(BlockingPortal, "start_task_soon", interrupt)
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", interrupt)
     with pytest.raises(KeyboardInterrupt):
         asked.segment(IMAGE)
     monkeypatch.undo()
@@ -179,6 +178,27 @@ def test_closing_ends_a_call_whose_future_ctrl_c_lost(monkeypatch: pytest.Monkey
     closing.start()
     assert ended.wait(10)  # far below the call's deadline
     closing.join()
+
+
+@pytest.mark.parametrize("keep", ["client = ", ""])
+def test_a_program_ends_that_closes_no_client(keep: str) -> None:
+    code = f"""
+import httpx, maskserve
+transport = httpx.MockTransport(lambda _: httpx.Response(200, json={{"categories": [], "name": "m"}}))
+{keep}maskserve.Client("http://x", transport=transport).model()
+print("done")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+def test_who_cannot_be_reached_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    with Client(url) as asked, pytest.raises(UnreachableError, match=f"no service answers at {url}"):
+        asked.model()
 
 
 def test_it_never_has_more_requests_open_than_it_may() -> None:
