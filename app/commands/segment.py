@@ -144,9 +144,10 @@ def run(
                     journal.add(path, outcome)
                 else:
                     print_result(path, outcome, as_json=output.as_json)
-            if output.file is not None and journal is not None:
+            # Where nothing was answered, as without a service, results of an earlier command stay.
+            if output.file is not None and journal is not None and (answers := journal.read(files)):
                 categories = segmenter.model()["categories"] if output.file_format == "coco-dataset" else []
-                write_results(output, journal.read(files), files, categories, labels)
+                write_results(output, answers, files, categories, labels)
     except KeyboardInterrupt:
         again = "; the same command continues from here" if journal is not None else ""
         return complain(f"interrupted{again}", INTERRUPTED)

@@ -219,6 +219,17 @@ def test_ctrl_c_ends_a_run_that_waits_for_an_answer(folder: Path, tmp_path: Path
     assert "interrupted; the same command" in said
 
 
+def test_results_stay_where_no_service_answers(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    out.write_text("[1]")
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    result = CliRunner().invoke(cli, ["segment", "--url", url, str(folder), "--out", str(out)])
+    assert result.exit_code == 1
+    assert f"no service answers at {url}" in result.stderr
+    assert out.read_text() == "[1]"
+
+
 def test_a_run_that_stopped_goes_on_and_tries_again_what_failed(
     server: Any, folder: Path, tmp_path: Path
 ) -> None:
