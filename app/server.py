@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
 import os
@@ -44,7 +45,9 @@ def serve(settings: Settings, load: Callable[[], ServedEngine] | None = None) ->
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
-        reason = error.strerror or error
+        reason: object = error.strerror or error
+        if error.errno == errno.EADDRINUSE:
+            reason = "it is in use; choose another with --port or MASKSERVE_PORT"
         log.critical("cannot listen on %s port %d: %s", settings.host, settings.port, reason)
         end_process(1)
     except UnicodeError:

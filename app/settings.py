@@ -218,7 +218,7 @@ class Settings(BaseSettings):
     tracing: bool = Field(
         False,
         description="Send a span for each request to an OpenTelemetry collector; the OTEL_ variables say where it is. "
-        "Needs `pip install 'maskserve[tracing]'`.",
+        "Needs the extra `tracing`: `pip install '.[tracing]'` in the checkout.",
     )
 
     @field_validator("weights_dir", "api_keys_file")

@@ -27,7 +27,9 @@ def make_importable() -> None:
     """
     missing = [name for name in REQUIRED if find_spec(name) is None]
     if missing:
-        raise MissingExtraError(f"{missing[0]} is not installed: pip install 'maskserve[serve]'")
+        raise MissingExtraError(
+            f"{missing[0]} is not installed, which the extra `serve` brings: pip install '.[serve]' in the checkout"
+        )
     # In a checkout there is nothing to do.
     if not SERVER.is_dir() or str(SERVER) in sys.path:
         return

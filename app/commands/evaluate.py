@@ -96,7 +96,10 @@ def run_evaluation(
 def missing_packages(*packages: str) -> str | None:
     """An error message if packages of the extra `train` are not installed, otherwise None."""
     if missing := [package for package in packages if find_spec(package) is None]:
-        return f"not installed: {', '.join(missing)}; install with: pip install 'maskserve[train]'"
+        return (
+            f"not installed: {', '.join(missing)}, which the extra `train` brings: "
+            "pip install '.[train]' in the checkout"
+        )
     return None
 
 

@@ -33,7 +33,7 @@ def start_tracing(paths: Collection[str], quiet_paths: Collection[str]) -> Traci
         from app.observability.spans import Tracing  # noqa: PLC0415 - an optional extra
     except ImportError as error:
         raise TracingError(
-            f"MASKSERVE_TRACING needs packages that are not installed ({error.name}): "
-            "pip install 'maskserve[tracing]'"
+            f"MASKSERVE_TRACING needs packages that are not installed ({error.name}), which the extra `tracing` "
+            "brings: pip install '.[tracing]' in the checkout"
         ) from None
     return Tracing(paths, quiet_paths)

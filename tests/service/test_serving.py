@@ -366,7 +366,10 @@ def test_a_port_in_use_ends_the_server_with_one_line(server: Any, command: Calla
     port = urlsplit(server.url).port
     result = command("serve", "--port", port)
     assert result.returncode == 1
-    assert f"cannot listen on 127.0.0.1 port {port}" in result.stderr
+    assert (
+        f"cannot listen on 127.0.0.1 port {port}: it is in use; choose another with --port or MASKSERVE_PORT"
+        in result.stderr
+    )
 
 
 def test_the_health_check_finds_the_service_by_its_settings(server: Any, command: Callable[..., Any]) -> None:

@@ -127,12 +127,12 @@ def test_without_the_extra_the_command_says_how_to_get_it(
 ) -> None:
     done = run(client_only / command[0], *command[1:], cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"maskserve: .*pip install 'maskserve\[serve\]'\n", done.stderr)
+    assert re.fullmatch(r"maskserve: .*pip install '.\[serve\]' in the checkout\n", done.stderr)
 
 
 def test_without_the_extra_the_engine_says_how_to_get_it(client_only: Path, tmp_path: Path) -> None:
     done = run(client_only / "python", "-c", "import maskserve.engine", cwd=tmp_path)
-    assert done.stderr.splitlines()[-1].endswith("is not installed: pip install 'maskserve[serve]'")
+    assert done.stderr.splitlines()[-1].endswith("pip install '.[serve]' in the checkout")
 
 
 def test_what_is_looked_for_is_in_the_extra() -> None:

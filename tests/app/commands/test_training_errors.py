@@ -92,8 +92,8 @@ def test_package_that_is_not_installed_is_one_line_and_exit_code_2(
     filled += ["--data", str(data), *(["--out", str(tmp_path / "run")] * (filled[0] == "train"))]
     result = CliRunner().invoke(cli, filled)
     assert result.exit_code == 2
-    assert f"not installed: {package}; " in result.stderr
-    assert "pip install 'maskserve[train]'" in result.stderr
+    assert f"not installed: {package}, " in result.stderr
+    assert "pip install '.[train]'" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 

@@ -41,5 +41,5 @@ def test_without_the_packages_one_line_says_what_to_install(monkeypatch: pytest.
 
     monkeypatch.delitem(sys.modules, "app.observability.spans", raising=False)
     monkeypatch.setattr(builtins, "__import__", no_opentelemetry)
-    with pytest.raises(TracingError, match=r"pip install 'maskserve\[tracing\]'"):
+    with pytest.raises(TracingError, match=r"pip install '.\[tracing\]'"):
         start_tracing((), ())
