@@ -46,6 +46,7 @@ def test_recipe_sets_what_the_options_leave_open() -> None:
     assert made.anchor_sizes == (8, 16, 32, 64, 128)
     assert made.conventions.detections == 200
     assert (made.min_size, made.max_size) == NETWORKS["nuclei"].input
+    assert made.conventions.paste == "detectron2"
     assert build(made).roi_heads.detections_per_img == 200
 
 
