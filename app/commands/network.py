@@ -133,6 +133,7 @@ def adapt(architecture: Architecture, options: NetworkOptions, recipe: str) -> A
     own = NETWORKS.get(recipe, NetworkOptions())
     sides, detections = options.input or own.input, options.detections or own.detections
     anchors = own.anchors if options.anchors is None else options.anchors
+    paste = options.paste or own.paste
     if sides is not None:
         architecture = replace(architecture, min_size=sides[0], max_size=sides[1])
     if anchors is not None:
@@ -143,12 +144,10 @@ def adapt(architecture: Architecture, options: NetworkOptions, recipe: str) -> A
         architecture = replace(architecture, anchor_sizes=parse_anchors(anchors))
     if detections is not None:
         architecture = set_detections(architecture, detections)
-    if options.paste is not None:
-        if options.paste not in PASTES:
-            raise ArchitectureError(f"--paste is {' or '.join(PASTES)}, not {options.paste!r:.60}")
-        architecture = replace(
-            architecture, conventions=replace(architecture.conventions, paste=options.paste)
-        )
+    if paste is not None:
+        if paste not in PASTES:
+            raise ArchitectureError(f"--paste is {' or '.join(PASTES)}, not {paste!r:.60}")
+        architecture = replace(architecture, conventions=replace(architecture.conventions, paste=paste))
     return architecture
 
 
