@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from maskserve.errors import UnreachableError
 
@@ -28,7 +28,7 @@ class LoopThread:
         self._thread: threading.Thread | None = None
         self._stopping = asyncio.Event()
         # Only the loop touches it.
-        self._calls: set[asyncio.Task[Any] | None] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
         self._stopped = False
 
     def start(self, call: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
@@ -38,7 +38,9 @@ class LoopThread:
                 raise UnreachableError("the client is closed")
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._run, name="maskserve-client", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._run, args=[self._loop], name="maskserve-client", daemon=True
+                )
                 self._thread.start()
             return asyncio.run_coroutine_threadsafe(self._track(call), self._loop)
 
@@ -55,20 +57,19 @@ class LoopThread:
         if thread is not threading.current_thread():
             thread.join()
 
-    def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # type: ignore[arg-type,return-value]
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
         async with self._connection:
             await self._stopping.wait()
-            calls = [call for call in self._calls if call is not None]
-            for call in calls:
+            for call in self._calls:
                 call.cancel()
-            await asyncio.gather(*calls, return_exceptions=True)
+            await asyncio.gather(*self._calls, return_exceptions=True)
 
     async def _track(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        task = asyncio.current_task()
+        task = cast("asyncio.Task[T]", asyncio.current_task())
         self._calls.add(task)
         try:
             return await call()
