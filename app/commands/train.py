@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -27,7 +28,8 @@ from model.data.shapes import Shapes, training_scenes
 from model.evaluation.card import hardware, versions
 from model.kernels.openmp import match_threads
 from model.network.architecture import Architecture, ArchitectureError
-from model.training.parallel import Group, join, processes_here
+from model.training.interruption import InterruptedRunError, Interruption
+from model.training.parallel import Group, expected, join, processes_here
 from model.training.recipe import RECIPES, Recipe, TrainingError
 from model.training.run_folder import claim
 from model.training.train import train
@@ -61,7 +63,39 @@ def run_training(
         device: where to train, such as "cpu" or "cuda:0".
         overrides: settings to replace in the recipe, by field name, and "sizes" as texts; None keeps the recipe's.
         recipe: name of the recipe.
+
+    A run of one process that gets SIGINT or SIGTERM finishes its step and saves a checkpoint first.
     """
+    # Several processes would stop at different steps.
+    with Interruption(enabled=expected().world == 1) as interruption:
+        try:
+            return _run(source, out, network, device, overrides, recipe=recipe, interruption=interruption)
+        except KeyboardInterrupt as interrupt:
+            if expected().first:
+                typer.echo(_describe_interrupt(interrupt, interruption.step), err=True)
+            return 128 + (interrupt.number if isinstance(interrupt, InterruptedRunError) else signal.SIGINT)
+
+
+def _describe_interrupt(interrupt: KeyboardInterrupt, step: int | None) -> str:
+    """What becomes of an interrupted run. step: that of its checkpoint, or None before there is one."""
+    if step is None:
+        return "interrupted before anything was saved; the same command starts as this one did"
+    if isinstance(interrupt, InterruptedRunError):
+        return f"interrupted at step {step}; the same command continues from there"
+    # A second signal, or several processes: steps behind the last checkpoint are lost.
+    return f"interrupted; the same command continues from the checkpoint of step {step}"
+
+
+def _run(
+    source: Source,
+    out: Path,
+    network: NetworkOptions,
+    device: str,
+    overrides: dict[str, Any],
+    *,
+    recipe: str,
+    interruption: Interruption,
+) -> int:
     if (missing := missing_packages("pycocotools", "matplotlib", "tensorboard")) is not None:
         return complain(missing, BAD_USAGE)
     torch.set_num_threads(max(1, usable_cpus() // processes_here()))
@@ -108,8 +142,9 @@ def run_training(
             if group.first:
                 typer.echo("\n".join(dict.fromkeys(notices)), err=True, nl=bool(notices))
             path = run_with_progress(
-                dataset, model, final, out, device, initial=initial, validation=validation, group=group
-            )
+                dataset, model, final, out, device,
+                initial=initial, validation=validation, group=group, interruption=interruption,
+            )  # fmt: skip
             if group.first:
                 report(path, out, source, device, dataset=dataset, validation=validation)
     except ERRORS as error:
@@ -193,6 +228,7 @@ def run_with_progress(
     initial: nn.Module | None = None,
     validation: Dataset | None = None,
     group: Group | None = None,
+    interruption: Interruption | None = None,
 ) -> Path:
     """Train, and show losses and remaining time: as a bar on a terminal, otherwise as a line every 100 steps.
 
@@ -227,4 +263,5 @@ def run_with_progress(
             on_step=show,
             validate=validate_file if validation is not None else None,
             group=group,
+            interruption=interruption,
         )

@@ -77,12 +77,17 @@ def processes_here() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def expected() -> Group:
+    """The group that torchrun started, before it is joined."""
+    return Group(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
 def join(device: str) -> tuple[Group, str]:
     """Join the group that torchrun started; return it and this process's device.
 
     device: "cuda" becomes the GPU with the process's local rank.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = expected().world
     if world == 1:
         return Group(), device
     cuda = torch.device(device).type == "cuda"

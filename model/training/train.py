@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from model.data.loading import batches
 from model.network.build import build
+from model.training.interruption import InterruptedRunError, Interruption
 from model.training.parallel import Group
 from model.training.recipe import Recipe, TrainingError
 from model.training.resizing import InputSize
@@ -54,6 +55,7 @@ def train(
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     validate: Callable[[Path, int], float] | None = None,
     group: Group | None = None,
+    interruption: Interruption | None = None,
 ) -> Path:
     """Train a model's architecture on a dataset; return the path of the weights file in the run folder.
 
@@ -71,11 +73,14 @@ def train(
         on_step: is called with each step's number and losses.
         validate: is called with a weights file and the number of steps so far, and returns a score; higher is better.
         group: the processes that train together. Each of them calls this function; only the first writes files.
+        interruption: what signals do to the run; by default nothing. Its `step` is kept up to date.
 
-    Raises TrainingError, also if the loss or the gradient is not finite.
+    Raises TrainingError, also if the loss or the gradient is not finite, and InterruptedRunError, after saving a
+    checkpoint.
     """
     recipe.check()
     group = group if group is not None else Group()
+    interruption = interruption if interruption is not None else Interruption()
     if not len(dataset):
         raise TrainingError("the dataset has no images")
     if unknown := {c.id: c.name for c in dataset.categories if c not in model.categories}:
@@ -83,7 +88,8 @@ def train(
     run.mkdir(parents=True, exist_ok=True)
     record_settings(run, model, recipe, write=group.first)
     state = start(model, recipe, device, initial, group)
-    _resume(state, run, device)
+    if _resume(state, run, device):
+        interruption.step = state.step
     validates = validate is not None and recipe.validate_every > 0
     result = run / (BEST if validates else LAST)
     if state.stopped or state.step >= recipe.steps:
@@ -113,28 +119,38 @@ def train(
     reported: set[str] = set()
     try:
         for batch in loader:
-            for reason in set(batch.unreadable) - reported:
-                log.warning("skipped: %s", reason)
-                reported.add(reason)
-            started = time.perf_counter()
-            losses = step(state, batch, recipe, device, group, autocast=autocast)
-            record = {"step": batch.step, "lr": recipe.rate(batch.step), **losses}
-            record["seconds"] = time.perf_counter() - started
-            if run_log is not None:
-                run_log.step(record)
-            if on_step is not None:
-                on_step(batch.step, losses)
-            last = state.step == recipe.steps
-            validate_now = validates and (state.step % recipe.validate_every == 0 or last)
-            if run_log is not None and (state.step % recipe.checkpoint_every == 0 or last or validate_now):
-                run_log.flush()
-                save_model(state, model, recipe, run)
-                if validate_now and validate is not None:
-                    run_log.validation(batch.step, _validate(state, validate, recipe, run))
-                # The checkpoint last, so that whenever the run is interrupted, the files of its checkpoint exist.
-                _save_checkpoint(state, run)
-            if validate_now and group.broadcast(value=state.stopped):
-                break
+            with interruption.postponed():
+                for reason in set(batch.unreadable) - reported:
+                    log.warning("skipped: %s", reason)
+                    reported.add(reason)
+                started = time.perf_counter()
+                losses = step(state, batch, recipe, device, group, autocast=autocast)
+                record = {"step": batch.step, "lr": recipe.rate(batch.step), **losses}
+                record["seconds"] = time.perf_counter() - started
+                if run_log is not None:
+                    run_log.step(record)
+                if on_step is not None:
+                    on_step(batch.step, losses)
+                last = state.step == recipe.steps
+                validate_now = validates and (state.step % recipe.validate_every == 0 or last)
+                if run_log is not None and (
+                    state.step % recipe.checkpoint_every == 0 or last or validate_now
+                ):
+                    run_log.flush()
+                    save_model(state, model, recipe, run)
+                    if validate_now and validate is not None:
+                        run_log.validation(batch.step, _validate(state, validate, recipe, run))
+                    # The checkpoint last, so that whenever the run is interrupted, the files of its checkpoint exist.
+                    _save_checkpoint(state, run)
+                    interruption.step = state.step
+                if validate_now and group.broadcast(value=state.stopped):
+                    break
+    except InterruptedRunError:
+        if state.step != (interruption.step or 0):
+            save_model(state, model, recipe, run)
+            _save_checkpoint(state, run)
+            interruption.step = state.step
+        raise
     finally:
         if run_log is not None:
             run_log.close()
@@ -167,10 +183,11 @@ def _save_checkpoint(state: State, run: Path) -> None:
     save_checkpoint(run, document)
 
 
-def _resume(state: State, run: Path, device: str) -> None:
+def _resume(state: State, run: Path, device: str) -> bool:
+    """Continue from the checkpoint in the run folder; return whether there is one."""
     document = load_checkpoint(run, device)
     if document is None:
-        return
+        return False
     state.network.load_state_dict(document["network"])
     state.optimizer.load_state_dict(document["optimizer"])
     state.step = int(document["step"])
@@ -182,6 +199,7 @@ def _resume(state: State, run: Path, device: str) -> None:
     if (known := document.get("validation")) is not None:
         state.best, state.validations_since_best = known["best"], known["since"]
         state.stopped = known["ended"]
+    return True
 
 
 def save_model(state: State, model: model_file.Model, recipe: Recipe, run: Path) -> None:
