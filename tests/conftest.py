@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 # Settings of whoever runs the tests would change what they test.
 for name in [name for name in os.environ if name.upper().startswith("MASKSERVE_")]:
     del os.environ[name]
+
+# A shell that starts the tests in the background makes them, and all that they start, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Commands use all cores, and the process of the tests keeps their number of threads. Threads of two such processes on
 # two cores wait for each other, and waiting takes processor time: training took three times as much.
