@@ -194,7 +194,8 @@ print("done")
     assert (done.stdout, done.stderr) == ("done\n", "")
 
 
-def test_who_cannot_be_reached_is_named() -> None:
+def test_who_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskserve.retry.FIRST_PAUSE", 0.001)
     with socket.create_server(("127.0.0.1", 0)) as unused:
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
     with Client(url) as asked, pytest.raises(UnreachableError, match=f"no service answers at {url}"):

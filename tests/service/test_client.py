@@ -219,7 +219,10 @@ def test_ctrl_c_ends_a_run_that_waits_for_an_answer(folder: Path, tmp_path: Path
     assert "interrupted; the same command" in said
 
 
-def test_results_stay_where_no_service_answers(folder: Path, tmp_path: Path) -> None:
+def test_results_stay_where_no_service_answers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskserve.retry.FIRST_PAUSE", 0.001)
     out = tmp_path / "results.json"
     out.write_text("[1]")
     with socket.create_server(("127.0.0.1", 0)) as unused:
