@@ -180,12 +180,15 @@ def test_closing_ends_a_call_whose_future_ctrl_c_lost(monkeypatch: pytest.Monkey
     closing.join()
 
 
-@pytest.mark.parametrize("keep", ["client = ", ""])
-def test_a_program_ends_that_closes_no_client(keep: str) -> None:
+@pytest.mark.parametrize(
+    "use", ["client = maskserve.Client(**made); client.model()", "maskserve.Client(**made).model()"]
+)
+def test_a_program_ends_that_closes_no_client(use: str) -> None:
     code = f"""
 import httpx, maskserve
 transport = httpx.MockTransport(lambda _: httpx.Response(200, json={{"categories": [], "name": "m"}}))
-{keep}maskserve.Client("http://x", transport=transport).model()
+made = {{"url": "http://x", "transport": transport}}
+{use}
 print("done")
 """
     done = subprocess.run(
