@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model.network.build import build, has_masks
+from model.network.build import build, has_keypoints, has_masks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,6 +47,8 @@ def synthetic_weights(architecture: Architecture, image: Tensor, seed: int = 0) 
     spread |= {heads.box_predictor.cls_score: 2.0, heads.box_predictor.bbox_pred: 1.0}
     if has_masks(normed):
         spread[heads.mask_predictor.mask_fcn_logits] = 3.0
+    if has_keypoints(normed):
+        spread[heads.keypoint_predictor.kps_score_lowres] = 3.0
 
     def rescale(module: Any, _: object, output: Tensor) -> Tensor:
         factor = spread.pop(module) / float(output.std()) if module in spread else 1.0

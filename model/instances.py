@@ -24,6 +24,8 @@ class Options:
     categories: frozenset[int] | None = None
     # False: boxes only, and the mask head is not run.
     masks: bool = True
+    # False: the keypoint head is not run.
+    keypoints: bool = True
 
     @property
     def limit(self) -> int:
@@ -43,6 +45,12 @@ class Instances:
     probabilities: Tensor | None  # [N, 28, 28] float32, the mask head's for the instance's own category
     # The rule of model/masks/paste.py by which these become masks.
     pasting: str = "torchvision"
+    # [N, K, 3] float32: x and y in pixels of that image, and 1. None where there are none or they were not asked for.
+    keypoints: Tensor | None = None
+    # [N, K] float32, as the model's `conventions.keypoint_scores` says.
+    keypoint_scores: Tensor | None = None
+    # The score from which on pictures show a keypoint.
+    keypoints_from: float = 0.0
 
     def __len__(self) -> int:
         return int(self.scores.shape[0])

@@ -20,6 +20,27 @@ class Category:
 
 
 @dataclass(frozen=True, slots=True)
+class Keypoints:
+    """What the keypoints of an object are called, in their order, and which pairs a drawing joins."""
+
+    names: tuple[str, ...]
+    # Pairs of places in `names`, from 0.
+    skeleton: tuple[tuple[int, int], ...] = ()
+
+    def mirrored(self) -> tuple[int, ...]:
+        """For each keypoint the place of the one that it becomes in a mirrored image: "left_knee" and "right_knee"."""
+        places = {name: place for place, name in enumerate(self.names)}
+        return tuple(places.get(_other_side(name), place) for place, name in enumerate(self.names))
+
+
+def _other_side(name: str) -> str:
+    for side, other in (("left", "right"), ("right", "left")):
+        if side in name:
+            return name.replace(side, other)
+    return name
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One labelled image."""
 
@@ -29,6 +50,14 @@ class Sample:
     labels: np.ndarray  # [N] int64, category ids
     masks: np.ndarray | InstanceMasks  # [N, H, W] uint8, 0 or 1: what is visible of each object
     visibility: np.ndarray | None = None  # [N] float, the visible part of each object, where it is known
+    # [N, K, 3] float32: x, y in pixels and 0 (not labelled), 1 (hidden) or 2 (visible), where there are any.
+    keypoints: np.ndarray | None = None
+
+
+def keypoints_of(dataset: Dataset) -> Keypoints | None:
+    """What the keypoints of a dataset's objects are, from its attribute `keypoints`; None if they have none."""
+    found: Keypoints | None = getattr(dataset, "keypoints", None)
+    return found
 
 
 class DatasetError(Exception):
@@ -36,7 +65,7 @@ class DatasetError(Exception):
 
 
 class Dataset(Protocol):
-    """What the trainer and the evaluation need of a dataset."""
+    """What the trainer and the evaluation need of a dataset. `keypoints_of` says what one may have besides."""
 
     @property
     def categories(self) -> tuple[Category, ...]:

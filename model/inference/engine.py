@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from model.errors import EngineError, OutOfDeviceMemory, device_error
 from model.inference.cascade import CascadeBoxHead
@@ -23,6 +22,8 @@ from model.inference.devices import find_device, resolve_precision, use_device
 from model.inference.features import FeatureExtractor
 from model.inference.fixed_size import detect_without_sync
 from model.inference.formats import choose_formats
+from model.inference.instance_heads import keypoints_of_all, masks_of_all
+from model.inference.keypoint_head import KeypointHead
 from model.inference.limits import DetectionLimits
 from model.inference.preprocess import Preprocessor
 from model.inference.proposals import ProposalGenerator
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from model.inference.fallback import TorchvisionFallback
     from model.inference.features import FeatureMaps
+    from model.inference.keypoint_head import Keypoints
     from model.inference.roi_heads import Detections
     from model.instances import Instances
 
@@ -83,6 +85,7 @@ class Engine:
         self._is_category[list(model.labels)] = True
         self._fallback: TorchvisionFallback | None = None
         self._mask_head: MaskHead | None = None
+        self._keypoint_head: KeypointHead | None = None
         if not model.architecture.is_standard:
             from model.inference.fallback import TorchvisionFallback  # noqa: PLC0415 - imports torchvision
 
@@ -97,6 +100,8 @@ class Engine:
         self._box_head = box_head(parts.roi_heads, form, conventions)
         if model.architecture.mask_convs:
             self._mask_head = MaskHead(parts.roi_heads, form, conventions)
+        if model.architecture.keypoints:
+            self._keypoint_head = KeypointHead(parts.roi_heads, form, conventions)
 
     @classmethod
     def load(
@@ -160,15 +165,21 @@ class Engine:
     def _warm_up_with(self, images: Sequence[np.ndarray]) -> None:
         """Run a batch of blank images of one shape."""
         self.segment(images, [Options(score_threshold=0.0)] * len(images))
-        if self._mask_head is None:
+        if self._mask_head is None and self._keypoint_head is None:
             return
-        # Nothing is found in them, so the mask head has one box to itself.
+        # Nothing is found in them, so the heads have one box to themselves.
         shape = images[0].shape[:2]
         (height, width), size = self.padded_shape(*shape), self.input_size(*shape)
         with use_device(self.device, self.precision):
             maps = self._extract(self._preprocess(images[:1], [size], (height, width)))
             box = torch.tensor([[0.0, 0.0, width, height]], device=self.device)
-            self._mask_head(maps, [box], torch.ones(1, dtype=torch.int64, device=self.device)).cpu()
+            one = (
+                box,
+                torch.ones(1, device=self.device),
+                torch.ones(1, dtype=torch.int64, device=self.device),
+            )
+            masks_of_all(self._mask_head, maps, [one], [Options()], side=1)
+            keypoints_of_all(self._keypoint_head, maps, [one], [Options()])
 
     def device_memory(self) -> dict[str, int]:
         """Bytes of the GPU's memory by kind: "allocated" to tensors, "reserved" by torch; nothing for a CPU."""
@@ -241,11 +252,10 @@ class Engine:
         if limits is not None:
             found = detect_without_sync(self._propose, self._box_head, maps, padded, limits)
         on_device, on_host = found or self._detect(maps, padded, sizes, options, allowed)
-        grids = self._mask_probabilities(maps, on_device, options)
-        return [
-            self._instances(detections, grid, shape, size)
-            for detections, grid, shape, size in zip(on_host, grids, shapes, sizes, strict=True)
-        ]
+        side, pad = self.model.architecture.mask_side, self.batches
+        grids = masks_of_all(self._mask_head, maps, on_device, options, side=side, pad=pad)
+        keypoints = keypoints_of_all(self._keypoint_head, maps, on_device, options, pad=pad)
+        return [self._instances(*each) for each in zip(on_host, grids, shapes, sizes, keypoints, strict=True)]
 
     def _detect(
         self,
@@ -282,35 +292,17 @@ class Engine:
             allowed = allowed & torch.isin(self._label_ids, chosen)
         return allowed
 
-    def _mask_probabilities(
-        self, maps: FeatureMaps, found: Sequence[Detections], options: Sequence[Options]
-    ) -> list[Tensor | None]:
-        """For each image [N, 28, 28] float32 probabilities of the instances' own classes, where wanted."""
-        if self._mask_head is None:
-            return [None] * len(found)
-        boxes = [b if o.masks else b[:0] for (b, _, _), o in zip(found, options, strict=True)]
-        counts, side = [len(b) for b in boxes], self.model.architecture.mask_side
-        labels = torch.cat([n[:count] for (_, _, n), count in zip(found, counts, strict=True)])
-        grids = torch.zeros((0, side, side))
-        if count := sum(counts):
-            # Some sizes and no more, for each of which libraries choose their kernels anew.
-            if self.batches:
-                spare = _round_up(count) - count
-                boxes[-1] = functional.pad(boxes[-1], (0, 0, 0, spare))
-                labels = functional.pad(labels, (0, spare))
-            grids = self._mask_head(maps, boxes, labels)[:count].cpu()
-        parts = torch.split(grids, counts)
-        return [grid if o.masks else None for grid, o in zip(parts, options, strict=True)]
-
     def _instances(
-        self, detections: Detections, grid: Tensor | None, shape: tuple[int, int], size: tuple[int, int]
+        self,
+        detections: Detections,
+        grid: Tensor | None,
+        shape: tuple[int, int],
+        size: tuple[int, int],
+        keypoints: Keypoints | None = None,
     ) -> Instances:
-        return to_instances(detections, grid, (shape, size), self._label_ids, self._conventions)
-
-
-def _round_up(count: int) -> int:
-    """The next power of two up to 64, then the next multiple of 64."""
-    return int(2 ** (count - 1).bit_length()) if count <= 64 else -(-count // 64) * 64
+        return to_instances(
+            detections, grid, (shape, size), self._label_ids, self._conventions, keypoints=keypoints
+        )
 
 
 def _to_cpu(detections: Detections) -> Detections:

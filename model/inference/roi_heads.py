@@ -40,19 +40,19 @@ MASKS_AT_ONCE = {"cpu": 64, "cuda": 1024}
 Detections = tuple["Tensor", "Tensor", "Tensor"]
 
 
-def _together(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def boxes_together(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The boxes [R, 4] of each image as one [ΣR, 4], and [ΣR] int64 the number of the image that each is in."""
     # Not from a list of numbers, for whose upload a GPU's host would wait.
     image = [torch.full((len(b),), n, dtype=torch.int64, device=b.device) for n, b in enumerate(boxes)]
     return torch.cat(list(boxes)), torch.cat(image)
 
 
-def _pool_rois(maps: FeatureMaps, boxes: Tensor, image: Tensor, sampling: Sampling) -> Tensor:
+def pool_rois(maps: FeatureMaps, boxes: Tensor, image: Tensor, sampling: Sampling) -> Tensor:
     """[R, bins, bins, C] of boxes [R, 4] in images [R] of the batch."""
     return roi_align(maps.table, maps.shapes[:LEVELS], boxes, image, sampling)
 
 
-def _sampling(pool: Any, bins: int, samples: int, *, aligned: bool, rules: Conventions) -> Sampling:
+def sampling_of(pool: Any, bins: int, samples: int, *, aligned: bool, rules: Conventions) -> Sampling:
     """How RoIAlign samples. Raises TypeError where the network's own module says otherwise."""
     known = tuple(pool.output_size), getattr(pool, "sampling_ratio", samples)
     if known != ((bins, bins), samples):
@@ -65,7 +65,7 @@ class BoxHead:
 
     def __init__(self, heads: Any, form: Format, conventions: Conventions = TORCHVISION) -> None:
         rules, pool = conventions, heads.box_roi_pool
-        self._sampling = _sampling(
+        self._sampling = sampling_of(
             pool, rules.box_bins, rules.box_samples, aligned=rules.box_aligned, rules=rules
         )
         head, predictor = heads.box_head, heads.box_predictor
@@ -108,7 +108,7 @@ class BoxHead:
 
     def features(self, maps: FeatureMaps, proposals: Sequence[Tensor]) -> Tensor:
         """[ΣR, D] float32 from the proposals of each image, [R, 4] xyxy in input pixels."""
-        x = _pool_rois(maps, *_together(proposals), self._sampling)
+        x = pool_rois(maps, *boxes_together(proposals), self._sampling)
         if self._convs:
             x = x.permute(0, 3, 1, 2)
             for conv in self._convs:
@@ -237,7 +237,7 @@ class MaskHead:
 
     def __init__(self, heads: Any, form: Format, conventions: Conventions = TORCHVISION) -> None:
         rules, pool = conventions, heads.mask_roi_pool
-        self._sampling = _sampling(
+        self._sampling = sampling_of(
             pool, rules.mask_bins, rules.mask_samples, aligned=rules.mask_aligned, rules=rules
         )
         predictor = heads.mask_predictor
@@ -262,14 +262,14 @@ class MaskHead:
             boxes: of each image, N in all, [n, 4] xyxy in input pixels.
             labels: [N] int64, network classes.
         """
-        together, image = _together(boxes)
+        together, image = boxes_together(boxes)
         count = MASKS_AT_ONCE[together.device.type]
         parts = (torch.split(x, count) for x in (together, image, labels))
         return torch.cat([self._grids(maps, *part) for part in zip(*parts, strict=True)])
 
     def _grids(self, maps: FeatureMaps, boxes: Tensor, image: Tensor, labels: Tensor) -> Tensor:
         """As above. image: [N] int64, which image of the batch each box is in."""
-        x = _pool_rois(maps, boxes, image, self._sampling).permute(0, 3, 1, 2)
+        x = pool_rois(maps, boxes, image, self._sampling).permute(0, 3, 1, 2)
         for conv in self._convs:
             x = conv(x)
         x = self._up(x.permute(0, 2, 3, 1))  # [N, bins, bins, 4 D]

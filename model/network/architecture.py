@@ -96,6 +96,11 @@ class Architecture:
     head_norm: str = "batch"
     # Behind the box head's convolutions, where it has some.
     box_norm: bool = True
+    # Of each instance, for which a heatmap each is computed (section 5); 0: no keypoint branch.
+    keypoints: int = 0
+    keypoint_convs: int = 8
+    # Width of the keypoint head.
+    keypoint_channels: int = 512
     conventions: Conventions = field(default_factory=Conventions)
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
@@ -195,6 +200,12 @@ class Architecture:
             raise ArchitectureError("a single map has a stride of 16, and a pyramid begins with one of 4")
         if self.single_map and (self.backbone not in RESNETS[2:5] or self.box_stages > 1 or self.fpn_norm):
             raise ArchitectureError("a single map is of a ResNet of 50, 101 or 152 layers, without a cascade")
+        if min(self.keypoints, self.keypoint_convs - 1, self.keypoint_channels - 1) < 0:
+            raise ArchitectureError(f"sizes and widths of the keypoint head must be positive: {self}")
+        if self.keypoints and not (self.is_standard and not self.single_map):
+            raise ArchitectureError(
+                "keypoints need a pyramid, RoIAlign and, beside masks, one for each class"
+            )
         if not 1 <= self.box_stages <= MOST_STAGES:
             raise ArchitectureError(f"box_stages are 1 to {MOST_STAGES}, not {self.box_stages}")
         if self.rpn_channels and len(self.rpn_channels) != self.rpn_convs:
@@ -256,10 +267,13 @@ _FOREIGN = (
     "box_fcs",
     "box_stages", "box_conv_channels", "head_norm", "box_norm",
 )  # fmt: skip
-_LATER = ("pyramid", "pooling", "masks", *_FOREIGN, "conventions")
+_KEYPOINTS = ("keypoints", "keypoint_convs", "keypoint_channels")
+_LATER = ("pyramid", "pooling", "masks", *_FOREIGN, *_KEYPOINTS, "conventions")
 V1 = Architecture()
 # Li et al., "Benchmarking Detection Transfer Learning with Vision Transformers", as torchvision builds it.
 V2 = Architecture(norm="batch", norm_eps=1e-5, fpn_norm=True, rpn_convs=2, box_convs=4, mask_norm=True)
+# Section 5's, as torchvision builds it: boxes and keypoints of people, without masks.
+KEYPOINTS = Architecture(classes=2, mask_convs=0, keypoints=17)
 # 13.5 million parameters; the bundled model is this, widened to 96 channels.
 SMALL = Architecture(
     backbone="resnet18",

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 MOST_CONVS = 64
 # Anchors of a cell.
 MOST_RATIOS = 32
+# Of an instance; a whole body with hands and face has 133.
+MOST_KEYPOINTS = 1000
 # They are compared with one another; the paper's largest figure is 2,000.
 MOST_PROPOSALS = 10_000
 # Of the network's input, 16 times the usual 800 × 1333: it takes about 16 GB.
@@ -30,6 +32,8 @@ def find_excess(architecture: Architecture) -> str | None:
             return f"{name} is above {most}"
     if len(architecture.anchor_ratios) > MOST_RATIOS:
         return f"it has {len(architecture.anchor_ratios)} anchor ratios, of which {MOST_RATIOS} can be"
+    if architecture.keypoints > MOST_KEYPOINTS:
+        return f"keypoints is above {MOST_KEYPOINTS}"
     if architecture.conventions.candidates > MOST_PROPOSALS:
         return f"candidates is above {MOST_PROPOSALS}"
     try:

@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.vgg import cfgs, make_layers
@@ -115,6 +116,12 @@ def build(architecture: Architecture, *, rpn_training: tuple[int, int] = (2000, 
         network.roi_heads.box_roi_pool = PyramidRoIPool(bins[0], strides)
         if a.mask_convs:
             network.roi_heads.mask_roi_pool = PyramidRoIPool(bins[1], strides)
+    if a.keypoints:
+        network.roi_heads.keypoint_roi_pool = MultiScaleRoIAlign([str(n) for n in range(4)], 14, 2)
+        network.roi_heads.keypoint_head = KeypointRCNNHeads(
+            a.fpn_channels, [a.keypoint_channels] * a.keypoint_convs
+        )
+        network.roi_heads.keypoint_predictor = KeypointRCNNPredictor(a.keypoint_channels, a.keypoints)
     softmax, centred = a.masks == "softmax", rules.paste == "detectron2"
     if a.mask_convs and (softmax or centred):
         network.roi_heads = MaskLossHeads.like(network.roi_heads, softmax=softmax, centred=centred)
@@ -189,6 +196,11 @@ def _backbone(a: Architecture) -> BackboneWithFPN:
 def has_masks(network: nn.Module) -> bool:
     """Whether the module is a Mask R-CNN rather than a Faster R-CNN."""
     return getattr(getattr(network, "roi_heads", None), "mask_predictor", None) is not None
+
+
+def has_keypoints(network: nn.Module) -> bool:
+    """Whether the module has a keypoint branch."""
+    return getattr(getattr(network, "roi_heads", None), "keypoint_predictor", None) is not None
 
 
 def parameters(network: nn.Module) -> int:

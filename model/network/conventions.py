@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 RESIZES = ("torchvision", "detectron2", "mmdetection")
 LEVEL_RULES = ("torchvision", "detectron2", "mmdetection")
 PASTES = ("torchvision", "detectron2")
+# What scores of keypoints are, and from where on pictures show one.
+KEYPOINT_SCORES = {"logit": 2.0, "probability": 0.05}
 # Conventions that are arguments of torchvision's own modules.
 TORCHVISION_NUMBERS = (
     "pixel_mean", "pixel_std", "anchor_levels", "candidates", "rpn_nms", "score_threshold", "nms", "detections",
-    "paste",
+    "paste", "keypoint_scores",
 )  # fmt: skip
 # Of RoIAlign, per bin and axis; adaptive sampling has no such limit.
 MOST_SAMPLES = 8
@@ -78,6 +80,9 @@ class Conventions:
     mask_bins: int = 14
     mask_samples: int = 2
     mask_aligned: bool = False
+    keypoint_bins: int = 14
+    keypoint_samples: int = 2
+    keypoint_aligned: bool = False
 
     # Detections.
     score_threshold: float = 0.05
@@ -91,6 +96,8 @@ class Conventions:
     drop_empty: bool = False
     # Masks on whole pixels, > 0.5, or "detectron2": sampled at pixels' centres, >= 0.5.
     paste: str = "torchvision"
+    # A keypoint's: its heatmap's value, or "probability": that of the place, as Detectron2 estimates it.
+    keypoint_scores: str = "logit"
 
     def validate(self) -> None:
         """Raise ConventionError for values that are none."""
@@ -98,6 +105,7 @@ class Conventions:
             ("resize", RESIZES),
             ("level_rule", LEVEL_RULES),
             ("paste", PASTES),
+            ("keypoint_scores", tuple(KEYPOINT_SCORES)),
             ("anchor_order", ("ratio", "size")),
             ("anchor_strides", ("grid", "level")),
         ):
@@ -116,9 +124,11 @@ class Conventions:
             )
         if len({len(level) for level in self.anchor_levels}) > 1:
             raise ConventionError(f"each level has as many anchor sizes: {self.anchor_levels}")
-        if min(self.box_bins, self.mask_bins) < 1 or max(self.box_bins, self.mask_bins) > 64:
-            raise ConventionError(f"RoIAlign has 1 to 64 bins, not {self.box_bins} and {self.mask_bins}")
-        if not all(0 <= samples <= MOST_SAMPLES for samples in (self.box_samples, self.mask_samples)):
+        bins = self.box_bins, self.mask_bins, self.keypoint_bins
+        if min(bins) < 1 or max(bins) > 64:
+            raise ConventionError(f"RoIAlign has 1 to 64 bins, not {', '.join(map(str, bins))}")
+        samples = self.box_samples, self.mask_samples, self.keypoint_samples
+        if not all(0 <= count <= MOST_SAMPLES for count in samples):
             raise ConventionError(f"RoIAlign takes 0 to {MOST_SAMPLES} samples")
         if self.divisor not in (1, 32):
             raise ConventionError(f"the input is padded to multiples of 32 or 1, not of {self.divisor}")

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, project_masks_on_boxes
+from torchvision.models.detection.roi_heads import (
+    RoIHeads,
+    fastrcnn_loss,
+    keypointrcnn_loss,
+    project_masks_on_boxes,
+)
 from torchvision.ops import roi_align
 
 
@@ -66,6 +71,7 @@ class MaskLossHeads(RoIHeads):  # type: ignore[misc]  # torchvision has no types
         made = cls(
             heads.box_roi_pool, heads.box_head, heads.box_predictor, 0.5, 0.5, 512, 0.25, None, heads.score_thresh,
             heads.nms_thresh, heads.detections_per_img, heads.mask_roi_pool, heads.mask_head, heads.mask_predictor,
+            heads.keypoint_roi_pool, heads.keypoint_head, heads.keypoint_predictor,
         )  # fmt: skip
         made.loss = multinomial_loss if softmax else binary_loss
         made.targets = centred_targets if centred else project_masks_on_boxes
@@ -103,7 +109,14 @@ class MaskLossHeads(RoIHeads):  # type: ignore[misc]  # torchvision has no types
                 self.targets(t["masks"], b, r, side) for t, b, r in zip(targets, boxes, rows, strict=True)
             ]
             loss_mask = self.loss(logits, classes, torch.cat(shapes))
-        return [], {"loss_classifier": loss_classifier, "loss_box_reg": loss_box, "loss_mask": loss_mask}
+        losses = {"loss_classifier": loss_classifier, "loss_box_reg": loss_box, "loss_mask": loss_mask}
+        if self.has_keypoint():
+            pooled = self.keypoint_roi_pool(features, boxes, image_shapes)
+            heatmaps = self.keypoint_predictor(self.keypoint_head(pooled))
+            losses["loss_keypoint"] = keypointrcnn_loss(
+                heatmaps, boxes, [target["keypoints"] for target in targets], rows
+            )
+        return [], losses
 
 
 def centred_targets(masks: Tensor, boxes: Tensor, rows: Tensor, side: int) -> Tensor:

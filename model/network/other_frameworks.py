@@ -20,7 +20,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes, resize_keypoints
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -91,6 +91,8 @@ class _ByteTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvi
         made: Tensor = super().normalize(resized.permute(2, 0, 1) / 255)
         if target is not None:
             target["boxes"] = resize_boxes(target["boxes"], before, size)
+            if "keypoints" in target:
+                target["keypoints"] = resize_keypoints(target["keypoints"], before, size)
         return made, target
 
 
@@ -203,4 +205,8 @@ def apply(network: Any, a: Architecture) -> None:
     if a.mask_convs:
         heads.mask_roi_pool = PyramidRoIAlign(
             sampling(rules.mask_bins, rules.mask_samples, rules.mask_aligned), levels
+        )
+    if a.keypoints:
+        heads.keypoint_roi_pool = PyramidRoIAlign(
+            sampling(rules.keypoint_bins, rules.keypoint_samples, rules.keypoint_aligned), levels
         )

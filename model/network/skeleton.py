@@ -181,6 +181,16 @@ def _roi_heads(a: Architecture) -> Group:
             conv5_mask=nn.ConvTranspose2d(widths[-1], a.mask_channels, 2, 2),
             mask_fcn_logits=nn.Conv2d(a.mask_channels, a.classes, 1),
         )
+    if a.keypoints:
+        members["keypoint_roi_pool"] = Group(
+            output_size=(rules.keypoint_bins,) * 2, sampling_ratio=rules.keypoint_samples
+        )
+        widths = [a.fpn_channels, *[a.keypoint_channels] * a.keypoint_convs]
+        layers = [(nn.Conv2d(i, o, 3, 1, 1), nn.ReLU()) for i, o in pairwise(widths)]
+        members["keypoint_head"] = nn.Sequential(*(layer for pair in layers for layer in pair))
+        members["keypoint_predictor"] = Group(
+            kps_score_lowres=nn.ConvTranspose2d(a.keypoint_channels, a.keypoints, 4, 2, 1)
+        )
     return Group(**members)
 
 

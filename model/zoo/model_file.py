@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import unicodedata
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +20,7 @@ from model.messages import first_line
 from model.network.architecture import Architecture, ArchitectureError
 from model.network.bounds import find_excess
 from model.network.skeleton import has_skeleton, skeleton
+from model.zoo.naming import MOST_CHARACTERS, find_keypoint_fault, is_name, read_keypoints
 from model.zoo.partial import digest
 
 if TYPE_CHECKING:
@@ -28,13 +28,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from model.data import Keypoints
     from model.kernels.quantization import Ranges
 
 FORMAT = 1
 # Names of files that other frameworks write.
 CHECKPOINTS = (".pth", ".pt", ".pkl")
-# Of a name.
-MOST_CHARACTERS = 200
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -51,7 +50,7 @@ class Model:
     categories: tuple[Category, ...]
     # The network's output class of each category: 1 … classes - 1.
     labels: tuple[int, ...]
-    # "box", "mask" …, 0 to 1.
+    # "box", "mask", "keypoints" …, 0 to 1.
     ap: dict[str, float] = field(default_factory=dict)
     # On what it was measured, or who published it.
     ap_source: str = ""
@@ -64,6 +63,8 @@ class Model:
     sha256: str = ""
     # A line for the log, /model and the page.
     notice: str | None = None
+    # What its keypoints are, as many as the architecture has.
+    keypoints: Keypoints | None = None
 
     @property
     def max_instances(self) -> int:
@@ -133,6 +134,8 @@ def _write(path: Path, tensors: dict[str, Tensor], model: Model) -> None:
         document["origin"] = model.origin
     if model.ranges:
         document["ranges"] = model.ranges
+    if model.keypoints is not None:
+        document["keypoints"] = asdict(model.keypoints)
     part = path.with_name(path.name + ".part")
     try:
         # Not save_file, whose files only their owner may read: another user's container could not serve them.
@@ -229,6 +232,7 @@ def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:
                 str(name): (float(low), float(high))
                 for name, (low, high) in document.get("ranges", {}).items()
             },
+            keypoints=read_keypoints(document.get("keypoints")),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelError(f"{path}: its description of the model is damaged ({error!r:.300})") from error
@@ -241,8 +245,10 @@ def find_fault(model: Model) -> str | None:
     """What `read` would refuse a description of the right types for, as the end of a line; None if nothing."""
     if (wrong := find_excess(model.architecture)) is not None:
         return f"its architecture cannot be built ({wrong})"
+    if (wrong := find_keypoint_fault(model)) is not None:
+        return wrong
     names_shown = [model.name, *(c.name for c in model.categories), *model.ap]
-    if (odd := next((name for name in names_shown if not _is_name(name)), None)) is not None:
+    if (odd := next((name for name in names_shown if not is_name(name)), None)) is not None:
         return f"it holds a name that is not one line of at most {MOST_CHARACTERS} characters: {odd!a:.60}"
     ids, names = {c.id for c in model.categories}, {c.name for c in model.categories}
     unlike = len(ids) == len(set(model.labels)) == len(model.labels)
@@ -258,12 +264,6 @@ def find_fault(model: Model) -> str | None:
     if not all(math.isfinite(high - low) and low <= high for low, high in model.ranges.values()):
         return "its ranges of activations are damaged"
     return None
-
-
-def _is_name(text: str) -> bool:
-    """Whether a text can be shown in a line and written as UTF-8: no control characters, no lone surrogates."""
-    kinds = {unicodedata.category(character) for character in text}
-    return len(text) <= MOST_CHARACTERS and not kinds & {"Cc", "Cs", "Zl", "Zp"}
 
 
 def _is_unicode(document: Any) -> bool:

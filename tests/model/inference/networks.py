@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bench.synthetic_weights import synthetic_weights
-from model.data import Category
+from model.data import Category, Keypoints
 from model.inference.engine import Engine
 from model.instances import Options
 from model.network.architecture import BACKBONES, SMALL, V1, V2, Architecture
@@ -60,7 +60,9 @@ def network(architecture: Architecture) -> nn.Module:
 def described(architecture: Architecture) -> model_file.Model:
     """Category ids that are not the network's outputs: 10, 20, …"""
     categories = tuple(Category(10 * n, f"kind {n}") for n in range(1, architecture.classes))
-    return model_file.describe("random", architecture, categories)
+    names = tuple(f"joint {n}" for n in range(architecture.keypoints))
+    keypoints = Keypoints(names, ((0, 1),)) if names else None
+    return model_file.describe("random", architecture, categories, keypoints=keypoints)
 
 
 def engine_of(architecture: Architecture = THIN_SMALL) -> Engine:
@@ -91,9 +93,9 @@ def assert_same(ours: Instances, theirs: Instances) -> None:
 
 
 class Calls:
-    """The arguments that a part of an engine is called with, call by call."""
+    """The arguments that a part of an engine, or of one of its heads, is called with, call by call."""
 
-    def __init__(self, engine: Engine, part: str) -> None:
+    def __init__(self, engine: Any, part: str) -> None:
         self._engine, self._part = engine, part
         self.arguments: list[tuple[Any, ...]] = []
 

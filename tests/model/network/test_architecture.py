@@ -11,14 +11,16 @@ import torch
 from torch import nn
 from torchvision.models import vgg16, vgg16_bn
 from torchvision.models.detection import (
+    KeypointRCNN_ResNet50_FPN_Weights,
     MaskRCNN_ResNet50_FPN_V2_Weights,
     MaskRCNN_ResNet50_FPN_Weights,
+    keypointrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn_v2,
 )
 from torchvision.ops import FrozenBatchNorm2d
 
-from model.network.architecture import BACKBONES, SMALL, V1, V2, Architecture, ArchitectureError
+from model.network.architecture import BACKBONES, KEYPOINTS, SMALL, V1, V2, Architecture, ArchitectureError
 from model.network.build import build, has_masks, parameters
 
 if TYPE_CHECKING:
@@ -34,7 +36,11 @@ THIN: dict[str, Any] = {
     "max_size": 96,
 }
 THIN_SMALL = replace(SMALL, **THIN)
-BUILDERS = {"v1": (V1, maskrcnn_resnet50_fpn), "v2": (V2, maskrcnn_resnet50_fpn_v2)}
+BUILDERS = {
+    "v1": (V1, maskrcnn_resnet50_fpn),
+    "v2": (V2, maskrcnn_resnet50_fpn_v2),
+    "keypoints": (KEYPOINTS, keypointrcnn_resnet50_fpn),
+}
 
 
 def on_paper(architecture: Architecture) -> Any:
@@ -127,7 +133,11 @@ def test_v2_has_batch_norm_in_backbone_pyramid_and_heads() -> None:
 
 @pytest.mark.parametrize(
     ("name", "published"),
-    [("v1", MaskRCNN_ResNet50_FPN_Weights.COCO_V1), ("v2", MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1)],
+    [
+        ("v1", MaskRCNN_ResNet50_FPN_Weights.COCO_V1),
+        ("v2", MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1),
+        ("keypoints", KeypointRCNN_ResNet50_FPN_Weights.COCO_V1),
+    ],
 )
 def test_parameters_are_as_many_as_published(name: str, published: Any) -> None:
     network = on_paper(BUILDERS[name][0])
@@ -136,7 +146,8 @@ def test_parameters_are_as_many_as_published(name: str, published: Any) -> None:
     assert parameters(network) - frozen == published.meta["num_params"]
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+# Keypoints: tests/model/inference/test_keypoints.py, on thinner networks.
+@pytest.mark.parametrize("name", ["v1", "v2"])
 def test_gives_torchvisions_answers_with_the_same_weights(name: str) -> None:
     ours, theirs = on_paper(replace(BUILDERS[name][0], **FEW)), on_paper_theirs(name)
     materialise(theirs, zero_eps=name == "v1")  # as torchvision does where it loads COCO_V1
@@ -312,6 +323,9 @@ def test_description_that_is_no_table_is_refused(values: Any) -> None:
         ({"max_size": 63}, "positive"),
         ({"box_convs": -1}, "positive"),
         ({"mask_convs": -1}, "positive"),
+        ({"keypoints": -1}, "keypoint head must be positive"),
+        ({"keypoints": 17, "keypoint_convs": 0}, "keypoint head must be positive"),
+        ({"keypoints": 17, "pooling": "pool"}, "keypoints need a pyramid, RoIAlign"),
     ],
 )
 def test_architectures_that_cannot_be_built_are_refused(changes: dict[str, Any], named: str) -> None:
