@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from model.data import Category
+from model.data import Category, Keypoints
+from model.data.person import PERSON_KEYPOINTS
 from model.importing.result import ImportingError
 from model.zoo.coco import COCO_CATEGORIES
 
@@ -76,3 +77,15 @@ def read_categories(text: str, path: Path | None) -> tuple[Category, ...]:
         raise ImportingError(f"{path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ImportingError(f"{path}: no list of categories ({error!r:.100})") from None
+
+
+def named_keypoints(count: int, report: Report) -> Keypoints | None:
+    """What the `count` keypoints of a network are: COCO's of a person where there are as many, else numbers."""
+    if count == len(PERSON_KEYPOINTS.names):
+        report.assumed.append(f"COCO's {count} keypoints of a person")
+        return PERSON_KEYPOINTS
+    if count:
+        report.assumed.append(
+            f"its {count} keypoints have no names: they are numbered, and no line joins them"
+        )
+    return Keypoints(tuple(f"keypoint {n}" for n in range(1, count + 1))) if count else None

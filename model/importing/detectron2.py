@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model.importing.categories import numbered_categories
+from model.importing.categories import named_keypoints, numbered_categories
 from model.importing.checkpoint import DETECTRON2
 from model.importing.detectron2_names import as_pyramid, is_cascade, kind_of, renamed
 from model.importing.detectron2_supported import POOLERS, of_levels, refuse
@@ -33,10 +33,9 @@ if TYPE_CHECKING:
 LEAST = 1e-30  # pixels: "larger than 0", for what is compared by "at least"
 FROZEN_EPS = 1e-5
 
-# What its files hold besides: anchors and statistics that are made anew, the keypoint head, and counters of norms that
-# are frozen here.
+# What its files hold besides: anchors and statistics that are made anew, and counters of norms that are frozen here.
 _UNUSED = re.compile(
-    r"proposal_generator\.anchor_generator\.|pixel_mean$|pixel_std$|roi_heads\.keypoint_head\."
+    r"proposal_generator\.anchor_generator\.|pixel_mean$|pixel_std$"
     r"|(?:backbone|roi_heads)\.(?:bottom_up\.)?(?:stem|res\d)\..*num_batches_tracked$"
 )
 _MAPS = {"": "with an FPN", "c4": "C4", "dc5": "DC5"}
@@ -51,11 +50,13 @@ def convert(
     """
     refuse(settings)
     report = Report([*checkpoint.notes])
-    masks = bool(settings["MODEL.MASK_ON"])
+    masks, keypoints = bool(settings["MODEL.MASK_ON"]), bool(settings["MODEL.KEYPOINT_ON"])
+    unused = [name for name, on in (("mask", masks), ("keypoint", keypoints)) if not on]
+    dropped = tuple(f"roi_heads.{name}_head." for name in unused)
     source = {
         as_pyramid(name, settings): tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in checkpoint.tensors.items()
-        if not _UNUSED.match(name) and (masks or not name.startswith("roi_heads.mask_head."))
+        if not _UNUSED.match(name) and not name.startswith(dropped)
     }
     _with_statistics(source, report)
     architecture = _architecture(settings, source)
@@ -65,7 +66,8 @@ def convert(
         tensors = {name.replace(res5, "roi_heads.box_head.res5."): tensor for name, tensor in tensors.items()}
     _rewrite(tensors, settings)
     named = numbered_categories(architecture.classes - 1, categories, report)
-    kind = f"{'Cascade' if is_cascade(settings) else ''} {'Mask' if masks else 'Faster'} R-CNN".strip()
+    parts = ["Mask"] * masks + ["Keypoint"] * keypoints
+    kind = f"{'Cascade ' if is_cascade(settings) else ''}{' and '.join(parts) or 'Faster'} R-CNN"
     report.recognised.insert(
         0, f"Detectron2's {kind}, {architecture.backbone} {_MAPS[architecture.single_map]}"
     )
@@ -75,9 +77,9 @@ def convert(
         f"{architecture.conventions.nms:g}, at most {architecture.conventions.detections} detections, "
         f"{architecture.proposals} proposals, {settings['MODEL.ROI_BOX_HEAD.POOLER_TYPE']}"
     )
-    if settings["MODEL.KEYPOINT_ON"]:
-        report.assumed.append("its keypoints are left out: only boxes and masks are served")
-    return Imported(DETECTRON2, architecture, tensors, named, tuple(range(1, architecture.classes)), report)
+    labels = tuple(range(1, architecture.classes))
+    points = named_keypoints(architecture.keypoints, report)
+    return Imported(DETECTRON2, architecture, tensors, named, labels, report, points)
 
 
 def _architecture(settings: dict[str, Any], tensors: dict[str, Tensor]) -> Architecture:
@@ -128,8 +130,16 @@ def _architecture(settings: dict[str, Any], tensors: dict[str, Tensor]) -> Archi
         box_conv_channels=model("ROI_BOX_HEAD.CONV_DIM") if model("ROI_BOX_HEAD.NUM_CONV") else 0,
         head_norm="group" if "GN" in norms else "batch",
         box_norm=bool(model("ROI_BOX_HEAD.NORM")),
+        **(_keypoint_head(settings) if model("KEYPOINT_ON") else {}),
         conventions=_conventions(settings, levels),
     )
+
+
+def _keypoint_head(settings: dict[str, Any]) -> dict[str, Any]:
+    """The fields of Architecture that describe it."""
+    widths = settings["MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS"]
+    count = settings["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"]
+    return {"keypoints": count, "keypoint_convs": len(widths), "keypoint_channels": widths[0]}
 
 
 def _conventions(settings: dict[str, Any], levels: tuple[tuple[float, ...], ...]) -> Conventions:
@@ -161,6 +171,7 @@ def _conventions(settings: dict[str, Any], levels: tuple[tuple[float, ...], ...]
         mask_bins=model(f"{mask_head}.POOLER_RESOLUTION"),
         mask_samples=model(f"{mask_head}.POOLER_SAMPLING_RATIO"),
         mask_aligned=POOLERS.get(model(f"{mask_head}.POOLER_TYPE"), True),
+        **(_keypoint_conventions(settings) if model("KEYPOINT_ON") else {}),
         score_threshold=model("ROI_HEADS.SCORE_THRESH_TEST"),
         nms=model("ROI_HEADS.NMS_THRESH_TEST"),
         detections=settings["TEST.DETECTIONS_PER_IMAGE"],
@@ -168,6 +179,17 @@ def _conventions(settings: dict[str, Any], levels: tuple[tuple[float, ...], ...]
         drop_empty=True,
         paste="detectron2",
     )
+
+
+def _keypoint_conventions(settings: dict[str, Any]) -> dict[str, Any]:
+    """The fields of Conventions that only a network with keypoints has."""
+    head = "MODEL.ROI_KEYPOINT_HEAD."
+    return {
+        "keypoint_bins": settings[f"{head}POOLER_RESOLUTION"],
+        "keypoint_samples": settings[f"{head}POOLER_SAMPLING_RATIO"],
+        "keypoint_aligned": POOLERS[settings[f"{head}POOLER_TYPE"]],
+        "keypoint_scores": "probability",
+    }
 
 
 def above(least: float) -> float:

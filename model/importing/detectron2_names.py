@@ -36,6 +36,11 @@ _NAMES = [
         (r"roi_heads\.box_predictor\.(\w+)\.(\w+)$", r"roi_heads.box_predictor.\1.\2"),
         (r"roi_heads\.mask_head\.mask_fcn(\d+)\.norm\.(\w+)$", r"roi_heads.mask_head.<>.1.\2"),
         (r"roi_heads\.mask_head\.mask_fcn(\d+)\.(\w+)$", r"roi_heads.mask_head.<>.0.\2"),
+        (r"roi_heads\.keypoint_head\.conv_fcn(\d+)\.(\w+)$", r"roi_heads.keypoint_head.().\2"),
+        (
+            r"roi_heads\.keypoint_head\.score_lowres\.(\w+)$",
+            r"roi_heads.keypoint_predictor.kps_score_lowres.\1",
+        ),
         (r"roi_heads\.mask_head\.deconv\.(\w+)$", r"roi_heads.mask_predictor.conv5_mask.\1"),
         (r"roi_heads\.mask_head\.predictor\.(\w+)$", r"roi_heads.mask_predictor.mask_fcn_logits.\1"),
     )
@@ -77,6 +82,8 @@ def renamed(name: str, settings: dict[str, Any]) -> str:
             if "{}" in ours or "[]" in ours:  # res2 is layer1; P2's blocks are the first
                 number = int(found[1])
                 return ours.replace("{}", str(number - 1)).replace("[]", str(number - 2))
+            if "()" in ours:  # each convolution with its ReLU
+                return ours.replace("()", str(2 * (int(found[1]) - 1)))
             return ours.replace("<>", str(int(found[1]) - 1)) if "<>" in ours else ours
     raise ImportingError(f"the file has a tensor that is no part of a Mask R-CNN: {name}")
 

@@ -8,6 +8,7 @@ from typing import Any
 from model.importing.detectron2_names import CASCADE, is_cascade, kind_of
 from model.importing.result import ImportingError
 from model.instances import MOST_INSTANCES
+from model.network.bounds import MOST_KEYPOINTS
 from model.network.conventions import MOST_SAMPLES
 
 # Kinds of RoIAlign, and whether cells' centres lie half a cell from their corners.
@@ -24,6 +25,7 @@ _ONLY = {
     "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False] * 4,
     "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
     "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": "KRCNNConvDeconvUpsampleHead",
 }
 # What the three kinds of networks have in common, by what our architecture calls them.
 _KINDS: dict[str, dict[str, Any]] = {
@@ -61,6 +63,9 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": (0, 1),
     "MODEL.ROI_HEADS.NUM_CLASSES": (1, math.inf),
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": (0, 1),
+    "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": (1, MOST_KEYPOINTS),
+    "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION": (1, 64),
+    "MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO": (0, MOST_SAMPLES),
     "MODEL.ROI_MASK_HEAD.NUM_CONV": (1, math.inf),
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": (1, 64),
     "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": (0, MOST_SAMPLES),
@@ -87,9 +92,7 @@ def refuse(settings: dict[str, Any]) -> None:
     if kind and is_cascade(settings):
         raise ImportingError(f"MODEL.ROI_HEADS.NAME: {CASCADE!r} is supported with an FPN, not with one map")
     for name, only in (_ONLY | _KINDS[kind]).items():
-        if name.startswith("MODEL.ROI_MASK_HEAD.") and not settings["MODEL.MASK_ON"]:
-            continue
-        if settings[name] != only:
+        if settings[name] != only and not _is_off(name, settings):
             raise ImportingError(f"{name}: {settings[name]!r} is not supported; {only!r} is")
     for name, values in (
         ("INPUT.FORMAT", ("BGR", "RGB")),
@@ -99,8 +102,9 @@ def refuse(settings: dict[str, Any]) -> None:
         ("MODEL.RESNETS.NORM", ("FrozenBN", *_BATCH_NORMS)),
         ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", tuple(POOLERS)),
         ("MODEL.ROI_MASK_HEAD.POOLER_TYPE", tuple(POOLERS)),
+        ("MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE", tuple(POOLERS)),
     ):
-        if settings[name] not in values and not ("ROI_MASK_HEAD" in name and not settings["MODEL.MASK_ON"]):
+        if settings[name] not in values and not _is_off(name, settings):
             raise ImportingError(
                 f"{name}: {settings[name]!r} is not supported; {', '.join(map(repr, values))} are"
             )
@@ -110,18 +114,29 @@ def refuse(settings: dict[str, Any]) -> None:
     _check_numbers(settings)
 
 
+def _is_off(name: str, settings: dict[str, Any]) -> bool:
+    """Whether a setting is of a branch that the network has not."""
+    branches = ("MODEL.ROI_MASK_HEAD.", "MODEL.MASK_ON"), ("MODEL.ROI_KEYPOINT_HEAD.", "MODEL.KEYPOINT_ON")
+    return any(name.startswith(head) and not settings[switch] for head, switch in branches)
+
+
 def _check_numbers(settings: dict[str, Any]) -> None:
-    single, masks = kind_of(settings), settings["MODEL.MASK_ON"]
+    single = kind_of(settings)
     limits = _LIMITS | {"INPUT.MAX_SIZE_TEST": (settings["INPUT.MIN_SIZE_TEST"], math.inf)}
     if settings["MODEL.ROI_BOX_HEAD.NUM_FC"] == 0:
         # Detectron2 has no head without either.
         limits["MODEL.ROI_BOX_HEAD.NUM_CONV"] = (1, math.inf)
     for name, (least, most) in limits.items():
-        if (single == "c4" and name.startswith(_NOT_IN_C4)) or ("MASK_HEAD" in name and not masks):
+        if (single == "c4" and name.startswith(_NOT_IN_C4)) or _is_off(name, settings):
             continue
         if not least <= settings[name] <= most:
             allowed = f"{least} to {most} are" if math.isfinite(most) else f"{least} and more are"
             raise ImportingError(f"{name}: {settings[name]} is not supported; {allowed}")
+    widths = settings["MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS"]
+    if settings["MODEL.KEYPOINT_ON"] and len(set(widths)) != 1:
+        raise ImportingError(
+            f"MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS: {list(widths)} is not supported; widths that are all the same are"
+        )
     rows = {name: (settings[name], count) for name, count in _COUNTS.items()}
     if is_cascade(settings):
         weights = "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS"

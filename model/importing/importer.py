@@ -117,6 +117,7 @@ def _loaded(path: Path, imported: Imported, name: str) -> ImportedModel:
         labels=imported.labels,
         origin=imported.framework,
         sha256=digest(path),
+        keypoints=imported.keypoints,
     )
     try:
         if (wrong := find_fault(model)) is not None:

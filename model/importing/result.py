@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from model.data import Category
+    from model.data import Category, Keypoints
     from model.network.architecture import Architecture
 
 
@@ -47,3 +47,5 @@ class Imported:
     # The network's output of each category.
     labels: tuple[int, ...]
     report: Report
+    # What the keypoints are, if it has a head for them.
+    keypoints: Keypoints | None = None

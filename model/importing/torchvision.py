@@ -7,19 +7,20 @@ says how images are resized or normalised and how detections are chosen: torchvi
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from model.importing.categories import coco_by_label, numbered_categories
+from model.data import Category
+from model.importing.categories import coco_by_label, named_keypoints, numbered_categories
 from model.importing.checkpoint import TORCHVISION
 from model.importing.names import depth_of, numbered, take
 from model.importing.result import Imported, ImportingError, Report
 from model.importing.rewriting import widen_mask_head
+from model.network.architecture import KEYPOINTS as PEOPLE
 from model.network.architecture import V1, Architecture
 
 if TYPE_CHECKING:
     import torch
 
-    from model.data import Category
     from model.importing.checkpoint import Checkpoint
 
 COCO_CLASSES = 91
@@ -30,7 +31,6 @@ _OLDER = (
     (re.compile(r"^(rpn\.head\.conv)\.(weight|bias)$"), r"\1.0.0.\2"),
 )
 _OLDER_MASK = re.compile(r"^roi_heads\.mask_head\.mask_fcn(\d+)\.(weight|bias)$")
-_KEYPOINTS = "roi_heads.keypoint_"
 _RESNEXTS = {("resnet50", 32, 4): "resnext50_32x4d", ("resnet101", 32, 8): "resnext101_32x8d"}
 
 
@@ -41,20 +41,21 @@ def convert(checkpoint: Checkpoint, categories: tuple[Category, ...] | None) -> 
     """
     tensors = {_renamed(name): tensor for name, tensor in checkpoint.tensors.items()}
     report = Report([*checkpoint.notes])
-    dropped = [name for name in tensors if name.startswith(_KEYPOINTS)]
-    if dropped:
-        report.assumed.append("its keypoints are left out: only boxes are served")
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     architecture = _architecture(tensors, report)
-    kind = "Mask R-CNN" if architecture.mask_convs else "Faster R-CNN"
+    parts = ["Mask"] * (architecture.mask_convs > 0) + ["Keypoint"] * (architecture.keypoints > 0)
+    kind = f"{' and '.join(parts) or 'Faster'} R-CNN"
     version = "V2" if architecture.box_convs else "V1"
     report.recognised.insert(0, f"torchvision's {kind} ({version}), {architecture.backbone} with an FPN")
+    if categories is None and architecture.keypoints == PEOPLE.keypoints and architecture.classes == 2:
+        report.assumed.append("its one category is a person, because it has COCO's keypoints of one")
+        categories = (Category(1, "person"),)
     named, labels = _categories(architecture.classes, categories, report)
     report.assumed.append(
         f"torchvision's defaults: images scaled to {architecture.min_size}/{architecture.max_size} and normalised by "
         "ImageNet's mean and deviation, score threshold 0.05, NMS 0.5, at most 100 detections, 1000 proposals"
     )
-    return Imported(TORCHVISION, architecture, tensors, named, labels, report)
+    keypoints = named_keypoints(architecture.keypoints, report)
+    return Imported(TORCHVISION, architecture, tensors, named, labels, report, keypoints)
 
 
 def _renamed(name: str) -> str:
@@ -113,7 +114,21 @@ def _architecture(tensors: dict[str, torch.Tensor], report: Report) -> Architect
         mask_channels=mask_channels,
         mask_convs=len(mask_convs),
         mask_norm="roi_heads.mask_head.0.1.weight" in tensors,
+        **_keypoint_head(tensors),
     )
+
+
+def _keypoint_head(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The fields of Architecture that describe it; none where there is none."""
+    lowres = tensors.get("roi_heads.keypoint_predictor.kps_score_lowres.weight")
+    if lowres is None:
+        return {}
+    convs = numbered(tensors, r"roi_heads\.keypoint_head\.(\d+)\.weight")
+    return {
+        "keypoints": lowres.shape[1],
+        "keypoint_convs": len(convs),
+        "keypoint_channels": lowres.shape[0],
+    }
 
 
 def _backbone(tensors: dict[str, torch.Tensor]) -> str:

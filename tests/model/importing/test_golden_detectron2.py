@@ -138,6 +138,14 @@ def test_equals_detectron2(case: Case) -> None:
     rows = match(found, case)
     np.testing.assert_allclose(found.boxes[rows], expected["boxes"], atol=case.box)
     np.testing.assert_allclose(found.scores[rows], expected["scores"], atol=case.score)
+    if "keypoints" in expected:
+        assert found.keypoints is not None
+        assert found.keypoint_scores is not None
+        ours = torch.cat([found.keypoints[rows][..., :2], found.keypoint_scores[rows, :, None]], 2).numpy()
+        off = np.abs(ours - expected["keypoints"])
+        # The middle of one of a heatmap's pixels: in a flat one, noise decides between neighbours.
+        assert (off[..., :2].max(2) <= case.box + 0.01).mean() > 0.98
+        np.testing.assert_allclose(ours[..., 2], expected["keypoints"][..., 2], atol=case.score)
     if not case.masks:
         return
     assert found.probabilities is not None

@@ -350,3 +350,32 @@ def test_what_is_no_detector_is_refused_by_its_names(tmp_path: Path) -> None:
 def test_too_many_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImportingError, match="1 categories were given for a network that tells 4 apart"):
         import_model(saved(tmp_path, small()), categories=(Category(1, "bolt"),))
+
+
+@pytest.mark.parametrize(("mask_convs", "kind"), [(0, "Keypoint R-CNN"), (4, "Mask and Keypoint R-CNN")])
+def test_keypoints_are_imported_with_and_without_masks(tmp_path: Path, mask_convs: int, kind: str) -> None:
+    thin = {"fpn_channels": 16, "box_channels": 32, "mask_channels": 16, "mask_convs": mask_convs}
+    built = build(replace(SMALL, classes=2, keypoints=17, keypoint_convs=8, keypoint_channels=24, **thin))
+    state = built.state_dict()
+    imported = import_model(saved(tmp_path, {"model": state}))
+    assert f"torchvision's {kind} (V1), resnet18" in imported.report.recognised[0]
+    architecture = imported.model.architecture
+    assert (architecture.keypoints, architecture.keypoint_convs, architecture.keypoint_channels) == (
+        17,
+        8,
+        24,
+    )
+    assert [category.name for category in imported.model.categories] == ["person"]
+    assert imported.model.keypoints is not None
+    assert imported.model.keypoints.names[:2] == ("nose", "left_eye")
+    loaded = imported.network.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items() if "keypoint" in name)
+
+
+def test_keypoints_of_another_number_are_numbered(tmp_path: Path) -> None:
+    thin = {"fpn_channels": 16, "box_channels": 32, "mask_convs": 0}
+    built = build(replace(SMALL, classes=3, keypoints=2, keypoint_convs=1, keypoint_channels=8, **thin))
+    imported = import_model(saved(tmp_path, built.state_dict()))
+    assert imported.model.keypoints is not None
+    assert imported.model.keypoints.names == ("keypoint 1", "keypoint 2")
+    assert [category.name for category in imported.model.categories] == ["class 1", "class 2"]
