@@ -57,6 +57,7 @@ class ModelStatus:
     # Percent.
     box_ap: float | None
     mask_ap: float | None
+    keypoint_ap: float | None
     # Bytes of the complete file.
     size: int | None
     # verified, partial, missing or damaged; of the bundled model bundled, missing or damaged.
@@ -85,7 +86,7 @@ def list_weights(
         )
         return
     table = Table("name", "trained on", box=None, pad_edge=False)
-    for heading in ("box AP", "mask AP", "size"):
+    for heading in ("box AP", "mask AP", "keypoint AP", "size"):
         table.add_column(heading, justify="right")
     table.add_column("state")
     for model in models:
@@ -93,8 +94,7 @@ def list_weights(
         table.add_row(
             model.name,
             model.dataset,
-            "–" if model.box_ap is None else f"{model.box_ap:.1f}",
-            "–" if model.mask_ap is None else f"{model.mask_ap:.1f}",
+            *("–" if ap is None else f"{ap:.1f}" for ap in (model.box_ap, model.mask_ap, model.keypoint_ap)),
             "–" if model.size is None else megabytes(model.size),
             model.state + share,
         )
@@ -189,6 +189,7 @@ def download_status(entry: downloadable.Weights, folder: Path) -> ModelStatus:
         entry.dataset,
         entry.box_ap,
         entry.mask_ap,
+        entry.keypoint_ap,
         entry.size,
         state,
         received,
@@ -201,16 +202,18 @@ def bundled_status() -> ModelStatus:
     """The status of the model that comes with maskserve. Its AP is in the file itself, see model/zoo/zoo.py."""
     path = downloadable.bundled_folder() / f"{BUNDLED}.safetensors"
     if not path.exists():
-        return ModelStatus(BUNDLED, BUNDLED, None, None, None, "missing", 0, str(path), None)
+        return ModelStatus(BUNDLED, BUNDLED, None, None, None, None, "missing", 0, str(path), None)
     size = path.stat().st_size
     try:
         # Opening reads the header and compares it with the size of the file.
         with safe_open(path, framework="np") as file:
             ap = json.loads(file.metadata()["maskserve"])["ap"]
-        box, mask = (100 * float(ap[kind]) if kind in ap else None for kind in ("box", "mask"))
+        box, mask, keypoints = (
+            100 * float(ap[kind]) if kind in ap else None for kind in ("box", "mask", "keypoints")
+        )
     except (SafetensorError, OSError, ValueError, TypeError, KeyError):
-        return ModelStatus(BUNDLED, BUNDLED, None, None, size, "damaged", size, str(path), None)
-    return ModelStatus(BUNDLED, BUNDLED, box, mask, size, "bundled", size, str(path), None)
+        return ModelStatus(BUNDLED, BUNDLED, None, None, None, size, "damaged", size, str(path), None)
+    return ModelStatus(BUNDLED, BUNDLED, box, mask, keypoints, size, "bundled", size, str(path), None)
 
 
 def resolve_folder(folder: Path | None) -> Path:

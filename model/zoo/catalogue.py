@@ -40,9 +40,11 @@ class Weights:
     parameters: int
     # What the network was trained on and names its categories by.
     dataset: str
-    # Published AP@[.5:.95] on the dataset's val2017, percent.
+    # Published AP@[.5:.95] on the dataset's val2017, percent. None: it has no such branch.
     box_ap: float
-    mask_ap: float
+    mask_ap: float | None
+    # By the similarity of keypoints (OKS).
+    keypoint_ap: float | None = None
 
     @property
     def file(self) -> str:
@@ -83,7 +85,7 @@ def catalogue() -> tuple[Weights, ...]:
     """All weights that can be fetched, the best first: by published mask AP, then box AP."""
     document = json.loads((bundled_folder() / "catalogue.json").read_text(encoding="utf-8"))
     entries = (Weights(**entry) for entry in document["weights"])
-    return tuple(sorted(entries, key=lambda entry: (entry.mask_ap, entry.box_ap), reverse=True))
+    return tuple(sorted(entries, key=lambda entry: (entry.mask_ap or 0, entry.box_ap), reverse=True))
 
 
 def bundled_sha256() -> str:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from model.data.person import PERSON_KEYPOINTS
 from model.messages import did_you_mean, first_line
-from model.network.architecture import V1, V2
+from model.network.architecture import KEYPOINTS, V1, V2
 from model.network.skeleton import skeleton
 from model.zoo import catalogue as weights
 from model.zoo.coco import COCO_CATEGORIES
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 
 BUNDLED = "shapes"
 AUTO = "auto"
-COCO = {"maskrcnn_resnet50_fpn": V1, "maskrcnn_resnet50_fpn_v2": V2}
+COCO = {"maskrcnn_resnet50_fpn": V1, "maskrcnn_resnet50_fpn_v2": V2, "keypointrcnn_resnet50_fpn": KEYPOINTS}
 
 
 def load(name: str, folder: Path, *, runnable: bool = True) -> tuple[nn.Module, Model]:
@@ -92,14 +93,18 @@ def _coco(name: str, folder: Path, *, runnable: bool) -> tuple[nn.Module, Model]
         network = _runnable(COCO[name], tensors) if runnable else _skeleton(COCO[name], tensors)
     except RuntimeError as error:
         raise ModelError(f"{path}: not the weights of {name} ({first_line(error)})") from error
+    # The model of keypoints knows people alone.
+    categories = COCO_CATEGORIES[:1] if entry.keypoint_ap is not None else COCO_CATEGORIES
+    published = {"box": entry.box_ap, "mask": entry.mask_ap, "keypoints": entry.keypoint_ap}
     model = Model(
         name=name,
         architecture=COCO[name],
-        categories=COCO_CATEGORIES,
-        labels=tuple(category.id for category in COCO_CATEGORIES),
-        ap={"box": entry.box_ap / 100, "mask": entry.mask_ap / 100},
+        categories=categories,
+        labels=tuple(category.id for category in categories),
+        ap={kind: ap / 100 for kind, ap in published.items() if ap is not None},
         ap_source="published by torchvision, COCO val2017",
         sha256=entry.sha256,
+        keypoints=PERSON_KEYPOINTS if entry.keypoint_ap is not None else None,
     )
     return network, model
 

@@ -128,6 +128,29 @@ def test_coco_model_that_is_named_is_fetched(
     assert (type(network).__module__ == "torchvision.models.detection.mask_rcnn") == runnable
 
 
+def test_the_model_of_keypoints_knows_people_and_is_never_chosen_by_itself(
+    coco: tuple[Path, dict[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, files = coco
+    put(files["keypointrcnn_resnet50_fpn"], folder)
+    with_keypoints = replace(THIN, classes=91, keypoints=17, keypoint_convs=1, keypoint_channels=4)
+    file = folder / files["keypointrcnn_resnet50_fpn"].name
+    torch.save(build(with_keypoints).state_dict(), file)
+    entry = replace(
+        weights.find("keypointrcnn_resnet50_fpn"), sha256=hashlib.sha256(file.read_bytes()).hexdigest()
+    )
+    rest = [each for each in weights.catalogue() if each.name != entry.name]
+    monkeypatch.setattr(weights, "catalogue", lambda: (entry, *rest))
+    monkeypatch.setitem(zoo.COCO, entry.name, with_keypoints)
+
+    assert zoo.load("auto", folder)[1].keypoints is None
+    _, model = zoo.load(entry.name, folder, runnable=False)
+    assert model.ap == {"box": 0.546, "keypoints": 0.65}
+    assert [category.name for category in model.categories] == ["person"]
+    assert model.keypoints is not None
+    assert model.keypoints.names[-1] == "right_ankle"
+
+
 def test_coco_categories_are_cocos(coco: tuple[Path, dict[str, Path]]) -> None:
     assert len(COCO_CATEGORIES) == 80
     assert COCO_CATEGORIES[0] == Category(1, "person")
