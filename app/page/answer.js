@@ -10,7 +10,9 @@ import { Mask } from "./rle.js";
  * @property {number} score
  * @property {[number, number, number, number]} bbox x, y, width, height
  * @property {number} area
- * @property {import("./rle.js").CocoRle} segmentation
+ * @property {import("./rle.js").CocoRle} [segmentation] not of models without masks
+ * @property {number[]} [keypoints] x, y, 1 of each, of models that find some
+ * @property {number[]} [keypoint_scores]
  *
  * @typedef {object} SegmentDocument
  * @property {string} id
@@ -19,19 +21,35 @@ import { Mask } from "./rle.js";
  * @property {InstanceRecord[]} instances
  */
 
+/**
+ * @typedef {{x: number, y: number, score: number}} Keypoint
+ */
+
+/**
+ * @param {InstanceRecord} record
+ * @returns {Keypoint[]}
+ */
+function pointsOf({ keypoints = [], keypoint_scores: scores = [] }) {
+  return scores.map((score, i) => ({ x: keypoints[3 * i], y: keypoints[3 * i + 1], score }));
+}
+
 /** One object in the picture. */
 export class Instance {
   /**
    * @param {InstanceRecord} record
    * @param {number} index its place by descending score, from 0
+   * @param {{width: number, height: number}} image
    */
-  constructor(record, index) {
+  constructor(record, index, image) {
     this.record = record;
     this.index = index;
     this.category = record.category;
     this.categoryId = record.category_id;
     this.score = record.score;
-    this.mask = new Mask(record.segmentation);
+    this.mask = record.segmentation ? new Mask(record.segmentation) : Mask.ofBox(record.bbox, image);
+    /** Whether the mask is only the box, of which then the edge alone is painted. */
+    this.boxed = !record.segmentation;
+    this.keypoints = pointsOf(record);
     this.colour = colourOf(record.category_id);
   }
 
@@ -53,7 +71,7 @@ export class Answer {
     this.timings = timings;
     this.width = document.image.width;
     this.height = document.image.height;
-    this.instances = document.instances.map((record, index) => new Instance(record, index));
+    this.instances = document.instances.map((record, index) => new Instance(record, index, document.image));
     this.decoding = performance.now() - started; // milliseconds
   }
 

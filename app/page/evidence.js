@@ -73,6 +73,7 @@ function requestOf({ answer, picture, threshold, hidden }) {
     threshold,
     categories: left.length && left.length < found.length ? left : null,
     keyed: key.get() !== "",
+    masked: !answer?.instances.some(({ boxed }) => boxed),
   };
 }
 

@@ -2,6 +2,7 @@
 
 import { drawLabels } from "./labels.js";
 import { Layer } from "./painter.js";
+import { drawSkeletons } from "./skeleton.js";
 import { took } from "./timeline.js";
 
 /**
@@ -18,11 +19,11 @@ const SMALLEST_LETTERS = 9;
  * The picture at full size with instances drawn on it.
  * @param {Picture} picture
  * @param {Instance[]} instances
- * @param {{opacity: number, labels: boolean}} style
+ * @param {{opacity: number, labels: boolean, model: import("./service.js").Model | null}} style
  * @returns {Promise<Blob>}
  * @throws {Error} where the browser has no memory for it
  */
-export async function png(picture, instances, { opacity, labels }) {
+export async function png(picture, instances, { opacity, labels, model }) {
   const { width, height } = picture;
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
   const drawn = Object.assign(document.createElement("canvas"), { width, height });
@@ -34,9 +35,11 @@ export async function png(picture, instances, { opacity, labels }) {
   const view = { scale: 1, x: 0, y: 0 };
   const side = Math.min(width, height);
   const layer = new Layer(width, height);
-  layer.paint(instances, view, { opacity, line: Math.max(1, Math.round(side / LINES_PER_SIDE)) });
+  const line = Math.max(1, Math.round(side / LINES_PER_SIDE));
+  layer.paint(instances, view, { opacity, line });
   // On a canvas of its own: putImageData replaces pixels and does not blend them.
   above.putImageData(layer.image, 0, 0);
+  drawSkeletons(above, instances, view, line, model);
   if (labels) {
     drawLabels(above, instances, view, Math.max(SMALLEST_LETTERS, Math.round(side / LETTERS_PER_SIDE)));
   }
@@ -52,7 +55,7 @@ export async function png(picture, instances, { opacity, labels }) {
  * A COCO dataset of one image, for `pycocotools.coco.COCO` and labelling tools.
  * @param {Picture} picture
  * @param {Instance[]} instances
- * @param {{id: number, name: string}[]} categories
+ * @param {import("./service.js").Model["categories"]} categories
  */
 export function coco(picture, instances, categories) {
   return {
@@ -67,8 +70,20 @@ export function coco(picture, instances, categories) {
       segmentation: record.segmentation,
       iscrowd: 0,
       score: record.score,
+      ...labelled(record),
     })),
   };
+}
+
+/**
+ * The keypoints of a record in the form of a label: all of them visible (2). Nothing where it has none.
+ * @param {import("./answer.js").InstanceRecord} record
+ */
+function labelled({ keypoints }) {
+  if (!keypoints) {
+    return {};
+  }
+  return { keypoints: keypoints.map((value, i) => (i % 3 === 2 ? 2 : value)), num_keypoints: keypoints.length / 3 };
 }
 
 /**

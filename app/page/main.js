@@ -162,9 +162,9 @@ function describe({ category, score, record }) {
 }
 
 function setUpStage() {
-  state.on(["picture", "answer", "threshold", "hidden", "opacity", "labels"], (values) => {
-    const { picture, opacity, labels } = values;
-    stage.show({ picture, instances: visible(values), opacity, labels });
+  state.on(["picture", "answer", "threshold", "hidden", "opacity", "labels", "model"], (values) => {
+    const { picture, opacity, labels, model } = values;
+    stage.show({ picture, instances: visible(values), opacity, labels, model });
     const shown = new Set(stage.scene.instances);
     const { hovered, pinned } = values;
     if ((hovered && !shown.has(hovered)) || (pinned && !shown.has(pinned))) {

@@ -41,10 +41,10 @@ export class Layer {
   paint(instances, view, style) {
     this.pixels.fill(0);
     const order = [...instances].sort((a, b) => b.mask.area - a.mask.area);
-    for (const { mask, colour } of order) {
+    for (const { mask, colour, boxed } of order) {
       const cut = rasterise(mask, view, this.image.width, this.image.height, style.line, style.smooth);
       if (cut) {
-        blend(this.pixels, this.image.width, cut, colour, Math.round(style.opacity * OPAQUE));
+        blend(this.pixels, this.image.width, cut, colour, boxed ? 0 : Math.round(style.opacity * OPAQUE));
       }
     }
     divide(this.pixels);
@@ -70,7 +70,7 @@ function blend(pixels, canvasWidth, { left, top, width, height, margin, rows, ki
     let source = margin * rows + margin + row;
     for (let column = 0; column < width; column++, place++, source += rows) {
       const kind = kinds[source];
-      if (kind === INSIDE) {
+      if (kind === INSIDE && tint) {
         const below = pixels[place];
         if (below === 0) {
           pixels[place] = fill;

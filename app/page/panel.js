@@ -158,8 +158,13 @@ function record({ record: fields, mask }) {
     ["score", String(fields.score)],
     ["bbox", fields.bbox.join(", ")],
     ["area", `${grouped(fields.area)} px, ${share.toFixed(share < 1 ? 2 : 1)} %`],
-    ["mask", `RLE, ${counted(fields.segmentation.counts.length, "character")}`],
   ];
+  if (fields.segmentation) {
+    rows.push(["mask", `RLE, ${counted(fields.segmentation.counts.length, "character")}`]);
+  }
+  if (fields.keypoints) {
+    rows.push(["keypoints", String(fields.keypoints.length / 3)]);
+  }
   const button = create("button", { type: "button", class: "small" }, "Copy record");
   copies(button, () => JSON.stringify(fields));
   return create(

@@ -93,6 +93,25 @@ export class Mask {
   }
 
   /**
+   * A box as a mask, for models that have no masks.
+   * @param {[number, number, number, number]} bbox x, y, width, height
+   * @param {{width: number, height: number}} image
+   */
+  static ofBox([x, y, across, down], { width, height }) {
+    const within = (/** @type {number} */ value, /** @type {number} */ most) => Math.min(Math.max(value, 0), most);
+    const left = within(Math.floor(x), width - 1);
+    const top = within(Math.floor(y), height - 1);
+    const rows = within(Math.ceil(y + down), height) - top;
+    const columns = within(Math.ceil(x + across), width) - left;
+    const counts = [left * height + top];
+    for (let column = 0; column < columns; column++) {
+      counts.push(rows, height - rows);
+    }
+    counts[counts.length - 1] += (width - left - columns) * height - top;
+    return new Mask({ size: [height, width], counts });
+  }
+
+  /**
    * Whether a pixel of the image belongs to the mask.
    * @param {number} x
    * @param {number} y

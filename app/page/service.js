@@ -6,11 +6,12 @@ import { Answer } from "./answer.js";
  * @typedef {object} Model
  * @property {string} name
  * @property {string | null} notice
- * @property {{id: number, name: string}[]} categories
+ * @property {{id: number, name: string, keypoints?: string[], skeleton?: [number, number][]}[]} categories
  * @property {string} device
  * @property {string} precision
  * @property {string} sha256
  * @property {Record<string, number>} ap
+ * @property {{scores: string, shown_from: number} | null} keypoints
  *
  * @typedef {object} QueueState
  * @property {number} requests in flight

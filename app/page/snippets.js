@@ -7,6 +7,7 @@
  * @property {number} threshold
  * @property {string[] | null} categories the names of those that are shown, or null for all
  * @property {boolean} keyed whether the service requires an API key
+ * @property {boolean} masked whether the answer has masks
  */
 
 /** The slider's threshold as text: 0.5, not 0.50. @param {number} threshold */
@@ -53,7 +54,7 @@ function curlPath(file) {
  * @param {Request} request
  * @returns {string}
  */
-export function python({ origin, file, threshold, categories, keyed }) {
+export function python({ origin, file, threshold, categories, keyed, masked }) {
   const parameters = [`"score_threshold": ${number(threshold)}`];
   if (categories) {
     parameters.push(`"categories": [${categories.map(literal).join(", ")}]`);
@@ -61,7 +62,7 @@ export function python({ origin, file, threshold, categories, keyed }) {
   return [
     ...(keyed ? ["import os", ""] : []),
     "import httpx",
-    "from pycocotools import mask",
+    ...(masked ? ["from pycocotools import mask"] : []),
     "",
     `with open(${literal(file)}, "rb") as image:`,
     "    response = httpx.post(",
@@ -73,8 +74,12 @@ export function python({ origin, file, threshold, categories, keyed }) {
     "    )",
     "response.raise_for_status()",
     'for instance in response.json()["instances"]:',
-    '    bitmap = mask.decode(instance["segmentation"])  # [H, W] uint8',
-    '    print(instance["category"], instance["score"], instance["bbox"], bitmap.sum())',
+    ...(masked
+      ? [
+          '    bitmap = mask.decode(instance["segmentation"])  # [H, W] uint8',
+          '    print(instance["category"], instance["score"], instance["bbox"], bitmap.sum())',
+        ]
+      : ['    print(instance["category"], instance["score"], instance["bbox"], instance.get("keypoints"))']),
     "",
   ].join("\n");
 }

@@ -2,6 +2,7 @@
 
 import { drawLabels } from "./labels.js";
 import { Layer } from "./painter.js";
+import { drawSkeletons } from "./skeleton.js";
 import { took } from "./timeline.js";
 import { Viewport } from "./viewport.js";
 
@@ -15,6 +16,7 @@ import { Viewport } from "./viewport.js";
  * @property {number} opacity
  * @property {boolean} labels
  * @property {Instance | null} focus
+ * @property {import("./service.js").Model | null} model
  */
 
 const PIXELS_FROM = 6; // CSS pixels per image pixel from which on pixels are drawn as squares
@@ -41,7 +43,7 @@ export class Stage {
     this.focus = canvas("focus");
     /** @type {Layer} */ this.layer = new Layer(1, 1);
     /** @type {Scene} */
-    this.scene = { picture: null, instances: [], opacity: 0.4, labels: true, focus: null };
+    this.scene = { picture: null, instances: [], opacity: 0.4, labels: true, focus: null, model: null };
     this.awaited = new Set();
     new ResizeObserver(() => this.resize()).observe(element);
   }
@@ -156,11 +158,14 @@ export class Stage {
 
   drawMasks() {
     const started = performance.now();
-    const { instances, opacity, labels, picture } = this.scene;
+    const { instances, opacity, labels, picture, model } = this.scene;
     const context = contextOf(this.masks);
     const view = this.viewAt(this.fineness);
     this.layer.paint(picture ? instances : [], view, { opacity, line: this.line, smooth: this.smooth });
     context.putImageData(this.layer.image, 0, 0);
+    if (picture) {
+      drawSkeletons(context, instances, view, this.line, model);
+    }
     if (picture && labels) {
       drawLabels(context, instances, view, this.letters);
     }
@@ -169,7 +174,7 @@ export class Stage {
 
   drawFocus() {
     const started = performance.now();
-    const { focus, opacity, picture } = this.scene;
+    const { focus, opacity, picture, model } = this.scene;
     const context = contextOf(this.focus);
     context.clearRect(0, 0, this.focus.width, this.focus.height);
     this.element.classList.toggle("focused", focus !== null);
@@ -186,6 +191,7 @@ export class Stage {
         layer.paint([focus], moved, { opacity: Math.max(opacity, 0.25), line, smooth: this.smooth });
         context.putImageData(layer.image, left, top);
       }
+      drawSkeletons(context, [focus], view, FOCUS * this.line, model);
       drawLabels(context, [focus], view, this.letters);
     }
     took("focus", started, focus ? 1 : 0);

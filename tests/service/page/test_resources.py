@@ -150,6 +150,37 @@ def test_a_caption_that_is_too_wide_is_shortened_and_ends_no_other(page: Page) -
     assert narrow[1].endswith("0.80")
 
 
+def test_models_without_masks_show_boxes_and_keypoints(page: Page) -> None:
+    shown = page.evaluate(
+        """async () => {
+          const { Instance } = await import("/page/answer.js");
+          const { Layer } = await import("/page/painter.js");
+          const { drawSkeletons } = await import("/page/skeleton.js");
+          const image = { width: 50, height: 40 };
+          const instance = new Instance({
+            category: "person", category_id: 1, score: 0.9, area: 300, bbox: [10.2, 5, 20, 15.5],
+            keypoints: [12, 8, 1, 28, 8, 1, 20, 18, 1], keypoint_scores: [4, 3, 1],
+          }, 0, image);
+          const { left, right, top, bottom, area } = instance.mask;
+          const view = { scale: 1, x: 0, y: 0 };
+          const layer = new Layer(50, 40);
+          layer.paint([instance], view, { opacity: 0.5, line: 1 });
+          const alpha = (x, y) => layer.image.data[4 * (y * 50 + x) + 3];
+          const canvas = Object.assign(document.createElement("canvas"), image);
+          const context = canvas.getContext("2d");
+          const category = { id: 1, name: "person", skeleton: [[1, 2], [1, 3]] };
+          drawSkeletons(context, [instance], view, 1, { categories: [category], keypoints: { shown_from: 2 } });
+          const drawn = (x, y) => context.getImageData(x, y, 1, 1).data[3] > 0;
+          return [[left, right, top, bottom, area], alpha(10, 12), alpha(20, 12), drawn(20, 8), drawn(16, 13)];
+        }"""
+    )
+    box, edge, inside, line, to_hidden = shown
+    assert box == [10, 31, 5, 21, 21 * 16]
+    assert (edge, inside) == (255, 0)
+    assert line
+    assert not to_hidden
+
+
 def test_one_category_and_two_categories(page: Page) -> None:
     counted = page.evaluate(
         """async () => {
