@@ -11,6 +11,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from app.api import openapi
 from app.api.auth import require_api_key
+from app.api.responses import describe_categories, describe_keypoints
 from app.api.schemas import ModelDocument, StatusDocument
 from app.observability.metrics import CONTENT_TYPE
 from app.problems import NotReady
@@ -73,7 +74,7 @@ def describe(engine: ServedEngine) -> ModelDocument:
         "name": model.name,
         "notice": model.notice,
         "architecture": model.architecture.to_dict(),
-        "categories": [{"id": category.id, "name": category.name} for category in model.categories],
+        "categories": describe_categories(model),
         "sha256": model.sha256,
         "ap": model.ap,
         "ap_source": model.ap_source,
@@ -85,6 +86,7 @@ def describe(engine: ServedEngine) -> ModelDocument:
             "longer_side_at_most": model.architecture.max_size,
         },
         "max_instances": model.max_instances,
+        "keypoints": describe_keypoints(model),
     }
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from model.zoo.model_file import Model
 
 MaskFormat = Literal["rle", "polygon", "png", "none"]
+KeypointFormat = Literal["coco", "none"]
 
 # Milliseconds from the request to its answer.
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
@@ -50,6 +51,7 @@ ACCEPTED = {
     "score_threshold": "a number from 0 to 1",
     "max_instances": "a whole number from 1 to {most}, the most that the model finds",
     "masks": f"one of {', '.join(get_args(MaskFormat))}",
+    "keypoints": f"one of {', '.join(get_args(KeypointFormat))}",
     TIMEOUT_HEADER: f"a whole number of milliseconds from 1 to {MAX_TIMEOUT_MS}",
 }
 
@@ -99,6 +101,12 @@ class SegmentQuery(BaseModel):
         "the boxes. `none`: boxes only, which is faster.",
     )
 
+    keypoints: KeypointFormat = Field(
+        "coco",
+        description="`coco`: the keypoints of each instance as COCO lists them, where the model finds some. `none`: "
+        "none of them, which is faster.",
+    )
+
     def params(self, model: Model) -> SegmentParams:
         """The options for a model. Raises InvalidParameter for an unknown category and more instances than it finds."""
         categories = model.categories
@@ -112,6 +120,7 @@ class SegmentQuery(BaseModel):
             categories=CategoryNames(categories).ids(self.categories) if self.categories else None,
             masks=self.masks != "none",
             mask_format=self.masks,
+            keypoints=self.keypoints != "none",
         )
 
 

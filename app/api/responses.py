@@ -16,6 +16,7 @@ from app.api.query import JSON, PNG
 from model.images.decode import encode_jpeg, encode_png
 from model.images.overlay import overlay
 from model.masks.paste import crops, outlines, paste
+from model.network.conventions import KEYPOINT_SCORES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from app.api.schemas import CategoryDocument, KeypointsDocument
     from model.instances import Instances
     from model.zoo.model_file import Model
 
@@ -51,7 +53,12 @@ def encode(
     """
     if media_type == JSON:
         return orjson.dumps({"id": request_id, **document(model, instances, mask_format)})
-    drawn = overlay(image, instances, {category.id: category.name for category in model.categories})
+    drawn = overlay(
+        image,
+        instances,
+        {category.id: category.name for category in model.categories},
+        skeleton=() if model.keypoints is None else model.keypoints.skeleton,
+    )
     return encode_png(drawn) if media_type == PNG else encode_jpeg(drawn)
 
 
@@ -98,6 +105,7 @@ def records(model: Model, instances: Instances, mask_format: str = "rle") -> lis
 
     `bbox` is [x, y, width, height]. `area` is the mask's pixel count; without masks it is the area of the box, as
     pycocotools has it, and there is no `segmentation`. A `png` mask is no COCO segmentation; it is under `mask`.
+    `keypoints` is [x, y, 1] of each keypoint in a row, where there are some.
 
     Args:
         model: names the categories.
@@ -121,6 +129,16 @@ def records(model: Model, instances: Instances, mask_format: str = "rle") -> lis
             strict=True,
         )
     ]
+    if instances.keypoints is not None and instances.keypoint_scores is not None:
+        for row, places, certain in zip(
+            rows, instances.keypoints.tolist(), instances.keypoint_scores.tolist(), strict=True
+        ):
+            row["keypoints"] = [
+                value
+                for x, y, v in places
+                for value in (round(x, BOX_DECIMALS), round(y, BOX_DECIMALS), int(v))
+            ]
+            row["keypoint_scores"] = [round(score, SCORE_DECIMALS) for score in certain]
     if instances.probabilities is None:
         for row in rows:
             row["area"] = round(row["bbox"][2] * row["bbox"][3], BOX_DECIMALS)
@@ -128,6 +146,25 @@ def records(model: Model, instances: Instances, mask_format: str = "rle") -> lis
     for row, mask in zip(rows, MASK_ENCODERS[mask_format](instances.probabilities, instances), strict=True):
         row.update(mask)
     return rows
+
+
+def describe_categories(model: Model) -> list[CategoryDocument]:
+    """The model's categories in COCO's form, with their keypoints if it finds some."""
+    known = model.keypoints
+    # COCO counts keypoints from 1.
+    joined = [] if known is None else [(first + 1, second + 1) for first, second in known.skeleton]
+    return [
+        {"id": category.id, "name": category.name}
+        if known is None
+        else {"id": category.id, "name": category.name, "keypoints": list(known.names), "skeleton": joined}
+        for category in model.categories
+    ]
+
+
+def describe_keypoints(model: Model) -> KeypointsDocument | None:
+    """What the scores of the model's keypoints mean; None if it finds none."""
+    kind = model.architecture.conventions.keypoint_scores
+    return None if model.keypoints is None else {"scores": kind, "shown_from": KEYPOINT_SCORES[kind]}
 
 
 def rle_masks(probabilities: Tensor, instances: Instances) -> Iterator[dict[str, Any]]:

@@ -57,6 +57,23 @@ class Instance(TypedDict):
     area: Annotated[float, Field(description="Pixels of the mask; with masks=none, the area of the box.")]
     segmentation: NotRequired[RleMask | PolygonMask]
     mask: NotRequired[PngMask]
+    keypoints: NotRequired[
+        Annotated[
+            list[float],
+            Field(
+                description="[x1, y1, v1, x2, y2, v2, …] in pixels of the upright image, in the order of the names "
+                "that `/model` lists; v is always 1. Only of models that find keypoints, and not with keypoints=none."
+            ),
+        ]
+    ]
+    keypoint_scores: NotRequired[
+        Annotated[
+            list[float],
+            Field(
+                description="Of each keypoint: what `keypoints.scores` of `/model` says. Rounded to 4 decimals."
+            ),
+        ]
+    ]
 
 
 class ImageSize(TypedDict):
@@ -87,10 +104,34 @@ class ProblemDocument(TypedDict):
 
 
 class CategoryDocument(TypedDict):
-    """A category that the model knows."""
+    """A category that the model knows, in COCO's form."""
 
     id: int
     name: str
+    keypoints: NotRequired[
+        Annotated[list[str], Field(description="Their names, where the model finds some.")]
+    ]
+    skeleton: NotRequired[
+        Annotated[
+            list[tuple[int, int]],
+            Field(description="Pairs of keypoints that a drawing joins, counted from 1."),
+        ]
+    ]
+
+
+class KeypointsDocument(TypedDict):
+    """What the scores of keypoints mean."""
+
+    scores: Annotated[
+        str,
+        Field(
+            description="`logit`: the value of the keypoint's heatmap, any number. `probability`: 0 to 1, the share of "
+            "the heatmap that the keypoint's place has."
+        ),
+    ]
+    shown_from: Annotated[
+        float, Field(description="The score from which on the service's pictures show one.")
+    ]
 
 
 class InputSize(TypedDict):
@@ -115,6 +156,9 @@ class ModelDocument(TypedDict):
     precision: str
     input_size: InputSize
     max_instances: Annotated[int, Field(description="In an image: the most that the model finds.")]
+    keypoints: Annotated[
+        KeypointsDocument | None, Field(description="null for models that find no keypoints.")
+    ]
 
 
 class StatusDocument(TypedDict):
@@ -153,4 +197,5 @@ MODEL_EXAMPLE: ModelDocument = {
     "precision": "float32",
     "input_size": {"shorter_side": 800, "longer_side_at_most": 1333},
     "max_instances": 100,
+    "keypoints": None,
 }

@@ -200,6 +200,14 @@ def segment(
             help="Format of the masks in JSON; `none`: boxes only, which is faster.",
         ),
     ] = None,
+    keypoints: Annotated[
+        str | None,
+        typer.Option(
+            metavar="coco|none",
+            show_default="coco",
+            help="Keypoints of models that find some; `none`: none of them, which is faster.",
+        ),
+    ] = None,
     model: Model = None,
     device: Device = None,
     precision: Precision = None,
@@ -213,6 +221,7 @@ def segment(
         "max_instances": max_instances,
         "categories": categories or None,
         "masks": masks,
+        "keypoints": keypoints,
     }
     from app.commands.segment import Output, run  # noqa: PLC0415 - imports httpx
 

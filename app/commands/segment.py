@@ -134,7 +134,9 @@ def run(
             task = bar.add_task("segmenting", total=len(files), completed=len(done))
             failed = 0
             outcomes = zip(pending, segmenter.segment_many(pending, **options), strict=True)
-            for path, outcome in write_overlays(outcomes, overlays) if overlays else outcomes:
+            for path, outcome in (
+                write_overlays(outcomes, overlays, segmenter.model) if overlays else outcomes
+            ):
                 bar.advance(task)
                 if isinstance(outcome, Exception):
                     failed += 1
@@ -146,7 +148,7 @@ def run(
                     print_result(path, outcome, as_json=output.as_json)
             # Where nothing was answered, as without a service, results of an earlier command stay.
             if output.file is not None and journal is not None and (answers := journal.read(files)):
-                categories = segmenter.model()["categories"] if output.file_format == "coco-dataset" else []
+                categories = segmenter.model()["categories"] if output.file_format != "coco" else []
                 write_results(output, answers, files, categories, labels)
     except KeyboardInterrupt:
         again = "; the same command continues from here" if journal is not None else ""
@@ -223,7 +225,7 @@ def write_results(
         output: the file and its format.
         answers: by image.
         files: image → the folder that its name in the results is relative to.
-        categories: of the model, for "coco-dataset".
+        categories: of the model, for all formats but "coco".
         labels: where ids of images and categories come from; by default they are counted, and the model's.
     """
     if output.file is None:
@@ -240,9 +242,9 @@ def write_results(
         case "coco-dataset":
             content = orjson.dumps(coco_dataset(named, ids, categories))
         case "cvat":
-            content = cvat(named).encode()
+            content = cvat(named, categories).encode()
         case _:
-            content = orjson.dumps(label_studio(named))
+            content = orjson.dumps(label_studio(named, categories=categories))
     write_whole(output.file, content)
 
 
@@ -254,12 +256,20 @@ def write_whole(file: Path, content: bytes) -> None:
 
 
 def write_overlays(
-    outcomes: Iterable[tuple[Path, Outcome]], overlays: Mapping[Path, Path]
+    outcomes: Iterable[tuple[Path, Outcome]],
+    overlays: Mapping[Path, Path],
+    describe: Callable[[], Mapping[str, Any]],
 ) -> Iterator[tuple[Path, Outcome]]:
     """Pass the outcomes on, each after its overlay is written; a damaged mask turns an answer into an AnswerError.
 
     The overlays are drawn in this process, which costs a service nothing.
+
+    Args:
+        outcomes: by image.
+        overlays: image → the file of its overlay.
+        describe: gives the model, whose keypoints are drawn; asked once, where there are some.
     """
+    model: Mapping[str, Any] | None = None
     from app.commands.overlay import draw_overlay  # noqa: PLC0415 - imports torch
 
     for path, outcome in outcomes:
@@ -267,7 +277,9 @@ def write_overlays(
             yield path, outcome
             continue
         try:
-            content = draw_overlay(path.read_bytes(), outcome, overlays[path].suffix)
+            if model is None and any("keypoints" in found.record for found in outcome.instances):
+                model = describe()
+            content = draw_overlay(path.read_bytes(), outcome, overlays[path].suffix, model)
         except AnswerError as error:
             yield path, error
             continue

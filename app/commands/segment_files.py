@@ -44,8 +44,12 @@ class LocalSegmenter:
                 yield AnswerError(str(error))
 
     def model(self) -> Mapping[str, Any]:
-        """Which categories the model has."""
-        return {"categories": [{"id": c.id, "name": c.name} for c in self.engine.model.categories]}
+        """Which categories and keypoints the model has."""
+        model = self.engine.model
+        return {
+            "categories": responses.describe_categories(model),
+            "keypoints": responses.describe_keypoints(model),
+        }
 
     def _segment(self, path: Path) -> Result:
         image = decode(path.read_bytes())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
+from model.images.skeleton import draw_skeleton
 from model.images.text import Line, label_name, lay_out
 from model.masks.paste import Crop
 from model.masks.paste import crops as make_crops
@@ -77,6 +78,8 @@ def overlay(
     instances: Instances,
     names: Mapping[int, str],
     crops: Sequence[Crop] | None = None,
+    *,
+    skeleton: Sequence[tuple[int, int]] = (),
 ) -> NDArray[np.uint8]:
     """Draw instances on a copy of an image. Large instances are drawn first, so that small ones stay visible.
 
@@ -85,6 +88,7 @@ def overlay(
         instances: what to draw. Without `crops`, masks come from their probabilities; without those, boxes are drawn.
         names: category id → name. Without a name, the id is shown; "#" and the id if no font has the name's characters.
         crops: the mask of each instance, if it has been made already.
+        skeleton: pairs of keypoints that lines join.
 
     Returns [H, W, 3] uint8 RGB. Raises ValueError if the sizes differ.
     """
@@ -106,6 +110,11 @@ def overlay(
     else:
         for i, crop in zip(order, masks, strict=True):
             _draw_mask(canvas, crop, colours[i], line)
+    if instances.keypoints is not None and instances.keypoint_scores is not None:
+        shown = (instances.keypoint_scores >= instances.keypoints_from).tolist()
+        for i in order:
+            places = instances.keypoints[i, :, :2].tolist()
+            draw_skeleton(canvas, places, shown[i], skeleton, colour=colours[i], line=line)
     captions = [
         f"{label_name(names.get(category, str(category)), category)} {score:.2f}"
         for category, score in zip(instances.labels.tolist(), instances.scores.tolist(), strict=True)

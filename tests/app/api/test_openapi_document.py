@@ -39,6 +39,7 @@ def test_openapi_documents_every_parameter_and_body_form_with_examples_that_work
                 "max_instances",
                 "categories",
                 "masks",
+                "keypoints",
                 "X-Request-Timeout-Ms",
             ]
             forms = operation["requestBody"]["content"]
