@@ -1,7 +1,7 @@
 """Results as files that other tools import: COCO results and data sets, CVAT, Label Studio.
 
 Each function takes pairs of an image's name and its result. `image_ids` makes the ids.
-CVAT and Label Studio need masks.
+CVAT and Label Studio need masks or keypoints.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from maskserve.results import Result
+    from maskserve.results import Instance, Result
 
     # The file name of an image, and its result.
     Named = tuple[str, Result]
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 WORD_BITS = 8
 # Sizes of a run length in Label Studio's format; the longest run has 65,536 values.
 LENGTH_BITS = (3, 4, 8, 16)
+# Of a keypoint in Label Studio, percent of the image's width.
+POINT = 0.5
 
 
 def image_ids(names: Sequence[str]) -> dict[str, int]:
@@ -56,25 +58,71 @@ def coco_dataset(
     for name, result in results:
         images.append({"id": ids[name], "file_name": name, "width": result.width, "height": result.height})
         for record in result.to_coco(ids[name]):
-            annotations.append({"id": len(annotations) + 1, "iscrowd": 0, **record})
+            annotations.append({"id": len(annotations) + 1, "iscrowd": 0, **record, **labelled(record)})
+    kept = ("id", "name", "keypoints", "skeleton")
     return {
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": category["id"], "name": category["name"]} for category in categories],
+        "categories": [{key: category[key] for key in kept if key in category} for category in categories],
     }
 
 
-def cvat(results: Iterable[Named]) -> str:
-    """An XML document in "CVAT for images 1.1", with masks.
+def labelled(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The keypoints of a result in the form of a label: all of them visible (2). Nothing where it has none."""
+    if "keypoints" not in record:
+        return {}
+    numbers = list(record["keypoints"])
+    numbers[2::3] = [2] * len(numbers[2::3])
+    return {"keypoints": numbers, "num_keypoints": len(numbers) // 3}
 
-    A mask there is the run lengths of its box, row by row, the first one background.
+
+def keypoint_names(categories: Iterable[Mapping[str, Any]]) -> dict[int, Sequence[str]]:
+    """What each category's keypoints are called, by its id. categories: as `Client.model` lists them."""
+    return {category["id"]: category["keypoints"] for category in categories if "keypoints" in category}
+
+
+def named_points(instance: Instance, names: Mapping[int, Sequence[str]]) -> list[tuple[str, float, float]]:
+    """Name, x and y of an instance's keypoints; those without a name are called by their number, from 1.
+
+    Args:
+        instance: of a result.
+        names: as `keypoint_names` gives them.
     """
+    found = [] if instance.keypoints is None else instance.keypoints[:, :2].tolist()
+    known = names.get(instance.category_id, ())
+    called = known if len(known) == len(found) else [str(number) for number in range(1, len(found) + 1)]
+    return [(name, x, y) for name, (x, y) in zip(called, found, strict=True)]
+
+
+def cvat(results: Iterable[Named], categories: Iterable[Mapping[str, Any]] = ()) -> str:
+    """An XML document in "CVAT for images 1.1", with masks and skeletons.
+
+    A mask there is the run lengths of its box, row by row, the first one background. A label is of one kind: where an
+    instance has a mask too, its skeleton's label is the category's name and " skeleton".
+
+    Args:
+        results: names and results.
+        categories: as `Client.model` lists them, for the names of keypoints.
+
+    Raises ValueError for instances that have neither masks nor keypoints.
+    """
+    names = keypoint_names(categories)
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = "1.1"
     for number, (name, result) in enumerate(results):
         sides = {"width": str(result.width), "height": str(result.height)}
         image = ET.SubElement(root, "image", {"id": str(number), "name": name, **sides})
         for instance in result.instances:
+            if points := named_points(instance, names):
+                label = f"{instance.category} skeleton" if instance.has_mask else instance.category
+                skeleton = ET.SubElement(
+                    image, "skeleton", {"label": label, "source": "auto", "z_order": "0"}
+                )
+                for point, x, y in points:
+                    shown = {"source": "auto", "occluded": "0", "outside": "0"}
+                    ET.SubElement(skeleton, "points", {"label": point, **shown, "points": f"{x:.2f},{y:.2f}"})
+                if not instance.has_mask:
+                    continue
             left, top, bitmap = instance.crop
             if not bitmap.size:
                 continue
@@ -95,11 +143,25 @@ def cvat(results: Iterable[Named]) -> str:
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def label_studio(results: Iterable[Named], prefix: str = "/data/local-files/?d=") -> list[dict[str, Any]]:
+def label_studio(
+    results: Iterable[Named],
+    prefix: str = "/data/local-files/?d=",
+    categories: Iterable[Mapping[str, Any]] = (),
+) -> list[dict[str, Any]]:
     """Label Studio tasks with predictions, for a project whose labels are `<BrushLabels name="tag" toName="image">`.
 
-    prefix: what Label Studio puts before a file's name to load it: as here from its local files, or a server's address.
+    Keypoints are labels of `<KeyPointLabels name="keypoint" toName="image">`, each below its instance's region; where
+    there are no masks, that is one of `<RectangleLabels name="box" toName="image">`.
+
+    Args:
+        results: names and results.
+        prefix: what Label Studio puts before a file's name to load it: as here from its local files, or a server's
+            address.
+        categories: as `Client.model` lists them, for the names of keypoints.
+
+    Raises ValueError for instances that have neither masks nor keypoints.
     """
+    names = keypoint_names(categories)
     return [
         {
             "data": {"image": prefix + name},
@@ -107,28 +169,48 @@ def label_studio(results: Iterable[Named], prefix: str = "/data/local-files/?d="
                 {
                     "model_version": result.model,
                     "result": [
-                        {
-                            "id": f"{number}",
-                            "type": "brushlabels",
-                            "from_name": "tag",
-                            "to_name": "image",
-                            "original_width": result.width,
-                            "original_height": result.height,
-                            "image_rotation": 0,
-                            "score": instance.score,
-                            "value": {
-                                "format": "rle",
-                                "rle": list(packed(instance.mask)),
-                                "brushlabels": [instance.category],
-                            },
-                        }
+                        region
                         for number, instance in enumerate(result.instances)
+                        for region in regions(instance, f"{number}", names)
                     ],
                 }
             ],
         }
         for name, result in results
     ]
+
+
+def regions(instance: Instance, number: str, names: Mapping[int, Sequence[str]]) -> Iterator[dict[str, Any]]:
+    """Label Studio's regions of one instance: its mask, or else its box, and its keypoints.
+
+    Args:
+        instance: of a result.
+        number: its id within the task.
+        names: as `keypoint_names` gives them.
+    """
+    height, width = instance.size
+    place = {"to_name": "image", "original_width": width, "original_height": height, "image_rotation": 0}
+    points = named_points(instance, names)
+    whole = {"id": number, **place, "score": instance.score}
+    if points and not instance.has_mask:
+        x, y, across, down = instance.bbox
+        sides = {"x": x / width, "y": y / height, "width": across / width, "height": down / height}
+        value: dict[str, Any] = {key: 100 * part for key, part in sides.items()}
+        value |= {"rotation": 0, "rectanglelabels": [instance.category]}
+        yield {**whole, "type": "rectanglelabels", "from_name": "box", "value": value}
+    else:
+        value = {"format": "rle", "rle": list(packed(instance.mask)), "brushlabels": [instance.category]}
+        yield {**whole, "type": "brushlabels", "from_name": "tag", "value": value}
+    for place_of, (point, x, y) in enumerate(points):
+        value = {"x": 100 * x / width, "y": 100 * y / height, "width": POINT, "keypointlabels": [point]}
+        yield {
+            "id": f"{number}-{place_of}",
+            "parentID": number,
+            **place,
+            "type": "keypointlabels",
+            "from_name": "keypoint",
+            "value": value,
+        }
 
 
 def runs_by_row(bitmap: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -37,6 +37,8 @@ class SegmentOptions(TypedDict, total=False):
     categories: Iterable[str | int]
     # "rle", "polygon", "png", "none"
     masks: str
+    # "coco", "none"
+    keypoints: str
 
 
 def segment_request(

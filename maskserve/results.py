@@ -71,6 +71,43 @@ class Instance:
         return x, y, x + width, y + height
 
     @property
+    def keypoints(self) -> NDArray[np.float64] | None:
+        """Keypoints [K, 3]: x and y, pixels of the image, and 1; None where the answer has none.
+
+        Raises AnswerError for what are none.
+        """
+        found = self._numbers("keypoints")
+        if found is not None and len(found) % 3:
+            raise AnswerError(
+                f"the keypoints of a {self.category} are {len(found)} numbers, not three of each"
+            )
+        return None if found is None else found.reshape(-1, 3)
+
+    @property
+    def keypoint_scores(self) -> NDArray[np.float64] | None:
+        """The score of each keypoint [K], as `keypoints` of `Client.model` says; None where the answer has none.
+
+        Raises AnswerError for what are none.
+        """
+        return self._numbers("keypoint_scores")
+
+    def _numbers(self, name: str) -> NDArray[np.float64] | None:
+        if self.record.get(name) is None:
+            return None
+        try:
+            numbers = np.array(self.record[name], dtype=np.float64)
+        except (ValueError, TypeError) as error:
+            raise AnswerError(f"the {name} of a {self.category} cannot be read: {error}") from error
+        if numbers.ndim != 1:
+            raise AnswerError(f"the {name} of a {self.category} are no list of numbers")
+        return numbers
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the answer has a mask for it."""
+        return bool({"segmentation", "mask"} & self.record.keys())
+
+    @property
     def mask(self) -> NDArray[np.bool_]:
         """The mask [H, W] of the whole image, computed on each access.
 
