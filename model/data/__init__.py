@@ -52,6 +52,8 @@ class Sample:
     visibility: np.ndarray | None = None  # [N] float, the visible part of each object, where it is known
     # [N, K, 3] float32: x, y in pixels and 0 (not labelled), 1 (hidden) or 2 (visible), where there are any.
     keypoints: np.ndarray | None = None
+    # What they are.
+    named: Keypoints | None = None
 
 
 def keypoints_of(dataset: Dataset) -> Keypoints | None:

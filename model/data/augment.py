@@ -1,6 +1,6 @@
 """Augmentation of training samples that moves objects: flips, rotations, large-scale jitter and copy-paste.
 
-Whatever moves pixels moves masks by the same rule, pixel for pixel, and boxes are those of the masks.
+Whatever moves pixels moves masks by the same rule, pixel for pixel, and keypoints; boxes are those of the masks.
 appearance.py changes the pixels alone.
 
 torchvision.transforms.v2 is not used: its transforms draw from torch's global generator, but a sample must depend only
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from model.data import keypoints
 from model.data.appearance import Appearance
 from model.data.masks import InstanceMasks
 
@@ -80,6 +81,7 @@ class Augmentation:
 def flip(sample: Sample) -> Sample:
     """Flip a sample horizontally."""
     width = sample.pixels.shape[1]
+    sample = keypoints.mirror(sample)
     boxes = sample.boxes
     boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
     return replace(
@@ -89,6 +91,7 @@ def flip(sample: Sample) -> Sample:
 
 def rotate(sample: Sample, quarters: int) -> Sample:
     """Rotate a sample counterclockwise by 0 to 3 quarter turns."""
+    sample = keypoints.turn(sample, quarters)
     boxes = sample.boxes
     for turn in range(quarters):
         across = sample.pixels.shape[1 - turn % 2]
@@ -130,6 +133,8 @@ def jitter_scale(sample: Sample, rng: Generator, scales: tuple[float, float], si
     rows = _nearest(np.arange(y0 - top, y1 - top), size[1], height)
     columns = _nearest(np.arange(x0 - left, x1 - left), size[0], width)
     masks = InstanceMasks.of(sample.masks).take(rows, columns, (side, side), (y0, x0))
+    factors = size[0] / width, size[1] / height
+    sample = keypoints.scale(sample, factors, (left, top), (side, side))
     return _keep_visible(replace(sample, pixels=canvas, masks=masks))
 
 
@@ -157,7 +162,10 @@ def copy_paste(sample: Sample, other: Sample, rng: Generator) -> Sample:
     below = InstanceMasks.of(sample.masks).without(cover)
     masks = InstanceMasks([*below.crops, *new.crops], new.size)
     labels = np.concatenate([sample.labels, other.labels[chosen]])
-    return _keep_visible(replace(sample, pixels=pixels, labels=labels, masks=masks))
+    points = None
+    if sample.keypoints is not None and other.keypoints is not None:
+        points = np.concatenate([sample.keypoints, other.keypoints[chosen]])
+    return _keep_visible(replace(sample, pixels=pixels, labels=labels, masks=masks, keypoints=points))
 
 
 def _keep_visible(sample: Sample) -> Sample:
@@ -165,4 +173,12 @@ def _keep_visible(sample: Sample) -> Sample:
     masks = InstanceMasks.of(sample.masks)
     kept = np.flatnonzero(masks.areas() >= MIN_PIXELS)
     masks = masks[kept]
-    return replace(sample, boxes=masks.boxes(), labels=sample.labels[kept], masks=masks, visibility=None)
+    points = None if sample.keypoints is None else sample.keypoints[kept]
+    return replace(
+        sample,
+        boxes=masks.boxes(),
+        labels=sample.labels[kept],
+        masks=masks,
+        visibility=None,
+        keypoints=points,
+    )

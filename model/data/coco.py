@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model.data import Category, DatasetError, Sample
+from model.data.keypoints import names_to_coco, to_coco
 from model.data.labels import MISSING_FILE, first_of_each, read_labels
 from model.data.layout import Place, locate
 from model.data.masks import InstanceMasks, MaskCrop
@@ -18,6 +20,7 @@ from model.data.tally import Tally, digest, tally
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from model.data import Keypoints
     from model.data.labels import Annotation, Labels
 
 
@@ -47,6 +50,7 @@ class CocoFolder:
         labels = read_labels(Place(annotations, roots))
         self._labels, self._boxes = labels, boxes
         self.path, self.categories = labels.path, labels.categories
+        self.keypoints = labels.keypoints
         self.notices = labels.notices
         # Images and annotations that are left out.
         self.problems = labels.problems
@@ -94,14 +98,20 @@ class CocoFolder:
         """Image `index` with its objects; those without any area, and crowds, are left out. Raises DatasetError."""
         size = self.size(index)
         pixels = read_pixels(self.file(index), size)
-        labels, crops = [], []
+        labels, crops, points = [], [], []
         for annotation in self._images[index].annotations:
             crop = None if annotation.crowd else self._crop(annotation, size)
             if crop is not None and crop.bitmap.size:
                 labels.append(annotation.category_id)
                 crops.append(crop)
+                points.append(annotation.points)
         masks = InstanceMasks(crops, size)
-        return Sample(self._images[index].id, pixels, masks.boxes(), np.array(labels, np.int64), masks)
+        sample = Sample(self._images[index].id, pixels, masks.boxes(), np.array(labels, np.int64), masks)
+        if self.keypoints is None:
+            return sample
+        count = len(self.keypoints.names)
+        stacked = np.array(points, np.float32).reshape(-1, count, 3)
+        return replace(sample, keypoints=stacked, named=self.keypoints)
 
     def _crop(self, annotation: Annotation, size: tuple[int, int]) -> MaskCrop | None:
         rle = to_rle(annotation.segmentation, size)
@@ -130,6 +140,7 @@ def _for_evaluation(annotation: Annotation, size: tuple[int, int]) -> dict[str, 
     given = {key: value for key, value in annotation.given.items() if key in ("id", "visibility")}
     return {
         **given,
+        **({} if annotation.points is None else to_coco(annotation.points)),
         "image_id": annotation.image_id,
         "category_id": annotation.category_id,
         "iscrowd": int(annotation.crowd),
@@ -163,7 +174,10 @@ def open_folder(
 
 
 def coco_document(
-    images: list[dict[str, Any]], annotations: list[dict[str, Any]], categories: Iterable[Category]
+    images: list[dict[str, Any]],
+    annotations: list[dict[str, Any]],
+    categories: Iterable[Category],
+    keypoints: Keypoints | None = None,
 ) -> dict[str, Any]:
     """A COCO instances document.
 
@@ -171,11 +185,13 @@ def coco_document(
         images: COCO's records of images.
         annotations: COCO's records of annotations; their ids are counted from 1.
         categories: what the annotations refer to.
+        keypoints: what their keypoints are, if they have some.
     """
+    named = names_to_coco(keypoints)
     return {
         "images": images,
         "annotations": [{**annotation, "id": n} for n, annotation in enumerate(annotations, 1)],
-        "categories": [{"id": c.id, "name": c.name} for c in categories],
+        "categories": [{"id": c.id, "name": c.name, **named} for c in categories],
     }
 
 

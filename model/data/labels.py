@@ -6,13 +6,14 @@ It is tolerant where the meaning is certain, and leaves out, with a reason that 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from model.data.categories import Categories, read_categories
 from model.data.document import read_document
 from model.data.fields import Key, Problem, quote, to_box, to_count, to_flag, to_key, to_number
 from model.data.finder import ImageFinder, NotFound, OutsideFolder
+from model.data.keypoints import read_names, read_points
 from model.data.photos import ImageProblem, read_size
 from model.data.segmentation import Fault, Segmentation, read_segmentation
 
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from model.data import Category
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from model.data import Category, Keypoints
     from model.data.fields import Box
     from model.data.layout import Place
 
@@ -82,6 +86,7 @@ class Annotation:
     where: str
     # As it stands in the file.
     given: dict[str, Any]
+    points: NDArray[np.float32] | None = None  # [K, 3] x, y and visibility, where the file has keypoints
 
 
 @dataclass(slots=True)
@@ -98,6 +103,8 @@ class Labels:
     problems: list[Problem]
     # What was passed over and does no harm.
     notices: list[str]
+    # What its objects' keypoints are, if they have some.
+    keypoints: Keypoints | None = None
 
     def usable(self) -> list[LabelledImage]:
         """The images that are there and have the size that they are annotated for."""
@@ -112,6 +119,8 @@ def read_labels(place: Place, *, headers: bool = True) -> Labels:
     """
     document = read_document(place.labels)
     categories = read_categories(document, place.labels)
+    keypoints, unusable = read_names(document["categories"])
+    without_points: list[str] = []
     images, problems = _read_images(document["images"])
     finder = ImageFinder(place.roots, [image.name for image in images])
     for image in images:
@@ -121,17 +130,26 @@ def read_labels(place: Place, *, headers: bool = True) -> Labels:
     by_key, by_id = {image.key: image for image in images}, {image.id: image for image in images}
     for number, annotation in enumerate(document["annotations"]):
         read = _read_annotation(annotation, number, by_key, categories)
+        if keypoints is not None and isinstance(read, Annotation):
+            read = _with_points(read, len(keypoints.names), without_points)
         if isinstance(read, Problem):
             problems.append(read)
         elif read is not None:
             by_id[read.image_id].annotations.append(read)
     notices = [f"{place.labels}: left out {text}" for text in categories.dropped]
+    if unusable:
+        notices.append(f"{place.labels}: left out the {unusable}")
+    if without_points:
+        notices.append(
+            f"{place.labels}: left out keypoints that are no list of x, y and 0, 1 or 2 for each: "
+            f"{len(without_points)}, first {without_points[0]}"
+        )
     images, spare = _without_repeats(images, problems)
     if spare:
         notices.append(
             f"{place.labels}: left out what lists a file again, without objects: {len(spare)}, first {spare[0]}"
         )
-    return Labels(place.labels, finder.root, categories.known, images, problems, notices)
+    return Labels(place.labels, finder.root, categories.known, images, problems, notices, keypoints)
 
 
 def _read_images(listed: Sequence[Any]) -> tuple[list[LabelledImage], list[Problem]]:
@@ -264,6 +282,20 @@ def _read_annotation(
         return Problem(segmentation.kind, where, segmentation.detail)
     area = area if area is not None and area > 0 else None
     return Annotation(image.id, category, crowd, box, area, segmentation, where, given)
+
+
+def _with_points(annotation: Annotation, count: int, without: list[str]) -> Annotation:
+    """The annotation with its keypoints.
+
+    Args:
+        annotation: as it was read so far.
+        count: that each object has.
+        without: gets what to call an object whose keypoints cannot be used, and are not labelled then.
+    """
+    points = read_points(annotation.given.get("keypoints"), count)
+    if points is None:
+        without.append(annotation.where)
+    return replace(annotation, points=read_points(None, count) if points is None else points)
 
 
 def first_of_each(problems: Sequence[Problem]) -> Iterator[tuple[str, int, Problem]]:

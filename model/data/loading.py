@@ -39,7 +39,8 @@ class Batch:
     image_ids: list[int]
     # Each [3, H, W] uint8.
     images: list[Tensor]
-    # Boxes [N, 4] float32, labels [N] int64, masks [N, h, w] uint8, see `batches`.
+    # Boxes [N, 4] float32, labels [N] int64, masks [N, h, w] uint8, see `batches`; keypoints [N, K, 3] float32 of data
+    # that has them.
     targets: list[dict[str, Tensor]]
     # What to call each image in a message.
     names: list[str]
@@ -160,6 +161,11 @@ class _Augmented(TorchDataset[dict[str, Any]]):
             "target": {
                 "boxes": torch.from_numpy(np.ascontiguousarray(sample.boxes)).reshape(-1, 4),
                 "labels": torch.tensor([self.label_of[n] for n in sample.labels.tolist()], dtype=torch.int64),
+                **(
+                    {}
+                    if sample.keypoints is None
+                    else {"keypoints": torch.from_numpy(np.ascontiguousarray(sample.keypoints, np.float32))}
+                ),
             },
             # Not yet as a tensor [N, h, w]: a hundred nuclei on 512 × 512 pixels would be 26 MB, in each image that a
             # worker has ready.

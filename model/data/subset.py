@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from model.data import DatasetError
+from model.data.keypoints import names_to_coco
 from model.data.labels import read_labels
 from model.data.layout import locate
 from model.data.photos import ImageProblem, read_size
@@ -68,13 +69,14 @@ def take(
     files = _copy(chosen, labels.root, out)
     annotations = [a for image in chosen for a in _of(image, kept)]
     occurring = {annotation.category_id for annotation in annotations}
+    named = names_to_coco(labels.keypoints)
     document = {
         "images": [
             {"id": image.key, "file_name": name, "height": image.found_size[0], "width": image.found_size[1]}
             for image, name in zip(chosen, files, strict=True)
         ],
         "annotations": [_record(a, image) for image in chosen for a in _of(image, kept)],
-        "categories": [{"id": n, "name": name} for n, name in categories.items() if n in occurring],
+        "categories": [{"id": n, "name": name, **named} for n, name in categories.items() if n in occurring],
     }
     (out / "instances.json").write_text(json.dumps(document), encoding="utf-8")
     objects = sum(not annotation.crowd for annotation in annotations)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from model.data.labels import first_of_each
 from model.data.segmentation import measure, surely_visible
@@ -133,6 +133,8 @@ def digest(labels: Labels) -> str:
     """SHA-256 of the categories, images and annotations that can be used, however the file spells them."""
     found = hashlib.sha256(json.dumps([(c.id, c.name) for c in labels.categories]).encode())
     for image in labels.usable():
-        objects = [(a.category_id, a.crowd, a.box, a.segmentation) for a in image.annotations]
+        objects: list[Any] = [(a.category_id, a.crowd, a.box, a.segmentation) for a in image.annotations]
+        # As it always was for labels without keypoints.
+        objects += [a.points.tolist() for a in image.annotations if a.points is not None]
         found.update(json.dumps([image.name, image.size, objects]).encode())
     return found.hexdigest()

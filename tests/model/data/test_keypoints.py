@@ -1,0 +1,188 @@
+"""Keypoints of labelled folders and drawn people, and what changes of images make of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.data import Keypoints, Sample
+from model.data.augment import copy_paste, flip, jitter_scale, rotate
+from model.data.coco import open_folder
+from model.data.figures import Figures
+from model.data.person import PERSON_KEYPOINTS
+from model.data.subset import take
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAMED = Keypoints(("nose", "left_hand", "right_hand"), ((0, 1), (0, 2)))
+CATEGORY = {"id": 1, "name": "person", "keypoints": list(NAMED.names), "skeleton": [[1, 2], [1, 3]]}
+POINTS = [12, 14, 2, 0, 0, 0, 30, 20, 1]
+SQUARE = {"category_id": 1, "image_id": 1, "iscrowd": 0, "segmentation": [[10, 10, 40, 10, 40, 30, 10, 30]]}
+
+
+def folder(path: Path, *annotations: dict[str, Any], categories: list[Any] | None = None) -> Path:
+    (path / "images").mkdir(parents=True)
+    Image.new("RGB", (60, 50), "white").save(path / "images" / "1.png")
+    document = {
+        "images": [{"id": 1, "file_name": "1.png", "width": 60, "height": 50}],
+        "annotations": [{"id": n, **SQUARE, **a} for n, a in enumerate(annotations, 1)],
+        "categories": categories or [CATEGORY],
+    }
+    (path / "instances.json").write_text(json.dumps(document))
+    return path
+
+
+def test_a_folder_gives_them_to_samples_and_to_the_evaluation(tmp_path: Path) -> None:
+    data = open_folder(folder(tmp_path, {"keypoints": POINTS, "num_keypoints": 2}, {}))
+    assert data.keypoints == NAMED
+    sample = data[0]
+    assert sample.keypoints is not None
+    assert sample.keypoints.tolist() == [[[12, 14, 2], [0, 0, 0], [30, 20, 1]], [[0, 0, 0]] * 3]
+    first, second = data.annotations(sample)
+    assert (first["keypoints"], first["num_keypoints"]) == (POINTS, 2)
+    assert second["num_keypoints"] == 0
+
+
+def test_the_digest_follows_them(tmp_path: Path) -> None:
+    moved = [13, *POINTS[1:]]
+    one, other = (folder(tmp_path / str(n), {"keypoints": p}) for n, p in enumerate((POINTS, moved)))
+    assert open_folder(one).digest() != open_folder(other).digest()
+
+
+@pytest.mark.parametrize("damaged", [[1, 2, 2], [1, 2, 3] * 3, ["x", 1, 2] * 3, "none"])
+def test_lists_that_are_none_are_not_labelled_and_said_so(tmp_path: Path, damaged: Any) -> None:
+    data = open_folder(folder(tmp_path, {"keypoints": damaged}))
+    sample = data[0]
+    assert sample.keypoints is not None
+    assert not sample.keypoints.any()
+    (notice,) = data.notices
+    assert "left out keypoints" in notice
+    assert "annotation 1 of image 1 (1.png)" in notice
+
+
+def test_categories_with_different_ones_are_learned_without(tmp_path: Path) -> None:
+    cat = {"id": 2, "name": "cat", "keypoints": ["nose", "tail"]}
+    data = open_folder(folder(tmp_path, {"keypoints": POINTS}, categories=[CATEGORY, cat]))
+    assert data.keypoints is None
+    assert data[0].keypoints is None
+    assert "cat, person have different ones" in data.notices[0]
+
+
+def test_a_part_of_a_folder_keeps_them(tmp_path: Path) -> None:
+    take(folder(tmp_path / "all", {"keypoints": POINTS}), tmp_path / "part", 1)
+    data = open_folder(tmp_path / "part")
+    assert data.keypoints == NAMED
+    assert data.annotations(data[0])[0]["keypoints"] == POINTS
+
+
+def test_the_other_side_is_told_by_names() -> None:
+    assert NAMED.mirrored() == (0, 2, 1)
+    assert PERSON_KEYPOINTS.mirrored()[:5] == (0, 2, 1, 4, 3)
+    # What has no counterpart stays.
+    assert Keypoints(("left_fin", "tail")).mirrored() == (0, 1)
+
+
+def dotted() -> Sample:
+    """A sample whose keypoints lie on pixels of their own colours: red, green and blue."""
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    places = [(10, 5), (20, 30), (50, 12)]
+    for channel, (x, y) in enumerate(places):
+        pixels[y - 1 : y + 2, x - 1 : x + 2, channel] = 255
+    points = np.array([[[x + 0.5, y + 0.5, 2] for x, y in places]], np.float32)
+    masks = np.ones((1, 40, 60), np.uint8)
+    boxes = np.array([[0, 0, 60, 40]], np.float32)
+    return Sample(1, pixels, boxes, np.array([1]), masks, None, points, NAMED)
+
+
+def colours(sample: Sample) -> list[int]:
+    """Which colour each labelled keypoint lies on; -1 for the others."""
+    assert sample.keypoints is not None
+    return [
+        int(sample.pixels[int(y), int(x)].argmax()) if v else -1 for x, y, v in sample.keypoints[0].tolist()
+    ]
+
+
+def test_mirrored_images_exchange_left_and_right() -> None:
+    mirrored = flip(dotted())
+    assert colours(mirrored) == [0, 2, 1]
+    again = flip(mirrored).keypoints
+    assert again is not None
+    assert again.tolist() == dotted().keypoints.tolist()
+
+
+def test_what_is_not_labelled_stays_so_in_mirrored_images() -> None:
+    sample = dotted()
+    assert sample.keypoints is not None
+    points = sample.keypoints.copy()
+    points[0, 1] = 0
+    mirrored = flip(replace(sample, keypoints=points)).keypoints
+    assert mirrored is not None
+    assert mirrored[0, 2].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_turned_images_take_them_along(quarters: int) -> None:
+    assert colours(rotate(dotted(), quarters)) == [0, 1, 2]
+
+
+def test_jittered_images_take_them_along_and_drop_what_is_cut_off() -> None:
+    seen = set()
+    for seed in range(30):
+        jittered = jitter_scale(dotted(), np.random.default_rng(seed), (0.9, 2.5), 64)
+        found = colours(jittered)
+        assert all(colour in (-1, place) for place, colour in enumerate(found))
+        seen.add(tuple(found))
+    assert (0, 1, 2) in seen
+    assert any(-1 in found for found in seen)
+
+
+def test_pasted_objects_bring_theirs() -> None:
+    for seed in range(20):
+        pasted = copy_paste(dotted(), dotted(), np.random.default_rng(seed))
+        assert pasted.keypoints is not None
+        assert len(pasted.keypoints) == len(pasted.labels)
+
+
+# Drawn people
+
+
+def test_a_seed_always_draws_the_same_people() -> None:
+    first, second = (Figures(seed=5, length=3, sides=(96, 128))[2] for _ in range(2))
+    assert np.array_equal(first.pixels, second.pixels)
+    assert np.array_equal(first.keypoints, second.keypoints)
+
+
+def test_visible_keypoints_lie_on_their_person_and_hidden_ones_do_not() -> None:
+    scenes, counts = Figures(seed=5, length=25, sides=(128, 200)), np.zeros(3, int)
+    for index in range(len(scenes)):
+        sample = scenes[index]
+        assert sample.keypoints is not None
+        assert sample.pixels.shape[:2] == scenes.size(index)
+        for points, mask in zip(sample.keypoints, np.asarray(sample.masks), strict=True):
+            for place, (x, y, v) in enumerate(points.tolist()):
+                counts[int(v)] += 1
+                if v == 0:
+                    assert (x, y) == (0, 0)
+                elif v == 2:
+                    assert mask[int(y), int(x)]
+                elif place > 2:  # nose and eyes are hidden by the head itself where somebody turns away
+                    assert not mask[int(y), int(x)]
+    assert (counts > 5).all()
+    assert counts[2] > counts[1]
+
+
+def test_a_folder_of_drawn_people_reads_as_it_was_drawn(tmp_path: Path) -> None:
+    scenes = Figures(seed=5, length=2, sides=(96, 128))
+    scenes.export(tmp_path)
+    data = open_folder(tmp_path)
+    assert data.keypoints == PERSON_KEYPOINTS
+    for index in range(2):
+        drawn, read = scenes[index], data[index]
+        np.testing.assert_allclose(read.keypoints, drawn.keypoints, atol=0.006)
+        assert np.array_equal(np.asarray(read.masks), drawn.masks)
