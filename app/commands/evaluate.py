@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from app.commands.datasets import check_evaluation_data
-from app.commands.source import SHAPES, Source
+from app.commands.source import FIGURES, SHAPES, Source
 from app.commands.terminal import BAD_USAGE, complain, progress_bar
 from app.runtime.cpus import usable_cpus
 from app.runtime.loading import LOAD_ERRORS
 from model.data import DatasetError
+from model.data.figures import held_out_figures
 from model.data.opening import open_dataset
 from model.data.shapes import held_out_scenes
 from model.evaluation.coco import STANDARD_DETECTIONS, Evaluation, evaluate, match_categories
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from model.data import Dataset, Sample
-    from model.evaluation.coco import Scores
     from model.evaluation.confusion import ImageScore
     from model.evaluation.matching import MatchingScores
     from model.instances import Instances
@@ -107,7 +107,7 @@ def open_evaluation_data(name: str, source: Source, *, boxes: bool = False) -> D
     """Open a dataset to evaluate on.
 
     Args:
-        name: "shapes", or the path of a folder or a COCO JSON file.
+        name: "shapes", "figures", or the path of a folder or a COCO JSON file.
         source: how to read it.
         boxes: only boxes are needed, not masks.
 
@@ -115,6 +115,8 @@ def open_evaluation_data(name: str, source: Source, *, boxes: bool = False) -> D
     """
     if name == SHAPES:
         return held_out_scenes()
+    if name == FIGURES:
+        return held_out_figures()
     images = source.validation_images
     if images is None and name == source.data:
         images = source.images
@@ -197,11 +199,6 @@ def draw_plots(
     plots.worst_images(worst, dataset.categories, folder / "worst.jpg")
 
 
-def scores_by_kind(evaluation: Evaluation) -> dict[str, Scores]:
-    """The figures of boxes and, if the model has masks, of masks."""
-    return {"box": evaluation.box} | ({"mask": evaluation.mask} if evaluation.mask is not None else {})
-
-
 def to_document(engine: Engine, evaluation: Evaluation) -> dict[str, Any]:
     """The JSON report: all figures."""
     confusion = evaluation.confusion
@@ -214,7 +211,7 @@ def to_document(engine: Engine, evaluation: Evaluation) -> dict[str, Any]:
         "score_threshold": confusion.score_threshold,
         **{
             kind: {"figures": scores.figures, "per_category": scores.per_category}
-            for kind, scores in scores_by_kind(evaluation).items()
+            for kind, scores in evaluation.by_kind().items()
         },
         "confusion": {"names": [*confusion.names, BACKGROUND], "matrix": confusion.matrix.tolist()},
         "worst": [asdict(image) for image in confusion.worst(WORST_COUNT)],
@@ -230,13 +227,14 @@ def to_document(engine: Engine, evaluation: Evaluation) -> dict[str, Any]:
 def print_tables(evaluation: Evaluation) -> None:
     """Print COCO's figures, AP by category, the figures of matching, and those of Cityscapes if there are any."""
     console = Console()
-    scores = scores_by_kind(evaluation)
+    scores = evaluation.by_kind()
     figures = Table(title=f"{evaluation.images} images, {evaluation.objects} objects")
     figures.add_column("")
     for name in scores:
         figures.add_column(name, justify="right")
-    for figure in evaluation.box.figures:
-        figures.add_row(figure, *(format_figure(s.figures[figure]) for s in scores.values()))
+    # Keypoints have other figures of recall than boxes and masks.
+    for figure in dict.fromkeys(name for own in scores.values() for name in own.figures):
+        figures.add_row(figure, *(format_figure(own.figures.get(figure, -1.0)) for own in scores.values()))
     console.print(figures)
     if evaluation.detections > STANDARD_DETECTIONS[-1]:
         console.print(
@@ -249,7 +247,7 @@ def print_tables(evaluation: Evaluation) -> None:
         for figure in CATEGORY_COLUMNS:
             table.add_column(figure, justify="right")
         for category, values in own.per_category.items():
-            table.add_row(category, *(format_figure(values[figure]) for figure in CATEGORY_COLUMNS))
+            table.add_row(category, *(format_figure(values.get(figure, -1.0)) for figure in CATEGORY_COLUMNS))
         console.print(table)
     if evaluation.matching is not None:
         console.print(_matching_table(evaluation.matching))

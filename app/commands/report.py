@@ -6,16 +6,18 @@ import json
 import shlex
 import sys
 from dataclasses import replace
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
 import typer
 
 from app.commands.evaluate import draw_plots, evaluate_with_progress, print_tables
-from app.commands.source import SHAPES
+from app.commands.source import DRAWN
 from app.commands.terminal import progress_bar
 from model.data import DatasetError
 from model.data.coco import CocoFolder
+from model.data.figures import Figures
 from model.data.shapes import PHOTO_PART, Shapes
 from model.evaluation.card import card
 from model.inference.calibration import MAX_IMAGES, measure_ranges, refuse_int8, sample_images
@@ -44,6 +46,8 @@ def describe_data(dataset: Dataset, name: str) -> str:
     """The training data, for the model card: what was learned from, and what was left out."""
     if isinstance(dataset, Shapes):
         return describe_scenes(dataset)
+    if isinstance(dataset, Figures):
+        return f"the first {len(dataset):,} scenes of seed {dataset.seed} that `model/data/figures.py` draws"
     return f"{name}; {dataset.tally()}" if isinstance(dataset, CocoFolder) else name
 
 
@@ -54,7 +58,7 @@ def describe_skipped(evaluation: Evaluation | None) -> str:
 
 
 def validate(path: Path, steps: int, out: Path, dataset: Dataset, device: str) -> float:
-    """The mask AP of a weights file, or the box AP of a model without masks.
+    """The mask AP or keypoint AP of a weights file, the mean of both, or the box AP of a model without either.
 
     Also draws some predictions into samples/ and appends the figures to validation.jsonl.
 
@@ -77,7 +81,8 @@ def validate(path: Path, steps: int, out: Path, dataset: Dataset, device: str) -
         log.write(json.dumps({"steps": steps, **evaluation.ap()}) + "\n")
     figures = ", ".join(f"{name} AP {value:.4f}" for name, value in evaluation.ap().items())
     typer.echo(f"after {steps} steps: {figures}", err=True)
-    return (evaluation.mask if evaluation.mask is not None else evaluation.box).figures["AP"]
+    finer = [scores for scores in (evaluation.mask, evaluation.keypoints) if scores is not None]
+    return fmean(scores.figures["AP"] for scores in finer or [evaluation.box])
 
 
 def report(
@@ -117,7 +122,7 @@ def report(
         # The files were there when the run started; the model and its card are worth keeping all the same.
         typer.echo(f"not evaluated: {error}", err=True)
     if evaluation is not None and validation is not None:
-        held_out = source.evaluation_data == SHAPES
+        held_out = source.evaluation_data in DRAWN
         where = HELD_OUT_SCENES if held_out else str(source.evaluation_data)
         model = replace(model, ap=evaluation.ap(), ap_source=f"measured on {where}")
         draw_plots(evaluation, engine, validation, samples, out)

@@ -15,7 +15,7 @@ from model.network.build import build, parameters
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from model.evaluation.coco import Evaluation, Scores
+    from model.evaluation.coco import Evaluation
     from model.evaluation.matching import MatchingScores
     from model.network.architecture import Architecture
     from model.zoo.model_file import Model
@@ -108,6 +108,8 @@ def card(
 def _network(a: Architecture) -> str:
     """The architecture, as text."""
     kind = "A Mask R-CNN" if a.mask_convs else "A Faster R-CNN, without masks,"
+    if a.keypoints:
+        kind = f"A {'Mask and ' * (a.mask_convs > 0)}Keypoint R-CNN of {a.keypoints} keypoints"
     body = f"{a.backbone} with a {a.fpn_channels}-channel FPN" if a.pyramid else f"{a.backbone}-C4"
     parts = [body] + ["RoIPool"] * (a.pooling == "pool")
     parts += [f"{a.masks} masks"] * (a.masks != "sigmoid" and a.mask_convs > 0)
@@ -123,20 +125,19 @@ def _augmentation(recipe: dict[str, Any]) -> str:
     return ", ".join(parts) or "none"
 
 
-def _scores_by_kind(evaluation: Evaluation) -> dict[str, Scores]:
-    return {"box": evaluation.box} | ({"mask": evaluation.mask} if evaluation.mask is not None else {})
-
-
 def _figures(evaluation: Evaluation) -> list[str]:
-    names = list(evaluation.box.figures)
+    kinds = evaluation.by_kind()
+    # Keypoints have other figures of recall than boxes and masks.
+    names = list(dict.fromkeys(name for scores in kinds.values() for name in scores.figures))
     rows = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for kind, scores in _scores_by_kind(evaluation).items():
-        rows.append(f"| {kind} | " + " | ".join(_number(scores.figures[name]) for name in names) + " |")
+    for kind, scores in kinds.items():
+        cells = [_number(scores.figures.get(name, -1.0)) for name in names]
+        rows.append(f"| {kind} | " + " | ".join(cells) + " |")
     return rows
 
 
 def _categories(evaluation: Evaluation) -> list[str]:
-    kinds = _scores_by_kind(evaluation)
+    kinds = evaluation.by_kind()
     rows = [
         "| category | " + " | ".join(f"{kind} {name}" for kind in kinds for name in CATEGORY_COLUMNS) + " |",
         "|---" * (1 + len(CATEGORY_COLUMNS) * len(kinds)) + "|",

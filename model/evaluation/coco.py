@@ -11,11 +11,12 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from model.data import DatasetError
+from model.data import DatasetError, keypoints_of
 from model.data.cityscapes import Cityscapes
 from model.data.coco import coco_document
 from model.evaluation.cityscapes import CityscapesAp
 from model.evaluation.confusion import SCORE_THRESHOLD, Confusion
+from model.evaluation.keypoints import score_keypoints, sigmas
 from model.evaluation.matching import Matching
 from model.instances import Instances, Options
 from model.masks.paste import paste
@@ -84,13 +85,23 @@ class Evaluation:
     unreadable: tuple[str, ...] = ()
     # Of an image, that COCO's figures count: 100, or as many as the model finds.
     detections: int = STANDARD_DETECTIONS[-1]
+    # None for a model or data without keypoints.
+    keypoints: Scores | None = None
 
     def ap(self) -> dict[str, float]:
         """The figures that are stored in a weights file."""
         figures = {"box": self.box.figures["AP"], "box50": self.box.figures["AP50"]}
         if self.mask is not None:
             figures |= {"mask": self.mask.figures["AP"], "mask50": self.mask.figures["AP50"]}
+        if self.keypoints is not None:
+            named = {"keypoints": self.keypoints.figures["AP"], "keypoints50": self.keypoints.figures["AP50"]}
+            figures |= named
         return {name: round(value, 4) for name, value in figures.items()}
+
+    def by_kind(self) -> dict[str, Scores]:
+        """The figures of boxes and, if there are any, of masks and keypoints."""
+        kinds = {"box": self.box, "mask": self.mask, "keypoints": self.keypoints}
+        return {kind: scores for kind, scores in kinds.items() if scores is not None}
 
 
 def evaluate(
@@ -120,6 +131,10 @@ def evaluate(
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     masks = engine.model.architecture.mask_convs > 0 and getattr(dataset, "has_outlines", True)
+    keypoints = engine.model.keypoints
+    if keypoints is not None:
+        theirs = keypoints_of(dataset)
+        keypoints = keypoints if theirs is not None and theirs.names == keypoints.names else None
     detections = max(engine.model.max_instances, STANDARD_DETECTIONS[-1])
     confusion = Confusion(dataset.categories, score_threshold)
     matching = Matching(score_threshold)
@@ -149,6 +164,13 @@ def evaluate(
     if not images:
         raise DatasetError(unreadable[0] if unreadable else "the dataset has no images to evaluate on")
     document = coco_document(images, annotations, dataset.categories)
+    pointed: Scores | None = None
+    if keypoints is not None:
+        # Objects whose file says nothing of them, as in other data than it began with.
+        annotations_pointed = [{"num_keypoints": 0, **a} for a in document["annotations"]]
+        pointed = Scores(
+            *score_keypoints(document | {"annotations": annotations_pointed}, results, sigmas(keypoints))
+        )
     return Evaluation(
         images=len(images),
         objects=sum(not a.get("iscrowd") for a in annotations),
@@ -159,6 +181,7 @@ def evaluate(
         cityscapes=cityscapes.scores() if cityscapes is not None else None,
         unreadable=tuple(unreadable),
         detections=detections,
+        keypoints=pointed,
     )
 
 
@@ -196,6 +219,9 @@ def coco_results(instances: Instances, image_id: int, ids: dict[int, int]) -> li
         rles = paste(instances.probabilities, instances.boxes, instances.size, rule=instances.pasting)
         for record, rle in zip(records, rles, strict=True):
             record["segmentation"] = rle.to_coco()
+    if instances.keypoints is not None:
+        for record, points in zip(records, instances.keypoints.flatten(1).tolist(), strict=True):
+            record["keypoints"] = points
     return records
 
 
@@ -222,8 +248,8 @@ def score(
         annotated.dataset = truth
         annotated.createIndex()
         # From records with boxes, loadRes takes the area of a mask from its box.
-        hidden = {"segm": "bbox", "bbox": "segmentation"}[kind]
-        kept = [{k: v for k, v in r.items() if k != hidden} for r in results]
+        hidden = {"segm": "bbox", "bbox": "segmentation"}[kind], "keypoints"
+        kept = [{k: v for k, v in r.items() if k not in hidden} for r in results]
         predicted = annotated.loadRes(kept) if kept else COCO()
         if not kept:
             # loadRes rejects an empty list, which a model without any detection produces.
