@@ -174,19 +174,36 @@ def take(
 def draw(
     out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="The folder to create.")],
     *,
+    what: Annotated[
+        str,
+        typer.Option(
+            "--what",
+            metavar="shapes|figures",
+            help="Ten kinds of shapes, or people with the 17 keypoints of COCO.",
+        ),
+    ] = "shapes",
     count: Annotated[int, typer.Option("--count", min=1, help="Number of scenes.")] = 100,
     seed: Annotated[
-        int, typer.Option(min=0, help="Each seed draws other scenes; `--data shapes` has those of seed 1.")
+        int,
+        typer.Option(
+            min=0,
+            help="Each seed draws other scenes; `--data shapes` has those of seed 1, and `--data figures` has those of "
+            "seed 11.",
+        ),
     ] = 3,
     sides: Annotated[
         tuple[int, int], typer.Option(metavar="MIN MAX", help="Shortest and longest image side in pixels.")
     ] = (200, 600),
 ) -> None:
-    """Draw scenes with ten kinds of shapes into a folder in COCO's format."""
-    from model.data.shapes import Shapes  # noqa: PLC0415 - imports NumPy and Pillow
+    """Draw scenes of shapes or people into a folder in COCO's format."""
+    from model.data.figures import Figures  # noqa: PLC0415 - imports NumPy and Pillow
+    from model.data.shapes import Shapes  # noqa: PLC0415 - likewise
 
+    kinds: dict[str, type[Shapes | Figures]] = {"shapes": Shapes, "figures": Figures}
+    if what not in kinds:
+        raise typer.BadParameter(f"--what is {' or '.join(kinds)}, not {what!r:.60}")
     try:
-        scenes = Shapes(seed, count, sides)
+        scenes = kinds[what](seed, count, sides)
     except ValueError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None

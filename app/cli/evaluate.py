@@ -14,9 +14,10 @@ Data = Annotated[
     str,
     typer.Option(
         "--data",
-        metavar="shapes|PATH",
-        help="`shapes`: scenes that maskserve draws; or a labelled folder as COCO, Roboflow, CVAT, Label Studio and "
-        "others leave it, its JSON file, or the folder with Cityscapes' leftImg8bit/ and gtFine/.",
+        metavar="shapes|figures|PATH",
+        help="`shapes` or `figures`: scenes or people that maskserve draws; or a labelled folder as COCO, "
+        "Roboflow, CVAT, Label Studio and others leave it, its JSON file, or the folder with Cityscapes' leftImg8bit/ "
+        "and gtFine/.",
     ),
 ]
 Images = Annotated[

@@ -43,7 +43,9 @@ def train(
     ] = None,
     validation: Annotated[
         str | None,
-        typer.Option(metavar="shapes|PATH", show_default=False, help="Dataset to evaluate the result on."),
+        typer.Option(
+            metavar="shapes|figures|PATH", show_default=False, help="Dataset to evaluate the result on."
+        ),
     ] = None,
     validation_images: Annotated[
         Path | None,
@@ -76,6 +78,13 @@ def train(
             help="One mask for each class; masks of competing classes; one mask for all classes; or a Faster R-CNN.",
         ),
     ] = "sigmoid",
+    keypoints: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none",
+            help="`auto`: learn keypoints where the labels have some, as those of COCO's people do. `none`: never.",
+        ),
+    ] = "auto",
     paste: Annotated[
         str | None,
         typer.Option(
@@ -299,7 +308,10 @@ def train(
     source = Source(
         data, images, validation, split, backgrounds, skip_damaged, validation_images, loose_names
     )
+    if keypoints not in ("auto", "none"):
+        raise typer.BadParameter(f"--keypoints is auto or none, not {keypoints!r:.60}")
     network = NetworkOptions(
-        architecture, pooling, masks, initial, backbone, channels, input_sides, detections, anchors, paste
-    )
+        architecture, pooling, masks, initial, backbone, channels, input_sides, detections, anchors, paste,
+        keypoints == "auto",
+    )  # fmt: skip
     raise typer.Exit(run_training(source, out, network, device, overrides, recipe=recipe))

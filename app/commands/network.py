@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from model.data import keypoints_of
 from model.network.architecture import BACKBONES, C4, SMALL, V1, Architecture, ArchitectureError
 from model.network.build import build
 from model.network.conventions import PASTES
-from model.training.initial import load_backbone, transfer, widen
+from model.training.initial import exchange_keypoints, load_backbone, transfer, widen
 from model.training.recipe import TrainingError
 from model.zoo import catalogue, zoo
 from model.zoo.partial import digest
@@ -51,6 +52,8 @@ class NetworkOptions:
     anchors: str | None = None
     # "torchvision" or "detectron2": the rule by which masks are pasted; None is the architecture's.
     paste: str | None = None
+    # Whether keypoints are learned where the data has some.
+    keypoints: bool = True
 
 
 # Recipe → what its networks have, where the options say nothing.
@@ -79,6 +82,9 @@ def initialize(
     if options.initial is not None:
         return _start_from_model(options.initial, options, dataset, recipe)
     architecture = choose_architecture(options, len(dataset.categories) + 1, recipe)
+    known = keypoints_of(dataset) if options.keypoints else None
+    if known is not None:
+        architecture = add_keypoints(architecture, len(known.names))
     if options.backbone is None:
         return architecture, None, {}
     network = build(architecture)
@@ -117,7 +123,28 @@ def _start_from_model(
         )
     if options.channels is not None:
         network, architecture = widen(network, architecture, options.channels)
+    theirs, own = keypoints_of(dataset) if options.keypoints else None, model.keypoints
+    if (None if theirs is None else theirs.names) != (None if own is None else own.names):
+        changed = add_keypoints(architecture, 0 if theirs is None else len(theirs.names))
+        network, architecture = exchange_keypoints(network, changed), changed
+        if theirs is not None:
+            typer.echo(f"the keypoints start from random weights: {model.name} has not the data's", err=True)
     return adapt(architecture, options, recipe), network, origin
+
+
+def add_keypoints(architecture: Architecture, count: int) -> Architecture:
+    """The architecture with a branch for so many keypoints, or without one; narrow where the mask branch is.
+
+    Raises ArchitectureError where it cannot have one.
+    """
+    made = replace(architecture, keypoints=count)
+    if architecture.fpn_channels < V1.fpn_channels:
+        made = replace(made, keypoint_channels=architecture.fpn_channels)
+    try:
+        made.validate()
+    except ArchitectureError as error:
+        raise ArchitectureError(f"{error}; --keypoints none trains without them") from None
+    return made
 
 
 def adapt(architecture: Architecture, options: NetworkOptions, recipe: str) -> Architecture:

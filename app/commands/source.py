@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-SHAPES = "shapes"
+SHAPES, FIGURES = "shapes", "figures"
+# Data that maskserve draws.
+DRAWN = (SHAPES, FIGURES)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Datasets by name: "shapes", a folder in COCO's or Cityscapes' format, or the path of a COCO JSON file."""
+    """Datasets by name: "shapes", "figures", a folder in COCO's or Cityscapes' format, or the path of a JSON file."""
 
     data: str
     # Folder of the images of a JSON file.
@@ -37,6 +39,11 @@ class Source:
         return self.data == SHAPES
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether the data is scenes that maskserve draws."""
+        return self.data in DRAWN
+
+    @property
     def evaluation_data(self) -> str | None:
         """The dataset to evaluate on: `validation`, by default held-out scenes for drawn ones."""
-        return self.validation if self.validation is not None else SHAPES if self.is_shapes else None
+        return self.validation if self.validation is not None else self.data if self.is_drawn else None

@@ -18,11 +18,12 @@ from app.commands.datasets import check_evaluation_data, describe_training_data,
 from app.commands.evaluate import missing_packages, open_evaluation_data
 from app.commands.network import NetworkOptions, initialize
 from app.commands.report import report, validate
-from app.commands.source import SHAPES, Source
+from app.commands.source import FIGURES, Source
 from app.commands.terminal import BAD_USAGE, complain, progress_bar
 from app.runtime.cpus import usable_cpus
 from app.runtime.loading import LOAD_ERRORS
-from model.data import DatasetError
+from model.data import DatasetError, keypoints_of
+from model.data.figures import training_figures
 from model.data.opening import open_dataset
 from model.data.shapes import Shapes, training_scenes
 from model.evaluation.card import hardware, versions
@@ -124,8 +125,14 @@ def _run(
             names = dataset.categories
             notices += check_evaluation_data(validation, names, loose_names=source.loose_names)
             facts |= label_digests(validation_labels=validation)
-        name = SHAPES if source.is_shapes else out.name
-        model = model_file.describe(name, architecture, dataset.categories, training=facts | origin)
+        name = source.data if source.is_drawn else out.name
+        model = model_file.describe(
+            name,
+            architecture,
+            dataset.categories,
+            training=facts | origin,
+            keypoints=keypoints_of(dataset) if architecture.keypoints else None,
+        )
         if (fault := model_file.find_fault(model)) is not None:
             # Otherwise the file could not be read when the run is over.
             raise TrainingError(f"a model of {source.data} cannot be served: {fault}")
@@ -166,6 +173,8 @@ def open_training_data(source: Source, *, boxes: bool = False) -> Dataset:
     """The data to train on. boxes: only boxes are needed. Raises DatasetError, TrainingError."""
     if source.is_shapes:
         return training_scenes(source.backgrounds)
+    if source.data == FIGURES and source.backgrounds is None:
+        return training_figures()
     if source.backgrounds is not None:
         raise TrainingError(
             "--backgrounds is for --data shapes; in a labelled folder, add such photos as images without annotations"

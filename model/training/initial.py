@@ -148,6 +148,19 @@ def transfer(
     return copy, architecture, [c.name for c in categories if c.name in known]
 
 
+def exchange_keypoints(network: nn.Module, architecture: Architecture) -> nn.Module:
+    """Copy a detector into one that differs in its keypoint branch alone, which starts from random weights.
+
+    Args:
+        network: the detector, with another branch or without.
+        architecture: of the copy.
+    """
+    copy = build(architecture)
+    shared = {name: tensor for name, tensor in network.state_dict().items() if "keypoint" not in name}
+    copy.load_state_dict({**copy.state_dict(), **shared})
+    return copy
+
+
 def widen(network: nn.Module, architecture: Architecture, channels: int) -> tuple[nn.Module, Architecture]:
     """Copy a detector with more channels in FPN and heads, computing the same; return copy and architecture.
 

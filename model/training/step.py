@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.ops import MultiScaleRoIAlign
 
 from model.kernels.roi_align import PyramidRoIAlign, Sampling
-from model.network.build import build, has_masks
+from model.network.build import build, has_keypoints, has_masks
 from model.training.anchor_matching import AnchorMatcher
 from model.training.parallel import Group, share_padding
 from model.training.recipe import TrainingError
@@ -32,6 +32,7 @@ TERMS = {
     "loss_classifier": "L_cls",
     "loss_box_reg": "L_box",
     "loss_mask": "L_mask",
+    "loss_keypoint": "L_kp",
     "loss_objectness": "L_rpn_cls",
     "loss_rpn_box_reg": "L_rpn_box",
 }
@@ -79,11 +80,15 @@ def start(
     # resolves a coordinate of 300 pixels to 2 pixels only.
     network.rpn.head.register_forward_hook(_to_float32)
     network.roi_heads.box_predictor.register_forward_hook(_to_float32)
+    if has_keypoints(network):
+        network.roi_heads.keypoint_predictor.register_forward_hook(_to_contiguous)
     if model.architecture.pyramid and isinstance(network.roi_heads.box_roi_pool, MultiScaleRoIAlign):
         # The same RoIAlign, 5 to 7 times faster forward and backward on two cores.
         network.roi_heads.box_roi_pool = PyramidRoIAlign(Sampling(7))
         if has_masks(network):
             network.roi_heads.mask_roi_pool = PyramidRoIAlign(Sampling(14))
+        if has_keypoints(network):
+            network.roi_heads.keypoint_roi_pool = PyramidRoIAlign(Sampling(14))
     if group.world > 1:
         share_padding(network.transform, group)
         if torch.device(device).type == "cuda":
@@ -186,6 +191,12 @@ def _to_float32(_module: nn.Module, _inputs: object, output: Any) -> Any:
     return type(output)(_to_float32(_module, _inputs, part) for part in output)
 
 
+def _to_contiguous(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+    """A forward hook: heatmaps in the layout that torchvision's loss can view as rows, and in float32."""
+    heatmaps: Tensor = _to_float32(_module, _inputs, output)
+    return heatmaps.contiguous()
+
+
 def _dtype(recipe: Recipe) -> torch.dtype:
     """The type of the weights, and of everything that autocast leaves as it is."""
     return torch.float64 if recipe.precision == "float64" else torch.float32
@@ -219,7 +230,8 @@ def _losses(
     else:
         # A short batch left no image for this process. The others wait for these numbers (`share_padding`).
         group.max([3, 0, 0], on)
-    names = [name for name in TERMS if name != "loss_mask" or has_masks(network)]
+    left_out = {"loss_mask": not has_masks(network), "loss_keypoint": not has_keypoints(network)}
+    names = [name for name in TERMS if not left_out.get(name, False)]
     parts = [terms[name].float() if name in terms else torch.zeros((), device=on) for name in names]
     parts = [
         part * recipe.box_weight if name == "loss_box_reg" else part
@@ -229,7 +241,8 @@ def _losses(
         # Each term is a mean over its samples. To make it the mean over the samples of all processes, weight a
         # process's mean by its share of the samples.
         share = counts / group.sum(counts.clone()).clamp(min=1)
-        column = {"loss_objectness": 0, "loss_rpn_box_reg": 0, "loss_mask": 2}
+        # torchvision does not say how many keypoints it counted, so L_kp is weighted by the objects that have them.
+        column = {"loss_objectness": 0, "loss_rpn_box_reg": 0, "loss_mask": 2, "loss_keypoint": 2}
         parts = [part * share[column.get(name, 1)] for part, name in zip(parts, names, strict=True)]
     whole = group.sum(torch.stack(parts).detach().clone())
     losses = {TERMS[name]: float(value) for name, value in zip(names, whole, strict=True)}

@@ -17,6 +17,7 @@ from app.cli.main import cli
 from app.commands.network import NetworkOptions
 from app.commands.source import Source
 from app.commands.train import run_training
+from model.data.figures import Figures
 from model.masks.paste import Rle, decode
 from tests.app.commands.training import COMMAND, tiny_networks
 
@@ -112,3 +113,39 @@ def test_labelled_folder_becomes_answers(
     for instance in found["instances"]:
         assert NAMES[instance["category_id"]] == instance["category"]
         assert decode(Rle.from_coco(instance["segmentation"])).shape == (64, 80)
+
+
+def test_drawn_people_become_keypoints(tmp_path: Path, start: Callable[..., Server]) -> None:
+    data, run = tmp_path / "people", tmp_path / "run"
+    Figures(seed=5, length=4, sides=(96, 128)).export(data)
+    source, network = Source(str(data), validation=str(data)), NetworkOptions("small", input=(64, 96))
+    with tiny_networks():
+        assert run_training(source, run, network, "cpu", {**QUICK, "steps": 2}) == 0
+        evaluated = CliRunner().invoke(
+            cli, ["evaluate", str(run / "model.safetensors"), "--data", str(data), "--json"]
+        )
+    assert evaluated.exit_code == 0, evaluated.stderr
+    document = json.loads(evaluated.stdout)
+    assert {"box", "mask", "keypoints"} <= document.keys()
+    assert document["keypoints"]["figures"]["AP"] >= 0
+    assert "L_kp" in (run / "log.jsonl").read_text()
+    assert "A Mask and Keypoint R-CNN of 17 keypoints" in (run / "model.md").read_text()
+
+    server = start(model=run / "model.safetensors", program=("-m", COMMAND, "serve")).wait_until_ready()
+    (category,) = httpx.get(f"{server.url}/model").json()["categories"]
+    assert (category["name"], category["keypoints"][0], category["skeleton"][0]) == (
+        "person",
+        "nose",
+        [16, 14],
+    )
+    image = (data / "images" / "000001.jpg").read_bytes()
+    answer = httpx.post(f"{server.url}/segment?score_threshold=0", content=image, timeout=60).json()
+    width, height = answer["image"]["width"], answer["image"]["height"]
+    assert answer["instances"]
+    for instance in answer["instances"]:
+        assert "segmentation" in instance
+        assert len(instance["keypoint_scores"]) == 17
+        places = np.array(instance["keypoints"]).reshape(17, 3)
+        # Within the box, which lies within the image.
+        assert (places[:, :2] >= -1).all()
+        assert (places[:, :2] <= [width + 1, height + 1]).all()
