@@ -18,6 +18,7 @@ from model.masks.edges import changes
 from model.masks.placement import Placement
 from model.masks.polygons import Polygons, Turns, trace
 from model.masks.rle import Rle, decode, drop_pairs, encode, fill, from_changes
+from model.masks.runs import concatenate, from_turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["Crop", "Polygons", "Rle", "crops", "decode", "encode", "outlines", "paste"]
+    from model.masks.runs import ColumnRuns
+
+    Indices = NDArray[np.int64]
+
+__all__ = ["Crop", "Polygons", "Rle", "column_runs", "crops", "decode", "encode", "outlines", "paste"]
 
 RULES = ("torchvision", "detectron2")
 # Pixels; no image, and no map that torchvision could allocate, reaches so far.
@@ -96,17 +101,9 @@ def outlines(
 ) -> list[Polygons]:
     """The same masks as COCO polygons, simplified to about a 400th of an object's side. Arguments as for `paste`."""
     placed = _place(probabilities, boxes, size, threshold, rule)
-    (top, left), (height, width) = placed.start, placed.stop - placed.start
-    # One row more than there are, so that no column's end is the next one's beginning.
-    pitch = height + 1
-    first = np.append(0, np.cumsum(width * pitch))
-    placed = replace(placed, origin=first[:-1] - left * pitch - top, pitch=pitch)
+    top, height = placed.start[0], placed.stop[0] - placed.start[0]
     found: list[Polygons] = []
-    for masks, turns in changes(placed):
-        place = drop_pairs(turns)
-        mask = np.searchsorted(first, place, side="right") - 1
-        column, row = np.divmod(place - first[mask], pitch[mask])
-        column, row = column + left[mask], row + top[mask]
+    for masks, mask, column, row in _turns(placed):
         above = row - 1 - placed.corner[0, mask]
         rows = placed.in_samples(0, mask, above), placed.in_samples(0, mask, above + 1)
         across = placed.in_samples(1, mask, column - placed.corner[1, mask])
@@ -116,6 +113,37 @@ def outlines(
         exact = np.where(border, row, row - 0.5 + exact)
         found += trace(Turns(mask - masks.start, column, row, exact), len(masks))
     return found
+
+
+def column_runs(
+    probabilities: Tensor,
+    boxes: Tensor,
+    size: tuple[int, int],
+    threshold: float = 0.5,
+    rule: str = "torchvision",
+) -> ColumnRuns:
+    """The same masks as runs of pixel columns, which can be compared and moved. Arguments as for `paste`."""
+    placed = _place(probabilities, boxes, size, threshold, rule)
+    return concatenate(
+        [
+            from_turns(mask - masks.start, column, row, len(masks))
+            for masks, mask, column, row in _turns(placed)
+        ]
+    )
+
+
+def _turns(placed: Placement) -> Iterator[tuple[range, Indices, Indices, Indices]]:
+    """Where the columns of some masks turn, in and out by turns: mask, column and row in the image."""
+    (top, left), (height, width) = placed.start, placed.stop - placed.start
+    # One row more than there are, so that no column's end is the next one's beginning.
+    pitch = height + 1
+    first = np.append(0, np.cumsum(width * pitch))
+    placed = replace(placed, origin=first[:-1] - left * pitch - top, pitch=pitch)
+    for masks, turns in changes(placed):
+        place = drop_pairs(turns)
+        mask = np.searchsorted(first, place, side="right") - 1
+        column, row = np.divmod(place - first[mask], pitch[mask])
+        yield masks, mask, column + left[mask], row + top[mask]
 
 
 def _place(
