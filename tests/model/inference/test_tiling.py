@@ -1,0 +1,85 @@
+"""Images are cut into tiles of one shape that overlap enough, and only where that helps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from model.inference.tiling import MOST_TILES, Tiling, TilingError, choose_tile
+from model.network.architecture import SMALL, V1
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "tile", "overlap"),
+    [(1000, 1500, 300, 0.2), (301, 299, 300, 0.05), (640, 65_535, 1024, 0.5), (599, 600, 300, 0.33)],
+)
+def test_tiles_have_one_shape_cover_the_image_and_overlap_enough(
+    height: int, width: int, tile: int, overlap: float
+) -> None:
+    layout = Tiling(tile, overlap).cut(height, width, V1)
+    assert layout is not None
+    left, top, right, bottom = layout.tiles.T
+    assert set((right - left).tolist()) == {min(tile, width)}
+    assert set((bottom - top).tolist()) == {min(tile, height)}
+    for starts, ends, length, shared in (
+        (left, right, width, layout.overlap[1]),
+        (top, bottom, height, layout.overlap[0]),
+    ):
+        starts, ends = np.unique(starts), np.unique(ends)  # noqa: PLW2901
+        assert (starts[0], ends[-1]) == (0, length)
+        if len(starts) > 1:
+            assert shared == (ends[:-1] - starts[1:]).min() >= overlap * tile
+            # One tile less would leave too little.
+            assert (length - tile) / max(len(starts) - 2, 1e-9) > tile - np.ceil(overlap * tile)
+        else:
+            assert shared == length
+    assert not layout.has_whole
+
+
+def test_the_whole_image_is_the_last_tile_by_default_of_auto() -> None:
+    chosen = Tiling().cut(2000, 3000, V1)
+    assert chosen is not None
+    assert chosen.has_whole
+    assert chosen.tiles[-1].tolist() == [0, 0, 3000, 2000]
+    assert (chosen.tiles[0, 2:] == V1.min_size).all()
+    given = Tiling(500, whole=True).cut(2000, 3000, V1)
+    assert given is not None
+    assert given.has_whole
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "side"),
+    [
+        (600, 800, None),
+        # Shrunk by less than √2.
+        (1100, 1500, None),
+        (1200, 1600, 800),
+        (8000, 8000, 800),
+        # A strip: as long as an input may be.
+        (700, 4000, 1333),
+        (32_768, 32_768, 800),
+    ],
+)
+def test_auto_shows_the_model_the_image_in_its_own_resolution(
+    height: int, width: int, side: int | None
+) -> None:
+    assert choose_tile(height, width, V1) == side
+    if side is not None:
+        scale = V1.input_size(min(side, height), min(side, width))
+        assert scale[0] == pytest.approx(min(side, height), abs=1)
+
+
+def test_auto_takes_larger_tiles_where_there_would_be_too_many() -> None:
+    tiny = replace(SMALL, min_size=96, max_size=160)
+    layout = Tiling().cut(32_768, 32_768, tiny)
+    assert layout is not None
+    assert MOST_TILES / 8 < len(layout.tiles) <= MOST_TILES + 1
+
+
+def test_too_many_tiles_and_too_long_sides_are_refused() -> None:
+    with pytest.raises(TilingError, match=r"at most 16384 are accepted\. Take larger tiles, or a smaller"):
+        Tiling(64).cut(30_000, 30_000, V1)
+    with pytest.raises(TilingError, match="at most 65535 pixels a side"):
+        Tiling(64).cut(1, 70_000, V1)
