@@ -31,7 +31,7 @@ class SegmentOptions(TypedDict, total=False):
 
     # 0 to 1
     score_threshold: float
-    # 1 to the model's own number, `max_instances` of /model
+    # 1 to the model's own number, `max_instances` of /model; with `tile` up to 100,000
     max_instances: int
     # names or ids
     categories: Iterable[str | int]
@@ -39,6 +39,12 @@ class SegmentOptions(TypedDict, total=False):
     masks: str
     # "coco", "none"
     keypoints: str
+    # side of the tiles in pixels, or "auto"
+    tile: int | str
+    # of neighbouring tiles, as a share of their side
+    overlap: float
+    # whether the whole image is one more tile
+    whole: bool
 
 
 def segment_request(

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import starmap
 from typing import TYPE_CHECKING
 
+from model.masks import paste
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
+
+    from model.masks.paste import Crop
+    from model.masks.polygons import Polygons
+    from model.masks.rle import Rle
+    from model.masks.runs import ColumnRuns
 
 # In an image. Models are made for 100 by default, as COCO counts; crowded microscopy has several hundred.
 MOST_INSTANCES = 1000
@@ -51,6 +61,36 @@ class Instances:
     keypoint_scores: Tensor | None = None
     # The score from which on pictures show a keypoint.
     keypoints_from: float = 0.0
+    # [N] the masks themselves, where tiles were merged; then there are no probabilities.
+    runs: ColumnRuns | None = None
 
     def __len__(self) -> int:
         return int(self.scores.shape[0])
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether there is a mask for each."""
+        return self.runs is not None or self.probabilities is not None
+
+    def rles(self) -> list[Rle]:
+        """The masks as COCO run lengths. Raises ValueError where there are none."""
+        if self.runs is not None:
+            return self.runs.rles(self.size)
+        return paste.paste(self._probabilities(), self.boxes, self.size, rule=self.pasting)
+
+    def outlines(self) -> list[Polygons]:
+        """The masks as COCO polygons. Raises ValueError where there are none."""
+        if self.runs is not None:
+            return self.runs.outlines()
+        return paste.outlines(self._probabilities(), self.boxes, self.size, rule=self.pasting)
+
+    def crops(self) -> Iterator[Crop]:
+        """The masks as bitmaps of their boxes, one by one. Raises ValueError where there are none."""
+        if self.runs is not None:
+            return starmap(paste.Crop, self.runs.crops())
+        return paste.crops(self._probabilities(), self.boxes, self.size, rule=self.pasting)
+
+    def _probabilities(self) -> Tensor:
+        if self.probabilities is None:
+            raise ValueError("these instances have no masks")
+        return self.probabilities

@@ -6,7 +6,7 @@ from typing import Any
 
 from app import problems
 from app.api.query import JPEG, JSON, NDJSON, PNG
-from app.api.schemas import EXAMPLE, EXAMPLE_ID, MODEL_EXAMPLE, PIXEL, PROBLEM_SCHEMA
+from app.api.schemas import EXAMPLE, EXAMPLE_ID, MODEL_EXAMPLE, PIXEL, PROBLEM_SCHEMA, PROGRESS_SCHEMA
 from app.observability.metrics import CONTENT_TYPE
 from app.problems import Problem
 
@@ -59,7 +59,13 @@ SEGMENT = answers(
     {
         JSON: {"example": EXAMPLE},
         NDJSON: {
-            "schema": {"oneOf": [line({"$ref": "#/components/schemas/Answer"}), line(PROBLEM_SCHEMA)]},
+            "schema": {
+                "oneOf": [
+                    line({"$ref": "#/components/schemas/Answer"}),
+                    line(PROBLEM_SCHEMA),
+                    line(PROGRESS_SCHEMA),
+                ]
+            },
             "example": {"index": 0, **EXAMPLE},
         },
         PNG: {"schema": FILE},
@@ -69,7 +75,8 @@ SEGMENT = answers(
     *(kind for kind in Problem.__subclasses__() if kind not in EVERYWHERE),
     description="The instances, as JSON. With `Accept: image/png` or `image/jpeg`: the picture with the instances on "
     "it. For several images, or with `Accept: application/x-ndjson`: one line of JSON for each image, in the order "
-    "sent, each as soon as it and those before it are done. The line of an image that failed has a problem.",
+    "sent, each as soon as it and those before it are done. The line of an image that failed has a problem. With "
+    "`tile`, lines with `tiles` say meanwhile how far the image is whose line comes next.",
 )
 JSON_FIELDS = {
     "image": {"type": "string", "description": "The image file in base64; a data: URL is accepted too."},

@@ -12,13 +12,24 @@ from pydantic.json_schema import SkipJsonSchema  # noqa: TC002 - pydantic reads 
 
 from app.api.categories import CategoryNames
 from app.problems import InvalidParameter, suggest
-from model.instances import MOST_INSTANCES, Options
+from model.inference.tiling import (
+    DEFAULT_OVERLAP,
+    MAX_OVERLAP,
+    MAX_TILE,
+    MIN_OVERLAP,
+    MIN_TILE,
+    MOST_MERGED,
+    Tiling,
+    TilingError,
+)
+from model.instances import Options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from starlette.datastructures import QueryParams
 
+    from model.masks.merge import Layout
     from model.zoo.model_file import Model
 
 MaskFormat = Literal["rle", "polygon", "png", "none"]
@@ -52,6 +63,9 @@ ACCEPTED = {
     "max_instances": "a whole number from 1 to {most}, the most that the model finds",
     "masks": f"one of {', '.join(get_args(MaskFormat))}",
     "keypoints": f"one of {', '.join(get_args(KeypointFormat))}",
+    "tile": f"auto, or a whole number of pixels from {MIN_TILE} to {MAX_TILE}",
+    "overlap": f"a number from {MIN_OVERLAP} to {MAX_OVERLAP}",
+    "whole": "true or false",
     TIMEOUT_HEADER: f"a whole number of milliseconds from 1 to {MAX_TIMEOUT_MS}",
 }
 
@@ -63,11 +77,25 @@ def require_digits(value: object) -> object:
     return value
 
 
+def require_digits_or_auto(value: object) -> object:
+    """As `require_digits`, but for the word auto."""
+    return value if value == "auto" else require_digits(value)
+
+
 @dataclass(frozen=True, slots=True)
 class SegmentParams(Options):
-    """The options of the engine, and the format of the masks in the answer."""
+    """The options of the engine, how large images are cut, and the format of the masks in the answer."""
 
     mask_format: MaskFormat = "rle"
+    # None: the image is segmented as a whole.
+    tiling: Tiling | None = None
+
+    def cut(self, height: int, width: int, model: Model) -> Layout | None:
+        """The tiles of an image; None if it is segmented as a whole. Raises InvalidParameter for too many."""
+        try:
+            return None if self.tiling is None else self.tiling.cut(height, width, model.architecture)
+        except TilingError as error:
+            raise InvalidParameter(str(error)) from None
 
 
 class SegmentQuery(BaseModel):
@@ -85,9 +113,11 @@ class SegmentQuery(BaseModel):
     max_instances: Annotated[int | SkipJsonSchema[None], BeforeValidator(require_digits)] = Field(
         None,
         ge=1,
-        le=MOST_INSTANCES,
+        # Which it is, `params` knows.
+        json_schema_extra={"maximum": MOST_MERGED},
         description="At most this many, those with the highest scores. The model has a number of its own, "
-        "`max_instances` of `/model`, which is the default and the largest that is accepted.",
+        "`max_instances` of `/model`, which is the default and the largest that is accepted. With `tile` it is "
+        f"the most in each tile, and this parameter counts after merging: up to {MOST_MERGED:,}, the default.",
     )
     categories: list[str] = Field(
         default=[],
@@ -100,19 +130,46 @@ class SegmentQuery(BaseModel):
         description="`rle`: masks as COCO RLE. `polygon`: as COCO polygons, simplified. `png`: as 1-bit PNG files of "
         "the boxes. `none`: boxes only, which is faster.",
     )
-
     keypoints: KeypointFormat = Field(
         "coco",
         description="`coco`: the keypoints of each instance as COCO lists them, where the model finds some. `none`: "
         "none of them, which is faster.",
     )
+    tile: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=MIN_TILE, le=MAX_TILE)] | SkipJsonSchema[None],
+        BeforeValidator(require_digits_or_auto),
+    ] = Field(
+        None,
+        description="For large images: the image is cut into overlapping square tiles with sides of so many pixels, "
+        "and what they have is merged. `auto`: tiles in which the model sees the image in its own resolution, and none "
+        "where it nearly does anyway.",
+    )
+    overlap: float = Field(
+        DEFAULT_OVERLAP,
+        ge=MIN_OVERLAP,
+        le=MAX_OVERLAP,
+        allow_inf_nan=False,
+        description="With `tile`: the least overlap of neighbouring tiles, as a share of their side.",
+    )
+    whole: bool | SkipJsonSchema[None] = Field(
+        None,
+        description="With `tile`: segment the whole image too, shrunk as without tiles, for objects that are larger "
+        "than a tile. The default is true with `tile=auto`, else false.",
+    )
 
     def params(self, model: Model) -> SegmentParams:
         """The options for a model. Raises InvalidParameter for an unknown category and more instances than it finds."""
         categories = model.categories
-        if self.max_instances is not None and self.max_instances > model.max_instances:
+        if self.tile is None and (unused := {"overlap", "whole"} & self.model_fields_set):
+            raise InvalidParameter(f'"{min(unused)}" is for images in tiles; it needs the parameter tile.')
+        if self.max_instances is not None and self.tile is None and self.max_instances > model.max_instances:
             raise InvalidParameter(
                 refuse_value("max_instances", str(self.max_instances), model.max_instances)
+            )
+        if self.max_instances is not None and self.max_instances > MOST_MERGED:
+            given = str(self.max_instances)[:40]
+            raise InvalidParameter(
+                f'max_instances must be a whole number from 1 to {MOST_MERGED} with tile, not "{given}".'
             )
         return SegmentParams(
             score_threshold=self.score_threshold,
@@ -121,7 +178,14 @@ class SegmentQuery(BaseModel):
             masks=self.masks != "none",
             mask_format=self.masks,
             keypoints=self.keypoints != "none",
+            tiling=self.tiling(),
         )
+
+    def tiling(self) -> Tiling | None:
+        """How images are cut, if they are."""
+        if self.tile is None:
+            return None
+        return Tiling(self.tile if isinstance(self.tile, int) else None, self.overlap, self.whole)
 
 
 def parse(parameters: Mapping[str, Any], model: Model) -> SegmentParams:

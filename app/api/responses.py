@@ -15,14 +15,12 @@ import orjson
 from app.api.query import JSON, PNG
 from model.images.decode import encode_jpeg, encode_png
 from model.images.overlay import overlay
-from model.masks.paste import crops, outlines, paste
 from model.network.conventions import KEYPOINT_SCORES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from app.api.schemas import CategoryDocument, KeypointsDocument
     from model.instances import Instances
@@ -139,11 +137,11 @@ def records(model: Model, instances: Instances, mask_format: str = "rle") -> lis
                 for value in (round(x, BOX_DECIMALS), round(y, BOX_DECIMALS), int(v))
             ]
             row["keypoint_scores"] = [round(score, SCORE_DECIMALS) for score in certain]
-    if instances.probabilities is None:
+    if not instances.has_masks or mask_format == "none":
         for row in rows:
             row["area"] = round(row["bbox"][2] * row["bbox"][3], BOX_DECIMALS)
         return rows
-    for row, mask in zip(rows, MASK_ENCODERS[mask_format](instances.probabilities, instances), strict=True):
+    for row, mask in zip(rows, MASK_ENCODERS[mask_format](instances), strict=True):
         row.update(mask)
     return rows
 
@@ -167,21 +165,21 @@ def describe_keypoints(model: Model) -> KeypointsDocument | None:
     return None if model.keypoints is None else {"scores": kind, "shown_from": KEYPOINT_SCORES[kind]}
 
 
-def rle_masks(probabilities: Tensor, instances: Instances) -> Iterator[dict[str, Any]]:
+def rle_masks(instances: Instances) -> Iterator[dict[str, Any]]:
     """Masks as compressed COCO run lengths."""
-    for rle in paste(probabilities, instances.boxes, instances.size, rule=instances.pasting):
+    for rle in instances.rles():
         yield {"area": rle.area, "segmentation": rle.to_coco()}
 
 
-def polygon_masks(probabilities: Tensor, instances: Instances) -> Iterator[dict[str, Any]]:
+def polygon_masks(instances: Instances) -> Iterator[dict[str, Any]]:
     """Masks as COCO polygons."""
-    for parts, area in outlines(probabilities, instances.boxes, instances.size, rule=instances.pasting):
+    for parts, area in instances.outlines():
         yield {"area": area, "segmentation": parts}
 
 
-def png_masks(probabilities: Tensor, instances: Instances) -> Iterator[dict[str, Any]]:
+def png_masks(instances: Instances) -> Iterator[dict[str, Any]]:
     """Masks as 1-bit PNG files in base64, each cut to its box; black is background."""
-    for left, top, bitmap in crops(probabilities, instances.boxes, instances.size, rule=instances.pasting):
+    for left, top, bitmap in instances.crops():
         height, width = bitmap.shape
         # A PNG has at least one pixel.
         file = encode_png(bitmap if bitmap.size else np.zeros((1, 1), np.bool_))

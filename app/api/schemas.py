@@ -167,7 +167,20 @@ class StatusDocument(TypedDict):
     status: str
 
 
+class TileCount(TypedDict):
+    """Tiles of an image that are done, and all."""
+
+    done: int
+    total: int
+
+
 PROBLEM_SCHEMA = TypeAdapter(ProblemDocument).json_schema()
+PROGRESS_SCHEMA = {
+    "type": "object",
+    "description": "A line of NDJSON about an image that is not done yet.",
+    "properties": {"id": {"type": "string"}, "tiles": TypeAdapter(TileCount).json_schema()},
+    "required": ["id", "tiles"],
+}
 
 INSTANCE: Instance = {
     "category_id": 18,

@@ -29,6 +29,7 @@ from app.api.query import (
 )
 from app.api.schemas import Answer
 from app.api.streaming import BufferedUpload, NdjsonResponse
+from app.api.tiles import count_input_pixels, segment_tiles
 from app.http.disconnect import cancel_on_disconnect
 from app.http.request_context import Timings
 from app.intake.decoder_child import ImageFile
@@ -40,6 +41,7 @@ from app.problems import (
     UndecodableImage,
     UnsupportedFormat,
 )
+from model.inference.tiled import TiledImage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -160,7 +162,7 @@ def stream(
             responses.line, index, request.state.id, service.engine.model, mask_format=params.mask_format
         )
         work = answer(
-            SegmentRequest(service, Timings(), {}, params, encode),
+            SegmentRequest(service, Timings(), {}, params, encode, held[index].count_tiles),
             upload,
             held[index],
             min(service.settings.request_timeout, seconds_left()),
@@ -170,7 +172,8 @@ def stream(
 
     # The batch that runs, and the next one.
     at_once = 2 * service.settings.max_batch_size
-    return NdjsonResponse(line, held, at_once, request.state.id, request.state.record)
+    progress = params.tiling is not None
+    return NdjsonResponse(line, held, at_once, request.state.id, request.state.record, progress=progress)
 
 
 async def fetch(service: Service, url: str, body: BodyBytes, seconds: float) -> Upload:
@@ -210,6 +213,8 @@ class SegmentRequest:
     record: dict[str, Any]
     params: SegmentParams
     encode: Encode
+    # Called with the number of tiles that are done, and of all, after each tile.
+    progress: Callable[[int, int], None] = lambda _done, _all: None
 
 
 async def answer(work: SegmentRequest, upload: Upload, body: BodyBytes, seconds: float) -> bytes:
@@ -243,11 +248,16 @@ async def answer(work: SegmentRequest, upload: Upload, body: BodyBytes, seconds:
                     f"The image has {found.width} × {found.height} = {found.pixels} pixels; "
                     f"at most {service.settings.max_image_pixels} are accepted."
                 )
+            layout = work.params.cut(found.height, found.width, service.engine.model)
+            input_pixels = math.prod(service.engine.padded_shape(found.height, found.width))
+            if layout is not None:
+                input_pixels = sum(count_input_pixels(service.engine, layout))
+                work.record["tiles"] = len(layout.tiles)
             seconds_left = expires - time.monotonic() - decoders.expected_wait()
             with admission.admit(
                 found.pixels,
                 seconds_left,
-                input_pixels=math.prod(service.engine.padded_shape(found.height, found.width)),
+                input_pixels=input_pixels,
                 accepted=body.accepted,
             ) as permit:
                 image = found.decoded
@@ -256,7 +266,13 @@ async def answer(work: SegmentRequest, upload: Upload, body: BodyBytes, seconds:
                 timings.passed("decode", timings.total() - started)
                 del file
                 body.release()
-                segmented = await service.worker.segment(permit, image, work.params, expires)
+                if layout is None:
+                    segmented = await service.worker.segment(permit, image, work.params, expires)
+                else:
+                    tiles = TiledImage(layout, work.params)
+                    segmented = await segment_tiles(
+                        service, permit, image, tiles, expires=expires, progress=work.progress
+                    )
                 timings.passed("queue", segmented.queue_seconds, ago=segmented.forward_seconds)
                 timings.passed("forward", segmented.forward_seconds)
                 work.record.update({"batch": segmented.batch_size, "instances": len(segmented.instances)})

@@ -1,4 +1,5 @@
 """The response to several images: one line of JSON each, in the order sent, as soon as it and those before it are done.
+Of an image in tiles, lines with the number of tiles that are done come before it.
 
 Each image passes admission on its own. The number of images of one request that are in flight is limited, so that a
 large form neither fills the queue nor piles up answers for a client that reads slowly.
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Between two lines about the tiles of an image.
+PROGRESS_SECONDS = 0.25
+
 
 class BufferedUpload(BodyBytes):
     """One image of a form, and the account of its bytes. Releasing the bytes frees the image."""
@@ -37,7 +41,13 @@ class BufferedUpload(BodyBytes):
         super().__init__(form.admission)
         self.bytes = form.hand_over(len(upload.content))
         self.upload = upload
+        # Of its tiles, those that are done, and all.
+        self.tiles = (0, 0)
         self.accept()
+
+    def count_tiles(self, done: int, total: int) -> None:
+        """So many tiles of the image are done."""
+        self.tiles = (done, total)
 
     def release(self) -> None:
         """Call it once the image is decoded, or will not be."""
@@ -60,6 +70,8 @@ class NdjsonResponse(Response):
         at_once: int,
         request_id: str,
         record: dict[str, Any],
+        *,
+        progress: bool = False,
     ) -> None:
         """Prepare the response; nothing runs before it is sent.
 
@@ -69,6 +81,7 @@ class NdjsonResponse(Response):
             at_once: how many of them may be in flight.
             request_id: goes into the problems.
             record: the log's fields; gets the numbers of images and of failures.
+            progress: images may be cut into tiles, whose progress is sent.
         """
         self.status_code = 200
         self.background = None
@@ -78,6 +91,7 @@ class NdjsonResponse(Response):
         self._at_once = at_once
         self._id = request_id
         self._record = record
+        self._progress = progress
         # The images in flight, and finished lines that wait to be sent.
         self._running: deque[asyncio.Task[bytes]] = deque()
         # Those of them that admission refused and that will try again.
@@ -118,6 +132,8 @@ class NdjsonResponse(Response):
                 while started < min(len(self._held), index + self._at_once):
                     self._running.append(asyncio.create_task(self._answer(started)))
                     started += 1
+                async for content in self._progress_lines(index, self._running[0]):
+                    yield content
                 content = await self._running[0] + b"\n"
                 self._running.popleft()
                 yield content
@@ -125,6 +141,16 @@ class NdjsonResponse(Response):
             for task in self._running:
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _progress_lines(self, index: int, task: asyncio.Task[bytes]) -> AsyncGenerator[bytes]:
+        """Lines with the tiles that are done, until the task of their image is."""
+        sent = (0, 0)
+        while self._progress and not task.done():
+            await asyncio.wait({task}, timeout=PROGRESS_SECONDS)
+            if not task.done() and self._held[index].tiles != sent:
+                sent = self._held[index].tiles
+                tiles = dict(zip(("done", "total"), sent, strict=True))
+                yield orjson.dumps({"index": index, "id": self._id, "tiles": tiles}) + b"\n"
 
     async def _answer(self, index: int) -> bytes:
         """The line of one image."""

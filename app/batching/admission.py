@@ -33,7 +33,7 @@ RATE_TIME_CONSTANT = 10.0
 MAX_FORECAST_SHARE = 0.8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Permit:
     """The admission of one request, until its answer is written."""
 
@@ -41,6 +41,8 @@ class Permit:
     pixels: int
     # Time of the admission, on the clock of the deadlines.
     admitted_at: float
+    # Pixels of its network inputs that the device has yet to run.
+    input_pixels: int = 0
 
 
 class BodyBytes:
@@ -234,13 +236,24 @@ class Admission:
         self.input_pixels += input_pixels
         self.peak_pixels = max(self.peak_pixels, self.pixels)
         self._update_empty()
+        permit = Permit(pixels, self._clock(), input_pixels)
         try:
-            yield Permit(pixels, self._clock())
+            yield permit
         finally:
             self.requests -= 1
             self.pixels -= pixels
-            self.input_pixels -= input_pixels
+            self.input_pixels -= permit.input_pixels
             self._update_empty()
+
+    def count_done(self, permit: Permit, input_pixels: int) -> None:
+        """The device has run a part of a request: a tile. The forecast for others is then shorter.
+
+        Args:
+            permit: of the request.
+            input_pixels: of the network's input.
+        """
+        permit.input_pixels -= input_pixels
+        self.input_pixels -= input_pixels
 
     def _raise_unless_fits(self, pixels: int, input_pixels: int, seconds: float) -> None:
         if pixels > self.max_pixels:

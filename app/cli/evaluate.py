@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.options import read_settings
+from app.cli.options import Overlap, Tile, Whole, read_settings
 from app.commands.source import Source
 
 Data = Annotated[
@@ -71,6 +71,9 @@ def evaluate(
             "and the confusion of categories. The default is that of the service. COCO's AP counts all.",
         ),
     ] = 0.5,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    whole: Whole = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
     plots: Annotated[
         Path | None,
@@ -98,6 +101,7 @@ def evaluate(
             as_json=as_json,
             plots=plots,
             score_threshold=score_threshold,
+            tiles={"tile": tile, "overlap": overlap, "whole": whole},
         )
     )
 

@@ -16,7 +16,17 @@ import typer
 from app.cli.data import data as data_commands
 from app.cli.evaluate import calibrate, evaluate
 from app.cli.import_model import import_model
-from app.cli.options import Device, Model, Precision, list_settings, read_settings, setting_option
+from app.cli.options import (
+    Device,
+    Model,
+    Overlap,
+    Precision,
+    Tile,
+    Whole,
+    list_settings,
+    read_settings,
+    setting_option,
+)
 from app.cli.train import train
 from app.cli.weights import weights
 from app.version import version
@@ -179,9 +189,10 @@ def segment(
     max_instances: Annotated[
         str | None,
         typer.Option(
-            metavar="1–1000",
+            metavar="N",
             show_default="the model's own number",
-            help="At most this many, those with the highest scores. No more than the model finds.",
+            help="At most this many, those with the highest scores. No more than the model finds; with --tile up to "
+            "100,000.",
         ),
     ] = None,
     categories: Annotated[
@@ -208,6 +219,9 @@ def segment(
             help="Keypoints of models that find some; `none`: none of them, which is faster.",
         ),
     ] = None,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    whole: Whole = None,
     model: Model = None,
     device: Device = None,
     precision: Precision = None,
@@ -222,6 +236,9 @@ def segment(
         "categories": categories or None,
         "masks": masks,
         "keypoints": keypoints,
+        "tile": tile,
+        "overlap": overlap,
+        "whole": whole,
     }
     from app.commands.segment import Output, run  # noqa: PLC0415 - imports httpx
 

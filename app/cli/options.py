@@ -42,6 +42,32 @@ Model = Annotated[str | None, setting_option("model", "--model", "NAME")]
 Device = Annotated[str | None, setting_option("device", "--device", "DEVICE")]
 Precision = Annotated[str | None, setting_option("precision", "--precision", "FORMAT")]
 
+Tile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PIXELS|auto",
+        show_default=False,
+        help="Cut large images into overlapping tiles with sides of so many pixels, and merge what they have. `auto`: "
+        "tiles in which the model sees the image in its own resolution.",
+    ),
+]
+Overlap = Annotated[
+    str | None,
+    typer.Option(
+        metavar="0.05–0.5",
+        show_default="0.2",
+        help="With --tile: the least overlap of neighbours, as a share of a tile's side.",
+    ),
+]
+Whole = Annotated[
+    bool | None,
+    typer.Option(
+        "--whole/--no-whole",
+        show_default="with --tile auto",
+        help="With --tile: segment the whole image too, for objects that are larger than a tile.",
+    ),
+]
+
 
 def read_settings(**overrides: str | int | None) -> settings.Settings:
     """The settings, of which `overrides` take precedence; errors end the program with one line each."""

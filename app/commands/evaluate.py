@@ -14,23 +14,26 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from app.api import query
 from app.commands.datasets import check_evaluation_data
 from app.commands.source import FIGURES, SHAPES, Source
 from app.commands.terminal import BAD_USAGE, complain, progress_bar
+from app.problems import InvalidParameter
 from app.runtime.cpus import usable_cpus
 from app.runtime.loading import LOAD_ERRORS
 from model.data import DatasetError
 from model.data.figures import held_out_figures
 from model.data.opening import open_dataset
 from model.data.shapes import held_out_scenes
-from model.evaluation.coco import STANDARD_DETECTIONS, Evaluation, evaluate, match_categories
+from model.evaluation.coco import STANDARD_DETECTIONS, Evaluation, evaluate, match_categories, predict
 from model.evaluation.confusion import BACKGROUND, SCORE_THRESHOLD
 from model.evaluation.matching import METRICS
 from model.inference.engine import Engine
+from model.inference.tiling import Tiling, TilingError
 from model.instances import Options
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from model.data import Dataset, Sample
     from model.evaluation.confusion import ImageScore
@@ -54,6 +57,7 @@ def run_evaluation(
     as_json: bool,
     plots: Path | None,
     score_threshold: float,
+    tiles: Mapping[str, Any],
 ) -> int:
     """Evaluate a model and print its figures; return the exit code.
 
@@ -66,6 +70,7 @@ def run_evaluation(
         as_json: print JSON instead of tables.
         plots: folder to draw plots into; None draws none.
         score_threshold: of the detections that matching, confusion and pictures count.
+        tiles: how images are cut, as parameters of POST /segment; None where not given.
     """
     packages = ("pycocotools",) if plots is None else ("pycocotools", "matplotlib")
     if (missing := missing_packages(*packages)) is not None:
@@ -74,14 +79,20 @@ def run_evaluation(
     try:
         engine = Engine.load(model, device=device, precision=precision, weights_folder=weights_folder)
         dataset = open_evaluation_data(source.data, source, boxes=engine.model.architecture.mask_convs == 0)
+        given = {name: value for name, value in tiles.items() if value is not None}
+        tiling = query.parse(given, engine.model).tiling
         names = engine.model.categories
         for line in check_evaluation_data(dataset, names, loose_names=source.loose_names):
             typer.echo(line, err=True)
         samples: list[tuple[Sample, Instances]] = []
-        evaluation = evaluate_with_progress(engine, dataset, samples, score_threshold=score_threshold)
+        evaluation = evaluate_with_progress(
+            engine, dataset, samples, score_threshold=score_threshold, tiling=tiling
+        )
         if plots is not None:
-            draw_plots(evaluation, engine, dataset, samples, plots)
-    except (*LOAD_ERRORS, DatasetError) as error:
+            draw_plots(evaluation, engine, dataset, samples, plots, tiling=tiling)
+    except InvalidParameter as problem:
+        return complain(problem.detail, BAD_USAGE)
+    except (*LOAD_ERRORS, DatasetError, TilingError) as error:
         typer.echo(str(error), err=True)
         return 1
     if as_json:
@@ -137,6 +148,7 @@ def evaluate_with_progress(
     samples: list[tuple[Sample, Instances]] | None = None,
     *,
     score_threshold: float = SCORE_THRESHOLD,
+    tiling: Tiling | None = None,
 ) -> Evaluation:
     """Evaluate with a progress bar.
 
@@ -145,8 +157,9 @@ def evaluate_with_progress(
         dataset: what to evaluate on.
         samples: receives the first SAMPLE_COUNT images and their predictions at the score threshold.
         score_threshold: of the detections that matching, confusion and pictures count.
+        tiling: how images are cut; None: not.
 
-    Raises DatasetError if no image can be read.
+    Raises DatasetError if no image can be read, TilingError.
     """
     with progress_bar() as bar:
         task = bar.add_task("evaluating", total=len(dataset))
@@ -154,9 +167,9 @@ def evaluate_with_progress(
         def on_image(index: int, sample: Sample, _predicted: Instances) -> None:
             bar.update(task, completed=index + 1)
             if samples is not None and len(samples) < SAMPLE_COUNT:
-                samples.append((sample, engine.segment([sample.pixels], [Options(score_threshold)])[0]))
+                samples.append((sample, predict(engine, sample.pixels, Options(score_threshold), tiling)))
 
-        return evaluate(engine, dataset, score_threshold=score_threshold, on_image=on_image)
+        return evaluate(engine, dataset, score_threshold=score_threshold, tiling=tiling, on_image=on_image)
 
 
 def draw_plots(
@@ -165,6 +178,8 @@ def draw_plots(
     dataset: Dataset,
     samples: Sequence[tuple[Sample, Instances]],
     folder: Path,
+    *,
+    tiling: Tiling | None = None,
 ) -> None:
     """Draw curves, the confusion matrix, sample predictions and the worst images into a folder.
 
@@ -174,6 +189,7 @@ def draw_plots(
         dataset: what it was evaluated on.
         samples: images and predictions for the sheet of samples.
         folder: where to write the pictures; created if necessary.
+        tiling: how images are cut; None: not.
     """
     from model.evaluation import plots  # noqa: PLC0415 - imports matplotlib
 
@@ -193,7 +209,7 @@ def draw_plots(
         except DatasetError:
             # It could be read when it was evaluated.
             continue
-        (predicted,) = engine.segment([sample.pixels], [options])
+        predicted = predict(engine, sample.pixels, options, tiling)
         labels = torch.tensor([ids[label] for label in predicted.labels.tolist()], dtype=torch.int64)
         worst.append((image, sample, replace(predicted, labels=labels)))
     plots.worst_images(worst, dataset.categories, folder / "worst.jpg")

@@ -15,6 +15,8 @@ from app.problems import InvalidParameter
 from app.runtime.loading import LOAD_ERRORS, load_engine
 from maskserve import AnswerError, Result
 from model.images.decode import ImageError, decode
+from model.inference.tiled import segment_tiled
+from model.inference.tiling import TilingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -40,7 +42,7 @@ class LocalSegmenter:
                 yield self._segment(path)
             except OSError as error:
                 yield error
-            except ImageError as error:
+            except (ImageError, TilingError) as error:
                 yield AnswerError(str(error))
 
     def model(self) -> Mapping[str, Any]:
@@ -54,7 +56,10 @@ class LocalSegmenter:
     def _segment(self, path: Path) -> Result:
         image = decode(path.read_bytes())
         start = time.perf_counter()
-        (instances,) = self.engine.segment([image], [self.params])
+        if self.params.tiling is None:
+            (instances,) = self.engine.segment([image], [self.params])
+        else:
+            instances = segment_tiled(self.engine, image, self.params, self.params.tiling)
         milliseconds = (time.perf_counter() - start) * 1000
         document = responses.document(self.engine.model, instances, self.params.mask_format)
         return Result.from_document({"id": str(path), **document}, {"total": milliseconds})

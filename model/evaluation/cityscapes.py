@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model.data.cityscapes import CATEGORIES, FIRST_INSTANCE, VOID
-from model.masks.paste import crops
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,10 +110,10 @@ def _detections(
     instance_ids: NDArray[np.int32], predicted: Instances, ids: dict[int, int]
 ) -> Iterator[tuple[int, _Detection]]:
     """Cityscapes' label id and the detection, for each instance whose mask is not empty."""
-    if predicted.probabilities is None:
+    if not predicted.has_masks:
         raise ValueError("Cityscapes' instance AP needs masks, and these instances have none")
-    masks = crops(predicted.probabilities, predicted.boxes, predicted.size, rule=predicted.pasting)
-    for label, score, crop in zip(predicted.labels.tolist(), predicted.scores.tolist(), masks, strict=True):
+    crops = predicted.crops()
+    for label, score, crop in zip(predicted.labels.tolist(), predicted.scores.tolist(), crops, strict=True):
         if label not in ids or not crop.bitmap.any():
             continue
         height, width = crop.bitmap.shape

@@ -18,8 +18,8 @@ from model.evaluation.cityscapes import CityscapesAp
 from model.evaluation.confusion import SCORE_THRESHOLD, Confusion
 from model.evaluation.keypoints import score_keypoints, sigmas
 from model.evaluation.matching import Matching
+from model.inference.tiled import segment_tiled
 from model.instances import Instances, Options
-from model.masks.paste import paste
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from model.evaluation.cityscapes import CityscapesScores
     from model.evaluation.matching import MatchingScores
     from model.inference.engine import Engine
+    from model.inference.tiling import Tiling
 
 # pycocotools' twelve figures, in its order.
 FIGURES = (
@@ -109,6 +110,7 @@ def evaluate(
     dataset: Dataset,
     *,
     score_threshold: float = SCORE_THRESHOLD,
+    tiling: Tiling | None = None,
     on_image: Callable[[int, Sample, Instances], None] | None = None,
 ) -> Evaluation:
     """Segment every image of a dataset, one at a time, and compare the instances with the annotations.
@@ -121,9 +123,10 @@ def evaluate(
         dataset: the annotated images. Unreadable ones are skipped and listed in the result.
         score_threshold: of the detections that the confusion of categories and the figures of matching count; COCO's
             count all.
+        tiling: how images are cut; None: not. COCO's figures then count all instances of an image.
         on_image: is called with each index, sample and prediction.
 
-    Raises DatasetError if no image can be read.
+    Raises DatasetError if no image can be read, TilingError.
     """
     ids = match_categories(engine.model.categories, dataset.categories)
     options = Options(score_threshold=0.0, categories=frozenset(ids))
@@ -150,8 +153,10 @@ def evaluate(
         images.append({"id": sample.image_id, "height": height, "width": width})
         truth = dataset.annotations(sample)
         annotations += truth
-        predicted = engine.segment([sample.pixels], [options])[0]
-        masks = masks and predicted.probabilities is not None
+        predicted = predict(engine, sample.pixels, options, tiling)
+        if tiling is not None:
+            detections = max(detections, len(predicted))
+        masks = masks and predicted.has_masks
         records = coco_results(predicted, sample.image_id, ids)
         results += records
         confusion.add(index, truth, records, "segm" if masks else "bbox")
@@ -185,6 +190,20 @@ def evaluate(
     )
 
 
+def predict(engine: Engine, pixels: np.ndarray, options: Options, tiling: Tiling | None) -> Instances:
+    """The instances in an image.
+
+    Args:
+        engine: the model.
+        pixels: [H, W, 3] uint8.
+        options: of the image.
+        tiling: how it is cut; None: not.
+    """
+    if tiling is None:
+        return engine.segment([pixels], [options])[0]
+    return segment_tiled(engine, pixels, options, tiling)
+
+
 def match_categories(own: tuple[Category, ...], theirs: tuple[Category, ...]) -> dict[int, int]:
     """The ids of the model's categories → the ids of the dataset's categories of the same name."""
     by_name = {category.name: category.id for category in theirs}
@@ -215,9 +234,8 @@ def coco_results(instances: Instances, image_id: int, ids: dict[int, int]) -> li
             strict=True,
         )
     ]
-    if instances.probabilities is not None:
-        rles = paste(instances.probabilities, instances.boxes, instances.size, rule=instances.pasting)
-        for record, rle in zip(records, rles, strict=True):
+    if instances.has_masks:
+        for record, rle in zip(records, instances.rles(), strict=True):
             record["segmentation"] = rle.to_coco()
     if instances.keypoints is not None:
         for record, points in zip(records, instances.keypoints.flatten(1).tolist(), strict=True):

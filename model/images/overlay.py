@@ -135,6 +135,9 @@ def _masks(instances: Instances, crops: Sequence[Crop] | None, order: list[int])
     """Yield the masks in drawing order; None if the instances have none."""
     if crops is not None:
         return (crops[i] for i in order)
+    if instances.runs is not None:
+        made = list(instances.crops())
+        return (made[i] for i in order)
     if instances.probabilities is None:
         return None
     # Transposed, because `paste` makes bitmaps column by column and images are stored row by row. Values within 1e-6

@@ -156,7 +156,11 @@ class Scripted:
     """An ASGI client that sends what the test says and remembers what came back."""
 
     def __init__(
-        self, app: FastAPI, events: list[dict[str, Any]], headers: dict[str, str] | None = None
+        self,
+        app: FastAPI,
+        events: list[dict[str, Any]],
+        headers: dict[str, str] | None = None,
+        query: str = "",
     ) -> None:
         self.events = events
         self.more = asyncio.Event()
@@ -170,7 +174,7 @@ class Scripted:
             "raw_path": b"/segment",
             "root_path": "",
             "scheme": "http",
-            "query_string": b"",
+            "query_string": query.encode(),
             "headers": [(k.encode(), v.encode()) for k, v in (headers or {}).items()],
             "server": ("maskserve", 80),
         }
@@ -192,6 +196,10 @@ class Scripted:
     @property
     def status(self) -> int:
         return self.sent[0]["status"]
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)
 
 
 def request_event(body: bytes, *, more: bool = False) -> dict[str, Any]:

@@ -40,6 +40,9 @@ def test_openapi_documents_every_parameter_and_body_form_with_examples_that_work
                 "categories",
                 "masks",
                 "keypoints",
+                "tile",
+                "overlap",
+                "whole",
                 "X-Request-Timeout-Ms",
             ]
             forms = operation["requestBody"]["content"]

@@ -111,7 +111,10 @@ def test_options_are_read(query: str, options: SegmentParams) -> None:
         ("masks=RLE", "masks must be one of rle, polygon"),
         ("treshold=0.5", 'no parameter "treshold". Did you mean score_threshold?'),
         ("score_treshold=0.5", "Did you mean score_threshold?"),
-        ("qqq=1", "There are: score_threshold, max_instances, categories, masks, keypoints."),
+        (
+            "qqq=1",
+            "There are: score_threshold, max_instances, categories, masks, keypoints, tile, overlap, whole.",
+        ),
         ("qqq=", 'no parameter "qqq"'),
         ("qqq=1&qqq=2", 'no parameter "qqq"'),
         ("query=1", 'no parameter "query"'),

@@ -1,0 +1,146 @@
+"""A large image in tiles: what each tile has, put together to the instances of the image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from model.inference.tiling import MOST_MERGED, Tiling
+from model.instances import Instances
+from model.masks import merge
+from model.masks.merge import Detections
+from model.masks.paste import column_runs
+from model.masks.runs import empty, rectangles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from model.inference.engine import Engine
+    from model.instances import Options
+    from model.masks.merge import Layout
+
+# Tiles of a batch, on devices that run them together.
+BATCH = 8
+
+
+class TiledImage:
+    """One image on its way through the network, tile by tile in any order.
+
+    tiles = TiledImage(layout, options)
+    for number in range(len(tiles)):
+        [found] = engine.segment([tiles.crop(image, number)], [tiles.options])
+        tiles.add(tiles.locate(number, found))
+    instances = tiles.merge()
+
+    `locate` may run on any thread; the others belong to one.
+    """
+
+    def __init__(self, layout: Layout, options: Options) -> None:
+        """Begin with nothing found.
+
+        Args:
+            layout: the tiles.
+            options: of the image. Tiles are asked for as many instances as the model finds, and for masks: merging
+                needs both.
+        """
+        self.layout = layout
+        self.options = replace(options, max_instances=None, masks=True)
+        self._wanted = options
+        self._parts: list[Detections] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self.layout.tiles)
+
+    def crop(self, image: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
+        """A tile's pixels, [h, w, 3], without copying them; image: [H, W, 3]."""
+        left, top, right, bottom = self.layout.tiles[number].tolist()
+        return image[top:bottom, left:right]
+
+    def locate(self, number: int, found: Instances) -> Detections | None:
+        """What was found in a tile, in pixels of the image; None if nothing was."""
+        if not len(found):
+            return None
+        left, top, right, bottom = self.layout.tiles[number].tolist()
+        boxes = found.boxes.numpy()
+        if found.probabilities is None:
+            whole = np.stack([*np.floor(boxes[:, :2]).T, *np.ceil(boxes[:, 2:]).T], axis=1)
+            size = np.array([right - left, bottom - top] * 2)
+            masks = rectangles(np.clip(whole, 0, size).astype(np.int64))
+        else:
+            masks = column_runs(found.probabilities, found.boxes, found.size, rule=found.pasting)
+        return Detections(
+            boxes + np.array([left, top, left, top], dtype=np.float32),
+            found.scores.numpy(),
+            found.labels.numpy(),
+            np.full(len(found), number, dtype=np.int64),
+            masks.move(left, top),
+            has_masks=found.probabilities is not None,
+        )
+
+    def add(self, found: Detections | None) -> None:
+        """Keep what `locate` has made of a tile. Of all tiles, the best MOST_MERGED are kept at least."""
+        if found is None:
+            return
+        self._parts.append(found)
+        self._count += len(found)
+        if self._count > 2 * MOST_MERGED:
+            self._parts = [merge.concatenate(self._parts).best(MOST_MERGED)]
+            self._count = MOST_MERGED
+
+    def merge(self) -> Instances:
+        """The instances of the image, once all tiles are there."""
+        size = self.layout.size
+        if not self._parts:
+            none, masks = torch.zeros(0), empty() if self._wanted.masks else None
+            return Instances(size, torch.zeros(0, 4), none, none.long(), None, runs=masks)
+        found = merge.merge(merge.concatenate(self._parts).best(MOST_MERGED), self.layout)
+        found = found.best(self._wanted.max_instances)
+        return Instances(
+            size,
+            torch.from_numpy(found.boxes),
+            torch.from_numpy(found.scores),
+            torch.from_numpy(found.labels),
+            None,
+            runs=found.masks if self._wanted.masks and found.has_masks else None,
+        )
+
+
+def segment_tiled(
+    engine: Engine, image: NDArray[np.uint8], options: Options, tiling: Tiling | None = None
+) -> Instances:
+    """The instances of a large image, by tiles; what the engine finds without tiles where one would cover the image.
+
+    Args:
+        engine: the model.
+        image: [H, W, 3] uint8 RGB.
+        options: of the image. `max_instances` counts after merging, and may be up to MOST_MERGED.
+        tiling: how it is cut; by default as the model needs it.
+
+    Raises TilingError, and what Engine.segment raises.
+    """
+    height, width = image.shape[:2]
+    layout = (tiling or Tiling()).cut(height, width, engine.model.architecture)
+    if layout is None:
+        (found,) = engine.segment([image], [options])
+        return found
+    tiles = TiledImage(layout, options)
+    for numbers in _batches(layout, BATCH if engine.batches else 1):
+        crops = [tiles.crop(image, number) for number in numbers]
+        for number, found in zip(numbers, engine.segment(crops, [tiles.options] * len(crops)), strict=True):
+            tiles.add(tiles.locate(number, found))
+    return tiles.merge()
+
+
+def _batches(layout: Layout, size: int) -> Iterator[range]:
+    """Numbers of tiles that may run together; the whole image has a shape of its own."""
+    count = len(layout.tiles) - layout.has_whole
+    for begin in range(0, count, size):
+        yield range(begin, min(begin + size, count))
+    if layout.has_whole:
+        yield range(count, count + 1)
