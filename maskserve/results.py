@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from maskserve.errors import AnswerError
-from maskserve.masks import decode_rle, encode_rle, fill_polygons
+from maskserve.masks import decode_columns, decode_rle, encode_rle, fill_polygons
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-# Of an image; a mask has a byte for each. Five times what a service takes if nothing else is set.
-MOST_PIXELS = 250_000_000
+# Of an image; a mask has a byte for each. What a service can be set to take at most.
+MOST_PIXELS = 1 << 30
 
 
 class MaskCrop(NamedTuple):
@@ -127,13 +127,26 @@ class Instance:
 
     @property
     def crop(self) -> MaskCrop:
-        """The mask cut to its pixels, and where they lie; without any, an empty crop."""
-        mask = self.mask
+        """The mask cut to its pixels, and where they lie; without any, an empty crop. Raises as `mask`.
+
+        Of run lengths, only the columns that the object covers are made.
+        """
+        first, mask = self._columns()
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if not len(rows):
             return MaskCrop(0, 0, np.zeros((0, 0), dtype=np.bool_))
         top, left = int(rows[0]), int(columns[0])
-        return MaskCrop(left, top, mask[top : rows[-1] + 1, left : columns[-1] + 1])
+        return MaskCrop(first + left, top, mask[top : rows[-1] + 1, left : columns[-1] + 1])
+
+    def _columns(self) -> tuple[int, NDArray[np.bool_]]:
+        """Columns that hold the whole mask, [H, w], and the number of the first."""
+        match self.record:
+            case {"segmentation": {"size": _, "counts": _} as rle}:
+                try:
+                    return decode_columns(rle, self.size)
+                except (ValueError, TypeError, OverflowError) as error:
+                    raise AnswerError(f"the mask of a {self.category} cannot be read: {error}") from error
+        return 0, self.mask
 
     def to_coco(self, image_id: int) -> dict[str, Any]:
         """The COCO results record; a mask that came as PNG becomes run lengths."""

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 PROGRAM = "app.intake.decoder_process"
 # Copied at once on the event loop; more is copied by a thread.
 SMALL_BYTES = 4 << 20
+# Of pixels, that are copied before their memory is given back; whole pages.
+BAND_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,14 @@ class Child:
 
     def _read(self, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
         size = shape[0] * shape[1] * shape[2]
-        return self._view[:size].reshape(shape).copy()
+        pixels = np.empty(size, np.uint8)
+        for begin in range(0, size, BAND_BYTES):
+            end = min(begin + BAND_BYTES, size)
+            pixels[begin:end] = self._view[begin:end]
+            # A large image is never there twice.
+            if size > BAND_BYTES and hasattr(mmap, "MADV_REMOVE"):
+                self._shared.madvise(mmap.MADV_REMOVE, begin, end - begin)
+        return pixels.reshape(shape)
 
     async def forget(self, job: Job, shape: tuple[int, ...]) -> None:
         """Give the shared memory of a job back to the system, if it was much."""

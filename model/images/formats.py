@@ -11,10 +11,10 @@ import re
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ACCEPTED = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 
-# The largest JPEG side, and more than cameras make (200-megapixel phones: 16,320 × 12,240). A service has its
-# own, lower limit; this one bounds what the decoder can be made to allocate.
+# The largest JPEG side, and a gigapixel, as scanners of slides and aerial cameras make. A service has its own, lower
+# limit; this one bounds what the decoder can be made to allocate.
 MAX_SIDE = 65_535
-MAX_PIXELS = 1 << 28
+MAX_PIXELS = 1 << 30
 
 
 class ImageError(ValueError):

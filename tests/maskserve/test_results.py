@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tracemalloc
 import xml.etree.ElementTree as ET
 from typing import Any
 
@@ -14,7 +15,7 @@ from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
 from app.api import responses
-from maskserve import Result
+from maskserve import Instance, Result
 from maskserve.export import coco_dataset, coco_results, cvat, image_ids, label_studio, packed, runs_by_row
 from model.data import Category
 from model.instances import Instances
@@ -77,6 +78,25 @@ def test_a_crop_is_the_mask_without_what_surrounds_it() -> None:
         whole[top : top + height, left : left + width] = bitmap
         np.testing.assert_array_equal(whole, instance.mask)
         assert not bitmap.size or (bitmap.any(0).all() or bitmap[0].any())
+
+
+def test_a_crop_of_a_huge_image_takes_no_bitmap_of_it() -> None:
+    size = (30_000, 30_000)
+    # Three columns of four pixels at (20,000, 10,000), and a mask without a pixel.
+    runs = [20_000 * 30_000 + 10_000, 4, 29_996, 4, 29_996, 4]
+    runs.append(size[0] * size[1] - sum(runs))
+    tracemalloc.start()
+    crops = []
+    for counts in (runs, [size[0] * size[1]]):
+        segmentation = {"size": list(size), "counts": counts}
+        record = {"category_id": 1, "category": "person", "score": 1, "bbox": (0, 0, 1, 1), "area": 1}
+        crops.append(Instance.from_record({**record, "segmentation": segmentation}, size).crop)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    (left, top, bitmap), nothing = crops
+    assert (left, top, bitmap.shape, bool(bitmap.all())) == (20_000, 10_000, (4, 3), True)
+    assert nothing.bitmap.size == 0
+    assert peak < 2_000_000
 
 
 def test_arrays_of_all_instances() -> None:
