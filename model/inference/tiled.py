@@ -52,6 +52,8 @@ class TiledImage:
         self.options = replace(options, max_instances=None, masks=True)
         self._wanted = options
         self._parts: list[Detections] = []
+        # Of all tiles alike.
+        self._keypoints_from = 0.0
         self._count = 0
 
     def __len__(self) -> int:
@@ -66,6 +68,7 @@ class TiledImage:
         """What was found in a tile, in pixels of the image; None if nothing was."""
         if not len(found):
             return None
+        self._keypoints_from = found.keypoints_from
         left, top, right, bottom = self.layout.tiles[number].tolist()
         boxes = found.boxes.numpy()
         if found.probabilities is None:
@@ -80,6 +83,7 @@ class TiledImage:
             found.labels.numpy(),
             np.full(len(found), number, dtype=np.int64),
             masks.move(left, top),
+            _located(found, (left, top)),
             has_masks=found.probabilities is not None,
         )
 
@@ -107,8 +111,20 @@ class TiledImage:
             torch.from_numpy(found.scores),
             torch.from_numpy(found.labels),
             None,
+            keypoints=torch.from_numpy(found.keypoints[..., :3]) if found.keypoints.size else None,
+            keypoint_scores=torch.from_numpy(found.keypoints[..., 3]) if found.keypoints.size else None,
+            keypoints_from=self._keypoints_from,
             runs=found.masks if self._wanted.masks and found.has_masks else None,
         )
+
+
+def _located(found: Instances, corner: tuple[int, int]) -> NDArray[np.float32]:
+    """[N, K, 4] keypoints in the image: x, y, 1 and score. corner: left and top of the tile."""
+    if found.keypoints is None or found.keypoint_scores is None:
+        return np.zeros((len(found), 0, 4), dtype=np.float32)
+    places = torch.cat([found.keypoints, found.keypoint_scores[..., None]], dim=2).numpy()
+    moved: NDArray[np.float32] = places + np.array([*corner, 0, 0], dtype=np.float32)
+    return moved
 
 
 def segment_tiled(

@@ -51,6 +51,7 @@ class Detections:
     labels: Indices  # [N] category ids
     tiles: Indices  # [N] number of the tile
     masks: ColumnRuns  # [N]
+    keypoints: Floats  # [N, K, 4] x, y, 1 and score; K is 0 where there are none
     # False: a model without masks has found them, and each mask is its box.
     has_masks: bool = True
 
@@ -65,6 +66,7 @@ class Detections:
             self.labels[index],
             self.tiles[index],
             self.masks.take(index),
+            self.keypoints[index],
             self.has_masks,
         )
 
@@ -82,6 +84,7 @@ def concatenate(parts: Sequence[Detections]) -> Detections:
         np.concatenate([part.labels for part in parts]),
         np.concatenate([part.tiles for part in parts]),
         runs.concatenate([part.masks for part in parts]),
+        np.concatenate([part.keypoints for part in parts]),
         all(part.has_masks for part in parts),
     )
 
@@ -174,7 +177,12 @@ def _unite(found: Detections, is_part: Flags, pairs: Pairs) -> Detections:
         axis=1,
     )
     masks = runs.unite(found.masks, members, np.append(starts, len(members)))
-    return replace(best, boxes=boxes, masks=masks)
+    keypoints = best.keypoints.copy()
+    for number in range(keypoints.shape[1]):
+        # Of the part that is surest of it: a tile guesses at those that lie outside.
+        surest = np.lexsort((members, -found.keypoints[members, number, 3], owners))[starts]
+        keypoints[:, number] = found.keypoints[members[surest], number]
+    return replace(best, boxes=boxes, masks=masks, keypoints=keypoints)
 
 
 def _with_whole(whole: Detections, objects: Detections, complete: int, layout: Layout) -> Detections:

@@ -78,7 +78,8 @@ def cut(numbers: NDArray[np.int64], layout: Layout) -> list[Detections]:
         masks = runs_of(crop == number for number in seen).move(left, top) if len(seen) else empty()
         scores = random.uniform(0.5, 1, len(seen)).astype(np.float32)
         boxes = masks.boxes().astype(np.float32)
-        parts.append(Detections(boxes, scores, 1 + seen % 2, np.full(len(seen), tile), masks))
+        tiles, none = np.full(len(seen), tile), np.zeros((len(seen), 0, 4), np.float32)
+        parts.append(Detections(boxes, scores, 1 + seen % 2, tiles, masks, none))
     return parts
 
 
@@ -148,7 +149,8 @@ Found = tuple[int, float, int, tuple[int, int, int, int]]
 def detections(*found: Found) -> Detections:
     """Rectangles: the number of the tile, score, category, and xyxy in the image."""
     tiles, scores, labels, boxes = (np.array(column) for column in zip(*found, strict=True))
-    return Detections(boxes.astype(np.float32), scores.astype(np.float32), labels, tiles, rectangles(boxes))
+    masks, none = rectangles(boxes), np.zeros((len(found), 0, 4), np.float32)
+    return Detections(boxes.astype(np.float32), scores.astype(np.float32), labels, tiles, masks, none)
 
 
 def merged(layout: Layout, *found: Found) -> list[tuple[float, list[int]]]:
@@ -181,6 +183,13 @@ def test_a_cut_object_whose_box_ends_before_the_border_is_not_complete() -> None
     # The right tile has all of it.
     found = (0, 0.9, 1, (70, 20, 94, 40)), (1, 0.7, 1, (70, 20, 140, 40))
     assert merged(PAIR, *found) == [(0.7, [70, 20, 140, 40])]
+
+
+def test_each_keypoint_is_that_of_the_part_that_is_surest_of_it() -> None:
+    found = detections((0, 0.6, 1, (20, 20, 100, 40)), (1, 0.7, 1, (60, 20, 140, 40)))
+    keypoints = np.array([[[30, 30, 1, 9], [99, 30, 1, 2]], [[61, 30, 1, 3], [130, 30, 1, 8]]], np.float32)
+    (united,) = merge(replace(found, keypoints=keypoints), PAIR).keypoints.tolist()
+    assert united == [[30, 30, 1, 9], [130, 30, 1, 8]]
 
 
 def test_a_fragment_lies_in_the_object_that_it_is_of() -> None:
@@ -246,6 +255,7 @@ def test_no_bitmap_of_a_huge_image_is_made() -> None:
         np.ones(3000, np.int64),
         tiles,
         rectangles(clipped),
+        np.zeros((3000, 0, 4), np.float32),
     )
     tracemalloc.start()
     masks = merge(found, layout).masks.rles(layout.size)
