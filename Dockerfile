@@ -50,7 +50,8 @@ COPY README.md LICENSE hatch_build.py ./
 COPY app app
 COPY maskserve maskserve
 COPY model model
-COPY examples/images examples/images
+COPY examples/nuclei/images examples/nuclei/images
+COPY examples/shapes/images examples/shapes/images
 COPY weights/catalogue.json weights/shapes.safetensors weights/
 RUN uv/bin/uv build --quiet --wheel --offline --no-build-isolation --python uv/bin/python --out-dir dist && \
     uv/bin/uv pip install --quiet --offline --no-deps --python /opt/maskserve --target /opt/service dist/*.whl

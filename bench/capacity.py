@@ -38,7 +38,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="shapes", choices=["shapes", *ARCHITECTURES])
-    parser.add_argument("--photo", type=Path, default=ROOT / "examples/images/000012.jpg")
+    parser.add_argument("--photo", type=Path, default=ROOT / "examples/shapes/images/000012.jpg")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--threads", type=int, default=0)

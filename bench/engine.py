@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
     from model.instances import Instances
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "images" / "000004.jpg"
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "shapes" / "images" / "000004.jpg"
 SIDES = {
     "torchvision": "torchvision eager",
     "kept": "… with our allocator setting",

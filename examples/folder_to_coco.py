@@ -1,6 +1,6 @@
 """Send a folder of images through a running service and write COCO results, for `COCO.loadRes`.
 
-python examples/folder_to_coco.py examples/images results.json [http://localhost:8000]
+python examples/folder_to_coco.py examples/shapes/images results.json [http://localhost:8000]
 """
 
 import json
@@ -12,7 +12,7 @@ from maskserve.export import coco_results, image_ids
 
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 url = sys.argv[3] if len(sys.argv) > 3 else "http://localhost:8000"
-images = sorted(folder.glob("*.jpg"))
+images = sorted(path for path in folder.iterdir() if path.suffix in {".jpg", ".png"})
 
 results = []
 with Client(url) as client:

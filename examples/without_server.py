@@ -1,6 +1,6 @@
 """Find the instances in an image without a server, in this process.
 
-python examples/without_server.py examples/images/000012.jpg [MODEL]
+python examples/without_server.py examples/shapes/images/000012.jpg [MODEL]
 """
 
 import sys

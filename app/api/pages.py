@@ -22,10 +22,13 @@ PAGE = Path(__file__).parents[1] / "page"
 # The files of Swagger UI 5, as a Python package.
 SWAGGER_UI = Path(str(files("fastapi_offline") / "static"))
 
-# The example scenes: of the installed wheel, or else of the checkout.
-EXAMPLES = PAGE / "examples"
-if not EXAMPLES.is_dir():
-    EXAMPLES = Path(__file__).parents[2] / "examples" / "images"
+# Folders of example images, by the model that they are for: those of the installed wheel, or else of the checkout.
+EXAMPLES = {
+    name: PAGE / "examples" / name
+    if (PAGE / "examples").is_dir()
+    else Path(__file__).parents[2] / "examples" / name / "images"
+    for name in ("nuclei", "shapes")
+}
 
 # Videos play from the browser's memory (blob:), and no text is ever parsed as markup (trusted types).
 STRICT = (
@@ -89,6 +92,7 @@ class Files(StaticFiles):
 def mount(app: FastAPI) -> None:
     """Add the pages and their files to the application."""
     app.include_router(router)
-    app.mount("/page/examples", Files(directory=EXAMPLES, check_dir=False))
+    for name, folder in EXAMPLES.items():
+        app.mount(f"/page/examples/{name}", Files(directory=folder, check_dir=False))
     app.mount("/page", Files(directory=PAGE))
     app.mount("/swagger-ui", Files(directory=SWAGGER_UI))

@@ -52,8 +52,12 @@ function describe(found) {
   // Backticks enclose commands.
   get("notice-text").replaceChildren(...text.split("`").map((part, i) => (i % 2 ? create("code", {}, part) : part)));
   const names = new Set(found.categories.map((category) => category.name));
-  // The scenes of drawn shapes are useless for a model that was trained on something else.
-  get("examples").hidden = ![...(get("examples").dataset.categories ?? "").split(" ")].some((one) => names.has(one));
+  // Examples are useless for a model that was trained on something else.
+  const lists = [.../** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll("#examples ul"))];
+  for (const list of lists) {
+    list.hidden = !(list.dataset.categories ?? "").split(" ").some((one) => names.has(one));
+  }
+  get("examples").hidden = lists.every((list) => list.hidden);
 }
 
 let watching = false;

@@ -1,4 +1,4 @@
-// The sources of pictures: the file button, drag and drop, the clipboard, and the example scenes.
+// The sources of pictures: the file button, drag and drop, the clipboard, and the example images.
 
 import { get } from "./dom.js";
 
@@ -45,7 +45,7 @@ export function listen(open) {
 }
 
 /**
- * The example scenes. Each is a link to its file, which also works without this script.
+ * The example images. Each is a link to its file, which also works without this script.
  * @param {(file: File) => void} open
  * @param {(error: unknown) => void} complain
  */
@@ -62,12 +62,12 @@ export function examples(open, complain) {
           throw new Error(`Status ${response.status}`);
         }
         const content = await response.blob();
-        open(new File([content], link.pathname.split("/").pop() ?? "scene.jpg", { type: content.type }));
+        open(new File([content], link.pathname.split("/").pop() ?? "example", { type: content.type }));
       } catch (error) {
         complain(error);
       }
     });
-    // A service that was installed without the scenes shows none.
+    // A service that was installed without the examples shows none.
     link.querySelector("img")?.addEventListener("error", () => link.parentElement?.remove());
   }
 }

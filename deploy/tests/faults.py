@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deploy.tests.load import Client
     from deploy.tests.stack import Stack
 
-EXAMPLE = ROOT / "examples/images/000001.jpg"
+EXAMPLE = ROOT / "examples/shapes/images/000001.jpg"
 PATIENCE = 120.0  # seconds, met only when something hangs
 SETTLE = 3.0  # seconds of load before and after a fault
 HANGS = 70.0  # seconds; past the gateway's 65

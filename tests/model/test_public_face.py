@@ -12,7 +12,7 @@ import pytest
 import model
 from model import Engine, Instances, Options, decode, paste
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "images"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "shapes" / "images"
 
 
 def test_a_photo_is_segmented_by_four_names() -> None:

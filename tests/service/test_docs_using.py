@@ -28,7 +28,7 @@ def test_every_example_runs(
 ) -> None:
     assert len(OWN) == 5
     monkeypatch.chdir(tmp_path)
-    shutil.copy(ROOT / "examples" / "images" / "000001.jpg", "photo.jpg")
+    shutil.copy(ROOT / "examples" / "shapes" / "images" / "000001.jpg", "photo.jpg")
     Path("no-image.txt").write_text("no image")
     with Client(server.url) as client:
         result = client.segment("photo.jpg", score_threshold=0.06, max_instances=3)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-IMAGE = EXAMPLES / "images" / "000012.jpg"
+IMAGE = EXAMPLES / "shapes" / "images" / "000012.jpg"
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_without_server_finds_what_the_service_finds(bundled: str, tmp_path: Pat
 
 
 def test_folder_to_coco(bundled: str, tmp_path: Path) -> None:
-    printed = run("folder_to_coco.py", EXAMPLES / "images", "results.json", bundled, cwd=tmp_path)
+    printed = run("folder_to_coco.py", IMAGE.parent, "results.json", bundled, cwd=tmp_path)
     assert printed == "6 of 6 images are in results.json\n"
     records = json.loads((tmp_path / "results.json").read_text())
     assert {record["image_id"] for record in records} == {1, 4, 12, 31, 49, 59}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "examples"
+EXAMPLES = ROOT / "examples" / "shapes"
 DOCUMENT: dict[str, Any] = json.loads((EXAMPLES / "instances.json").read_text())
 IMAGES: dict[int, str] = {image["id"]: image["file_name"] for image in DOCUMENT["images"]}
 NAMES: dict[int, str] = {category["id"]: category["name"] for category in DOCUMENT["categories"]}

@@ -98,7 +98,8 @@ def test_the_wheel_claims_no_other_name_than_maskserve(wheel: Path) -> None:
     assert {
         "model/weights/shapes.safetensors",
         "app/page/index.html",
-        "app/page/examples/000012.jpg",
+        "app/page/examples/nuclei/stained.png",
+        "app/page/examples/shapes/000012.jpg",
     } <= server
 
 
@@ -107,7 +108,7 @@ def test_the_client_alone_asks_a_service(client_only: Path, server: Any, tmp_pat
 import importlib.util, json, sys
 from maskserve import Client
 with Client({server.url!r}) as client:
-    result = client.segment({str(ROOT / "examples/images/000012.jpg")!r}, score_threshold=0.06, max_instances=3)
+    result = client.segment({str(ROOT / "examples/shapes/images/000012.jpg")!r}, score_threshold=0.06, max_instances=3)
 masks = [int(instance.mask.sum()) for instance in result.instances]
 areas = [instance.area for instance in result.instances]
 found = [name for name in ("app", "model", "torch", "fastapi") if importlib.util.find_spec(name)]
@@ -151,10 +152,10 @@ def test_the_installed_command_serves(
     monkeypatch.delenv("PYTHONPATH", raising=False)
     command = {"python": with_server / "python", "program": ["-m", "maskserve", "serve"], "cwd": tmp_path}
     server = start(model="shapes", **command).wait_until_ready()
-    image = (ROOT / "examples/images/000012.jpg").read_bytes()
+    image = (ROOT / "examples/shapes/images/000012.jpg").read_bytes()
     found = httpx.post(f"{server.url}/segment", content=image, timeout=60).json()["instances"]
     assert {"heart", "pentagon"} <= {instance["category"] for instance in found}
-    assert httpx.get(f"{server.url}/page/examples/000012.jpg").content == image
+    assert httpx.get(f"{server.url}/page/examples/shapes/000012.jpg").content == image
     assert "maskserve" in httpx.get(f"{server.url}/").text
 
 
@@ -163,7 +164,7 @@ def test_the_installed_engine_runs_where_a_client_is_wanted_without_a_server(
 ) -> None:
     script = f"""
 from maskserve.engine import Engine, Options, decode, paste
-image = decode(open({str(ROOT / "examples/images/000012.jpg")!r}, "rb").read())
+image = decode(open({str(ROOT / "examples/shapes/images/000012.jpg")!r}, "rb").read())
 [found] = Engine.load("shapes").segment([image], [Options(score_threshold=0.7)])
 import model
 print(len(paste(found.probabilities, found.boxes, found.size)), model.__file__)

@@ -177,7 +177,9 @@ def test_float16_is_refused_on_a_cpu() -> None:
 
 
 def test_bfloat16_finds_in_an_example_what_float32_finds() -> None:
-    image = decode_image((Path(__file__).parents[3] / "examples" / "images" / "000012.jpg").read_bytes())
+    image = decode_image(
+        (Path(__file__).parents[3] / "examples" / "shapes" / "images" / "000012.jpg").read_bytes()
+    )
     exact, rounded = (
         segment(Engine.load("shapes", device="cpu", precision=precision), image, score_threshold=0.5)
         for precision in ("float32", "bfloat16")

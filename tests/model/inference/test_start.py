@@ -45,7 +45,7 @@ def test_the_bundled_model_runs_without_importing_torchvision() -> None:
 
 def scene() -> np.ndarray:
     """One of the scenes that the page offers."""
-    path = min((Path(__file__).parents[3] / "examples" / "images").glob("*.*"))
+    path = min((Path(__file__).parents[3] / "examples" / "shapes" / "images").glob("*.*"))
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 FLOAT = Format(CPU, torch.float32)
-EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "images").glob("*.jpg"))
+EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "shapes" / "images").glob("*.jpg"))
 THIN = replace(
     SMALL, fpn_channels=16, box_channels=16, mask_channels=16, proposals=20, min_size=96, max_size=160
 )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route
 
-EXAMPLES = Path(__file__).parents[3] / "examples" / "images"
+EXAMPLES = Path(__file__).parents[3] / "examples" / "shapes" / "images"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 30_000  # milliseconds
 ORIGIN = "http://localhost:1"  # nothing is there; every request is answered below
@@ -193,7 +193,8 @@ def page(browser: Browser) -> Iterator[Page]:
         elif path == "/model":
             route.fulfill(json=MODEL)
         elif path.startswith("/page/examples/"):
-            route.fulfill(path=pages.EXAMPLES / Path(path).name)
+            *_, model, name = path.split("/")
+            route.fulfill(path=pages.EXAMPLES[model] / name)
         elif path.startswith("/page/"):
             route.fulfill(path=pages.PAGE / Path(path).name)
         else:

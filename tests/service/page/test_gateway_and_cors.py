@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, Page, Route
 
-SCENE = Path(__file__).parents[3] / "examples" / "images" / "000049.jpg"
+SCENE = Path(__file__).parents[3] / "examples" / "shapes" / "images" / "000049.jpg"
 GATEWAY = "http://localhost:1"  # nothing is there; the test answers for it
 SEGMENT = """async ([url, headers, content]) => {
   try {

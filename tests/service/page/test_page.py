@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Page
 
-EXAMPLES = Path(__file__).parents[3] / "examples" / "images"
+EXAMPLES = Path(__file__).parents[3] / "examples" / "shapes" / "images"
 TINT = 102  # alpha of a mask's inside at the opacity of 40 % that the page begins with
 SCENE = "000012.jpg"
 SIZE = (443, 665)  # its width and height, pixels

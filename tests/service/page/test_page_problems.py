@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Route
 
-EXAMPLES = Path(__file__).parents[3] / "examples" / "images"
+EXAMPLES = Path(__file__).parents[3] / "examples" / "shapes" / "images"
 SCENE = EXAMPLES / "000049.jpg"
 PATIENCE = 30_000  # milliseconds
 PROBLEM = {

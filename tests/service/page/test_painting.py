@@ -1,6 +1,6 @@
 """Masks in the browser: decoded as pycocotools does, painted as model/images/overlay.py does, and fast.
 
-These tests need no model: the page's files come from the checkout and the answers from here.
+And which example images the page offers. These tests need no model: files come from the checkout, answers from here.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 from pycocotools import mask as coco_mask
 
+from app.api import pages
 from model.images import overlay as draw
 from model.masks import rle
+from tests.service.page.conftest import MODEL
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -262,3 +265,31 @@ def test_a_hundred_instances_on_twelve_megapixels_are_painted_in_150_ms_and_hove
     assert paint <= MASKS_LIMIT
     assert slide <= MASKS_LIMIT
     assert hover <= HOVER_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("categories", "offered"),
+    [(["nucleus"], "nuclei"), (["square", "dog"], "shapes"), (["person", "dog"], None)],
+    ids=["nuclei", "shapes", "others"],
+)
+def test_the_page_offers_the_examples_that_the_model_is_for(
+    page: Page, categories: list[str], offered: str | None
+) -> None:
+    known = [{"id": number, "name": name} for number, name in enumerate(categories, start=1)]
+    page.route("**/model", lambda route: route.fulfill(json=MODEL | {"categories": known}))
+    try:
+        page.reload()
+        page.wait_for_selector("#model strong")
+        if offered is None:
+            expect(page.locator("#examples")).to_be_hidden()
+            return
+        expect(page.locator("#examples")).to_be_visible()
+        shown = page.locator("#examples img:visible")
+        expect(shown).to_have_count(len(list(pages.EXAMPLES[offered].iterdir())))
+        for image in shown.all():
+            image.scroll_into_view_if_needed()
+            expect(image).to_have_js_property("complete", value=True)
+            assert image.evaluate("image => image.naturalWidth") > 100
+            assert f"/examples/{offered}/" in image.get_attribute("src")
+    finally:
+        page.unroute("**/model")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Page, Route
 
-SCENE = Path(__file__).parents[3] / "examples" / "images" / "000049.jpg"
+SCENE = Path(__file__).parents[3] / "examples" / "shapes" / "images" / "000049.jpg"
 PATIENCE = 30_000  # milliseconds
 # Counts the bitmaps that are open.
 COUNT_BITMAPS = """
