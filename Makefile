@@ -16,7 +16,12 @@ setup: $(READY)  ## the virtual environment, with everything in requirements.loc
 serve: $(READY)  ## serve the default model on http://localhost:8000
 	@$(BIN)/maskserve serve
 
-test: lint types tests  ## everything that a contributor needs before a commit
+# The types are checked while the first tests run: mypy keeps one core busy for half a minute, and tests wait at times.
+test: lint $(BROWSER)  ## everything that a contributor needs before a commit
+	@types=$$(mktemp); $(BIN)/mypy >$$types 2>&1 & mypy=$$!; \
+	trap 'kill $$mypy 2>/dev/null; rm -f $$types; exit 130' INT TERM; \
+	$(TESTS); tests=$$?; wait $$mypy; failed=$$?; echo "$(BIN)/mypy"; cat $$types; rm -f $$types; \
+	exit $$((tests | failed))
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -27,8 +32,9 @@ types: $(READY)
 	$(BIN)/mypy
 
 # Two files at a time, with one thread each: threads of two processes on two cores would wait for each other.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 tests: $(READY) $(BROWSER)
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(TESTS)
 
 format: $(READY)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
