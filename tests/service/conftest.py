@@ -21,6 +21,8 @@ from model.network.architecture import SMALL
 from model.network.build import build
 from model.zoo.model_file import describe, save
 
+from .forks import ForkedProcess
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -58,7 +60,11 @@ def maskserve(*arguments: object, **settings: object) -> subprocess.CompletedPro
 
 
 class Server:
-    """A running `maskserve serve`, and what it says on stderr."""
+    """A running `maskserve serve`, and what it says on stderr.
+
+    It is forked from a process that has its imports, unless it has an interpreter or a folder of its own, or forked is
+    False.
+    """
 
     def __init__(
         self,
@@ -66,15 +72,17 @@ class Server:
         program: Sequence[str] = ("-m", "app.cli", "serve"),
         python: str | Path = sys.executable,
         cwd: Path = ROOT,
+        forked: bool = True,
         **settings: object,
     ) -> None:
-        self.process = subprocess.Popen(
-            [python, *program],
-            cwd=cwd,
-            env={"PYTHONPATH": str(cwd), **environment(**{"port": 0, "model": model, **settings})},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        given = {"PYTHONPATH": str(cwd), **environment(**{"port": 0, "model": model, **settings})}
+        self.process: subprocess.Popen[str] | ForkedProcess
+        if forked and python == sys.executable and cwd == ROOT:
+            self.process = ForkedProcess(program, cwd, given)
+        else:
+            self.process = subprocess.Popen(
+                [python, *program], cwd=cwd, env=given, stderr=subprocess.PIPE, text=True
+            )
         self.log: list[str] = []
         self.url = ""
         self.ready_line = ""
@@ -168,7 +176,7 @@ def start_for_module(model_file: Path) -> Iterator[Callable[..., Server]]:
 @pytest.fixture(scope="session")
 def server(model_file: Path) -> Iterator[Server]:
     """One server for all tests that need nothing of it but answers; small limits, so that they are soon met."""
-    running = Server(model_file, max_upload_bytes=400_000, body_timeout=1, request_timeout=600)
+    running = Server(model_file, forked=False, max_upload_bytes=400_000, body_timeout=1, request_timeout=600)
     try:
         yield running.wait_until_ready()
     finally:

@@ -78,8 +78,10 @@ def house(start_for_module: Callable[..., Any]) -> Any:
 
     Each decoder process has a limit of its own.
     """
-    running = start_for_module(send_timeout=SEND_SECONDS, max_connections=MOST_CONNECTIONS, url_hosts="*")
-    running.wait_until_ready()
+    # A fork would come to own memory that it shared.
+    running = start_for_module(
+        forked=False, send_timeout=SEND_SECONDS, max_connections=MOST_CONNECTIONS, url_hosts="*"
+    ).wait_until_ready()
     with httpx.Client(base_url=running.url, timeout=PATIENCE) as client:
         for _ in range(4):
             assert client.post("/segment", content=attacks.noise(1000, 800)).status_code == 200

@@ -260,7 +260,7 @@ def test_a_lost_device_fails_all_requests_and_ends_the_process_for_its_superviso
 def test_a_hang_turns_health_red_fails_waiting_requests_and_then_ends_the_process(
     start: Callable[..., Any],
 ) -> None:
-    running = start(program=FAULTY, heartbeat_timeout=3).wait_until_ready()
+    running = start(program=FAULTY, heartbeat_timeout=2).wait_until_ready()
 
     async def scenario(client: Client) -> None:
         hanging = client.send(HANG)
@@ -309,7 +309,8 @@ def test_a_second_signal_ends_at_once(start: Callable[..., Any]) -> None:
 
 
 def test_what_is_inside_torch_when_the_process_ends_does_not_abort_it(start: Callable[..., Any]) -> None:
-    busy = start(program=FAULTY, drain_timeout=1).wait_until_ready()
+    # Of the interpreter's own end, which a fork does not have.
+    busy = start(program=FAULTY, forked=False, drain_timeout=1).wait_until_ready()
 
     async def scenario(client: Client) -> None:
         answer = client.send(ENDLESS)
@@ -321,7 +322,7 @@ def test_what_is_inside_torch_when_the_process_ends_does_not_abort_it(start: Cal
 
     on(busy, scenario)
     assert busy.ended() == 0
-    loading = start(program=(*FAULTY, "endless-load"))
+    loading = start(program=(*FAULTY, "endless-load"), forked=False)
     loading.wait_for(re.compile("computing"))
     loading.process.send_signal(signal.SIGTERM)
     assert loading.ended() == 0
@@ -380,7 +381,8 @@ def test_a_full_disk_for_the_log_costs_no_answer(model_file: Path) -> None:
 
 def test_connections_beyond_the_file_descriptors_keep_no_client_out(start: Callable[..., Any]) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    running = start(program=FAULTY)
+    # Its imports leave the time to limit it before it looks.
+    running = start(program=FAULTY, forked=False)
     resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (96, 96))
     running.wait_for(re.compile(r"only (\d+) connections at once"))
     running.wait_until_ready()

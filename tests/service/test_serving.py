@@ -318,7 +318,7 @@ def test_a_signal_ends_an_idle_server_with_code_0(start: Callable[..., Any]) -> 
 
 
 def test_a_signal_during_the_load_ends_the_server_with_code_0(start: Callable[..., Any]) -> None:
-    running = start()
+    running = start(forked=False)
     running.wait_for(re.compile("settings: "))
     running.process.send_signal(signal.SIGTERM)
     assert running.ended() == 0
