@@ -161,25 +161,17 @@ class Engine:
             log.info("not warmed up for larger batches: %s", error)
             self._warm_up_with([blank])
 
-    @torch.inference_mode()
     def _warm_up_with(self, images: Sequence[np.ndarray]) -> None:
         """Run a batch of blank images of one shape."""
-        self.segment(images, [Options(score_threshold=0.0)] * len(images))
-        if self._mask_head is None and self._keypoint_head is None:
-            return
-        # Nothing is found in them, so the heads have one box to themselves.
-        shape = images[0].shape[:2]
-        (height, width), size = self.padded_shape(*shape), self.input_size(*shape)
         with use_device(self.device, self.precision):
-            maps = self._extract(self._preprocess(images[:1], [size], (height, width)))
-            box = torch.tensor([[0.0, 0.0, width, height]], device=self.device)
-            one = (
-                box,
-                torch.ones(1, device=self.device),
-                torch.ones(1, dtype=torch.int64, device=self.device),
-            )
-            masks_of_all(self._mask_head, maps, [one], [Options()], side=1)
-            keypoints_of_all(self._keypoint_head, maps, [one], [Options()])
+            self._segment_or_raise(images, [Options(score_threshold=0.0)] * len(images), blank=True)
+
+    def _run_heads(self, maps: FeatureMaps, padded: tuple[int, int]) -> None:
+        """Nothing is found in a blank image, so the heads have one box to themselves, all of the first image."""
+        box = torch.tensor([[0.0, 0.0, padded[1], padded[0]]], device=self.device)
+        one = box, torch.ones(1, device=self.device), torch.ones(1, dtype=torch.int64, device=self.device)
+        masks_of_all(self._mask_head, maps, [one], [Options()], side=1)
+        keypoints_of_all(self._keypoint_head, maps, [one], [Options()])
 
     def device_memory(self) -> dict[str, int]:
         """Bytes of the GPU's memory by kind: "allocated" to tensors, "reserved" by torch; nothing for a CPU."""
@@ -208,16 +200,19 @@ class Engine:
         with use_device(self.device, self.precision):
             return self._segment_or_raise(images, options)
 
-    def _segment_or_raise(self, images: Sequence[np.ndarray], options: Sequence[Options]) -> list[Instances]:
+    def _segment_or_raise(
+        self, images: Sequence[np.ndarray], options: Sequence[Options], *, blank: bool = False
+    ) -> list[Instances]:
+        """blank: nothing is found, so the heads are run with a box of their own."""
         try:
             if self.batches:
-                return self._forward(images, options)
+                return self._forward(images, options, blank=blank)
             # Two cores are as busy with one image as with eight. One at a time takes an eighth of the memory, and no
             # answer can depend on the other images of its batch, not even in the last bit.
             return [
                 found
                 for image, wanted in zip(images, options, strict=True)
-                for found in self._forward([image], [wanted])
+                for found in self._forward([image], [wanted], blank=blank)
             ]
         except Exception as error:
             failure = device_error(error, self.device)
@@ -232,7 +227,9 @@ class Engine:
             raise failure from error
 
     @torch.inference_mode()
-    def _forward(self, images: Sequence[np.ndarray], options: Sequence[Options]) -> list[Instances]:
+    def _forward(
+        self, images: Sequence[np.ndarray], options: Sequence[Options], *, blank: bool = False
+    ) -> list[Instances]:
         shapes = [(int(image.shape[0]), int(image.shape[1])) for image in images]
         sizes = [self.input_size(*shape) for shape in shapes]
         padded = self.padded_shape(*shapes[0])
@@ -255,6 +252,8 @@ class Engine:
         side, pad = self.model.architecture.mask_side, self.batches
         grids = masks_of_all(self._mask_head, maps, on_device, options, side=side, pad=pad)
         keypoints = keypoints_of_all(self._keypoint_head, maps, on_device, options, pad=pad)
+        if blank:
+            self._run_heads(maps, padded)
         return [self._instances(*each) for each in zip(on_host, grids, shapes, sizes, keypoints, strict=True)]
 
     def _detect(

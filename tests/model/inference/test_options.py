@@ -136,7 +136,8 @@ def test_warm_up_runs_every_part_though_it_finds_nothing() -> None:
     engine = Engine(unsure, described(THIN_SMALL), CPU, "float32")
     with Calls(engine, "_extract") as images, Calls(engine, "_mask_head") as masks:
         engine.warm_up()
-    assert images
+    # Once: it is part of the time until the service is ready.
+    assert len(images) == 1
     assert [len(labels) for _, _, labels in masks] == [1]
 
 
