@@ -63,11 +63,12 @@ class Preprocessor:
         batch = torch.zeros((len(images), *padded, 3), dtype=self._form.dtype, device=device)
         for row, image, size in zip(batch, images, sizes, strict=True):
             if self._resize_bytes is not None:
-                resized = self._resize_bytes(image, size).to(device, torch.float32)
+                resized = _upload(self._resize_bytes(image, size), device).float()
+            elif device.type == "cpu":
+                resized = _resize(image, size)
             else:
-                resized = (
-                    _resize(image, size) if device.type == "cpu" else _upload_and_resize(image, size, device)
-                )
+                pixels = torch.from_numpy(np.require(image, requirements=("C", "W")))
+                resized = _interpolate(_upload(pixels, device), size)
             row[: size[0], : size[1]] = torch.addcmul(self._shift, resized, self._scale)
         return batch.permute(0, 3, 1, 2)
 
@@ -102,7 +103,6 @@ def _bilinear_taps(before: int, after: int) -> tuple[Tensor, Tensor, Tensor]:
     return low, (low + 1).clamp(max=before - 1), place - low
 
 
-def _upload_and_resize(image: np.ndarray, size: tuple[int, int], device: torch.device) -> Tensor:
-    """The same on a GPU: bytes go there from pinned memory without waiting, and become floats there."""
-    pixels = torch.from_numpy(np.require(image, requirements=("C", "W"))).pin_memory()
-    return _interpolate(pixels.to(device, non_blocking=True), size)
+def _upload(pixels: Tensor, device: torch.device) -> Tensor:
+    """Bytes on the device. To a GPU they go from pinned memory, and the host does not wait."""
+    return pixels if device.type == "cpu" else pixels.pin_memory().to(device, non_blocking=True)

@@ -142,7 +142,9 @@ class ProposalGenerator:
         x, y = (place % width) * right, (place // width) * down
         anchors = cell[top % len(cell)] + torch.stack([x, y, x, y], -1)
         if self._anchor_offset:
-            anchors += self._anchor_offset * anchors.new_tensor([right, down, right, down])
+            # Not from a list of numbers, for whose upload a GPU's host would wait.
+            for first, stride in enumerate((right, down)):
+                anchors[..., first::2] += self._anchor_offset * anchors.new_full((), stride)
         deltas = maps.deltas[level].gather(1, top[..., None].expand(-1, -1, 4))
         return scores, decode_boxes(deltas, anchors, self._box_weights, clamp_both=self._clamp_both)
 
