@@ -28,6 +28,7 @@ from model.inference.engine import Engine
 from model.instances import Options
 from model.network.architecture import SMALL, V1, V2
 from model.network.build import build
+from model.network.conventions import Conventions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,9 +42,14 @@ CPU = torch.device("cpu")
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (31, 43, 3), np.uint8).repeat(4, 0).repeat(4, 1)
 SIZES = {"min_size": 160, "max_size": 240}
-# Of 1000 proposals, torchvision's number, the heads would take most of the time.
-FEW = SIZES | {"proposals": 100}
-FEW_OF_TORCHVISION = SIZES | {"rpn_pre_nms_top_n_test": 100, "rpn_post_nms_top_n_test": 100}
+# Of 1000 proposals and 100 detections, torchvision's numbers, the heads would take most of the time.
+FEW = SIZES | {"proposals": 50, "conventions": Conventions(detections=15)}
+CHANGES = SIZES | {"proposals": 50, "detections": 15}
+FEW_OF_TORCHVISION = SIZES | {
+    "rpn_pre_nms_top_n_test": 50,
+    "rpn_post_nms_top_n_test": 50,
+    "box_detections_per_img": 15,
+}
 
 
 def lively(network: Any, architecture: Architecture) -> Any:
@@ -199,7 +205,7 @@ def test_a_fine_tune_of_the_tutorial_answers_as_torchvision(tmp_path: Path) -> N
     named = tuple(Category(n, name) for n, name in enumerate(("bolt", "nut", "gear", "pin"), start=1))
     # BatchNorm, because the tutorial's network was built without the downloaded backbone.
     tuned = lively(tutorial(5), replace(V1, **FEW, classes=5, norm="batch", norm_eps=1e-5))
-    imported = import_model(saved(tmp_path, tuned.state_dict()), categories=named, changes=FEW)
+    imported = import_model(saved(tmp_path, tuned.state_dict()), categories=named, changes=CHANGES)
     assert [c.name for c in imported.model.categories] == ["bolt", "nut", "gear", "pin"]
     assert_same_answers(tuned, imported)
 
@@ -213,7 +219,7 @@ def test_frozen_norms_are_told_from_the_file_and_begin_from_coco_unless_told_oth
         if type(module).__name__ == "FrozenBatchNorm2d":
             module.eps = 0.0  # as torchvision sets it for COCO_V1
     path = saved(tmp_path, network.state_dict())
-    imported = import_model(path, changes=FEW)
+    imported = import_model(path, changes=CHANGES)
     assert (imported.model.architecture.norm, imported.model.architecture.norm_eps) == ("frozen", 0.0)
     assert any("norm_eps 0" in line for line in imported.report.assumed)
     assert_same_answers(network, imported)
@@ -223,7 +229,7 @@ def test_frozen_norms_are_told_from_the_file_and_begin_from_coco_unless_told_oth
 def test_version_two_answers_as_torchvision(tmp_path: Path) -> None:
     built = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=4, **FEW_OF_TORCHVISION)
     network = lively(built, replace(V2, **FEW, classes=4))
-    imported = import_model(saved(tmp_path, network.state_dict()), changes=FEW)
+    imported = import_model(saved(tmp_path, network.state_dict()), changes=CHANGES)
     assert (imported.model.architecture.box_convs, imported.model.architecture.norm_eps) == (4, 1e-5)
     assert_same_answers(network, imported)
 
@@ -243,7 +249,6 @@ def test_other_backbones_widths_and_anchors_answer_as_torchvision(tmp_path: Path
         image_std=(0.25, 0.25, 0.25),
         box_score_thresh=0.1,
         box_nms_thresh=0.4,
-        box_detections_per_img=30,
     )
     alike = replace(
         V1,
@@ -260,21 +265,20 @@ def test_other_backbones_widths_and_anchors_answer_as_torchvision(tmp_path: Path
         ImportingError, match=r"the ratios of its 4 anchors at each place: --set anchor_ratios"
     ):
         import_model(path)
-    changes = FEW | {
+    changes = CHANGES | {
         "anchor_ratios": [0.5, 1.0],
         "anchor_levels": [list(level) for level in sizes],
         "pixel_mean": [127.5] * 3,
         "pixel_std": [63.75] * 3,
         "score_threshold": 0.1,
         "nms": 0.4,
-        "detections": 30,
     }
     imported = import_model(path, changes=changes)
     assert imported.model.architecture.backbone == "resnet18"
     (found,) = Engine(imported.network, imported.model, CPU).segment([PIXELS], [Options(score_threshold=0)])
     with torch.inference_mode():
         (expected,) = network([torch.from_numpy(PIXELS).permute(2, 0, 1) / 255])
-    assert len(found) == 30
+    assert len(found) == 15
     assert_alike(found, expected)
 
 
