@@ -14,8 +14,9 @@ from model.inference.cuda_graphs import CudaGraphCache
 from model.inference.engine import Engine
 from model.instances import Options
 from model.network.architecture import SMALL, V1, Architecture
+from model.network.build import build
 from model.network.conventions import Conventions
-from model.network.skeleton import skeleton
+from model.network.skeleton import has_skeleton, skeleton
 from model.zoo import model_file
 
 from .fake_gpu import GPU, fake_gpu
@@ -64,6 +65,8 @@ OPTIONS = [Options(score_threshold=0.05, categories=frozenset({10})), Options(ma
 
 def network(architecture: Architecture) -> nn.Module:
     """Its modules, whose numbers do not matter."""
+    if not has_skeleton(architecture):
+        return build(architecture)
     empty = skeleton(architecture)
     state = {name: torch.zeros(x.shape, dtype=x.dtype) for name, x in empty.state_dict().items()}
     empty.load_state_dict(state, assign=True)
@@ -84,7 +87,8 @@ def assert_made(
         assert instances.size == image.shape[:2]
         assert instances.boxes.shape == (len(instances), 4)
         assert (instances.boxes.dtype, instances.scores.dtype) == (torch.float32, torch.float32)
-        side = architecture.mask_side
+        # torchvision's C4 halves them.
+        side = architecture.mask_side if architecture.pyramid else 14
         has_masks = options.masks and architecture.mask_convs > 0
         assert (instances.probabilities is not None) == has_masks
         if has_masks:
@@ -115,6 +119,29 @@ def test_the_host_waits_for_detections_and_for_masks_alone(
     assert maps.table.dtype == getattr(torch, precision)
     assert {x.dtype for x in maps.objectness} == {torch.float32}
     assert_made(found, architecture, images)
+
+
+OTHERS = {
+    "torchvision's C4": replace(SMALL_THIN, pyramid=False, mask_convs=1),
+    "adaptive sampling": replace(SMALL_THIN, conventions=replace(DETECTRON2, box_samples=0, mask_samples=0)),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        ("torchvision's C4", "float16"),
+        ("adaptive sampling", "bfloat16"),
+    ],
+)
+def test_what_waits_more_often_mixes_no_devices_either(
+    kind: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fake_gpu(monkeypatch) as gpu:
+        found = engine(OTHERS[kind], precision).segment(IMAGES, OPTIONS)
+    assert len(gpu.waits) > 3
+    assert getattr(torch, precision) in gpu.dtypes
+    assert_made(found, OTHERS[kind])
 
 
 def test_the_way_that_takes_over_mixes_no_devices_either(monkeypatch: pytest.MonkeyPatch) -> None:
