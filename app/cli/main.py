@@ -16,8 +16,11 @@ import typer
 from app.cli.data import data as data_commands
 from app.cli.evaluate import calibrate, evaluate
 from app.cli.import_model import import_model
+from app.cli.merge import merge
 from app.cli.options import (
     Device,
+    FileFormat,
+    Ids,
     Model,
     Overlap,
     Precision,
@@ -144,16 +147,15 @@ def segment(
             help="One file for all results. An interrupted command continues when it is run again.",
         ),
     ] = None,
-    file_format: Annotated[
-        str,
-        typer.Option("--format", metavar="coco|coco-dataset|cvat|label-studio", help="Format of that file."),
-    ] = "coco",
-    ids: Annotated[
-        Path | None,
+    file_format: FileFormat = "coco",
+    ids: Ids = None,
+    shard: Annotated[
+        str | None,
         typer.Option(
-            metavar="FILE",
+            metavar="I/N",
             show_default=False,
-            help="With --out: the label file to measure the results against; image and category ids are taken from it.",
+            help="Only the I-th of N parts of the images, which are told by their names: for N commands on one machine "
+            "or many. With --out FILE.json the part is FILE.I-of-N.jsonl; `maskserve merge FILE.json` joins them.",
         ),
     ] = None,
     overlay_dir: Annotated[
@@ -240,11 +242,22 @@ def segment(
         "overlap": overlap,
         "whole": whole,
     }
-    from app.commands.segment import Output, run  # noqa: PLC0415 - imports httpx
+    from app.commands.results_file import ResultsFile  # noqa: PLC0415 - imports httpx
+    from app.commands.segment import Output, run  # noqa: PLC0415 - likewise
+    from app.commands.shard import Shard  # noqa: PLC0415 - no other command needs it
 
     if overlay and overlay_dir:
         raise typer.BadParameter("--overlay and --overlay-dir cannot be combined.")
-    output = Output(out, file_format, overlay_dir, as_json, ids, overlay)
+    if ids and out is None:
+        raise typer.BadParameter("--ids needs --out, in the format coco.")
+    if shard and (ids or file_format != "coco"):
+        raise typer.BadParameter("--format and --ids belong to `maskserve merge` where there is a --shard.")
+    try:
+        part = None if shard is None else Shard.parse(shard)
+    except ValueError as error:
+        raise typer.BadParameter(f"--shard: {error}.") from error
+    results = None if out is None else ResultsFile(out, file_format, ids)
+    output = Output(results, overlay_dir, as_json, overlay, part)
     if url is not None:
         if model or device or precision or overlay:
             raise typer.BadParameter(
@@ -265,7 +278,7 @@ def segment(
     raise typer.Exit(run(images, parameters, load, output, identity))
 
 
-for command in (train, evaluate, calibrate):
+for command in (merge, train, evaluate, calibrate):
     cli.command()(command)
 cli.command("import")(import_model)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -41,6 +42,17 @@ def setting_option(field: str, name: str, metavar: str) -> typer.models.OptionIn
 Model = Annotated[str | None, setting_option("model", "--model", "NAME")]
 Device = Annotated[str | None, setting_option("device", "--device", "DEVICE")]
 Precision = Annotated[str | None, setting_option("precision", "--precision", "FORMAT")]
+FileFormat = Annotated[
+    str, typer.Option("--format", metavar="coco|coco-dataset|cvat|label-studio", help="Format of that file.")
+]
+Ids = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        show_default=False,
+        help="With --out: the label file to measure the results against; image and category ids are taken from it.",
+    ),
+]
 
 Tile = Annotated[
     str | None,

@@ -1,75 +1,167 @@
-"""The journal of `maskserve segment --out`: the answers so far, so that an interrupted command can go on."""
+"""The journal of `maskserve segment --out`: the answers so far, so that an interrupted command can go on.
+
+The result of a shard is such a journal too, renamed when it is complete.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import orjson
 
 from maskserve import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
+
+K = TypeVar("K", bound=Hashable)
 
 
 class AnswerJournal:
-    """One JSON line for each answer, in a file beside the one that the results will be written to."""
+    """One JSON line for each answer, after a line with what they depend on. Only one process at a time has it."""
 
-    def __init__(self, out: Path, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, out: Path, header: Mapping[str, Any], names: Mapping[Path, str], *, is_result: bool = False
+    ) -> None:
         """Start a journal, or open the one that an interrupted command has left.
 
         Args:
-            out: the file of the results.
-            options: of the requests; answers to other options must not be mixed with these.
+            out: the file of the results; the journal lies beside it, called the same and `.partial`.
+            header: what the answers depend on; others must not be mixed with these.
+            names: what each image is called in the journal.
+            is_result: whether `finish` makes the journal itself the file `out`, which is then continued if it is there.
 
         Raises:
-            ValueError: the journal that is there belongs to other options.
+            ValueError: the journal that is there has another header, or another process has it open.
             OSError: it cannot be written.
         """
         self.path = out.with_name(f"{out.name}.partial")
-        self._options = dict(options)
-        if not self.path.exists():
-            self.path.write_bytes(orjson.dumps({"options": self._options}) + b"\n")
-        with self.path.open("rb") as lines:
-            header = parse_line(lines.readline())
-        if header is None or header.get("options") != self._options:
+        self._out = out
+        self._is_result = is_result
+        self._names = names
+        finished = is_result and out.exists() and not self.path.exists()
+        if finished:
+            # Before the file is touched, because it may belong to something else.
+            with out.open("rb") as lines:
+                self._check(lines.readline(), dict(header), out)
+            out.rename(self.path)
+        self._lines = self.path.open("a+b")
+        try:
+            self._start(dict(header))
+        except BaseException:
+            self._lines.close()
+            raise
+
+    def _start(self, header: dict[str, Any]) -> None:
+        try:
+            fcntl.flock(self._lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise ValueError(
-                f"{self.path} belongs to a command with other options; delete it, or choose another --out"
+                f"{self.path} is in use: another process writes the same results; wait for it, or choose another --out"
+            ) from None
+        self._lines.seek(0)
+        first = self._lines.readline()
+        if not first.endswith(b"\n"):
+            # It is new, or was interrupted before its first line was whole.
+            self._lines.truncate(0)
+            self._write(header)
+            return
+        self._check(first, header, self.path)
+        self._lines.seek(-1, os.SEEK_END)
+        if self._lines.read() != b"\n":
+            # An interruption has cut off the last line.
+            self._lines.write(b"\n")
+            self._lines.flush()
+
+    @staticmethod
+    def _check(first: bytes, header: dict[str, Any], path: Path) -> None:
+        if parse_line(first) != header:
+            raise ValueError(
+                f"{path} belongs to a command with other options; delete it, or choose another --out"
             )
 
-    def read(self, files: Iterable[Path]) -> dict[Path, Result]:
-        """The answers for those of these files that have not changed since, in the order of the files."""
-        files = list(files)
-        answers: dict[Path, Result] = {}
-        by_name = {str(path): path for path in files}
-        with self.path.open("rb") as lines:
-            for line in lines:
-                entry = parse_line(line)
-                if entry is None or (path := by_name.get(entry.get("image", ""))) is None:
-                    continue
-                if path.exists() and entry["state"] == file_state(path):
-                    answers[path] = Result.from_document(entry["answer"])
-        return {path: answers[path] for path in files if path in answers}
+    def answers(self) -> Answers[Path]:
+        """The answers for those images that have not changed since, in the order of `names`."""
+        paths = {name: path for path, name in self._names.items()}
+        places: dict[Path, tuple[Path, int]] = {}
+        for offset, entry in entries(self.path):
+            path = paths.get(entry.get("image", ""))
+            if path is None or "answer" not in entry:
+                continue
+            if path.exists() and entry["state"] == file_state(path):
+                places[path] = (self.path, offset)
+        return Answers({path: places[path] for path in self._names if path in places})
 
     def add(self, path: Path, result: Result) -> None:
         """Append the answer for an image. Call it when all else that belongs to the image has been written."""
-        entry = {"image": str(path), "state": file_state(path), "answer": result.document}
-        with self.path.open("ab") as lines:
-            if lines.tell() and not self._ends_with_newline():
-                # An interruption has cut off the last line.
-                lines.write(b"\n")
-            lines.write(orjson.dumps(entry) + b"\n")
+        self._write({"image": self._names[path], "state": file_state(path), "answer": result.document})
 
-    def _ends_with_newline(self) -> bool:
-        with self.path.open("rb") as lines:
-            lines.seek(-1, os.SEEK_END)
-            return lines.read() == b"\n"
+    def add_failure(self, path: Path, reason: str) -> None:
+        """Append why an image has no answer. It is tried again when the journal is continued."""
+        self._write({"image": self._names[path], "error": reason})
 
-    def delete(self) -> None:
-        """Delete the file: the results are complete."""
-        self.path.unlink()
+    def add_categories(self, categories: list[dict[str, Any]]) -> None:
+        """Append the categories of the model that answered."""
+        self._write({"categories": categories})
+
+    def finish(self) -> None:
+        """The results are complete: delete the file, or rename it if it is the results."""
+        if not self._is_result:
+            self.path.unlink()
+            return
+        os.fsync(self._lines.fileno())
+        self.path.rename(self._out)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        self._lines.write(orjson.dumps(entry) + b"\n")
+        self._lines.flush()
+
+
+class Answers(Mapping[K, Result], Generic[K]):
+    """Answers in journals. Each is read when it is asked for: all together may be larger than the memory."""
+
+    def __init__(self, places: Mapping[K, tuple[Path, int]]) -> None:
+        """places: of each answer, its journal and where its line begins there, in bytes."""
+        self._places = places
+
+    def __getitem__(self, key: K) -> Result:
+        """Read one answer."""
+        journal, offset = self._places[key]
+        with journal.open("rb") as lines:
+            lines.seek(offset)
+            entry = parse_line(lines.readline())
+        if entry is None:
+            raise OSError(f"{journal} was changed meanwhile")
+        return Result.from_document(entry["answer"])
+
+    def __iter__(self) -> Iterator[K]:
+        """What has an answer."""
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        """How many answers there are."""
+        return len(self._places)
+
+
+def entries(journal: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The whole lines of a journal, with where each begins, in bytes."""
+    offset = 0
+    with journal.open("rb") as lines:
+        for line in lines:
+            entry = parse_line(line)
+            if entry is not None:
+                yield offset, entry
+            offset += len(line)
 
 
 def file_state(path: Path) -> list[int]:

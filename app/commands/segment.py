@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
@@ -14,6 +15,7 @@ from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
 from app.commands.journal import AnswerJournal
 from app.commands.label_ids import LabelIds
+from app.commands.shard import Shard, name_images
 from app.commands.terminal import (
     BAD_FILE,
     BAD_USAGE,
@@ -24,7 +26,6 @@ from app.commands.terminal import (
     progress_bar,
 )
 from maskserve import AnswerError, MaskserveError, Result
-from maskserve.export import coco_dataset, coco_results, cvat, image_ids, label_studio
 from model.data import DatasetError
 from model.images.files import find_images, nothing_found
 
@@ -33,13 +34,11 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from rich.progress import Progress
-
+    from app.commands.results_file import ResultsFile
     from maskserve.requests import SegmentOptions
 
 Outcome = Result | MaskserveError | OSError
 
-FORMATS = ("coco", "coco-dataset", "cvat", "label-studio")
 # What the suffix of an overlay's file may be.
 OVERLAY_SUFFIXES = (".png", ".jpg", ".jpeg")
 # Exit code that shells use for Ctrl-C.
@@ -65,29 +64,51 @@ class CannotStart(Exception):  # noqa: N818 - says what happened
 
 
 @dataclass(frozen=True, slots=True)
+class Job:
+    """The images, and what is asked of them."""
+
+    # Image → the folder that it is below.
+    files: Mapping[Path, Path]
+    # Pictures in formats that are not read.
+    unread: int
+    # The parameters of POST /segment.
+    options: Mapping[str, Any]
+    # Image → the file of its overlay.
+    overlays: Mapping[Path, Path]
+    # Where the results' ids come from.
+    labels: LabelIds | None
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """Where the answers go."""
 
-    # One file of all results, in one of FORMATS.
-    file: Path | None
-    file_format: str
+    # One file of all results, or what the file of a shard is called after.
+    file: ResultsFile | None
     # Folder of the images with their instances drawn on them.
     overlay_folder: Path | None
     # Whether they are printed as JSON rather than as tables.
     as_json: bool
-    # Label file whose image and category ids the results get.
-    ids: Path | None = None
     # The one image with its instances drawn on it, or with several images a folder that exists.
     overlay: Path | None = None
+    # The images that are segmented; by default all.
+    shard: Shard | None = None
 
-    def check(self, options: Mapping[str, Any]) -> None:
-        """Raise ValueError, with a message for the user, if this cannot be written."""
-        if self.file_format not in FORMATS:
-            raise ValueError(f"--format must be one of {', '.join(FORMATS)}, not {self.file_format}")
-        if self.file_format in ("cvat", "label-studio") and options.get("masks") == "none":
-            raise ValueError(f"--format {self.file_format} needs masks")
-        if self.ids is not None and (self.file is None or self.file_format != "coco"):
-            raise ValueError("--ids needs --out, in the format coco")
+    def open_journal(
+        self, files: Mapping[Path, Path], options: Mapping[str, Any]
+    ) -> AbstractContextManager[AnswerJournal | None]:
+        """The journal of the answers, None where they are printed. Raises ValueError, OSError.
+
+        Args:
+            files: image → the folder that it is below.
+            options: what the answers depend on.
+        """
+        if self.file is None:
+            return nullcontext()
+        if self.shard is None:
+            return AnswerJournal(self.file.path, {"options": options}, {path: str(path) for path in files})
+        header = {"options": options, "shard": str(self.shard)}
+        return AnswerJournal(self.shard.file(self.file.path), header, name_images(files), is_result=True)
 
 
 def run(
@@ -108,14 +129,15 @@ def run(
     """
     options: dict[str, Any] = {name: value for name, value in query.items() if value is not None}
     try:
-        output.check(options)
-        files, unread = expand_folders(images)
-        labels = None if output.ids is None else LabelIds.read(output.ids)
+        if output.file is not None:
+            output.file.check(options)
+        files, unread = expand_folders(images, output.shard)
+        labels = None if output.file is None or output.file.ids is None else LabelIds.read(output.file.ids)
         if labels is not None:
             labels.image_ids(files)  # what has no id is said before the work
         overlays = overlay_paths(files, images, output)
         opened = start()
-        journal = None if output.file is None else AnswerJournal(output.file, {**options, **(identity or {})})
+        journal = output.open_journal(files, {**options, **(identity or {})})
     except (ValueError, DatasetError) as error:
         return complain(str(error), BAD_USAGE)
     except CannotStart as error:
@@ -124,7 +146,23 @@ def run(
         return complain(file_error(error), BAD_FILE)
     for path, reason in unread.items():
         typer.echo(f"maskserve: {path}: {reason}", err=True)
-    done = {} if journal is None else journal.read(files)
+    with journal as answered:
+        return segment_all(Job(files, len(unread), options, overlays, labels), opened, output, answered)
+
+
+def segment_all(
+    job: Job, opened: AbstractContextManager[Segmenter], output: Output, journal: AnswerJournal | None
+) -> int:
+    """Segment the images that the journal has no answers for, and write the results; return the exit code.
+
+    Args:
+        job: the images, and what is asked of them.
+        opened: what segments.
+        output: where the answers go.
+        journal: of the answers, or None where they are printed.
+    """
+    files = job.files
+    done = {} if journal is None else journal.answers()
     if done:
         typer.echo(f"maskserve: {len(done)} of {len(files)} images have their results already", err=True)
     pending = [path for path in files if path not in done]
@@ -133,23 +171,30 @@ def run(
         with opened as segmenter, bar:
             task = bar.add_task("segmenting", total=len(files), completed=len(done))
             failed = 0
-            outcomes = zip(pending, segmenter.segment_many(pending, **options), strict=True)
+            outcomes = zip(pending, segmenter.segment_many(pending, **job.options), strict=True)
             for path, outcome in (
-                write_overlays(outcomes, overlays, segmenter.model) if overlays else outcomes
+                write_overlays(outcomes, job.overlays, segmenter.model) if job.overlays else outcomes
             ):
                 bar.advance(task)
                 if isinstance(outcome, Exception):
                     failed += 1
-                    print_failure(bar, path, outcome)
-                    continue
-                if journal is not None:
+                    reason = failure_reason(outcome)
+                    bar.console.print(f"maskserve: {path}: {reason}", markup=False, soft_wrap=True)
+                    if journal is not None and output.shard is not None:
+                        journal.add_failure(path, reason)
+                elif journal is not None:
                     journal.add(path, outcome)
                 else:
                     print_result(path, outcome, as_json=output.as_json)
             # Where nothing was answered, as without a service, results of an earlier command stay.
-            if output.file is not None and journal is not None and (answers := journal.read(files)):
-                categories = segmenter.model()["categories"] if output.file_format != "coco" else []
-                write_results(output, answers, files, categories, labels)
+            if output.file is not None and journal is not None and (answers := journal.answers()):
+                if output.shard is not None:
+                    journal.add_categories(segmenter.model()["categories"])
+                else:
+                    categories = segmenter.model()["categories"] if output.file.needs_categories else []
+                    output.file.write(answers, files, categories, job.labels)
+            if journal is not None and (output.shard is not None or not (failed or job.unread)):
+                journal.finish()
     except KeyboardInterrupt:
         again = "; the same command continues from here" if journal is not None else ""
         return complain(f"interrupted{again}", INTERRUPTED)
@@ -157,29 +202,36 @@ def run(
         return complain(str(error), BAD_FILE)
     except OSError as error:
         return complain(file_error(error), BAD_FILE)
-    if failed or unread:
+    if failed or job.unread:
         again = "; the same command tries them again" if journal is not None and failed else ""
-        count = len(files) + len(unread)
-        return complain(f"{failed + len(unread)} of {count} images have no result{again}", BAD_FILE)
-    if journal is not None:
-        journal.delete()
-        typer.echo(f"maskserve: the results of {len(files)} images are in {output.file}", err=True)
+        count = len(files) + job.unread
+        return complain(f"{failed + job.unread} of {count} images have no result{again}", BAD_FILE)
+    if output.file is not None:
+        file = output.file.path if output.shard is None else output.shard.file(output.file.path)
+        typer.echo(f"maskserve: the results of {len(files)} images are in {file}", err=True)
     return 0
 
 
-def expand_folders(images: Sequence[Path]) -> tuple[dict[Path, Path], dict[Path, str]]:
+def expand_folders(
+    images: Sequence[Path], shard: Shard | None = None
+) -> tuple[dict[Path, Path], dict[Path, str]]:
     """Image file → the folder that it was found in, or lies in; pictures in the folders that are not read → why.
 
     Raises ValueError for a folder without images.
+
+    Args:
+        images: files and folders.
+        shard: the images that are taken, of which there may be none; by default all.
     """
     files: dict[Path, Path] = {}
     others: dict[Path, str] = {}
     for path in images:
         if not path.is_dir():
-            files[path] = path.parent
+            if shard is None or shard.has(path.name):
+                files[path] = path.parent
             continue
-        found, unread = find_images(path, recursive=True)
-        if not found:
+        found, unread = find_images(path, recursive=True, select=None if shard is None else shard.has)
+        if not found and shard is None:
             raise ValueError(nothing_found(path, unread))
         files |= dict.fromkeys(found, path)
         others |= unread
@@ -210,49 +262,6 @@ def overlay_paths(files: Mapping[Path, Path], images: Sequence[Path], output: Ou
     return check_overlays(
         {file: folder / file.relative_to(base).with_suffix(".png") for file, base in files.items()}
     )
-
-
-def write_results(
-    output: Output,
-    answers: Mapping[Path, Result],
-    files: Mapping[Path, Path],
-    categories: list[dict[str, Any]],
-    labels: LabelIds | None = None,
-) -> None:
-    """Write one file of all results, completely or not at all.
-
-    Args:
-        output: the file and its format.
-        answers: by image.
-        files: image → the folder that its name in the results is relative to.
-        categories: of the model, for all formats but "coco".
-        labels: where ids of images and categories come from; by default they are counted, and the model's.
-    """
-    if output.file is None:
-        return
-    names = {path: path.relative_to(files[path]).as_posix() for path in answers}
-    named = [(names[path], result) for path, result in answers.items()]
-    ids = image_ids([name for name, _ in named])
-    match output.file_format:
-        case "coco" if labels is not None:
-            ids = {names[path]: number for path, number in labels.image_ids(answers).items()}
-            content = orjson.dumps(list(labels.rename(coco_results(named, ids))))
-        case "coco":
-            content = orjson.dumps(coco_results(named, ids))
-        case "coco-dataset":
-            content = orjson.dumps(coco_dataset(named, ids, categories))
-        case "cvat":
-            content = cvat(named, categories).encode()
-        case _:
-            content = orjson.dumps(label_studio(named, categories=categories))
-    write_whole(output.file, content)
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file completely or not at all."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(file)
 
 
 def write_overlays(
@@ -297,7 +306,6 @@ def print_result(path: Path, result: Result, *, as_json: bool) -> None:
         print_instances(str(path), document, result.timings.get("total"))
 
 
-def print_failure(bar: Progress, path: Path, error: MaskserveError | OSError) -> None:
-    """Print why an image has no result, above the bar."""
-    reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-    bar.console.print(f"maskserve: {path}: {reason}", markup=False, soft_wrap=True)
+def failure_reason(error: MaskserveError | OSError) -> str:
+    """Why an image has no result, in one line."""
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.images.formats import ACCEPTED, UnsupportedImage, format_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Bytes, which tell an image's format.
 BEGINNING = 4096
@@ -25,16 +29,23 @@ def images_in(folder: Path, *, recursive: bool = False) -> list[Path]:
     return find_images(folder, recursive=recursive)[0]
 
 
-def find_images(folder: Path, *, recursive: bool = False) -> tuple[list[Path], dict[Path, str]]:
+def find_images(
+    folder: Path, *, recursive: bool = False, select: Callable[[str], bool] | None = None
+) -> tuple[list[Path], dict[Path, str]]:
     """The image files in a folder, whatever they are called, and why each other picture in it is not read.
 
     Hidden files and folders, and macOS' resource forks, are passed over, as are files that are no pictures. A damaged
     image counts as one, as does any file that is called like one. Both results are sorted by path. Raises OSError for
     a folder that cannot be read.
+
+    Args:
+        folder: to look into.
+        recursive: whether its subfolders are looked into too.
+        select: tells by a file's path below the folder, with slashes, whether it is looked at; by default all are.
     """
     found: list[Path] = []
     others: dict[Path, str] = {}
-    for path in sorted(_visible_files(folder, recursive=recursive)):
+    for path in sorted(_visible_files(folder, recursive=recursive, select=select)):
         try:
             with path.open("rb") as file:
                 format_of(file.read(BEGINNING))
@@ -62,12 +73,17 @@ def nothing_found(folder: Path, others: dict[Path, str]) -> str:
     return f"{folder}: no images ({ACCEPTED}) in this folder{first}"
 
 
-def _visible_files(folder: Path, *, recursive: bool) -> list[Path]:
+def _visible_files(
+    folder: Path, *, recursive: bool, select: Callable[[str], bool] | None = None
+) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise error
 
     files: list[Path] = []
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if recursive and not is_hidden(name)]
-        files += [path for name in names if not is_hidden(name) and (path := Path(place, name)).is_file()]
+        paths = [Path(place, name) for name in names if not is_hidden(name)]
+        if select is not None:
+            paths = [path for path in paths if select(path.relative_to(folder).as_posix())]
+        files += [path for path in paths if path.is_file()]
     return files
