@@ -42,6 +42,10 @@ def render(folder: Path, resources: dict[str, Manifest] | None = None) -> dict[s
         if "path" in patch:
             change = yaml.safe_load((folder / patch["path"]).read_text())
             resources[change["kind"]] = merged(resources[change["kind"]], change)
+        elif "target" not in patch:
+            change = yaml.safe_load(patch["patch"])
+            assert change["$patch"] == "delete"
+            del resources[change["kind"]]
         elif (manifest := resources.get(patch["target"]["kind"])) is not None:
             for operation in yaml.safe_load(patch["patch"]):
                 apply(manifest, operation)
@@ -207,6 +211,30 @@ def test_the_autoscaler_counts_requests_in_flight_and_says_alone_how_many_replic
     assert float(metric["pods"]["target"]["averageValue"]) <= Settings().max_queue_requests / 8
     assert scaler["scaleTargetRef"]["name"] == overlay["Deployment"]["metadata"]["name"]
     assert "replicas" not in overlay["Deployment"]["spec"]
+
+
+@pytest.mark.parametrize("folder", OVERLAYS)
+def test_with_keda_there_is_one_autoscaler_with_the_rule_of_the_other(folder: str) -> None:
+    """KEDA's own schema was checked when it was written; the part that is Kubernetes' is checked here."""
+    before = render(ROOT / "overlays" / folder)
+    resources = render(ROOT / "keda", copy.deepcopy(before))
+    assert "HorizontalPodAutoscaler" not in resources
+    assert resources.keys() - before.keys() == {"ScaledObject"}
+    scaled = resources["ScaledObject"]["spec"]
+    horizontal = render(ROOT / "overlays/cpu")["HorizontalPodAutoscaler"]["spec"]
+    assert scaled["scaleTargetRef"] == {"name": horizontal["scaleTargetRef"]["name"]}
+    bounds = (scaled["minReplicaCount"], scaled["maxReplicaCount"])
+    assert bounds == (horizontal["minReplicas"], horizontal["maxReplicas"])
+    assert bounds[0] <= scaled["fallback"]["replicas"] <= bounds[1]
+    assert scaled["advanced"]["horizontalPodAutoscalerConfig"] == {"behavior": horizontal["behavior"]}
+    [trigger] = scaled["triggers"]
+    [metric] = horizontal["metrics"]
+    assert metric["pods"]["metric"]["name"] in trigger["metadata"]["query"]
+    assert trigger["metricType"] == metric["pods"]["target"]["type"]
+    assert trigger["metadata"]["threshold"] == metric["pods"]["target"]["averageValue"]
+    # A sum over the replicas, because KEDA divides by their number.
+    assert trigger["metadata"]["query"].startswith("sum(avg_over_time(")
+    assert f'service="{resources["Service"]["metadata"]["name"]}"' in trigger["metadata"]["query"]
 
 
 def test_memory_is_bounded_and_gpus_are_asked_for_where_they_are_used() -> None:
