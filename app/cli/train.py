@@ -23,6 +23,7 @@ from app.cli.augmentation import (  # noqa: TC001 - typer reads them
     Saturation,
     Stain,
 )
+from app.cli.detections import Detections, Nms, Paste  # noqa: TC001 - typer reads them
 from app.cli.evaluate import Data, Images, LooseNames, SkipDamaged, Split  # noqa: TC001 - typer reads them
 from app.commands.source import Source
 
@@ -85,14 +86,8 @@ def train(
             help="`auto`: learn keypoints where the labels have some, as those of COCO's people do. `none`: never.",
         ),
     ] = "auto",
-    paste: Annotated[
-        str | None,
-        typer.Option(
-            metavar="torchvision|detectron2",
-            show_default="torchvision, or the model's of --initial",
-            help="Rule by which masks are pasted into the image, in training's targets, in evaluation and in use.",
-        ),
-    ] = None,
+    paste: Paste = None,
+    nms: Nms = None,
     channels: Annotated[
         int | None,
         typer.Option(
@@ -119,16 +114,7 @@ def train(
             "level. Small objects need small anchors, from 8 up.",
         ),
     ] = None,
-    detections: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=1000,
-            show_default="the architecture's: 100",
-            help="Instances that the model finds in an image at most. For more than half as many as it has proposals, "
-            "it makes twice as many of those.",
-        ),
-    ] = None,
+    detections: Detections = None,
     initial: Annotated[
         str | None,
         typer.Option(
@@ -311,7 +297,7 @@ def train(
     if keypoints not in ("auto", "none"):
         raise typer.BadParameter(f"--keypoints is auto or none, not {keypoints!r:.60}")
     network = NetworkOptions(
-        architecture, pooling, masks, initial, backbone, channels, input_sides, detections, anchors, paste,
+        architecture, pooling, masks, initial, backbone, channels, input_sides, detections, anchors, paste, nms,
         keypoints == "auto",
     )  # fmt: skip
     raise typer.Exit(run_training(source, out, network, device, overrides, recipe=recipe))

@@ -52,6 +52,8 @@ class NetworkOptions:
     anchors: str | None = None
     # "torchvision" or "detectron2": the rule by which masks are pasted; None is the architecture's.
     paste: str | None = None
+    # IoU of two boxes of a category from which on only the surer one is kept; None is the architecture's.
+    nms: float | None = None
     # Whether keypoints are learned where the data has some.
     keypoints: bool = True
 
@@ -61,8 +63,9 @@ NETWORKS = {
     # Mask R-CNN, appendix A.
     "cityscapes": NetworkOptions(input=(1024, 2048)),
     # Nuclei of 20 pixels, several hundred in an image.
-    # The other rule of pasting loses 3 points of TP/(TP+FP+FN) on objects this small (docs/training.md).
-    "nuclei": NetworkOptions(input=(512, 768), detections=500, anchors="8", paste="detectron2"),
+    # The other rule of pasting loses 3 points of TP/(TP+FP+FN) on objects this small, and nuclei hardly overlap
+    # (docs/training.md).
+    "nuclei": NetworkOptions(input=(512, 768), detections=500, anchors="8", paste="detectron2", nms=0.3),
 }
 
 
@@ -148,7 +151,7 @@ def add_keypoints(architecture: Architecture, count: int) -> Architecture:
 
 
 def adapt(architecture: Architecture, options: NetworkOptions, recipe: str) -> Architecture:
-    """The architecture with what the options say of its input, anchors, detections and pasting, or else the recipe.
+    """The architecture with what the options, or else the recipe, say of its input, anchors and detections.
 
     Args:
         architecture: what to change.
@@ -161,6 +164,7 @@ def adapt(architecture: Architecture, options: NetworkOptions, recipe: str) -> A
     sides, detections = options.input or own.input, options.detections or own.detections
     anchors = own.anchors if options.anchors is None else options.anchors
     paste = options.paste or own.paste
+    nms = own.nms if options.nms is None else options.nms
     if sides is not None:
         architecture = replace(architecture, min_size=sides[0], max_size=sides[1])
     if anchors is not None:
@@ -175,6 +179,8 @@ def adapt(architecture: Architecture, options: NetworkOptions, recipe: str) -> A
         if paste not in PASTES:
             raise ArchitectureError(f"--paste is {' or '.join(PASTES)}, not {paste!r:.60}")
         architecture = replace(architecture, conventions=replace(architecture.conventions, paste=paste))
+    if nms is not None:
+        architecture = replace(architecture, conventions=replace(architecture.conventions, nms=nms))
     return architecture
 
 

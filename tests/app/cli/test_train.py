@@ -15,7 +15,19 @@ from model.training.recipe import PROBABILITIES, STRENGTHS, Recipe
 if TYPE_CHECKING:
     import pytest
 
-NETWORK = ["--anchors", "8", "--detections", "400", "--input", "256", "320", "--paste", "detectron2"]
+NETWORK = [
+    "--anchors",
+    "8",
+    "--detections",
+    "400",
+    "--input",
+    "256",
+    "320",
+    "--paste",
+    "detectron2",
+    "--nms",
+    "0.4",
+]
 
 
 def started(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[NetworkOptions, dict[str, Any], str]:
@@ -38,7 +50,9 @@ def test_every_probability_and_strength_can_be_given(monkeypatch: pytest.MonkeyP
     words = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     network, overrides, recipe = started(monkeypatch, "--recipe", "nuclei", *words, *NETWORK)
     assert {name: value for name, value in overrides.items() if value is not None} == values
-    assert network == NetworkOptions(input=(256, 320), anchors="8", detections=400, paste="detectron2")
+    assert network == NetworkOptions(
+        input=(256, 320), anchors="8", detections=400, paste="detectron2", nms=0.4
+    )
     assert recipe == "nuclei"
 
 

@@ -47,6 +47,8 @@ def test_recipe_sets_what_the_options_leave_open() -> None:
     assert made.conventions.detections == 200
     assert (made.min_size, made.max_size) == NETWORKS["nuclei"].input
     assert made.conventions.paste == "detectron2"
+    assert made.conventions.nms == 0.3
+    assert choose_architecture(NetworkOptions(nms=0), 2, "nuclei").conventions.nms == 0
     assert build(made).roi_heads.detections_per_img == 200
 
 
