@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import mmap
 import os
@@ -11,11 +10,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import orjson
 
 from app.problems import (
     BodyTooLarge,
@@ -27,6 +26,8 @@ from app.problems import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 PROGRAM = "app.intake.decoder_process"
@@ -34,6 +35,9 @@ PROGRAM = "app.intake.decoder_process"
 SMALL_BYTES = 4 << 20
 # Of pixels, that are copied before their memory is given back; whole pages.
 BAND_BYTES = 16 << 20
+BYTES_PER_PIXEL = 3
+# Of an answer, which is one line. What a process sends beyond that is no answer.
+MOST_ANSWER_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,25 @@ class ImageFile:
     content: bytes
     # The content is not the file but the inside of a JSON string, which has it in base64.
     base64: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a decoder process found in an image's header."""
+
+    format: str
+    # Pixels of the upright image.
+    width: int
+    height: int
+    # Bytes that decoding takes at most, besides the file.
+    memory: int
+    # The pixels, [H, W, 3] uint8, if they were decoded at once.
+    decoded: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels decoding will make."""
+        return self.width * self.height
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +83,22 @@ class Job:
     # Set when the caller no longer waits for the answer.
     abandoned: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def small(self) -> bool:
+        """Whether file and pixels are copied at once."""
+        most = max(len(self.file.content), BYTES_PER_PIXEL * self.decode_up_to)
+        return self.do == "inspect" and most <= SMALL_BYTES
+
 
 class DecoderLostError(Exception):
     """The process ended before its answer; the argument is its exit code."""
 
 
-class Child:
-    """A decoder process. Its methods belong to the event loop; making one takes milliseconds, in a thread."""
+class Child(asyncio.Protocol):
+    """A decoder process. Its methods belong to the event loop; making one takes milliseconds, in a thread.
+
+    It is the protocol of its own connection, because streams would take a task and two futures more for each job.
+    """
 
     def __init__(self, shared_bytes: int) -> None:
         """Start it. Raises OSError."""
@@ -82,9 +114,10 @@ class Child:
             )
         self._socket = ours
         self._view: NDArray[np.uint8] = np.frombuffer(self._shared, np.uint8)
-        self._reader: asyncio.StreamReader
-        self._writer: asyncio.StreamWriter | None = None
+        self._transport: asyncio.Transport | None = None
         self._connecting = False
+        self._received = b""
+        self._reply: asyncio.Future[bytes]
 
     async def connect(self) -> None:
         """Return when it can take jobs. Raises DecoderLostError."""
@@ -92,47 +125,70 @@ class Child:
         if self._socket.fileno() < 0:
             raise DecoderLostError(await asyncio.to_thread(self.process.wait))
         self._connecting = True
-        self._reader, self._writer = await asyncio.open_connection(sock=self._socket)
-        await self.reply()
+        loop = asyncio.get_running_loop()
+        self._reply = loop.create_future()
+        await loop.create_connection(lambda: self, sock=self._socket)
+        await self.answer(self._reply)
 
-    async def send(self, job: Job, max_bytes: int) -> None:
-        """Give it a job; max_bytes: of the file, if that comes as base64. Raises DecoderLostError."""
-        content = job.file.content
-        if len(content) <= SMALL_BYTES:
-            self._write(content)
-        else:
-            await asyncio.to_thread(self._write, content)
+    def ask(self, job: Job, max_bytes: int) -> asyncio.Future[bytes]:
+        """Give it a job whose file lies in the shared memory; what comes back is for `answer`.
+
+        max_bytes: of the file, if that comes as base64.
+        """
+        self._reply = asyncio.get_running_loop().create_future()
+        if self._transport is None or self._transport.is_closing():
+            self._reply.set_result(b"")
+            return self._reply
         line = {
             "do": job.do,
-            "bytes": len(content),
+            "bytes": len(job.file.content),
             "base64": job.file.base64,
             "max_bytes": max_bytes,
             "memory": job.memory,
             "seconds": job.seconds,
             "decode_up_to": job.decode_up_to,
         }
-        if self._writer is not None:
-            self._writer.write(json.dumps(line).encode() + b"\n")
+        self._transport.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        return self._reply
 
-    def _write(self, content: bytes) -> None:
-        self._view[: len(content)] = np.frombuffer(content, np.uint8)
-
-    async def reply(self) -> dict[str, Any]:
-        """Its answer. Raises DecoderLostError."""
-        with suppress(OSError):
-            if line := await self._reader.readline():
-                reply: dict[str, Any] = json.loads(line)
-                return reply
+    async def answer(self, reply: asyncio.Future[bytes]) -> dict[str, Any]:
+        """What it has found. Raises DecoderLostError."""
+        if line := await reply:
+            found: dict[str, Any] = orjson.loads(line)
+            return found
         raise DecoderLostError(await asyncio.to_thread(self.process.wait))
 
-    async def pixels(self, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It can be asked."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """A part of its answer, most often the whole."""
+        self._received += data
+        if self._received.endswith(b"\n"):
+            line, self._received = self._received, b""
+            if not self._reply.done():
+                self._reply.set_result(line)
+        elif len(self._received) > MOST_ANSWER_BYTES and self._transport is not None:
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's
+        """It has ended, or is as good as that."""
+        if not self._reply.done():
+            self._reply.set_result(b"")
+
+    def write(self, content: bytes) -> None:
+        """Copy a file into the shared memory; much of it takes milliseconds."""
+        self._shared[: len(content)] = content
+
+    async def pixels(self, shape: Sequence[int]) -> NDArray[np.uint8]:
         """A copy of the pixels that it has decoded, [H, W, 3]."""
-        if shape[0] * shape[1] * shape[2] <= SMALL_BYTES:
+        if math.prod(shape) <= SMALL_BYTES:
             return self._read(shape)
         return await asyncio.to_thread(self._read, shape)
 
-    def _read(self, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-        size = shape[0] * shape[1] * shape[2]
+    def _read(self, shape: Sequence[int]) -> NDArray[np.uint8]:
+        size = math.prod(shape)
         pixels = np.empty(size, np.uint8)
         for begin in range(0, size, BAND_BYTES):
             end = min(begin + BAND_BYTES, size)
@@ -142,7 +198,7 @@ class Child:
                 self._shared.madvise(mmap.MADV_REMOVE, begin, end - begin)
         return pixels.reshape(shape)
 
-    async def forget(self, job: Job, shape: tuple[int, ...]) -> None:
+    async def forget(self, job: Job, shape: Sequence[int]) -> None:
         """Give the shared memory of a job back to the system, if it was much."""
         size = max(len(job.file.content), math.prod(shape) if shape else 0)
         if size > SMALL_BYTES and hasattr(mmap, "MADV_REMOVE"):
@@ -154,8 +210,8 @@ class Child:
         While `connect` is under way the socket is its own: it finds the process gone, and its caller kills once more.
         """
         self.process.kill()
-        if self._writer is not None:
-            self._writer.close()
+        if self._transport is not None:
+            self._transport.close()
         elif not self._connecting:
             self._socket.close()
 

@@ -12,7 +12,6 @@ import logging
 import signal
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from app.intake.decoder_accounts import Memory, TurnTimes
@@ -20,6 +19,7 @@ from app.intake.decoder_child import (
     Child,
     DecoderLostError,
     ImageFile,
+    Inspection,
     Job,
     raise_if_refused,
     too_slow,
@@ -55,25 +55,6 @@ CLOCK_FACTOR = 6.0
 INSPECTION_FACTOR = 4
 # Bytes for each pixel of the largest image that all jobs together may take. A WebP takes 18 to 22 (docs/operations.md).
 MEMORY_PER_PIXEL = 24
-
-
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """What a decoder process found in an image's header."""
-
-    format: str
-    # Pixels of the upright image.
-    width: int
-    height: int
-    # Bytes that decoding takes at most, besides the file.
-    memory: int
-    # The pixels, [H, W, 3] uint8, if they were decoded at once.
-    decoded: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def pixels(self) -> int:
-        """How many pixels decoding will make."""
-        return self.width * self.height
 
 
 class Decoders:
@@ -168,25 +149,45 @@ class Decoders:
         """One job's answer, and the pixels if it has decoded any."""
         with self._turn_times.counted():
             child = await self._turn()
-            # A task of its own: whoever waits for it may leave, but the process is busy until it has answered.
-            task = self._spawn(self._supervise(child, job))
+            started, reply = time.monotonic(), None
             try:
-                found, pixels = await asyncio.shield(task)
-            except asyncio.CancelledError:
+                if job.small:
+                    child.write(job.file.content)
+                    reply = child.ask(job, self.max_bytes)
+                    await asyncio.wait({reply}, timeout=SLOW_SECONDS)
+            except BaseException:
                 job.abandoned.set()
+                self._spawn(self._supervise(child, job, started, reply))
                 raise
+            work = self._supervise(child, job, started, reply)
+            if reply is not None and reply.done():
+                # Nothing is left to wait for.
+                found, pixels = await work
+            else:
+                # A task of its own: whoever waits for it may leave, but the process is busy until it has answered.
+                task = self._spawn(work)
+                try:
+                    found, pixels = await asyncio.shield(task)
+                except asyncio.CancelledError:
+                    job.abandoned.set()
+                    raise
         raise_if_refused(found, self.max_bytes)
         return found, pixels
 
-    async def _supervise(self, child: Child, job: Job) -> tuple[dict[str, Any], NDArray[np.uint8] | None]:
-        """Run a job on a process that has a turn; afterwards the process is free again, or gone."""
-        started = time.monotonic()
+    async def _supervise(
+        self, child: Child, job: Job, started: float, reply: asyncio.Future[bytes] | None
+    ) -> tuple[dict[str, Any], NDArray[np.uint8] | None]:
+        """See to a job on a process that has its turn since `started`; afterwards the process is free again, or gone.
+
+        reply: what it answers, or None if it has not been asked yet.
+        """
         slow = sound = False
-        reply: asyncio.Task[dict[str, Any]] | None = None
         try:
-            await child.send(job, self.max_bytes)
-            reply = asyncio.ensure_future(child.reply())
-            await asyncio.wait({reply}, timeout=SLOW_SECONDS)
+            if reply is None:
+                await asyncio.to_thread(child.write, job.file.content)
+                reply = child.ask(job, self.max_bytes)
+            if not reply.done():
+                await asyncio.wait({reply}, timeout=max(0.0, started + SLOW_SECONDS - time.monotonic()))
             if not reply.done() and self._slow < MAX_SLOW:
                 slow = True
                 self._turn_times.add(time.monotonic() - started)
@@ -196,14 +197,16 @@ class Decoders:
             if not reply.done():
                 left = asyncio.ensure_future(job.abandoned.wait())
                 limit = started + CLOCK_FACTOR * job.seconds - time.monotonic()
-                await asyncio.wait({reply, left}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+                both: set[asyncio.Future[Any]] = {reply, left}
+                await asyncio.wait(both, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
                 left.cancel()
             if not reply.done():
                 self.killed["abandoned" if job.abandoned.is_set() else "time"] += 1
                 raise too_slow(job)
-            found = await reply
-            pixels = await child.pixels(tuple(found["shape"])) if "shape" in found else None
-            await child.forget(job, tuple(found.get("shape", ())))
+            found = await child.answer(reply)
+            shape = found.get("shape")
+            pixels = await child.pixels(shape) if shape else None
+            await child.forget(job, shape or ())
             sound = not found["worn_out"]
         except DecoderLostError as lost:
             raise self._problem(job, *lost.args) from None

@@ -196,8 +196,8 @@ def test_a_process_that_dies_is_replaced() -> None:
 def test_what_nobody_waits_for_any_more_is_ended_once_it_is_slow() -> None:
     async def work() -> None:
         async with pool() as decoders:
-            await pixels(decoders, PHOTO)
-            slow = asyncio.create_task(pixels(decoders, SLOW))
+            file = ImageFile(SLOW)
+            slow = asyncio.create_task(decoders.decode(file, await decoders.inspect(file)))
             while not decoders.processes(busy=True):
                 await asyncio.sleep(0.01)
             slow.cancel()
