@@ -21,17 +21,29 @@ async def cancel_on_disconnect(receive: Receive, work: Coroutine[None, None, T])
     receive: of a request whose body was read, so that all it can still bring is the disconnect.
     Raises ClientDisconnect.
     """
-    task = asyncio.ensure_future(work)
+    # The work runs in the caller's task: one of its own would take three more turns of the loop.
+    task = asyncio.current_task()
     watch = asyncio.ensure_future(wait_for_disconnect(receive))
+    left = ended = False
+
+    def cancel(_: object) -> None:
+        nonlocal left
+        # It may have been called for in the very turn in which the work ended.
+        if task is not None and not ended:
+            left = True
+            task.cancel()
+
+    watch.add_done_callback(cancel)
     try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientDisconnect
+        return await work
+    except asyncio.CancelledError:
+        # Whoever else has cancelled the task gets what they asked for.
+        if left and task is not None and task.uncancel() == 0:
+            raise ClientDisconnect from None
+        raise
     finally:
+        ended = True
         watch.cancel()
-        if task.cancel():
-            await asyncio.gather(task, return_exceptions=True)
 
 
 async def wait_for_disconnect(receive: Receive) -> None:
