@@ -8,14 +8,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from app.api import openapi, pages, probes, segment
 from app.api.gauges import ServiceCollector
-from app.api.query import TIMEOUT_HEADER, explain
+from app.api.query import TIMEOUT_HEADER
 from app.http.compression import CompressionMiddleware
 from app.http.overload import OverloadMiddleware
 from app.http.request_context import QUIET_PATHS, RequestContextMiddleware, refuse
@@ -26,7 +25,6 @@ from app.problems import MethodNotAllowed, Problem, UnknownPath, suggest
 from app.runtime.loading import load_engine
 from app.service import PATHS, Service
 from app.version import version
-from model.instances import MOST_INSTANCES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -85,7 +83,6 @@ def create_app(
         redirect_slashes=False,
         exception_handlers={
             Problem: on_problem,
-            RequestValidationError: on_validation_error,
             HTTPException: on_http_exception,
         },
     )
@@ -126,16 +123,6 @@ async def on_problem(request: Request, problem: Exception) -> Response:
             extra={FIELDS: {"id": request.state.id}},
         )
     return refuse(request, problem)
-
-
-async def on_validation_error(request: Request, error: Exception) -> Response:
-    """Answer with a problem that explains which parameters FastAPI refused."""
-    if not isinstance(error, RequestValidationError):
-        raise error
-    service: Service = request.app.state.service
-    engine = service.engine_if_loaded
-    most = MOST_INSTANCES if engine is None else engine.model.max_instances
-    return refuse(request, explain(error.errors(), most))
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:

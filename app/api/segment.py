@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query
+from fastapi.routing import APIRoute
 from pydantic import BeforeValidator
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotations
 from starlette.responses import Response
@@ -24,7 +25,7 @@ from app.api.query import (
     TIMEOUT_HEADER,
     SegmentQuery,
     choose_media_type,
-    refuse_repeated,
+    read_parameters,
     require_digits,
 )
 from app.api.schemas import Answer
@@ -42,9 +43,10 @@ from app.problems import (
     UnsupportedFormat,
 )
 from model.inference.tiled import TiledImage
+from model.instances import MOST_INSTANCES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     import numpy as np
     from numpy.typing import NDArray
@@ -56,7 +58,23 @@ if TYPE_CHECKING:
 
     Encode = Callable[[NDArray[np.uint8], Instances], bytes]
 
-router = APIRouter()
+
+class SegmentRoute(APIRoute):
+    """A route whose parameters FastAPI documents, and read_parameters reads."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What answers a request."""
+
+        async def handle(request: Request) -> Response:
+            await require_api_key(request, None)
+            engine = request.app.state.service.engine_if_loaded
+            most = MOST_INSTANCES if engine is None else engine.model.max_instances
+            return await segment(request, *read_parameters(request, most))
+
+        return handle
+
+
+router = APIRouter(route_class=SegmentRoute)
 
 # Pixels of an image that is decoded when its header is read, before it is admitted: some 10 ms of a processor. Only
 # while there is room; under overload most images are refused, and then they should cost nothing.
@@ -89,7 +107,6 @@ async def segment(
     service: Service = request.app.state.service
     timings: Timings = request.state.timings
     model = service.engine.model
-    refuse_repeated(request.query_params)
     params = query.params(model)
     media_type = choose_media_type(request.headers.get("accept", ""))
 

@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
 
-from app.api.query import SegmentParams, parse
+from app.api.query import (
+    MAX_TIMEOUT_MS,
+    MOST_REMEMBERED_BYTES,
+    TIMEOUT_HEADER,
+    SegmentParams,
+    SegmentQuery,
+    parse,
+    read_parameters,
+)
 from app.problems import InvalidParameter
 from model.data import Category
 from model.network.conventions import Conventions
@@ -156,3 +165,27 @@ def test_three_wrong_parameters_are_named_at_once() -> None:
 def test_no_parameters_cause_an_internal_error(given: dict[str, Any], names: list[str]) -> None:
     with contextlib.suppress(InvalidParameter):
         assert isinstance(parse({**given, "categories": names}, RecordingEngine().model), SegmentParams)
+
+
+def test_parameters_that_come_again_are_read_as_at_the_first_time() -> None:
+    def read(query: str, *timeouts: bytes) -> Any:
+        headers = [(TIMEOUT_HEADER.lower().encode(), value) for value in timeouts]
+        scope = {"type": "http", "query_string": query.encode(), "headers": headers}
+        try:
+            return read_parameters(Request(scope), 100)
+        except InvalidParameter as problem:
+            return problem.detail
+
+    long = "categories=" + "dog," * MOST_REMEMBERED_BYTES
+    for _ in range(2):
+        assert read("") == (SegmentQuery(), MAX_TIMEOUT_MS)
+        assert read("masks=none", b"20", b"x") == (SegmentQuery(masks="none"), 20)
+        assert read("masks=png") == (SegmentQuery(masks="png"), MAX_TIMEOUT_MS)
+        assert read(long) == (SegmentQuery(categories=[long.partition("=")[2]]), MAX_TIMEOUT_MS)
+        assert read("masks=all").startswith("masks must be one of rle")
+        assert read("masks=rle&masks=png").startswith('"masks" is given more than once')
+        # As before, with what is wrong in a value named first.
+        both = read("masks=all&masks=all&size=1", b"soon")
+        assert [both.index(name) for name in ("masks must", '"size"', TIMEOUT_HEADER)] == sorted(
+            both.index(name) for name in ("masks must", '"size"', TIMEOUT_HEADER)
+        )
