@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,7 +45,8 @@ from model.inference.tiled import TiledImage
 from model.instances import MOST_INSTANCES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
+    from types import TracebackType
 
     import numpy as np
     from numpy.typing import NDArray
@@ -115,7 +115,7 @@ async def segment(
 
     with service.admission.count_body() as body:
         with timings.stage("read"):
-            async with deadline(seconds_left(), "The body did not arrive"):
+            async with Deadline(seconds_left(), "The body did not arrive", service.settings.body_timeout):
                 uploads = await read_uploads(
                     request.headers,
                     request.receive,
@@ -206,18 +206,37 @@ async def fetch(service: Service, url: str, body: BodyBytes, seconds: float) -> 
     """
     if service.fetcher is None:
         raise MalformedRequest('Addresses are not fetched here; send the image itself, as "image".')
-    async with deadline(seconds, "The image did not arrive from its address"):
+    async with Deadline(seconds, "The image did not arrive from its address"):
         return Upload(await service.fetcher.get(url, body.add), "Is there an image at that address?")
 
 
-@asynccontextmanager
-async def deadline(seconds: float, what: str) -> AsyncIterator[None]:
-    """Raise DeadlineExceeded if the block takes longer. what: begins the sentence that the client reads."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise DeadlineExceeded(f"{what} within {max(seconds, 0):.3g} seconds.") from None
+class Deadline:
+    """Raises DeadlineExceeded if a block takes longer; an asynchronous context manager."""
+
+    def __init__(self, seconds: float, what: str, at_most: float = math.inf) -> None:
+        """Start no timer yet.
+
+        Args:
+            seconds: that the block may take.
+            what: begins the sentence that the client reads.
+            at_most: seconds after which the block ends by itself; a longer deadline needs no timer.
+        """
+        self._seconds = seconds
+        self._what = what
+        self._timer = asyncio.timeout(seconds if seconds < at_most else None)
+
+    async def __aenter__(self) -> None:
+        await self._timer.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            await self._timer.__aexit__(kind, error, traceback)
+        except TimeoutError as late:
+            error = late
+        if isinstance(error, TimeoutError):
+            raise DeadlineExceeded(f"{self._what} within {max(self._seconds, 0):.3g} seconds.") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +271,7 @@ async def answer(work: SegmentRequest, upload: Upload, body: BodyBytes, seconds:
     file = ImageFile(upload.content, upload.base64)
     del upload
     try:
-        async with deadline(seconds, "The answer was not ready"):
+        async with Deadline(seconds, "The answer was not ready"):
             admission.raise_unless_decoded_within(seconds, decoders.expected_wait())
             started = timings.total()
             at_once = min(DECODED_AT_ONCE, service.settings.max_image_pixels)

@@ -74,11 +74,24 @@ async def read_uploads(
         raise UnsupportedFormat(
             "A body with a Content-Encoding is not accepted: image files are compressed already."
         )
+    loop = asyncio.get_running_loop()
+    end, stalled = loop.time() + seconds, False
     try:
-        async with asyncio.timeout(seconds):
+        # One timer for both limits: a client that stalls gives up its place before its whole time is over.
+        async with asyncio.timeout_at(end) as timer:
+
+            async def receive_soon() -> Message:
+                nonlocal stalled
+                soon = loop.time() + STALL_SECONDS
+                stalled = soon < end
+                timer.reschedule(min(soon, end))
+                return await receive()
+
             limits = FormLimits(max_bytes, max_images, max(max_bytes, max_form_bytes))
-            uploads = await read_body(headers, receive, limits, arrived)
+            uploads = await read_body(headers, receive_soon, limits, arrived)
     except TimeoutError:
+        if stalled:
+            raise BodyTooSlow(f"Nothing of the body arrived for {STALL_SECONDS:g} seconds.") from None
         raise BodyTooSlow(f"The body did not arrive completely within {seconds:g} seconds.") from None
     if not any(upload.content or upload.url for upload in uploads):
         raise MalformedRequest(f"There is no image in the request. {HOW}")
@@ -126,7 +139,7 @@ async def chunks(
     total = 0
     more = True
     while more:
-        message = await _receive_soon(receive)
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunk = message.get("body", b"")
@@ -137,15 +150,6 @@ async def chunks(
         arrived(len(chunk))
         if chunk:
             yield chunk
-
-
-async def _receive_soon(receive: Receive) -> Message:
-    """What comes next of a body. A client that stalls gives up its place before its whole time is over."""
-    try:
-        async with asyncio.timeout(STALL_SECONDS):
-            return await receive()
-    except TimeoutError:
-        raise BodyTooSlow(f"Nothing of the body arrived for {STALL_SECONDS:g} seconds.") from None
 
 
 async def whole(body: AsyncIterator[bytes]) -> bytes:

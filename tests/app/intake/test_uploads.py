@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
+from app.intake import uploads
 from app.intake.base64_text import NotBase64, decode_base64
 from app.intake.uploads import Upload, read_uploads
 from app.problems import BodyTooLarge, BodyTooSlow, MalformedRequest, Problem, UnsupportedFormat
@@ -335,6 +336,15 @@ def test_a_body_that_stalls_is_given_up() -> None:
     with pytest.raises(BodyTooSlow, match=r"within 0\.02 seconds"):
         asyncio.run(
             read_uploads(Headers({"content-type": "image/png"}), receive, max_bytes=LIMIT, seconds=0.02)
+        )
+
+
+def test_a_body_of_which_nothing_comes_any_more_is_given_up_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "STALL_SECONDS", 0.02)
+    receive = messages(PHOTO, complete=False)
+    with pytest.raises(BodyTooSlow, match=r"Nothing of the body arrived for 0\.02 seconds"):
+        asyncio.run(
+            read_uploads(Headers({"content-type": "image/png"}), receive, max_bytes=LIMIT, seconds=20)
         )
 
 
