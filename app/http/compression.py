@@ -41,11 +41,11 @@ class CompressionMiddleware:
         if scope["type"] != "http" or scope["http_version"] == "1.0":
             await self.app(scope, receive, send)
             return
-        scope = {**scope, "headers": list(scope["headers"])}
-        headers = MutableHeaders(scope=scope)
-        headers["accept-encoding"] = (
-            "gzip" if accepts_gzip(headers.getlist("accept-encoding")) else "identity"
-        )
+        if any(name == b"accept-encoding" for name, _ in scope["headers"]):
+            scope = {**scope, "headers": list(scope["headers"])}
+            headers = MutableHeaders(scope=scope)
+            accepted = accepts_gzip(headers.getlist("accept-encoding"))
+            headers["accept-encoding"] = "gzip" if accepted else "identity"
         await self.compressing(scope, receive, send)
 
 

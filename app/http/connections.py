@@ -283,10 +283,12 @@ def percent_encode_target(data: bytes) -> bytes:
 
     curl and other simple clients send the query as it was typed; a parser of HTTP refuses that.
     """
-    line, end, rest = data.partition(b"\r\n")
-    if not end:
+    end = data.find(b"\r\n")
+    line = data[: max(end, 0)]
+    # Most often only the body behind it is not ASCII.
+    if line.isascii():
         return data
-    return b"".join(b"%%%02X" % byte if byte >= 0x80 else bytes([byte]) for byte in line) + end + rest
+    return b"".join(b"%%%02X" % byte if byte >= 0x80 else bytes([byte]) for byte in line) + data[end:]
 
 
 def _quiet_since(connection: Connection) -> float:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import time
-import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 
 from app.observability.logs import FIELDS
@@ -117,12 +117,13 @@ class RequestContext:
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, metrics: Metrics, tracing: Tracing | None
     ) -> None:
-        headers = Headers(scope=scope)
+        # Of those that are named twice the first one counts, as in Starlette, which searches them all for each name.
+        headers = {name: value.decode("latin-1") for name, value in reversed(scope["headers"])}
         self.metrics = metrics
         self.tracing = tracing
-        self.traceparent = headers.get("traceparent", "")
-        given = headers.get("x-request-id", "")
-        self.id = given if VALID_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self.traceparent = headers.get(b"traceparent", "")
+        given = headers.get(b"x-request-id", "")
+        self.id = given if VALID_REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
         self.timings = Timings()
         self.method: str = scope["method"]
         # As sent, because a decoded path may hold line breaks.
@@ -138,11 +139,11 @@ class RequestContext:
         }
         # Not yet answered.
         self.status = 0
-        length = headers.get("content-length", "")
-        self.unread = length not in ("", "0") or "transfer-encoding" in headers
+        length = headers.get(b"content-length", "")
+        self.unread = length not in ("", "0") or b"transfer-encoding" in headers
         self.small = length.isdecimal() and len(length) < 10 and int(length) <= SMALL_BODY
         # The client waits for 100 Continue before it sends the body.
-        self.expects_continue = headers.get("expect", "").lower() == "100-continue"
+        self.expects_continue = headers.get(b"expect", "").lower() == "100-continue"
         # Until the answer was sent.
         self.seconds = 0.0
         # Of its body.
