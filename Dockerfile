@@ -55,14 +55,12 @@ COPY examples/shapes/images examples/shapes/images
 COPY weights/catalogue.json weights/shapes.safetensors weights/
 RUN uv/bin/uv build --quiet --wheel --offline --no-build-isolation --python uv/bin/python --out-dir dist && \
     uv/bin/uv pip install --quiet --offline --no-deps --python /opt/maskserve --target /opt/service dist/*.whl
-# `shapes`, which is in the package, or a name from `maskserve weights list`. WEIGHTS_MIRROR is where the files are if
-# their own address cannot be reached.
+# A name from `maskserve weights list`. WEIGHTS_MIRROR is where the files are if their own address cannot be reached.
 ARG MODEL=maskrcnn_resnet50_fpn_v2
 ARG WEIGHTS_MIRROR=
 RUN --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
     set -eu; \
     mkdir /opt/weights; \
-    test "${MODEL}" != shapes || exit 0; \
     export MASKSERVE_WEIGHTS_DIR=/opt/weights; \
     /opt/service/bin/maskserve weights fetch "${MODEL}" ${WEIGHTS_MIRROR:+--mirror "${WEIGHTS_MIRROR}"}; \
     /opt/service/bin/maskserve weights verify "${MODEL}"; \

@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=40, help="held-out scenes to measure on")
     scenes = parser.parse_args().scenes
     torch.set_num_threads(usable_cpus())
-    network, model = model_file.read(zoo.bundled_path(), runnable=False)
+    network, model = model_file.read(zoo.bundled_path("shapes"), runnable=False)
     tensors = network.state_dict()
     data = Shapes(held_out_scenes().seed, scenes)
     print(f"{model.name}, {scenes} held-out scenes, float32; {platform.processor() or platform.machine()}\n")

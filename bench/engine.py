@@ -109,7 +109,7 @@ def picture(photo: Path | None, megapixels: float | None, model: str = "") -> np
 
 def chosen(name: str, image: np.ndarray, detections: int) -> tuple[nn.Module, model_file.Model]:
     if name == "shapes":
-        return model_file.read(zoo.bundled_path())
+        return model_file.read(zoo.bundled_path("shapes"))
     if name in BACKBONES:
         architecture = Architecture(backbone=name, norm="batch", norm_eps=1e-5)
     else:

@@ -1,6 +1,6 @@
-"""`maskserve weights list | fetch | verify`: the weights that can be downloaded, and their state on this machine.
+"""`maskserve weights list | fetch | verify`: the models' weights, and their state on this machine.
 
-model/zoo/catalogue.py has the catalogue, the download and the checks; here they are presented on a terminal.
+model/zoo/catalogue.py has the catalogue and the checks; here they are presented on a terminal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.table import Table
 from safetensors import SafetensorError, safe_open
 
 from app.commands.terminal import progress_bar
-from model.zoo import catalogue as downloadable
+from model.zoo import catalogue
 from model.zoo.errors import DamagedWeightsError, MissingWeightsError, WeightsError
 from model.zoo.partial import Partial, digest
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from model.zoo.download import Progress as Report
     from model.zoo.download import Tell
 
-BUNDLED = "shapes"
 # Between two lines of progress, if stderr is not a terminal and the size of the file is unknown.
 LINE_BYTES = 20_000_000
 
@@ -60,7 +59,7 @@ class ModelStatus:
     keypoint_ap: float | None
     # Bytes of the complete file.
     size: int | None
-    # verified, partial, missing or damaged; of the bundled model bundled, missing or damaged.
+    # verified, partial, missing or damaged; of a bundled model bundled, missing or damaged.
     state: str
     # Bytes on this machine.
     received: int
@@ -79,7 +78,10 @@ def list_weights(
     """
     with errors_in_one_line():
         place = resolve_folder(folder)
-        models = [bundled_status(), *(download_status(entry, place) for entry in downloadable.catalogue())]
+        models = [
+            *(bundled_status(entry) for entry in catalogue.bundled().values()),
+            *(download_status(entry, place) for entry in catalogue.catalogue()),
+        ]
     if as_json:
         typer.echo(
             json.dumps({"folder": str(place), "weights": [asdict(model) for model in models]}, indent=2)
@@ -119,13 +121,13 @@ def fetch(
 
     An interrupted download continues when it is run again. Behind a proxy, set HTTPS_PROXY.
     """
-    if name == BUNDLED:
-        typer.echo(f"{BUNDLED} comes with maskserve: there is nothing to fetch", err=True)
-        typer.echo(bundled_status().path)
+    if name in catalogue.bundled():
+        typer.echo(f"{name} comes with maskserve: there is nothing to fetch", err=True)
+        typer.echo(catalogue.bundled()[name].path)
         return
     try:
         with errors_in_one_line(), show_progress(name) as (progress, tell):
-            file = downloadable.fetch(
+            file = catalogue.fetch(
                 name, resolve_folder(folder), base_url=mirror, progress=progress, tell=tell
             )
     except KeyboardInterrupt:
@@ -141,26 +143,26 @@ def verify(
     ] = None,
     folder: Folder = None,
 ) -> None:
-    """Compare the sha256 of the weights on this machine with the official one, or the bundled model's own.
+    """Compare the sha256 of the weights on this machine with the official one, or a bundled model's own.
 
     The exit code is 1 if a file is damaged, or if the weights of the named model are missing.
     """
     failed = False
     with errors_in_one_line():
         place = resolve_folder(folder)
-        if name in (None, BUNDLED):
-            own = bundled_status()
-            if own.state == "missing":
-                failed = name is not None
-                typer.echo(f"{BUNDLED}: missing: {own.path}", err=failed)
-            elif (found := digest(Path(own.path))) == downloadable.bundled_sha256():
-                typer.echo(f"{BUNDLED}: verified, sha256 {found}")
+        bundled, downloads = select(name)
+        for own in bundled:
+            if not own.path.exists():
+                failed = failed or name is not None
+                typer.echo(f"{own.name}: missing: {own.path}", err=name is not None)
+            elif (found := digest(own.path)) == own.sha256:
+                typer.echo(f"{own.name}: verified, sha256 {found}")
             else:
                 failed = True
-                typer.echo(f"{BUNDLED}: damaged, sha256 {found}: {own.path}", err=True)
-        for entry in select_downloads(name):
+                typer.echo(f"{own.name}: damaged, sha256 {found}: {own.path}", err=True)
+        for entry in downloads:
             try:
-                found = downloadable.verify(entry.path(place), entry.sha256)
+                found = catalogue.verify(entry.path(place), entry.sha256)
                 typer.echo(f"{entry.name}: verified, sha256 {found}")
             except DamagedWeightsError as error:
                 failed = True
@@ -172,18 +174,19 @@ def verify(
         raise typer.Exit(1)
 
 
-def select_downloads(name: str | None) -> tuple[downloadable.Weights, ...]:
-    """The catalogue's entry of that name, without a name all; the bundled model is not in the catalogue."""
+def select(name: str | None) -> tuple[list[catalogue.Bundled], list[catalogue.Weights]]:
+    """The model of that name, bundled or to be downloaded; without a name all."""
+    bundled = catalogue.bundled()
     if name is None:
-        return downloadable.catalogue()
-    return () if name == BUNDLED else (downloadable.find(name),)
+        return list(bundled.values()), list(catalogue.catalogue())
+    return ([bundled[name]], []) if name in bundled else ([], [catalogue.find(name)])
 
 
-def download_status(entry: downloadable.Weights, folder: Path) -> ModelStatus:
+def download_status(entry: catalogue.Weights, folder: Path) -> ModelStatus:
     """The status of weights that can be downloaded into a folder."""
     path = entry.path(folder)
     received = path.stat().st_size if path.exists() else Partial(path).size
-    state = downloadable.state(entry, folder)
+    state = catalogue.state(entry, folder)
     return ModelStatus(
         entry.name,
         entry.dataset,
@@ -198,11 +201,11 @@ def download_status(entry: downloadable.Weights, folder: Path) -> ModelStatus:
     )
 
 
-def bundled_status() -> ModelStatus:
-    """The status of the model that comes with maskserve. Its AP is in the file itself, see model/zoo/zoo.py."""
-    path = downloadable.bundled_folder() / f"{BUNDLED}.safetensors"
+def bundled_status(entry: catalogue.Bundled) -> ModelStatus:
+    """The status of a model that comes with maskserve."""
+    name, dataset, path = entry.name, entry.dataset, entry.path
     if not path.exists():
-        return ModelStatus(BUNDLED, BUNDLED, None, None, None, None, "missing", 0, str(path), None)
+        return ModelStatus(name, dataset, None, None, None, None, "missing", 0, str(path), None)
     size = path.stat().st_size
     try:
         # Opening reads the header and compares it with the size of the file.
@@ -212,13 +215,13 @@ def bundled_status() -> ModelStatus:
             100 * float(ap[kind]) if kind in ap else None for kind in ("box", "mask", "keypoints")
         )
     except (SafetensorError, OSError, ValueError, TypeError, KeyError):
-        return ModelStatus(BUNDLED, BUNDLED, None, None, None, size, "damaged", size, str(path), None)
-    return ModelStatus(BUNDLED, BUNDLED, box, mask, keypoints, size, "bundled", size, str(path), None)
+        return ModelStatus(name, dataset, None, None, None, size, "damaged", size, str(path), None)
+    return ModelStatus(name, dataset, box, mask, keypoints, size, "bundled", size, str(path), None)
 
 
 def resolve_folder(folder: Path | None) -> Path:
     """The folder as given, with ~ expanded, or else the default one."""
-    return downloadable.default_folder() if folder is None else folder.expanduser()
+    return catalogue.default_folder() if folder is None else folder.expanduser()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
-"""The weights that can be downloaded: the catalogue, the folder they lie in, and whether they are genuine.
+"""The catalogue of weights: those that come with maskserve, and those that can be downloaded.
 
-The transfer itself is download.py's. The bundled model `shapes` is no download; the catalogue has only its sha256.
+Also the folder that downloads lie in, and whether they are genuine. The transfer itself is download.py's.
 """
 
 from __future__ import annotations
@@ -28,8 +28,26 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, slots=True)
+class Bundled:
+    """A model that comes with maskserve. Its AP is in the file itself, see model_file.py."""
+
+    name: str
+    # As the object of a sentence.
+    finds: str
+    # That it was trained on.
+    dataset: str
+    # Of the file as it was committed, hexadecimal.
+    sha256: str
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies."""
+        return bundled_folder() / f"{self.name}.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
 class Weights:
-    """One entry of the catalogue."""
+    """Weights that can be downloaded: an entry of the catalogue."""
 
     name: str
     url: str
@@ -63,7 +81,7 @@ def checkout() -> Path | None:
 
 
 def bundled_folder() -> Path:
-    """Where the files lie that come with maskserve: the catalogue and the model `shapes`."""
+    """Where the files lie that come with maskserve: the catalogue and the bundled models."""
     root = checkout()
     return PACKAGE / "weights" if root is None else root / "weights"
 
@@ -88,10 +106,10 @@ def catalogue() -> tuple[Weights, ...]:
     return tuple(sorted(entries, key=lambda entry: (entry.mask_ap or 0, entry.box_ap), reverse=True))
 
 
-def bundled_sha256() -> str:
-    """Of the model `shapes`, as it was committed."""
+def bundled() -> dict[str, Bundled]:
+    """The models that come with maskserve, by name. The first is the one that `auto` means without COCO weights."""
     document = json.loads((bundled_folder() / "catalogue.json").read_text(encoding="utf-8"))
-    return str(document["bundled"]["sha256"])
+    return {entry["name"]: Bundled(**entry) for entry in document["bundled"]}
 
 
 def find(name: str) -> Weights:

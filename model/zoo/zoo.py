@@ -1,4 +1,4 @@
-"""Model name → network and description: torchvision's COCO models, the bundled one, and files of model_file.py.
+"""Model name → network and description: torchvision's COCO models, the bundled ones, and files of model_file.py.
 
 No pickle is ever loaded but torchvision's own COCO files, whose hash is checked first and whose reading is
 restricted to tensors (`weights_only=True`).
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BUNDLED = "shapes"
 AUTO = "auto"
 COCO = {"maskrcnn_resnet50_fpn": V1, "maskrcnn_resnet50_fpn_v2": V2, "keypointrcnn_resnet50_fpn": KEYPOINTS}
 
@@ -51,35 +50,35 @@ def load(name: str, folder: Path, *, runnable: bool = True) -> tuple[nn.Module, 
         chosen = weights.best(folder)
         if chosen is not None:
             return _coco(chosen.name, folder, runnable=runnable)
-        best = weights.catalogue()[0]
-        network, model = read(bundled_path(), runnable=runnable)
+        best, bundled = weights.catalogue()[0], next(iter(weights.bundled().values()))
+        network, model = read(bundled_path(bundled.name), runnable=runnable)
         notice = (
-            f"This is the small bundled model, which knows ten kinds of drawn shapes and nothing else. "
+            f"This is a small bundled model, which finds {bundled.finds} and nothing else. "
             f"`maskserve weights fetch {best.name}` gets the COCO model ({len(COCO_CATEGORIES)} categories, "
             f"{best.size / 1e6:.0f} MB)."
         )
         return network, replace(model, notice=notice)
-    if name == BUNDLED:
-        return read(bundled_path(), runnable=runnable)
+    if name in weights.bundled():
+        return read(bundled_path(name), runnable=runnable)
     if name in COCO:
         return _coco(name, folder, runnable=runnable)
     if name.endswith(".safetensors") or "/" in name or Path(name).exists():
         return read(Path(name).expanduser(), runnable=runnable)
-    known = [AUTO, BUNDLED, *COCO]
+    known = [AUTO, *weights.bundled(), *COCO]
     hint = did_you_mean(name, known) or f"there are {', '.join(known)}, or the path of a file"
     raise ModelError(f"no model is called {name!r}: {hint}")
 
 
-def bundled_path() -> Path:
-    """The file of the model that comes with maskserve."""
-    return weights.bundled_folder() / f"{BUNDLED}.safetensors"
+def bundled_path(name: str) -> Path:
+    """The file of a model that comes with maskserve."""
+    return weights.bundled()[name].path
 
 
 def file_of(name: str) -> Path | None:
     """The file that `name` means to `load`, where it is one that `save` wrote: not for the COCO models."""
     if name in COCO:
         return None
-    return bundled_path() if name == BUNDLED else Path(name).expanduser()
+    return bundled_path(name) if name in weights.bundled() else Path(name).expanduser()
 
 
 def _coco(name: str, folder: Path, *, runnable: bool) -> tuple[nn.Module, Model]:

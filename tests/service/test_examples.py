@@ -155,8 +155,8 @@ def test_the_readme_shows_what_the_service_answers(bundled: httpx.Client) -> Non
 
 
 def test_bundled_models_file_and_card_agree_on_what_it_scored() -> None:
-    model = model_file.read(zoo.bundled_path())[1]
-    card = zoo.bundled_path().with_suffix(".md").read_text()
+    model = model_file.read(zoo.bundled_path("shapes"))[1]
+    card = zoo.bundled_path("shapes").with_suffix(".md").read_text()
     rows = {row.split("|")[1].strip(): row for row in card.splitlines() if row.startswith("| ")}
     for kind in ("box", "mask"):
         cells = [float(cell) for cell in rows[kind].split("|")[2:4]]
@@ -166,4 +166,4 @@ def test_bundled_models_file_and_card_agree_on_what_it_scored() -> None:
 
 
 def test_bundled_model_and_card_are_small_enough_to_commit() -> None:
-    assert zoo.bundled_path().stat().st_size <= 32_000_000
+    assert zoo.bundled_path("shapes").stat().st_size <= 32_000_000

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from app.cli import weights as cli_weights
 from model.zoo import catalogue as weights
 from model.zoo import download
-from model.zoo.catalogue import Weights
+from model.zoo.catalogue import Bundled, Weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 CONTENT = bytes(range(250)) * 1600
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 FILE = f"net_coco-{SHA256[:8]}.pth"
+BUNDLED = [
+    Bundled("stars", "stars in the sky", "sky", SHA256),
+    Bundled("shapes", "drawn shapes", "shapes", SHA256),
+]
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -53,12 +57,12 @@ def mirror(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of what comes with maskserve: a catalogue with one model `net`, and no `shapes` yet."""
+    """The folder of what comes with maskserve: a catalogue with one model `net`, and no bundled files yet."""
     folder = tmp_path / "bundled"
     folder.mkdir()
     entry = Weights("net", f"http://weights.invalid/{FILE}", len(CONTENT), SHA256, 1, "COCO", 37.9, 34.6)
     (folder / "catalogue.json").write_text(
-        json.dumps({"bundled": {"sha256": SHA256}, "weights": [asdict(entry)]})
+        json.dumps({"bundled": [asdict(own) for own in BUNDLED], "weights": [asdict(entry)]})
     )
     monkeypatch.setattr(weights, "bundled_folder", lambda: folder)
     return folder
@@ -104,6 +108,8 @@ def test_list_shows_names_ap_size_state_and_folder(folder: Path) -> None:
     assert line.split() == ["net", "COCO", "37.9", "34.6", "0", "MB", "verified"]
     assert f"Folder: {folder}" in result.stdout
     assert result.exit_code == 0
+    names = [line.split()[:2] for line in result.stdout.splitlines()[1:4]]
+    assert names == [["stars", "sky"], ["shapes", "shapes"], ["net", "COCO"]]
 
 
 def test_list_says_how_to_get_what_is_missing(folder: Path) -> None:
@@ -276,8 +282,10 @@ def test_verify_compares_the_bundled_model_with_what_was_committed(bundled: Path
 
 
 def test_the_catalogue_has_the_committed_models_sha256() -> None:
-    file = weights.bundled_folder() / "shapes.safetensors"
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == weights.bundled_sha256()
+    bundled = weights.bundled()
+    assert "shapes" in bundled
+    for entry in bundled.values():
+        assert hashlib.sha256(entry.path.read_bytes()).hexdigest() == entry.sha256
 
 
 # help

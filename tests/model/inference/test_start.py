@@ -59,7 +59,7 @@ def assert_equal(some: Instances, others: Instances) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_answers_do_not_depend_on_whose_modules_held_the_weights(precision: str) -> None:
     engines = [
-        Engine(*model_file.read(zoo.bundled_path(), runnable=runnable), CPU, precision)
+        Engine(*model_file.read(zoo.bundled_path("shapes"), runnable=runnable), CPU, precision)
         for runnable in (True, False)
     ]
     photo = scene()
@@ -69,9 +69,9 @@ def test_answers_do_not_depend_on_whose_modules_held_the_weights(precision: str)
 
 @pytest.mark.parametrize("runnable", [True, False])
 def test_an_engine_keeps_no_memory_of_its_network(runnable: bool) -> None:
-    network, model = model_file.read(zoo.bundled_path())
+    network, model = model_file.read(zoo.bundled_path("shapes"))
     if not runnable:
-        network, model = model_file.read(zoo.bundled_path(), runnable=False)
+        network, model = model_file.read(zoo.bundled_path("shapes"), runnable=False)
         network.load_state_dict({n: t.clone() for n, t in network.state_dict().items()}, assign=True)
     engine, photo = Engine(network, model, CPU, "float32"), scene()
     (before,) = engine.segment([photo], [Options()])

@@ -203,7 +203,7 @@ def test_maps_are_nearly_those_of_floats(architecture: Architecture) -> None:
 @pytest.fixture(scope="module")
 def calibrated() -> tuple[nn.Module, model_file.Model]:
     """The bundled model, whether its file is calibrated or not."""
-    network, model = model_file.read(zoo.bundled_path())
+    network, model = model_file.read(zoo.bundled_path("shapes"))
     images = [decode(path.read_bytes()) for path in EXAMPLES]
     return network, replace(model, ranges=measure_ranges(network, model.architecture, images))
 
@@ -302,5 +302,5 @@ def test_examples_are_spread_over_a_dataset() -> None:
 
 
 def test_the_bundled_model_is_calibrated() -> None:
-    network, model = model_file.read(zoo.bundled_path())
+    network, model = model_file.read(zoo.bundled_path("shapes"))
     assert is_calibrated(network, model.ranges)

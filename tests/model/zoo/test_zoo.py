@@ -24,7 +24,7 @@ from tests.model.zoo.models import THIN
 
 @pytest.fixture
 def bundled(whole: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(zoo, "bundled_path", lambda: whole)
+    monkeypatch.setattr(zoo, "bundled_path", lambda _name: whole)
     return whole
 
 
@@ -64,23 +64,28 @@ def put(file: Path, folder: Path) -> Path:
     return entry.path(folder)
 
 
-def test_shapes_is_the_bundled_file(bundled: Path, tmp_path: Path) -> None:
+def test_the_name_of_a_bundled_model_is_its_file(bundled: Path, tmp_path: Path) -> None:
     _, model = zoo.load("shapes", tmp_path)
     assert (model.name, model.notice) == ("parts", None)
 
 
-def test_bundled_file_lies_beside_the_catalogue() -> None:
-    assert zoo.bundled_path() == weights.bundled_folder() / "shapes.safetensors"
+def test_bundled_files_lie_beside_the_catalogue() -> None:
+    assert zoo.bundled_path("shapes") == weights.bundled_folder() / "shapes.safetensors"
+    assert all(entry.path.exists() for entry in weights.bundled().values())
 
 
-def test_auto_without_coco_weights_is_the_bundled_model_and_says_how_to_get_the_other(
+def test_auto_without_coco_weights_is_the_first_bundled_model_and_says_how_to_get_the_other(
     bundled: Path, coco: tuple[Path, dict[str, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weights, "fetch", lambda *_, **__: pytest.fail("reached for the network"))
+    entries = [weights.Bundled(name, f"all {name}", "data", "0") for name in ("parts", "shapes")]
+    monkeypatch.setattr(weights, "bundled", lambda: {entry.name: entry for entry in entries})
+    asked: list[str] = []
+    monkeypatch.setattr(zoo, "bundled_path", lambda name: asked.append(name) or bundled)
     _, model = zoo.load("auto", coco[0])
-    assert model.name == "parts"
+    assert (asked, model.name) == (["parts"], "parts")
     assert model.notice is not None
-    assert "small bundled model" in model.notice
+    assert "small bundled model, which finds all parts and nothing else" in model.notice
     assert "`maskserve weights fetch maskrcnn_resnet50_fpn_v2`" in model.notice
     assert "80 categories, 186 MB" in model.notice
 
