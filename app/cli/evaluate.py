@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from app.cli.options import Overlap, Tile, Whole, read_settings
-from app.commands.source import Source
+from app.commands.source import SHAPES, Source
 
 Data = Annotated[
     str,
@@ -48,8 +48,13 @@ LooseNames = Annotated[
 
 def evaluate(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A name from `maskserve weights list`, or a model file.")
-    ] = "auto",
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            show_default="auto, or shapes for drawn scenes",
+            help="A name from `maskserve weights list`, or a model file.",
+        ),
+    ] = None,
     *,
     data: Data = "shapes",
     images: Images = None,
@@ -93,7 +98,7 @@ def evaluate(
 
     raise typer.Exit(
         run_evaluation(
-            model,
+            model if model is not None else SHAPES if data == SHAPES else "auto",
             Source(data, images, split=split, skip_damaged=skip_damaged, loose_names=loose_names),
             device,
             precision,

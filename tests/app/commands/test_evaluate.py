@@ -93,3 +93,22 @@ def test_evaluation_prints_tables(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     for text in ("AR 100", "mask, by category", "TP/(TP+FP+FN), by image", "panoptic quality", "0.95"):
         assert text in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "model"),
+    [
+        pytest.param([], "shapes", id="drawn scenes"),
+        pytest.param(["--data", "folder"], "auto", id="a folder"),
+        pytest.param(["mine.safetensors"], "mine.safetensors", id="named"),
+    ],
+)
+def test_without_a_name_the_model_is_one_for_the_data(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], model: str
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "app.commands.evaluate.run_evaluation", lambda name, *_, **__: asked.append(name) or 0
+    )
+    assert CliRunner().invoke(cli, ["evaluate", *arguments]).exit_code == 0
+    assert asked == [model]
