@@ -105,7 +105,7 @@ def test_list_shows_names_ap_size_state_and_folder(folder: Path) -> None:
     (folder / FILE).write_bytes(CONTENT)
     result = run("list", "--folder", folder)
     line = next(line for line in result.stdout.splitlines() if line.startswith("net"))
-    assert line.split() == ["net", "COCO", "37.9", "34.6", "0", "MB", "verified"]
+    assert line.split() == ["net", "COCO", "37.9", "34.6", "–", "0", "MB", "verified"]
     assert f"Folder: {folder}" in result.stdout
     assert result.exit_code == 0
     names = [line.split()[:2] for line in result.stdout.splitlines()[1:4]]
