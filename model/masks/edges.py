@@ -121,7 +121,8 @@ def _outline(placed: Placement) -> tuple[_Strips, _Cells]:
     """The strips and cells that outlines may run through."""
     grids, side = placed.grids, placed.grids.shape[-1]
     # Maps that `_doubt` does not hold for stand at the threshold everywhere: all their pixels are computed.
-    bounded = ((grids >= 0) & (grids <= 1)).all(axis=(1, 2)) & (placed.sides <= LARGEST_SIDE).all(axis=0)
+    values = grids.reshape(len(grids), grids.shape[1] * grids.shape[2])
+    bounded = (values.min(1) >= 0) & (values.max(1) <= 1) & (placed.sides.max(0) <= LARGEST_SIDE)
     levels: Floats = grids.swapaxes(1, 2) - placed.threshold  # [N, x, y]
     levels[~bounded] = 0
 
@@ -130,25 +131,27 @@ def _outline(placed: Placement) -> tuple[_Strips, _Cells]:
     # Before the first sample and behind the last one, pixels take the sample's value.
     edges[:, :, 0] = 0
     edges[:, :, -1] = placed.sides
-    edges = np.clip(edges + placed.corner[:, :, None], placed.start[:, :, None], placed.stop[:, :, None])
-    widths = np.diff(edges[1])  # [N, S - 1]
+    edges += placed.corner[:, :, None]
+    np.maximum(edges, placed.start[:, :, None], out=edges)
+    np.minimum(edges, placed.stop[:, :, None], out=edges)
+    widths = edges[1, :, 1:] - edges[1, :, :-1]  # [N, S - 1]
 
     doubt = _doubt(side)
     mixed = ~(_at_all_corners(levels > doubt) | _at_all_corners(levels < -doubt))  # [N, S - 1, S - 1]
     mixed &= (widths > 0)[:, :, None]
     counts = mixed.sum(2)  # [N, S - 1]
-    mask, strip = np.nonzero(counts)
+    mask, strip = counts.nonzero()
     left, cells = edges[1, mask, strip], counts[mask, strip]
     step = 1 / spacing[1, mask]
     place = left - placed.corner[1, mask]
     offset = (
         (place + 0.5) * step - 0.5 if placed.begin is None else (place - placed.begin[1, mask]) * step
     ) - strip
-    strips = _Strips(mask, left, widths[mask, strip], cells, np.cumsum(cells) - cells, offset, step)
+    strips = _Strips(mask, left, widths[mask, strip], cells, cells.cumsum() - cells, offset, step)
 
-    x, mask = np.repeat(strip, cells), np.repeat(mask, cells)
-    # np.nonzero takes twice as long.
-    y = np.flatnonzero(mixed) - (mask * (side - 1) + x) * (side - 1)
+    x, mask = strip.repeat(cells), mask.repeat(cells)
+    # Three axes at once take twice as long.
+    y = mixed.ravel().nonzero()[0] - (mask * (side - 1) + x) * (side - 1)
     upper, lower = levels[mask, x, y], levels[mask, x, y + 1]
     return strips, _Cells(
         upper=upper,
@@ -173,23 +176,24 @@ def _turns(placed: Placement, strips: _Strips, cells: _Cells, block: range) -> I
 
     # One entry a pixel column.
     width = strips.width[block.start : block.stop]
-    strip = np.repeat(np.arange(block.start, block.stop), width)
-    nth = np.arange(len(strip)) - np.repeat(np.cumsum(width) - width, width)
+    strip = np.arange(block.start, block.stop).repeat(width)
+    nth = np.arange(len(strip)) - (width.cumsum() - width).repeat(width)
     column = strips.left[strip] + nth
-    along = np.clip(strips.offset[strip] + nth * strips.step[strip], 0, 1).astype(np.float32)
+    place = strips.offset[strip] + nth * strips.step[strip]
+    along = np.minimum(np.maximum(place, 0), 1).astype(np.float32)
     mask = strips.mask[strip]
     # Number of the column's pixel at row 0.
     zero = placed.origin[mask] + column * placed.pitch[mask]
 
     # One entry a column and cell: its upper and its lower end, above the threshold or below.
     count = strips.cells[strip]
-    at = np.repeat(np.arange(len(strip)), count)
-    cell = (strips.first[strip] - (np.cumsum(count) - count))[at]
+    at = np.arange(len(strip)).repeat(count)
+    cell = (strips.first[strip] - (count.cumsum() - count))[at]
     cell += np.arange(len(cell))
     share = along[at]
     upper = cells.upper[cell] + share * cells.upper_step[cell]
     lower = cells.lower[cell] + share * cells.lower_step[cell]
-    found = np.flatnonzero((np.minimum(upper, lower) <= doubt) & (np.maximum(upper, lower) >= -doubt))
+    found = ((np.minimum(upper, lower) <= doubt) & (np.maximum(upper, lower) >= -doubt)).nonzero()[0]
 
     # One entry a column and cell where it turns, or may turn. Rows before `after` are as the upper end, rows
     # from `until` on as the lower end.
@@ -208,9 +212,9 @@ def _turns(placed: Placement, strips: _Strips, cells: _Cells, block: range) -> I
     # A row of samples in doubt is called what it seems to be in the cell above as in the one below: where that
     # is wrong, the column turns twice at one row, which is no turn.
     settled = after == until
-    certain = np.flatnonzero(settled & ((upper > 0) != (lower > 0)))
+    certain = (settled & ((upper > 0) != (lower > 0))).nonzero()[0]
     turns: Indices = zero[at[certain]] + after[certain].astype(np.int64)
-    rest = np.flatnonzero(~settled)
+    rest = (~settled).nonzero()[0]
     if not len(rest):
         return turns
     at = at[rest]

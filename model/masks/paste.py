@@ -68,6 +68,9 @@ def paste(
     A box that lies off the image, ends before it begins or is not finite gives an empty mask; torchvision
     raises RuntimeError for most of these. Raises ValueError where shapes or threshold are not as above.
     """
+    _check(probabilities, boxes, size, threshold, rule)
+    if not len(boxes):
+        return []
     placed = _place(probabilities, boxes, size, threshold, rule)
     return [rle for masks, found in changes(placed) for rle in from_changes(found, masks, size)]
 
@@ -80,6 +83,7 @@ def crops(
     rule: str = "torchvision",
 ) -> Iterator[Crop]:
     """The same masks as bitmaps, each cut to its box and zero outside. Arguments as for `paste`."""
+    _check(probabilities, boxes, size, threshold, rule)
     placed = _place(probabilities, boxes, size, threshold, rule)
     (top, left), (height, width) = placed.start, placed.stop - placed.start
     # Numbers of the crops' first pixels.
@@ -100,6 +104,7 @@ def outlines(
     rule: str = "torchvision",
 ) -> list[Polygons]:
     """The same masks as COCO polygons, simplified to about a 400th of an object's side. Arguments as for `paste`."""
+    _check(probabilities, boxes, size, threshold, rule)
     placed = _place(probabilities, boxes, size, threshold, rule)
     top, height = placed.start[0], placed.stop[0] - placed.start[0]
     found: list[Polygons] = []
@@ -150,7 +155,6 @@ def _place(
     probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float, rule: str
 ) -> Placement:
     """Where a framework lays the maps: with a border of zeros, in boxes larger by that."""
-    _check(probabilities, boxes, size, threshold, rule)
     side = probabilities.shape[1]
     grids = np.zeros((len(boxes), side + 2, side + 2), dtype=np.float32)
     grids[:, 1:-1, 1:-1] = probabilities.detach().cpu().numpy()
