@@ -178,14 +178,19 @@ def test_the_picture_is_drawn_from_merged_masks() -> None:
 
 
 def test_tiles_of_a_client_that_leaves_never_run() -> None:
-    release = threading.Event()
-    engine = FakeEngine(lambda: release.wait(PATIENCE))
+    entered, release = threading.Event(), threading.Event()
+
+    def behave() -> None:
+        entered.set()
+        release.wait(PATIENCE)
+
+    engine = FakeEngine(behave)
 
     async def run() -> FastAPI:
         async with serving(engine, max_batch_size=1) as (_, app):
             admission = app.state.service.admission
             client = Scripted(app, [request_event(LARGE)], query="tile=64")
-            await until(lambda: app.state.service.worker.waiting[0] > 1)
+            await until(lambda: entered.is_set() and app.state.service.worker.waiting[0] > 1)
             client.begin_shutdown()
             await until(lambda: admission.requests == 0)
             release.set()
