@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model.masks import runs
-from model.masks.pairs import candidates, find_pairs, touched_borders
+from model.masks.pairs import candidates, find_pairs, seen_elsewhere, touched_borders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -117,6 +117,7 @@ def merge(found: Detections, layout: Layout) -> Detections:
     found = found.take(np.flatnonzero(found.masks.counts())).best()
     is_whole = layout.is_whole(found.tiles)
     whole, found = found.take(np.flatnonzero(is_whole)), found.take(np.flatnonzero(~is_whole))
+    found = _without_fragments(found, layout)
     cut = touched_borders(found.boxes, found.masks, layout.tiles[found.tiles], layout.size)
     pairs = find_pairs(found.masks, found.labels, found.tiles, layout.tiles, cut)
     complete = ~np.asarray(cut.any(axis=1))
@@ -130,6 +131,17 @@ def merge(found: Detections, layout: Layout) -> Detections:
         is_part[one[complete[other]]] = False
     objects = concatenate([found.take(np.flatnonzero(kept)), _unite(found, is_part, pairs)])
     return _with_whole(whole, objects, int(kept.sum()), layout).best()
+
+
+def _without_fragments(found: Detections, layout: Layout) -> Detections:
+    """All but what a tile has cut and another tile has inside its borders: that one sees more of it, and decides."""
+    cut = touched_borders(found.boxes, found.masks, layout.tiles[found.tiles], layout.size)
+    parts = np.flatnonzero(cut.any(axis=1))
+    tiles = layout.tiles[: len(layout.tiles) - layout.has_whole]
+    some = found.take(parts)
+    kept = np.ones(len(found), dtype=np.bool_)
+    kept[parts[seen_elsewhere(some.boxes, some.masks, some.tiles, tiles, layout.size)]] = False
+    return found.take(np.flatnonzero(kept))
 
 
 def _without_duplicates(complete: Flags, pairs: Pairs) -> Flags:

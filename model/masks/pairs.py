@@ -51,17 +51,53 @@ def touched_borders(
         tiles: [N, 4] xyxy of each one's tile.
         size: (height, width) of the image.
     """
-    exact = masks.boxes()
-    outer = np.concatenate(
-        [np.minimum(boxes[:, :2], exact[:, :2]), np.maximum(boxes[:, 2:], exact[:, 2:])], 1
-    )
+    outer = _outer(boxes, masks)
     sides = tiles[:, 2:] - tiles[:, :2]
     near = np.tile(np.maximum(sides * BORDER_SHARE, BORDER_PIXELS), 2)
     is_inside = np.stack(
         [tiles[:, 0] > 0, tiles[:, 1] > 0, tiles[:, 2] < size[1], tiles[:, 3] < size[0]], axis=1
     )
-    touched: Flags = is_inside & (np.abs(outer - tiles) <= near)
+    # Into the tile; negative where the detection leaves it.
+    depth = (outer - tiles) * np.array([1, 1, -1, -1])
+    touched: Flags = is_inside & (depth <= near)
     return touched
+
+
+def _outer(boxes: NDArray[np.float32], masks: ColumnRuns) -> NDArray[np.float64]:
+    """[N, 4] xyxy around boxes and masks."""
+    exact = masks.boxes()
+    return np.concatenate(
+        [np.minimum(boxes[:, :2], exact[:, :2]), np.maximum(boxes[:, 2:], exact[:, 2:])], axis=1
+    )
+
+
+def seen_elsewhere(
+    boxes: NDArray[np.float32], masks: ColumnRuns, tiles: Indices, layout: Indices, size: tuple[int, int]
+) -> Flags:
+    """[N] whether another tile has all of a detection inside its borders.
+
+    Args:
+        boxes: [N, 4] xyxy, pixels of the image.
+        masks: [N].
+        tiles: [N] number of each one's tile.
+        layout: [T, 4] xyxy of the tiles.
+        size: (height, width) of the image.
+    """
+    seen = np.zeros(len(boxes), dtype=np.bool_)
+    numbers = np.arange(len(layout))
+    pairs = [np.zeros((0, 2), np.int64)]
+    for one, other in candidates(layout, np.zeros_like(numbers), numbers):
+        pairs += [np.stack([one, other], axis=1), np.stack([other, one], axis=1)]
+    neighbours = np.concatenate(pairs)
+    neighbours = neighbours[np.argsort(neighbours[:, 0], kind="stable")]
+    bounds = np.searchsorted(neighbours[:, 0], np.append(numbers, len(numbers)))
+    first, counts = bounds[tiles], bounds[tiles + 1] - bounds[tiles]
+    for turn in range(int(counts.max(initial=0))):
+        index = np.flatnonzero(turn < counts)
+        others = layout[neighbours[first[index] + turn, 1]]
+        touched = touched_borders(boxes[index], masks.take(index), others, size)
+        seen[index] |= ~np.asarray(touched.any(axis=1))
+    return seen
 
 
 def find_pairs(masks: ColumnRuns, labels: Indices, tiles: Indices, layout: Indices, cut: Flags) -> Pairs:
