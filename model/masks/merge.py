@@ -1,10 +1,11 @@
 """Detections of overlapping tiles → the objects of the image, by their masks as run lengths.
 
-Two detections of one category in different tiles are one object where their masks agree inside the overlap of the
+What a tile has cut and another one has inside its borders is left to that one, which sees more of it. Of the others,
+two detections of one category in different tiles are one object where their masks agree inside the overlap of the
 tiles: in IoU, or because one that its tile has cut lies in the other. Then
 
 - one that is complete, because it does not touch the border of its tile and none that agrees reaches out of it, stands
-  for all that agree with it; of several complete ones the one with the highest score;
+  for all that agree with it, unless they score twice as high; of several complete ones the one with the highest score;
 - where all are cut, their masks are united, along any chain of tiles, with the highest of their scores;
 - what was found in the whole image at once stands where the tiles have less: for objects that are larger than a tile,
   or of which the tiles found only parts.
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 # Share of a detection outside of a tile from which on the tile has cut the object. Boxes of cut objects may end before
 # the border, by a few hundredths of the object.
 REACHES_OUT = 0.1
+# Of the score of a cut part: a complete detection with less does not stand for it. Without score thresholds there are
+# many of next to no score, which would take the places of objects that two tiles have seen in parts.
+WEAK = 0.5
 # Share of the object in the whole image that united parts must cover to stand for it.
 COVERED = 0.8
 
@@ -125,10 +129,13 @@ def merge(found: Detections, layout: Layout) -> Detections:
     for ends, outside in (pairs.first, pairs.outside[:, 1]), (pairs.second, pairs.outside[:, 0]):
         complete[ends[outside > REACHES_OUT]] = False
     kept = _without_duplicates(complete, pairs)
-    # A cut part gives way to whatever is complete.
+    # A cut part gives way to what is complete, and what is complete to a part with a far higher score.
     is_part = ~complete
     for one, other in (pairs.first, pairs.second), (pairs.second, pairs.first):
-        is_part[one[complete[other]]] = False
+        is_mixed = complete[other] & ~complete[one]
+        is_weak = found.scores[other] < WEAK * found.scores[one]
+        is_part[one[is_mixed & ~is_weak]] = False
+        kept[other[is_mixed & is_weak]] = False
     objects = concatenate([found.take(np.flatnonzero(kept)), _unite(found, is_part, pairs)])
     return _with_whole(whole, objects, int(kept.sum()), layout).best()
 

@@ -176,6 +176,18 @@ def test_parts_are_united_with_the_higher_score() -> None:
     assert merged(PAIR, *found) == [(0.7, [20, 20, 140, 40])]
 
 
+def test_a_complete_detection_of_hardly_any_score_gives_way() -> None:
+    parts = (0, 0.9, 1, (20, 20, 100, 60)), (1, 0.8, 1, (60, 20, 140, 60))
+    assert merged(PAIR, *parts, (0, 0.1, 1, (64, 20, 92, 60))) == [(0.9, [20, 20, 140, 60])]
+
+
+def test_what_another_tile_sees_more_of_is_left_to_it() -> None:
+    # It sees that there is nothing.
+    assert merged(PAIR, (1, 0.9, 1, (60, 20, 90, 40))) == []
+    # Neither tile has all of it.
+    assert len(merged(PAIR, (1, 0.9, 1, (60, 20, 120, 40)))) == 1
+
+
 def test_a_cut_object_whose_box_ends_before_the_border_is_not_complete() -> None:
     # The left tile ends at 100, the object at 140.
     found = (0, 0.9, 1, (20, 20, 94, 40)), (1, 0.7, 1, (60, 20, 140, 40))
