@@ -8,7 +8,9 @@ import { css, inkOn } from "./palette.js";
  * @typedef {{left: number, top: number, right: number, bottom: number}} Box
  */
 
-const COVERED = 0.4; // share of the picture that chips may cover; instances with the highest scores come first
+// Share of the picture that chips may cover. Where all of them would cover more, those that are larger than their
+// instance are left out first, and then those of the lowest scores.
+const COVERED = 0.4;
 const LONGEST = 64; // letters of a shortened category
 const FONT = "Inter, system-ui, sans-serif";
 
@@ -24,6 +26,7 @@ export function drawLabels(context, instances, view, size) {
   const chipHeight = Math.round(size * 1.45);
   /** @type {Box[]} */ const placed = [];
   let room = width * height * COVERED;
+  /** @type {boolean | undefined} */ let crowded;
   context.font = `600 ${size}px ${FONT}`;
   context.textBaseline = "middle";
   for (const instance of instances) {
@@ -34,6 +37,11 @@ export function drawLabels(context, instances, view, size) {
     const text = fit(context, instance, width - 2 * pad);
     const chipWidth = Math.ceil(context.measureText(text).width) + 2 * pad;
     if (text === "" || chipHeight > height) {
+      continue;
+    }
+    // As if all chips were as large as the first.
+    crowded ??= instances.length * chipWidth * chipHeight > room;
+    if (crowded && chipWidth * chipHeight > (box.right - box.left) * (box.bottom - box.top)) {
       continue;
     }
     room -= chipWidth * chipHeight;

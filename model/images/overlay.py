@@ -64,7 +64,8 @@ _FONTS_PER_SIDE = 40
 _MIN_FONT_SIZE = 9
 # Pixels that are blended at once, so that the arithmetic stays in a core's cache.
 _BLOCK_PIXELS = 1 << 15
-# Labels cover at most this share of the image, so that in crowded images only the highest scores have one.
+# Labels cover at most this share of the image. Where all of them would cover more, those that are larger than their
+# instance are left out first, since they hide others, and then those of the lowest scores.
 _MAX_LABEL_SHARE = 0.4
 
 
@@ -237,6 +238,7 @@ def _draw_labels(
     pad = max(1, size // 5)
     placed = np.empty((0, 4), dtype=np.int64)  # [P, 4] xyxy of the labels so far
     room = width * height * _MAX_LABEL_SHARE
+    is_crowded: bool | None = None
     for box, caption, colour in zip(boxes, captions, colours, strict=True):
         line = _shorten(caption, size, width - 2 * pad)
         if line is None:
@@ -245,6 +247,11 @@ def _draw_labels(
         baseline = max(pad + round(0.87 * size), math.ceil(line.ascent) + 1)
         label_width = math.ceil(line.width) + 2 * pad
         label_height = max(size + 2 * pad, baseline + math.ceil(line.descent) + 1)
+        if is_crowded is None:
+            # As if all labels were as large as the first.
+            is_crowded = len(boxes) * label_width * label_height > room
+        if is_crowded and label_width * label_height > _area(box):
+            continue
         room -= label_width * label_height
         if label_height > height or room < 0:
             return

@@ -178,6 +178,15 @@ def test_labels_cover_less_than_half_of_a_crowded_picture() -> None:
     assert changed(before, after).sum() <= 0.4 * before[..., 0].size + frames
 
 
+def test_a_crowded_picture_has_no_labels_that_are_larger_than_their_instance() -> None:
+    small = [[x, y, x + 8.0, y + 8.0] for x in range(0, 300, 12) for y in range(0, 200, 12)]
+    large = [100.0, 210.0, 250.0, 290.0]
+    (alone,) = label_pixels((300, 300), [large], [1], "nucleus")
+    together = label_pixels((300, 300), [large, *small], [1, *[2] * len(small)], "nucleus")
+    assert together[:2] == [alone, 0]
+    assert min(label_pixels((300, 300), small[:3], [2, 2, 2], "nucleus")) > 0
+
+
 def test_label_grows_with_the_picture() -> None:
     small = overlay(photo(300, 300), instances_of((300, 300), [[100, 100, 101, 101]]), {})
     large = overlay(photo(1200, 1200), instances_of((1200, 1200), [[400, 400, 401, 401]]), {})
