@@ -52,7 +52,7 @@ COPY maskserve maskserve
 COPY model model
 COPY examples/nuclei/images examples/nuclei/images
 COPY examples/shapes/images examples/shapes/images
-COPY weights/catalogue.json weights/shapes.safetensors weights/
+COPY weights/catalogue.json weights/nuclei.safetensors weights/shapes.safetensors weights/
 RUN uv/bin/uv build --quiet --wheel --offline --no-build-isolation --python uv/bin/python --out-dir dist && \
     uv/bin/uv pip install --quiet --offline --no-deps --python /opt/maskserve --target /opt/service dist/*.whl
 # A name from `maskserve weights list`. WEIGHTS_MIRROR is where the files are if their own address cannot be reached.

@@ -54,7 +54,7 @@ class Settings(BaseSettings):
         "auto",
         min_length=1,
         description="The model: a name from `maskserve weights list`, the path of a model file, or "
-        "`auto`: the best COCO model that is already in the weights folder, else the bundled one.",
+        "`auto`: the best COCO model that is already in the weights folder, else the bundled `nuclei`.",
     )
     device: str = Field(
         "auto",

@@ -1,4 +1,4 @@
-"""What one wrong convention costs: the bundled model's AP when it runs as another framework would run its weights.
+"""What one wrong convention costs: the AP of `shapes` when it runs as another framework would run its weights.
 
     python bench/conventions.py [--scenes 40]
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-# In a ResNet-50 with an input of 1088 × 800, and in the bundled model: images or RoIs, channels, height, width.
+# In a ResNet-50 with an input of 1088 × 800, and in `shapes`: images or RoIs, channels, height, width.
 SHAPES = {
     "P2": (1, 256, 200, 272),
     "P3": (1, 256, 100, 136),

@@ -1,10 +1,11 @@
 """Time and memory at 100, 300 and 1,000 instances in one image: the engine, and each form of the answer.
 
-    python bench/dense.py [--model v1|v2|resnet18|…] [--precision auto|float32|bfloat16] [--instances 100 300 1000]
-                          [--megapixels 12] [--rounds 5] [--threads 2]
+    python bench/dense.py [--model v1|v2|nuclei|resnet18|…] [--precision auto|float32|bfloat16]
+                          [--instances 100 300 1000] [--megapixels 12] [--tiles 2] [--rounds 5] [--threads 2]
 
 Random weights that behave like trained ones (bench/synthetic_weights.py) find as many as are asked for in a drawn
-scene. `bench/engine.py --detections N` compares the engine with torchvision at as many.
+scene. `nuclei` finds real ones in an example, up to 500; with `--tiles 2`, in a mosaic of 2 × 2 of it.
+`bench/engine.py --detections N` compares the engine with torchvision at as many.
 
 Prints the processor and versions; for each number the median milliseconds of the rounds, those of the processor (with
 --threads 1 they hold on a machine that does other things too), by how much the resident set peaks over the loaded
@@ -24,6 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -43,10 +45,13 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="v1", help="v1, v2, or a backbone")
+    parser.add_argument("--model", default="v1", help="v1, v2, nuclei, or a backbone")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--instances", type=int, nargs="+", default=[100, 300, 1000])
     parser.add_argument("--megapixels", type=float, help="enlarge the scene to this size first")
+    parser.add_argument(
+        "--tiles", type=int, default=1, help="as many copies of the scene beside and below it"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=usable_cpus())
     return parser.parse_args()
@@ -69,7 +74,7 @@ def measure(run: Callable[[], Any], rounds: int) -> tuple[str, Any]:
 def main() -> None:
     given = arguments()
     torch.set_num_threads(given.threads)
-    image = picture(None, given.megapixels)
+    image = np.tile(picture(None, given.megapixels, given.model), (given.tiles, given.tiles, 1))
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision"))
     print(f"{processor()}, {given.threads} threads; {packages}; Python {platform.python_version()}")
     # Proposals are the same for all.

@@ -1,12 +1,13 @@
 """The engine against torchvision's eager model: the same weights and the same photo, in turns, on the same cores.
 
-    python bench/engine.py [--model v1|v2|shapes|resnet18|…] [--precision auto|float32|bfloat16|int8] [--detections 20]
-                           [--photo FILE …] [--megapixels 12] [--rounds 5] [--threads 2] [--encode]
+    python bench/engine.py [--model v1|v2|nuclei|shapes|resnet18|…] [--precision auto|float32|bfloat16|int8]
+                           [--detections 20] [--photo FILE …] [--megapixels 12] [--rounds 5] [--threads 2] [--encode]
 
 COCO's weights are not needed: bench/synthetic_weights.py makes random ones that behave alike, and all sides keep as
 many detections as --detections says. For int8 a model that is not calibrated yet is, on the photo. Without --photo a
-scene is drawn, or for `shapes` an example enlarged and cropped. Every side goes from pixels to boxes, scores and masks:
-ours to COCO run lengths, torchvision's to its stack of masks, and with --encode to pycocotools' run lengths.
+scene is drawn, or for a bundled model an example enlarged and cropped. Every side goes from pixels to boxes, scores
+and masks: ours to COCO run lengths, torchvision's to its stack of masks, and with --encode to pycocotools' run
+lengths.
 
 Each side lives in a process of its own and waits while another runs. torchvision is measured twice: with its
 defaults, and with what `maskserve serve` tells glibc about freed memory, from which it gains more than we do.
@@ -61,7 +62,12 @@ if TYPE_CHECKING:
 
     from model.instances import Instances
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "shapes" / "images" / "000004.jpg"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+# By bundled model.
+EXAMPLE = {
+    "nuclei": EXAMPLES / "nuclei" / "images" / "crowded.png",
+    "shapes": EXAMPLES / "shapes" / "images" / "000004.jpg",
+}
 SIDES = {
     "torchvision": "torchvision eager",
     "kept": "… with our allocator setting",
@@ -73,7 +79,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="v1", help="v1, v2, shapes, or a backbone")
+    parser.add_argument("--model", default="v1", help="v1, v2, nuclei, shapes, or a backbone")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--detections", type=int, default=20)
     parser.add_argument("--photo", type=Path, nargs="+", help="several: a ratio for each, and their median")
@@ -96,8 +102,8 @@ def picture(photo: Path | None, megapixels: float | None, model: str = "") -> np
     """[H, W, 3] uint8; 640 × 480 where nothing else is asked for."""
     if photo is not None:
         image = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
-    elif model == "shapes":
-        image = ImageOps.fit(Image.open(EXAMPLE).convert("RGB"), (640, 480))
+    elif model in EXAMPLE:
+        image = ImageOps.fit(Image.open(EXAMPLE[model]).convert("RGB"), (640, 480))
     else:
         drawn = undergrowth(np.random.default_rng(7), 480, 640)
         image = Image.fromarray(np.clip(drawn, 0, 255).astype(np.uint8))
@@ -108,8 +114,8 @@ def picture(photo: Path | None, megapixels: float | None, model: str = "") -> np
 
 
 def chosen(name: str, image: np.ndarray, detections: int) -> tuple[nn.Module, model_file.Model]:
-    if name == "shapes":
-        return model_file.read(zoo.bundled_path("shapes"))
+    if name in EXAMPLE:
+        return model_file.read(zoo.bundled_path(name))
     if name in BACKBONES:
         architecture = Architecture(backbone=name, norm="batch", norm_eps=1e-5)
     else:

@@ -1,6 +1,6 @@
 """The service under load, against the engine alone in the same run: what HTTP, decoding, queue and encoding cost.
 
-    python bench/load.py                          # the bundled model: closed loop, then open at 0.5 to 10 × the peak
+    python bench/load.py                          # `shapes`: closed loop, then open at 0.5 to 10 × the peak
     python bench/load.py --seconds 60 --factors 10 --disconnects 0.1 --slow 4
     python bench/load.py --soak 20000             # does memory grow?
     python bench/load.py --model v1 --seconds 30  # COCO's networks, v1 and v2, with synthetic weights

@@ -1,7 +1,7 @@
 """Takes the pictures of the page in docs/images/, and writes the answer and the picture that README.md shows.
 
-`.venv/bin/python docs/screenshots.py` starts servers with the bundled model, and needs Chromium (`apt-get install
-chromium`); with `--readme` it does without a browser, and takes no pictures of the page.
+`.venv/bin/python docs/screenshots.py` starts servers with the bundled model of nuclei, and needs Chromium (`apt-get
+install chromium`); with `--readme` it does without a browser, and takes no pictures of the page.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 README = ROOT / "README.md"
-MODEL = "shapes"
-SCENES = ROOT / "examples" / "shapes" / "images"
+MODEL = "nuclei"
+EXAMPLES = ROOT / "examples" / "nuclei" / "images"
 DESKTOP = {"viewport": {"width": 1440, "height": 900}}
 PHONE = {
     "viewport": {"width": 390, "height": 844},
@@ -128,50 +128,49 @@ def visit(browser: Browser, url: str, **context: object) -> Page:
     return page
 
 
-def segment(page: Page, scene: str) -> None:
-    """Click an example scene and wait until it is painted."""
-    page.click(f"#examples a[href$='{scene}']")
+def segment(page: Page, name: str) -> None:
+    """Click an example and wait until it is painted."""
+    page.click(f"#examples a[href$='{name}']")
     page.wait_for_selector("#timing:not([hidden])")
     page.evaluate("new Promise(requestAnimationFrame)")
 
 
 def light(browser: Browser, url: str) -> None:
-    """A scene with a dozen instances and more, painted and listed."""
+    """Many instances, painted and listed."""
     page = visit(browser, url, **DESKTOP)
-    segment(page, "000004.jpg")
+    segment(page, "touching.png")
     keep(page, "page-light")
 
 
 def dark(browser: Browser, url: str) -> None:
     """The whole page, with one instance pinned and everything that stands below the picture."""
     page = visit(browser, url, **DESKTOP, color_scheme="dark")
-    segment(page, "000012.jpg")
-    page.locator("#instances button", has_text="square").first.click()
+    segment(page, "sparse.png")
+    page.locator("#instances button").first.click()
     page.mouse.move(0, 0)
     page.evaluate("document.activeElement.blur()")
     keep(page, "page-dark", full=True)
 
 
 def many(browser: Browser, url: str) -> None:
-    """Instances close together, the picture alone; the slider leaves out what the model is not sure of."""
+    """Hundreds of instances, the picture alone."""
     page = visit(browser, url, **DESKTOP, device_scale_factor=1.5)
-    segment(page, "000049.jpg")
-    page.fill("#threshold", "0.8")
+    segment(page, "crowded.png")
     keep(page, "page-instances", part=".frame")
 
 
 def phone(browser: Browser, url: str) -> None:
     """The same page on a phone."""
     page = visit(browser, url, **PHONE)
-    segment(page, "000012.jpg")
+    segment(page, "stained.png")
     keep(page, "page-phone")
 
 
 def error(browser: Browser, url: str) -> None:
     """What a file that is cut short looks like."""
     page = visit(browser, url, **DESKTOP)
-    cut = (SCENES / "000031.jpg").read_bytes()[:20_000]
-    page.set_input_files("#file", files=[{"name": "cut.jpg", "mimeType": "image/jpeg", "buffer": cut}])
+    cut = (EXAMPLES / "stained.png").read_bytes()[:20_000]
+    page.set_input_files("#file", files=[{"name": "cut.png", "mimeType": "image/png", "buffer": cut}])
     page.wait_for_selector("#problem:not([hidden])")
     keep(page, "page-error")
 

@@ -1,6 +1,6 @@
 """Ask a running service for the instances in an image, and save the picture of them.
 
-python examples/client.py examples/shapes/images/000012.jpg [http://localhost:8000]
+python examples/client.py examples/nuclei/images/sparse.png [http://localhost:8000]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Send a folder of images through a running service and write COCO results, for `COCO.loadRes`.
 
-python examples/folder_to_coco.py examples/shapes/images results.json [http://localhost:8000]
+python examples/folder_to_coco.py examples/nuclei/images results.json [http://localhost:8000]
 """
 
 import json

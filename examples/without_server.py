@@ -1,6 +1,6 @@
 """Find the instances in an image without a server, in this process.
 
-python examples/without_server.py examples/shapes/images/000012.jpg [MODEL]
+python examples/without_server.py examples/nuclei/images/sparse.png [MODEL]
 """
 
 import sys
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from maskserve.engine import Engine, Options, decode, paste
 
-# A name from `maskserve weights list`, `shapes`, or the path of a model file.
-engine = Engine.load(sys.argv[2] if len(sys.argv) > 2 else "shapes")
+# A name from `maskserve weights list`, or the path of a model file.
+engine = Engine.load(sys.argv[2] if len(sys.argv) > 2 else "nuclei")
 names = {category.id: category.name for category in engine.model.categories}
 
 image = decode(Path(sys.argv[1]).read_bytes())  # [H, W, 3] uint8, upright

@@ -2,7 +2,7 @@
 
 from maskserve.engine import Engine, Options, decode, paste
 
-engine = Engine.load("shapes")
+engine = Engine.load("nuclei")
 image = decode(open("photo.jpg", "rb").read())
 [found] = engine.segment([image], [Options(score_threshold=0.7)])
 masks = paste(found.probabilities, found.boxes, found.size)

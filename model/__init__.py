@@ -2,7 +2,7 @@
 
 from model import Engine, Options, decode, paste
 
-engine = Engine.load("shapes")
+engine = Engine.load("nuclei")
 image = decode(Path("photo.jpg").read_bytes())
 [found] = engine.segment([image], [Options(score_threshold=0.7)])
 masks = paste(found.probabilities, found.boxes, found.size)

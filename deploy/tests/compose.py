@@ -2,7 +2,7 @@
 
     python deploy/tests/compose.py [--rate 2] [--rows recreated,killed] [--folder FOLDER] [--keep]
 
-Builds the image for CPUs with the bundled model, starts gateway, replicas and Prometheus, and looks into the image.
+Builds the image for CPUs with `shapes`, starts gateway, replicas and Prometheus, and looks into the image.
 Then each row under a steady load. Prints the table of docs/deployment.md. Where no Docker Engine runs, it sets one up
 in the folder (deploy/tests/engine.py).
 """

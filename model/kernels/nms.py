@@ -24,7 +24,7 @@ LIBRARY = {".so", ".pyd", ".dylib"}
 # A box survives if no better survivor overlaps it. Each pass settles every box whose better ones are settled; so many
 # passes are needed as boxes stand in the longest row of which each would suppress the next. See docs/engine.md.
 MAX_PASSES = 16
-# As many boxes are tried at first, for each that is wanted. The bundled model's RPN needed 1.7 to 2.9 on eight images.
+# As many boxes are tried at first, for each that is wanted. The RPN of `shapes` needed 1.7 to 2.9 on eight images.
 TRIED_PER_BOX = 2.5
 
 

@@ -274,7 +274,7 @@ V1 = Architecture()
 V2 = Architecture(norm="batch", norm_eps=1e-5, fpn_norm=True, rpn_convs=2, box_convs=4, mask_norm=True)
 # Section 5's, as torchvision builds it: boxes and keypoints of people, without masks.
 KEYPOINTS = Architecture(classes=2, mask_convs=0, keypoints=17)
-# 13.5 million parameters; the bundled model is this, widened to 96 channels.
+# 13.5 million parameters; the bundled models are this, widened to 96 channels.
 SMALL = Architecture(
     backbone="resnet18",
     classes=11,

@@ -1,6 +1,6 @@
 """What frameworks compute differently around the same network, as plain values. The defaults are torchvision's.
 
-None of them raises an error when it is wrong, and each ruins answers: with the bundled model's weights, RoIAlign's half
+None of them raises an error when it is wrong, and each ruins answers: with the weights of `shapes`, RoIAlign's half
 pixel alone costs 22 points of mask AP (docs/importing.md has the table).
 """
 

@@ -23,7 +23,7 @@ IMAGE = EXAMPLES / "shapes" / "images" / "000012.jpg"
 
 @pytest.fixture(scope="module")
 def bundled(start_for_module: Callable[..., Any]) -> str:
-    """The address of a service with the bundled model."""
+    """The address of a service with the model of the drawn scenes."""
     return str(start_for_module(model="shapes").wait_until_ready().url)
 
 
@@ -47,7 +47,7 @@ def test_without_server_finds_what_the_service_finds(bundled: str, tmp_path: Pat
     def found(printed: str) -> list[str]:
         return [line.split()[0] for line in printed.splitlines()]
 
-    alone = run("without_server.py", IMAGE, cwd=tmp_path)
+    alone = run("without_server.py", IMAGE, "shapes", cwd=tmp_path)
     assert found(alone) == found(run("client.py", IMAGE, bundled, cwd=tmp_path))
 
 

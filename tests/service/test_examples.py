@@ -1,4 +1,4 @@
-"""The example scenes through the bundled model, as the README's reader meets them."""
+"""The drawn scenes through the bundled model that is for them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from model.zoo import catalogue as weights
 from model.zoo import model_file, zoo
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ DOCUMENT: dict[str, Any] = json.loads((EXAMPLES / "instances.json").read_text())
 IMAGES: dict[int, str] = {image["id"]: image["file_name"] for image in DOCUMENT["images"]}
 NAMES: dict[int, str] = {category["id"]: category["name"] for category in DOCUMENT["categories"]}
 REQUESTS = 25
+# Below it something else than the committed file is loaded, or evaluated.
+LEAST_MASK_AP = {"nuclei": 0.40, "shapes": 0.80}
 
 
 def content(image_id: int) -> bytes:
@@ -45,7 +48,7 @@ def objects(image_id: int) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def bundled(start_for_module: Any) -> Iterator[httpx.Client]:
-    """A client of a server that serves the bundled model as it does when little is set: all cores, auto precision."""
+    """A client of a server that serves `shapes` as it does when little is set: all cores, auto precision."""
     # So many at once may take longer than the usual minute where other tests run beside this one.
     server = start_for_module(
         model="shapes", threads=0, precision="auto", max_queue_requests=REQUESTS, request_timeout=600
@@ -134,36 +137,19 @@ def test_requests_at_once_get_what_each_image_gets_alone(
         assert without_id(answer) == expected[number % len(images)]
 
 
-def test_the_readme_shows_what_the_service_answers(bundled: httpx.Client) -> None:
-    """They are float32's: in bfloat16 digits differ, and some pixels at the edge of masks of 700."""
-    text = (ROOT / "README.md").read_text()
-    request = re.search(r"curl -F image=@(\S+) 'localhost:8000/segment(\S*)'", text)
-    shown = re.search(r"```json\n(.*?)```", text, re.DOTALL)
-    assert request is not None
-    assert shown is not None
-    printed = json.loads(shown[1])
-    image = (ROOT / request[1]).read_bytes()
-    answer = bundled.post(f"/segment{request[2]}", files={"image": image}).json()
-    assert printed.keys() == answer.keys()
-    assert printed["image"] == answer["image"]
-    assert [i["category"] for i in printed["instances"]] == [i["category"] for i in answer["instances"]]
-    for old, new in zip(printed["instances"], answer["instances"], strict=True):
-        assert old.keys() == new.keys()
-        assert old["score"] == pytest.approx(new["score"], abs=0.01)
-        assert old["bbox"] == pytest.approx(new["bbox"], abs=0.5)
-        assert coco_mask.iou([old["segmentation"]], [new["segmentation"]], [0])[0, 0] > 0.97
-
-
-def test_bundled_models_file_and_card_agree_on_what_it_scored() -> None:
-    model = model_file.read(zoo.bundled_path("shapes"))[1]
-    card = zoo.bundled_path("shapes").with_suffix(".md").read_text()
+@pytest.mark.parametrize("name", weights.bundled())
+def test_a_bundled_models_file_and_card_agree_on_what_it_scored(name: str) -> None:
+    model = model_file.read(zoo.bundled_path(name))[1]
+    card = zoo.bundled_path(name).with_suffix(".md").read_text()
     rows = {row.split("|")[1].strip(): row for row in card.splitlines() if row.startswith("| ")}
     for kind in ("box", "mask"):
         cells = [float(cell) for cell in rows[kind].split("|")[2:4]]
         assert cells == pytest.approx([model.ap[kind], model.ap[f"{kind}50"]], abs=0.0006)
-        assert f" {100 * model.ap[kind]:.1f} |" in (ROOT / "README.md").read_text()
-    assert model.ap["mask"] >= 0.80
+        [row] = re.findall(rf"^\| `{name}` \|.*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+        assert f" {100 * model.ap[kind]:.1f} |" in row
+    assert model.ap["mask"] >= LEAST_MASK_AP[name]
 
 
-def test_bundled_model_and_card_are_small_enough_to_commit() -> None:
-    assert zoo.bundled_path("shapes").stat().st_size <= 32_000_000
+@pytest.mark.parametrize("name", weights.bundled())
+def test_a_bundled_model_is_small_enough_to_commit(name: str) -> None:
+    assert zoo.bundled_path(name).stat().st_size <= 32_000_000

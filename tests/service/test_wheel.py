@@ -96,6 +96,7 @@ def test_the_wheel_claims_no_other_name_than_maskserve(wheel: Path) -> None:
     }
     assert modules <= server
     assert {
+        "model/weights/nuclei.safetensors",
         "model/weights/shapes.safetensors",
         "app/page/index.html",
         "app/page/examples/nuclei/stained.png",
@@ -144,7 +145,7 @@ def test_what_is_looked_for_is_in_the_extra() -> None:
 def test_the_installed_command_serves(
     with_server: Path, tmp_path: Path, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Outside the checkout, with the bundled model, the kernels and the page's files from the wheel."""
+    """Outside the checkout, with a bundled model, the kernels and the page's files from the wheel."""
     import httpx
 
     served = run(with_server / "maskserve", "--version", cwd=tmp_path)

@@ -31,14 +31,14 @@ from model.errors import EngineError
 from model.inference.engine import Engine
 from model.instances import Options
 
-engine = Engine.load("shapes", device="cpu")
+engine = Engine.load("nuclei", device="cpu")
 engine.warm_up()
 engine.segment([np.zeros((48, 64, 3), np.uint8)], [Options()])
 print(*sorted({"torchvision", "torch._dynamo", "sympy"} & set(sys.modules)))
 """
 
 
-def test_the_bundled_model_runs_without_importing_torchvision() -> None:
+def test_the_model_of_a_bare_checkout_runs_without_importing_torchvision() -> None:
     ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == []
 

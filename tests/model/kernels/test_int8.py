@@ -28,6 +28,7 @@ from model.kernels.int8 import Int8Conv, Int8Format, QuantizedTensor
 from model.kernels.quantization import QuantParams
 from model.kernels.winograd import kernel_for
 from model.network.architecture import BACKBONES, MOBILENETS, SMALL, Architecture
+from model.zoo import catalogue as weights
 from model.zoo import model_file, zoo
 
 if TYPE_CHECKING:
@@ -202,14 +203,14 @@ def test_maps_are_nearly_those_of_floats(architecture: Architecture) -> None:
 
 @pytest.fixture(scope="module")
 def calibrated() -> tuple[nn.Module, model_file.Model]:
-    """The bundled model, whether its file is calibrated or not."""
+    """`shapes`, whether its file is calibrated or not."""
     network, model = model_file.read(zoo.bundled_path("shapes"))
     images = [decode(path.read_bytes()) for path in EXAMPLES]
     return network, replace(model, ranges=measure_ranges(network, model.architecture, images))
 
 
 @needs_vnni
-def test_the_bundled_model_finds_in_an_example_what_it_finds_in_floats(
+def test_shapes_finds_in_an_example_what_it_finds_in_floats(
     calibrated: tuple[nn.Module, model_file.Model],
 ) -> None:
     pixels = decode(next(p for p in EXAMPLES if p.name == "000012.jpg").read_bytes())
@@ -301,6 +302,7 @@ def test_examples_are_spread_over_a_dataset() -> None:
     assert len(list(sample_images(Shapes(seed=1, length=3, sides=(64, 96))))) == 3
 
 
-def test_the_bundled_model_is_calibrated() -> None:
-    network, model = model_file.read(zoo.bundled_path("shapes"))
+@pytest.mark.parametrize("name", weights.bundled())
+def test_a_bundled_model_is_calibrated(name: str) -> None:
+    network, model = model_file.read(zoo.bundled_path(name))
     assert is_calibrated(network, model.ranges)

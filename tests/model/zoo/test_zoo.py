@@ -244,7 +244,7 @@ def test_path_of_a_file_is_a_name(whole: Path, tmp_path: Path, monkeypatch: pyte
         ("mask_rcnn_resnet50_fpn_v2", "did you mean maskrcnn_resnet50_fpn_v2?"),
         (
             "yolo",
-            f"there are auto, shapes, {', '.join(zoo.COCO)}, or the path of a file",
+            f"there are auto, nuclei, shapes, {', '.join(zoo.COCO)}, or the path of a file",
         ),
     ],
 )

@@ -50,7 +50,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def url(start_for_session: Callable[..., Any]) -> str:
-    """The page of a server with the bundled model, which is the one that the example scenes are for."""
+    """The page of a server with the bundled model that the drawn scenes are for."""
     return f"{start_for_session(model='shapes', threads=0, precision='auto').wait_until_ready().url}/"
 
 

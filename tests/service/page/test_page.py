@@ -1,4 +1,4 @@
-"""The page as its visitors use it, against a real server with the bundled model."""
+"""The page as its visitors use it, against a real server with the bundled model of drawn shapes."""
 
 from __future__ import annotations
 
