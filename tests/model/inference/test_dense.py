@@ -54,9 +54,13 @@ def test_the_way_of_fixed_sizes_finds_the_same_thousand(monkeypatch: pytest.Monk
     assert at_once is not None
     boxes, scores, labels = at_once[0][0]
     expected = found()
-    assert labels.tolist() == expected.labels.tolist()
     torch.testing.assert_close(scores, expected.scores, atol=1e-5, rtol=0)
-    torch.testing.assert_close(boxes, expected.boxes, atol=1e-3, rtol=0)
+    # Two of a thousand may have the same score but for rounding, and then either is the first.
+    off, match = (boxes[:, None] - expected.boxes).abs().amax(dim=2).min(dim=1)
+    assert float(off.max()) < 1e-3
+    assert sorted(match.tolist()) == list(range(1000))
+    assert labels.tolist() == expected.labels[match].tolist()
+    torch.testing.assert_close(scores, expected.scores[match], atol=1e-5, rtol=0)
     monkeypatch.setattr(made._box_head, "_max_candidates", 1010)
     assert detect_without_sync(made._propose, made._box_head, maps, (256, 320), limits) is None
 
