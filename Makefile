@@ -4,8 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 BROWSER := $(VENV)/.browser
+# Ray has an environment of its own, because its packages are many and the service needs none.
+RAY     := $(VENV)-ray
 
-.PHONY: help setup serve browser test lint format types tests compose-test bench-engine bench-capacity screenshots \
+.PHONY: help setup serve browser test lint format types tests compose-test ray-test bench-engine bench-capacity screenshots \
     lock clean
 
 help:  ## this list
@@ -43,6 +45,9 @@ format: $(READY)  ## let ruff rewrite what it can
 compose-test: $(READY)  ## build the image, and break replicas behind the gateway: 15 minutes, with Docker, or as root on Debian 12
 	$(BIN)/python deploy/tests/compose.py
 
+ray-test: $(RAY)/.ready  ## the service on a Ray cluster of four nodes, which it breaks: 15 minutes, 5 GB of memory, and nginx
+	$(RAY)/bin/python deploy/tests/cluster.py
+
 bench-engine: $(READY)  ## the engine against torchvision's eager model: minutes, and nothing else may run
 	$(BIN)/python bench/engine.py --model v1 --precision float32
 	$(BIN)/python bench/engine.py --model v1 --precision auto
@@ -62,9 +67,10 @@ bench-capacity: $(READY)  ## what one replica answers a second, and its memory: 
 
 LOCK := --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -q -o
 
-lock: $(READY)  ## write requirements.lock and requirements-build.lock from pyproject.toml
+lock: $(READY)  ## write the lock files, requirements*.lock, from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra serve --extra train --extra tracing --group dev \
 	    $(LOCK) requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra ray --constraint requirements.lock $(LOCK) requirements-ray.lock
 	$(BIN)/uv pip compile --group build $(LOCK) requirements-build.lock
 
 # uv is fetched by pip because it installs torch's wheels in seconds where pip takes minutes. Bytecode is compiled once:
@@ -78,6 +84,13 @@ $(READY): requirements.lock requirements-build.lock pyproject.toml hatch_build.p
 	@echo "installing dependencies into $(VENV) …"
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --require-hashes --compile-bytecode requirements.lock
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --build-constraints requirements-build.lock --editable .
+	@touch $@
+
+$(RAY)/.ready: requirements-ray.lock | $(READY)
+	@echo "installing Ray into $(RAY) …"
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(RAY)
+	@VIRTUAL_ENV=$(RAY) $(BIN)/uv pip sync --quiet --require-hashes requirements-ray.lock
+	@VIRTUAL_ENV=$(RAY) $(BIN)/uv pip install --quiet --no-deps --build-constraints requirements-build.lock --editable .
 	@touch $@
 
 # Chromium, for the tests of the page; they are skipped, and say so, without it.
@@ -98,4 +111,4 @@ else
 endif
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(RAY) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

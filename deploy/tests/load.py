@@ -28,6 +28,7 @@ class Outcome:
     seconds: float
     problem: str = ""  # the type in a problem document
     retry_after: str = ""
+    ended: float = 0.0  # by time.monotonic(), where there was an answer
 
 
 @dataclass
@@ -82,16 +83,17 @@ class Client:
             response = await self.http.post("/segment", content=other or self.image, headers=headers)
         except httpx.HTTPError as error:
             return Outcome(name, type(error).__name__, time.monotonic() - started)
-        seconds = time.monotonic() - started
+        ended = time.monotonic()
+        seconds = ended - started
         if response.status_code == 200:
             assert response.headers["X-Request-ID"] == name
             assert other or response.json()["instances"], "an answer without instances"
-            return Outcome(name, "200", seconds)
+            return Outcome(name, "200", seconds, ended=ended)
         problem = (
             response.json().get("type", "") if "problem+json" in response.headers["content-type"] else ""
         )
         retry_after = response.headers.get("Retry-After", "")
-        return Outcome(name, str(response.status_code), seconds, problem, retry_after)
+        return Outcome(name, str(response.status_code), seconds, problem, retry_after, ended)
 
 
 @asynccontextmanager

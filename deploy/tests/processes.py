@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 ROOT = Path(__file__).resolve().parents[2]
+SIMULATED_SECONDS = (
+    0.5  # that the device of `make ray-test` takes for an image, long beside what a busy machine adds
+)
 PATIENCE = 300.0  # seconds, met only when something hangs
 
 

@@ -1,0 +1,166 @@
+"""A Ray cluster of several nodes on this machine, each with its own proxy, and the shipped configuration on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# All of it on loopback: Ray looks for another address otherwise. It reads this when it is imported.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+
+import ray
+import yaml
+from ray import serve
+from ray.cluster_utils import Cluster
+from ray.serve.schema import ServeDeploySchema
+
+from deploy.tests.processes import ROOT, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NODES = 3
+PATIENCE = 600.0  # seconds, met only when something hangs
+STORE = 100 << 20  # bytes of each node's object store
+APPLICATION = "maskserve"
+# How Ray calls the process of a replica.
+REPLICA = b"ray::ServeReplica:maskserve:"
+
+
+class RayCluster:
+    """A head without replicas, and nodes with one each."""
+
+    def __init__(self, folder: Path, proxy: str) -> None:
+        """folder: for what Ray writes. proxy: "haproxy", or "ray" for its own in Python."""
+        self.folder = folder
+        self.proxy = proxy
+        self.ports = [free_port() for _ in range(NODES + 1)]
+        os.environ |= {
+            "PYTHONPATH": str(ROOT),
+            "RAY_SERVE_ENABLE_HA_PROXY": str(int(proxy == "haproxy")),
+            "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
+            "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+            # No gateway needs it to notice that a replica leaves: all replay.
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # What other programs take of the memory is not these nodes' fault.
+            "RAY_memory_monitor_refresh_ms": "0",
+            # A node that is lost is missed sooner than after half a minute.
+            "RAY_health_check_initial_delay_ms": "1000",
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_failure_threshold": "5",
+            "MASKSERVE_DECODE_PROCESSES": "1",
+            "MASKSERVE_LOG_LEVEL": "warning",
+        }
+        self.cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "include_dashboard": False, **self.node_arguments(0)},
+        )
+        self.nodes: list[Any] = []
+        for number in range(1, NODES + 1):
+            self.add_node(number)
+        ray.init(address=self.cluster.address, log_to_driver=False, logging_level="warning")
+
+    def node_arguments(self, number: int) -> dict[str, Any]:
+        """What each node must have for itself, because all are on one machine."""
+        own = self.folder / f"node-{number}"
+        own.mkdir(exist_ok=True)
+        proxy = {"RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(self.ports[number])} if number else {}
+        environment = {
+            **proxy,
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(own / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(own / "admin.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(own),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(own / "server-state"),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        }
+        return {"node_ip_address": "127.0.0.1", "object_store_memory": STORE, "env_vars": environment}
+
+    def add_node(self, number: int) -> None:
+        """A node with room for one replica."""
+        self.nodes.append(self.cluster.add_node(num_cpus=1, wait=True, **self.node_arguments(number)))
+
+    def lose_node(self) -> None:
+        """End all processes of the last node at once, as if its machine were gone."""
+        node = self.nodes.pop()
+        for process in processes(containing=f"{self.folder}/node-{len(self.nodes) + 1}/".encode()):
+            os.kill(process, signal.SIGKILL)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def deploy(self, replicas: int, **settings: object) -> None:
+        """Serve so many replicas of the shipped configuration, and wait until every proxy knows them.
+
+        Args:
+            replicas: how many, in place of the autoscaling.
+            settings: of the service; other ones than before replace the replicas.
+        """
+        self.start(replicas, **settings)
+        self.until(lambda: self.running() == replicas, f"{replicas} replicas run")
+
+    def start(self, replicas: int, **settings: object) -> None:
+        """The same, without waiting."""
+        shipped = ServeDeploySchema.model_validate(
+            yaml.safe_load((ROOT / "deploy/ray/serve.yaml").read_text())
+        )
+        config = shipped.model_dump(exclude_unset=True)
+        config["http_options"] |= {"host": "127.0.0.1", "port": self.ports[0]}
+        [application] = config["applications"]
+        application["import_path"] = "deploy.tests.simulated:build"
+        application["args"] = {"request_timeout": 60, **settings}
+        [deployment] = application["deployments"]
+        del deployment["autoscaling_config"]
+        deployment |= {"num_replicas": replicas, "ray_actor_options": {"num_cpus": 1}}
+        wanted = ServeDeploySchema.model_validate(config)
+        serve.start(proxy_location=wanted.proxy_location, http_options=config["http_options"])
+        from ray.serve.context import _get_global_client  # noqa: PLC0415 - as `serve deploy` does
+
+        _get_global_client().deploy_apps(wanted, _blocking=False)
+
+    def running(self) -> int:
+        """Replicas that take requests, if nothing else is still to be done."""
+        status = serve.status().applications.get(APPLICATION)
+        if status is None or status.status != "RUNNING":
+            return 0
+        [deployment] = status.deployments.values()
+        states = {str(getattr(state, "value", state)): n for state, n in deployment.replica_states.items()}
+        return 0 if set(states) - {"RUNNING"} else states.get("RUNNING", 0)
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait for it."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {what}; {serve.status()}"
+            time.sleep(0.5)
+
+    def clear(self) -> None:
+        """End the service, so that its cores are free."""
+        serve.delete(APPLICATION)
+        self.until(lambda: not processes(REPLICA), "the replicas have ended")
+
+    def stop(self) -> None:
+        """End all of it."""
+        serve.shutdown()
+        ray.shutdown()
+        self.cluster.shutdown()
+        for process in processes(containing=f"{self.folder}/node-".encode()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+
+def processes(title: bytes = b"", containing: bytes = b"") -> list[int]:
+    """The processes on this machine whose command line begins so, and contains that."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            line = (folder / "cmdline").read_bytes() if folder.name.isdigit() else b""
+        except OSError:
+            continue
+        if line and line.startswith(title) and containing in line:
+            found.append(int(folder.name))
+    return found
