@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from maskserve.server import make_importable
@@ -78,7 +79,7 @@ class Replica:
 
         async def replica(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "lifespan":
-                await app(scope, receive, send)
+                await app(scope, receive, partial(_send_without_id, send))
                 return
 
             async def send_when_ready(message: Message) -> None:
@@ -127,6 +128,14 @@ class Replica:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `queue_policy` reads."""
         return {QUEUE_REQUESTS: float(self.running.admission.requests)}
+
+
+async def _send_without_id(send: Send, message: Message) -> None:
+    """Send a message without X-Request-ID: Ray adds its own header, with the same id, which it gave to the request."""
+    if message["type"] == "http.response.start":
+        headers = [(name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"]
+        message = {**message, "headers": headers}
+    await send(message)
 
 
 def queue_policy(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:

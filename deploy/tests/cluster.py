@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 # For each replica, so that none is without a request.
 CLIENTS = 6
-EXAMPLE = ROOT / "examples/images/000001.jpg"
+EXAMPLE = ROOT / "examples/shapes/images/000001.jpg"
 SETTLE = 4.0  # seconds of load before and after a fault
 MEASURE = 40.0  # seconds
 # Of the recipe for Ray Data.
@@ -56,6 +57,7 @@ class Rows:
                 try:
                     await ROWS[row](self)
                 except AssertionError as error:
+                    traceback.print_exc()
                     self.failures.append(f"{row}: {error}")
                     print(self.failures[-1], flush=True)
         print("| what happens | requests | failed | sent to a second proxy | slowest |")

@@ -14,6 +14,7 @@ import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import yaml
 
@@ -159,7 +160,8 @@ def test_a_replica_starts_when_its_model_is_ready_and_tells_its_health_and_queue
 
         replica = Replica({"decode_processes": 1})
         assert replica.settings.threads == CORES
-        lifespan = Lifespan(replica.__serve_build_asgi_app__())
+        app = replica.__serve_build_asgi_app__()
+        lifespan = Lifespan(app)
         await lifespan.received.put({"type": "lifespan.startup"})
         while not begun.is_set():
             await asyncio.sleep(0)
@@ -167,6 +169,11 @@ def test_a_replica_starts_when_its_model_is_ready_and_tells_its_health_and_queue
         assert not replica.started
         loading.set()
         assert (await lifespan.answer())["type"] == "lifespan.startup.complete"
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://ray") as client:
+            answer = await client.get("/readyz", headers={"X-Request-ID": "mine"})
+        assert answer.status_code == 200
+        # Ray adds it to every answer.
+        assert "X-Request-ID" not in answer.headers
         await replica.check_health()
         assert await replica.record_autoscaling_stats() == {module.QUEUE_REQUESTS: 0.0}
         with replica.running.admission.admit(100):
