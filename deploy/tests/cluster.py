@@ -154,12 +154,12 @@ class Rows:
         """Requests a second that two replicas can answer."""
         return 0.6 * (NODES - 1) / SIMULATED_SECONDS
 
-    async def replaced(self, processes: set[int], what: str) -> None:
+    async def replaced(self, ended: set[int], what: str) -> None:
         """Wait until those are gone and as many replicas as before run."""
 
         def done() -> bool:
             now = set(processes(REPLICA))
-            return not (now & processes) and len(now) == NODES and self.cluster.running() == NODES
+            return not (now & ended) and len(now) == NODES and self.cluster.running() == NODES
 
         await asyncio.to_thread(self.cluster.until, done, f"{what}: all replicas run")
 
