@@ -55,10 +55,10 @@ class ColumnRuns:
 
     def take(self, masks: Indices) -> ColumnRuns:
         """Some of the masks, in the order given; masks: [M] their numbers."""
-        index, bounds = self._index(masks)
+        index, bounds = self.locate(masks)
         return ColumnRuns(self.columns[index], self.tops[index], self.bottoms[index], bounds)
 
-    def _index(self, masks: Indices) -> tuple[Indices, Indices]:
+    def locate(self, masks: Indices) -> tuple[Indices, Indices]:
         """Where the runs of some masks are, and the bounds of each mask among them."""
         first, counts = self.bounds[masks], self.bounds[masks + 1] - self.bounds[masks]
         bounds = np.append(0, np.cumsum(counts))
@@ -213,7 +213,7 @@ def _overlaps(runs: ColumnRuns, first: Indices, second: Indices, windows: Indice
 
 def _cut(runs: ColumnRuns, masks: Indices, windows: Indices) -> tuple[Indices, Indices, Indices]:
     """A mask's runs for each pair, cut by the pair's window: pair, begin and end, as numbers of all pairs' pixels."""
-    index, bounds = runs._index(masks)  # noqa: SLF001 - of this module
+    index, bounds = runs.locate(masks)
     pair = np.repeat(np.arange(len(masks)), np.diff(bounds))
     left, top, right, bottom = windows[pair].T
     column = runs.columns[index].astype(np.int64)
@@ -233,7 +233,7 @@ def unite(runs: ColumnRuns, masks: Indices, bounds: Indices) -> ColumnRuns:
         masks: [M] numbers of masks, group by group.
         bounds: [G + 1] group g is masks[bounds[g]:bounds[g + 1]].
     """
-    index, inner = runs._index(masks)  # noqa: SLF001 - of this module
+    index, inner = runs.locate(masks)
     group = np.repeat(np.arange(len(bounds) - 1), inner[bounds[1:]] - inner[bounds[:-1]])
     if not len(index):
         return empty(len(bounds) - 1)
