@@ -1,4 +1,4 @@
-"""`maskserve data check | take | draw`: check a labelled folder, copy a part of it, or draw one."""
+"""`maskserve data check | take | convert | draw`: check a labelled folder, copy a part of it, make or draw one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from app.commands.terminal import progress_bar
 if TYPE_CHECKING:
     from model.data.check import Findings
 
-data = typer.Typer(help="Check, cut down or draw labelled folders to train on.", no_args_is_help=True)
+data = typer.Typer(
+    help="Check, cut down, convert or draw labelled folders to train on.", no_args_is_help=True
+)
 
 Folder = Annotated[
     Path,
@@ -168,6 +170,51 @@ def take(
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     typer.echo(f"{out}: {taken.images} images, {taken.objects} objects of {', '.join(taken.categories)}")
+
+
+@data.command()
+def convert(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            show_default=False,
+            help="Folder with NAME/images/x.png and NAME/masks/*.png (a bitmap for each object), with images/x.tif and "
+            "masks/x.tif, or with x.png and x_masks.png (label images: 0, and a number for each object).",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="The folder to create.")],
+    *,
+    category: Annotated[str, typer.Option(metavar="NAME", help="What the objects are.")] = "object",
+    parts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSON",
+            show_default=False,
+            help='Names of images, without suffix, by part: {"validation": ["a", "b"], …}. Each part becomes a folder '
+            "in OUT. Images that are not named become `train`, and those of `left_out` are not copied.",
+        ),
+    ] = None,
+) -> None:
+    """Make a folder in COCO's format of images whose masks are image files, as microscopy keeps them."""
+    from model.data import DatasetError  # noqa: PLC0415 - imports NumPy and Pillow
+    from model.data.label_images import convert as convert_folder  # noqa: PLC0415 - likewise
+    from model.data.label_images import read_parts  # noqa: PLC0415 - likewise
+
+    try:
+        names = None if parts is None else read_parts(parts)
+        with progress_bar() as bar:
+            task = bar.add_task("converting", total=None)
+            made = convert_folder(
+                path, out, category, names, lambda done, total: bar.update(task, completed=done, total=total)
+            )
+    except DatasetError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    for part in made.values():
+        typer.echo(f"{part.folder}: {len(part.images)} images, {len(part.annotations)} objects of {category}")
+        for notice in part.notices():
+            typer.echo(f"  {notice}")
 
 
 @data.command()

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from model.data import DatasetError
 from model.images.decode import ImageError, decode, read_header
+from model.images.formats import format_of
+from model.images.header import open_image
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
+    from numpy.typing import NDArray
 
     from model.images.decode import Header
 
@@ -19,6 +23,8 @@ UNREADABLE_IMAGE = "unreadable image"
 OTHER_IMAGE_SIZE = "image of another size than annotated"
 # Bytes, in which nearly all files have their header.
 BEGINNING = 1 << 16
+# Modes of Pillow with a band that numbers no objects.
+_WITHOUT_ALPHA = {"RGBA": "RGB", "LA": "L", "PA": "P"}
 # Of an image file; whatever is larger is none.
 MOST_BYTES = 1 << 31
 
@@ -92,13 +98,40 @@ def _compare(file: Path, header: Header, annotated: tuple[int, int]) -> None:
     raise ImageProblem(OTHER_IMAGE_SIZE, text)
 
 
-def read_pixels(file: Path, annotated: tuple[int, int] | None = None) -> np.ndarray:
+def read_pixels(file: Path, annotated: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """[H, W, 3] uint8, upright. annotated: (height, width) that it must have. Raises ImageProblem."""
     content = _read(file, MOST_BYTES)
     try:
-        pixels: np.ndarray = decode(content)
+        pixels: NDArray[np.uint8] = decode(content)
     except ImageError as error:
         raise ImageProblem(UNREADABLE_IMAGE, f"{file}: {error}") from error
     if annotated is not None and pixels.shape[:2] != annotated:
         _compare(file, read_header(content), annotated)
     return pixels
+
+
+def read_label_image(file: Path, size: tuple[int, int]) -> NDArray[np.int64]:
+    """[H, W] numbers of objects as they are stored, 0 where there is none; a colour is one number. Raises ImageProblem.
+
+    size: (height, width) of the image that it belongs to.
+    """
+    content = _read(file, MOST_BYTES)
+    try:
+        image = open_image(content, format_of(content))
+        image.load()
+    except (ImageError, OSError, SyntaxError, ValueError) as error:
+        raise ImageProblem(UNREADABLE_IMAGE, f"{file}: {error}") from error
+    stored = np.asarray(image.convert(_WITHOUT_ALPHA.get(image.mode, image.mode)))
+    values = stored.astype(np.int64)
+    if not np.array_equal(values, stored):
+        raise ImageProblem(
+            UNREADABLE_IMAGE, f"{file}: its values are not whole numbers, so no numbers of objects"
+        )
+    if values.ndim == 3:
+        values = (values << (8 * np.arange(values.shape[2]))).sum(-1)
+    if values.shape != size:
+        raise ImageProblem(
+            OTHER_IMAGE_SIZE,
+            f"{file}: {values.shape[1]}×{values.shape[0]} pixels; its image has {size[1]}×{size[0]} (width and height)",
+        )
+    return values

@@ -56,7 +56,9 @@ def test_no_bitmap_stays_open_when_requests_for_frames_fail(
     expect(page.locator("#film .rate")).to_have_text(re.compile(r"^\d+\.\d frames/s$"), timeout=PATIENCE)
     page.click("#film .pause")
     # Not wait_for_function: its later tries are a string that the page's policy does not let it evaluate.
-    page.evaluate("async () => { while (window.open_bitmaps !== 1) await new Promise(requestAnimationFrame); }")
+    page.evaluate(
+        "async () => { while (window.open_bitmaps !== 1) await new Promise(requestAnimationFrame); }"
+    )
     assert len(refused) == 2
     visited.complaints.clear()  # the refusals
 
