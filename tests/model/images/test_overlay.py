@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from model.images import text
 from model.images.overlay import PALETTE, colour_of, overlay
+from model.images.png import encode_png
 from model.instances import Instances
 from model.masks.paste import Crop
+from model.masks.runs import rectangles
 
 GREY = 100
 
@@ -255,3 +260,49 @@ def test_letters_that_are_higher_than_latin_ones_have_room() -> None:
     ys, _ = np.nonzero(changed(photo(400, 400), after)[:160])
     for row in (after[ys.min()], after[159]):
         assert all((pixel == GREY).all() or (pixel == colour).all() for pixel in row[60:120])
+
+
+def test_lines_of_a_large_image_do_not_hide_its_small_objects() -> None:
+    large = overlay(
+        photo(3000, 3000), instances_of((3000, 3000), [[1000, 1000, 1032, 1032]], [3]), {3: "cell"}
+    )
+    # Four pixels of line on either side, not the ten of this size of image; the rest is tinted.
+    row = [tuple(pixel) for pixel in large[1016, 990:1042].tolist()]
+    assert row.count(colour_of(3)) == 8
+    assert (GREY,) * 3 not in row[14:38]
+    frame = instances_of((3000, 3000), [[1000, 1000, 1032, 1032]], [3], masks=False)
+    boxed = overlay(photo(3000, 3000), frame, {3: "cell"})
+    assert [tuple(pixel) for pixel in boxed[1016, 990:1042].tolist()].count(colour_of(3)) == 8
+
+
+def test_what_a_tiled_picture_takes_does_not_grow_with_masks_times_pixels() -> None:
+    side, count = 1500, 40
+    # Each mask has the whole image: their bitmaps would take 40 bytes a pixel.
+    everywhere = np.array([[0, 0, side, side]] * count)
+    found = replace(
+        instances_of((side, side), everywhere.tolist(), masks=False),
+        runs=rectangles(everywhere.astype(np.int64)),
+    )
+    before = photo(side, side)
+    tracemalloc.start()
+    try:
+        after = overlay(before, found, {1: "field"})
+        encode_png(after)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert changed(before, after).all()
+    assert peak < 12 * side * side
+
+
+def test_thousands_of_small_instances_are_not_labelled_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    corners = np.random.default_rng(0).integers(0, 1950, (3000, 2))
+    boxes = np.concatenate([corners, corners + 20], axis=1).tolist()
+    laid_out = []
+    original = text.lay_out
+    monkeypatch.setattr(
+        "model.images.overlay.lay_out", lambda *given: (laid_out.append(given), original(*given))[1]
+    )
+    overlay(photo(2000, 2000), instances_of((2000, 2000), boxes, masks=False), {1: "cell"})
+    # The first one tells how large labels are.
+    assert len(laid_out) == 1
