@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SHIPPED = ROOT / "deploy" / "gateway"
+# Files that take the place of those of the same names in front of Ray.
+FOR_RAY = ROOT / "deploy" / "ray" / "gateway"
 # Between the addresses that nginx tried, and behind those that it tried before it started again.
 TRIED = re.compile(r", | : ")
 
@@ -50,18 +52,27 @@ def passed(log: str) -> list[Passed]:
 class Gateway:
     """nginx with deploy/gateway, of which only the addresses are changed."""
 
-    def __init__(self, folder: Path, replicas: Sequence[str]) -> None:
-        """folder: empty, for configuration, temporary files and log. replicas: their addresses."""
+    def __init__(self, folder: Path, replicas: Sequence[str], *, for_ray: bool = False) -> None:
+        """Start it.
+
+        Args:
+            folder: empty, for configuration, temporary files and log.
+            replicas: their addresses.
+            for_ray: with what the configuration has in front of Ray.
+        """
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         configuration = folder / "configuration"
         shutil.copytree(SHIPPED, configuration)
+        if for_ray:
+            shutil.copytree(FOR_RAY, configuration, dirs_exist_ok=True)
+        else:
+            change(configuration / "replicas.conf", r"\n *resolver [^;]*;", "")
         change(configuration / "nginx.conf", r"listen 8080 ", f"listen 127.0.0.1:{self.port} ")
-        # One server for each process takes the place of the name that Docker resolves to all of them.
-        servers = "".join(rf"server {address}\1;\n    " for address in replicas)
-        change(configuration / "replicas.conf", r"server \S+ resolve( [^;]*);", servers)
-        change(configuration / "replicas.conf", r"\n *resolver [^;]*;", "")
+        # One server for each process takes the place of the name that Docker resolves to all of them, or of the nodes.
+        servers = "".join(rf"    server {address}\2;\n" for address in replicas)
+        change(configuration / "replicas.conf", r"(    server \S+?(?: resolve)?( [^;]*);\n)+", servers)
         folder.chmod(0o755)  # nginx's workers are another user if we are root
         command = ["nginx", "-p", str(folder), "-c", str(configuration / "nginx.conf")]
         subprocess.run([*command, "-t", "-q"], check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,18 @@ from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy/gateway"
+FOR_RAY = ROOT / "deploy/ray/gateway"
 DEFAULTS = Settings()
 
 
-def blocks(file: str) -> list[dict[str, Any]]:
+def blocks(file: Path) -> list[dict[str, Any]]:
     """The directives of a configuration with its includes, checked for their names, places and arguments."""
-    parsed = crossplane.parse(str(FOLDER / file), combine=True, strict=True)
+    parsed = crossplane.parse(str(file), combine=True, strict=True)
     # The lines of a map are taken for directives.
     assert [
         e["error"] for e in parsed["errors"] if not re.search(r'directive "(~|default")', e["error"])
     ] == []
-    [config] = crossplane.parse(str(FOLDER / file), combine=True)["config"]
+    [config] = crossplane.parse(str(file), combine=True)["config"]
     directives: list[dict[str, Any]] = config["parsed"]
     return directives
 
@@ -51,19 +53,18 @@ def seconds(text: str) -> int:
     return int(text.removesuffix("s"))
 
 
-@pytest.fixture(scope="module")
-def http() -> list[dict[str, Any]]:
-    return within(blocks("nginx.conf"), "http")
+@pytest.fixture(scope="module", params=[[FOLDER], [FOLDER, FOR_RAY]], ids=["compose", "ray"])
+def http(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """As it is shipped, and with the files that take the place of others in front of Ray."""
+    folder = tmp_path_factory.mktemp("gateway")
+    for source in request.param:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+    return within(blocks(folder / "nginx.conf"), "http")
 
 
 @pytest.fixture(scope="module")
 def server(http: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return within(http, "server")
-
-
-@pytest.fixture(scope="module")
-def replicas(http: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return within(http, "upstream replicas")
 
 
 def test_the_largest_body_is_the_largest_that_the_service_takes(server: list[dict[str, Any]]) -> None:
@@ -91,11 +92,15 @@ def test_after_a_replica_that_hangs_there_is_time_for_another(server: list[dict[
     assert seconds(*value(server, "proxy_next_upstream_timeout")) > hangs
 
 
-def test_idle_connections_are_closed_by_the_gateway_before_the_service_does(
-    replicas: list[dict[str, Any]],
-) -> None:
+def test_idle_connections_are_closed_by_the_gateway_before_the_service_does() -> None:
+    replicas = within(parse_alone(FOLDER / "replicas.conf"), "upstream replicas")
     assert seconds(*value(replicas, "keepalive_timeout")) < KEEP_ALIVE_SECONDS
     assert int(*value(replicas, "keepalive")) < 1024
+
+
+def test_no_connection_to_ray_outlasts_the_replicas_that_its_proxy_knew() -> None:
+    replicas = within(parse_alone(FOR_RAY / "replicas.conf"), "upstream replicas")
+    assert {directive["directive"] for directive in replicas} == {"zone", "server"}
 
 
 def test_what_fails_is_sent_again_and_what_is_refused_for_load_is_not(server: list[dict[str, Any]]) -> None:
@@ -176,18 +181,22 @@ def test_an_id_that_would_break_a_problem_document_is_replaced(http: list[dict[s
 
 
 def test_the_https_example_is_a_server_of_the_same_service() -> None:
-    names = {d["directive"] for d in within(parse_alone("tls.conf.example"), "server")}
+    names = {d["directive"] for d in within(parse_alone(FOLDER / "tls.conf.example"), "server")}
     assert {"ssl_certificate", "ssl_certificate_key", "ssl_protocols", "limit_req", "error_page"} <= names
 
 
-def parse_alone(file: str) -> list[dict[str, Any]]:
+def parse_alone(file: Path) -> list[dict[str, Any]]:
     """A file that is meant to be included in `http`."""
-    parsed = crossplane.parse(str(FOLDER / file), combine=True, check_ctx=False, check_args=False)
+    parsed = crossplane.parse(str(file), combine=True, check_ctx=False, check_args=False)
     assert parsed["errors"] == []
     directives: list[dict[str, Any]] = parsed["config"][0]["parsed"]
     return directives
 
 
-@pytest.mark.parametrize("file", sorted(FOLDER.iterdir()), ids=lambda file: file.name)
+def test_what_is_different_in_front_of_ray_takes_the_place_of_something() -> None:
+    assert {file.name for file in FOR_RAY.iterdir()} <= {file.name for file in FOLDER.iterdir()}
+
+
+@pytest.mark.parametrize("file", sorted([*FOLDER.iterdir(), *FOR_RAY.iterdir()]), ids=lambda file: file.name)
 def test_each_file_opens_with_what_it_is_for(file: Path) -> None:
     assert re.match(r"# \S", file.read_text())

