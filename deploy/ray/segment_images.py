@@ -11,6 +11,7 @@ was, in another actor. The same command tries again what has no result.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -71,6 +72,9 @@ def main() -> int:
     parser.add_argument("--score-threshold", help="only instances with at least this score")
     given = parser.parse_args()
     parameters = {} if given.score_threshold is None else {"score_threshold": given.score_threshold}
+    # Settings are those of this command, and not those of the nodes.
+    settings = {name: value for name, value in os.environ.items() if name.startswith("MASKSERVE_")}
+    ray.init(runtime_env={"env_vars": settings})
     shards = [{"number": number + 1, "count": given.shards} for number in range(given.shards)]
     # One row in a block: a lost actor costs one shard, and no actor waits while another has several.
     done = (
