@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 # What autoscaling reads: the gauge maskserve_queue_requests of each replica.
 QUEUE_REQUESTS = "queue_requests"
+# HAProxy sends to the replicas' own ports, and not a proxy of Ray's own.
+BEHIND_HAPROXY = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
 # Requests that a replica is given beyond those that it admits, for probes and for those that it refuses with 429.
 BEYOND_ADMISSION = 64
 # Requests that may wait in a proxy of Ray's own; beyond it, 429.
@@ -79,7 +81,7 @@ class Replica:
 
         async def replica(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "lifespan":
-                await app(scope, receive, partial(_send_without_id, send))
+                await app(scope, receive, partial(_send_for_ray, send))
                 return
 
             async def send_when_ready(message: Message) -> None:
@@ -130,10 +132,17 @@ class Replica:
         return {QUEUE_REQUESTS: float(self.running.admission.requests)}
 
 
-async def _send_without_id(send: Send, message: Message) -> None:
-    """Send a message without X-Request-ID: Ray adds its own header, with the same id, which it gave to the request."""
+async def _send_for_ray(send: Send, message: Message) -> None:
+    """Send a message with the headers that fit Ray.
+
+    It goes without X-Request-ID: Ray adds its own header, with the same id, which it gave to the request. And HAProxy
+    is to keep no connection to the replica: while the process of a lost one ends, some of its connections are still
+    open, and a request that is sent again would be lost again.
+    """
     if message["type"] == "http.response.start":
         headers = [(name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"]
+        if BEHIND_HAPROXY:
+            headers.append((b"connection", b"close"))
         message = {**message, "headers": headers}
     await send(message)
 

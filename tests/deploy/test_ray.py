@@ -167,11 +167,14 @@ def test_a_replica_starts_when_its_model_is_ready_and_tells_its_health_and_queue
         assert not replica.started
         loading.set()
         assert (await lifespan.answer())["type"] == "lifespan.startup.complete"
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://ray") as client:
-            answer = await client.get("/readyz", headers={"X-Request-ID": "mine"})
-        assert answer.status_code == 200
-        # Ray adds it to every answer.
-        assert "X-Request-ID" not in answer.headers
+        for behind_haproxy in (False, True):
+            monkeypatch.setattr(module, "BEHIND_HAPROXY", behind_haproxy)
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://ray") as client:
+                answer = await client.get("/readyz", headers={"X-Request-ID": "mine"})
+            assert answer.status_code == 200
+            # Ray adds it to every answer.
+            assert "X-Request-ID" not in answer.headers
+            assert answer.headers.get_list("Connection") == ["close"] * behind_haproxy
         await replica.check_health()
         assert await replica.record_autoscaling_stats() == {module.QUEUE_REQUESTS: 0.0}
         with replica.running.admission.admit(100):
