@@ -89,7 +89,7 @@ $(READY): requirements.lock requirements-build.lock pyproject.toml hatch_build.p
 $(RAY)/.ready: requirements-ray.lock | $(READY)
 	@echo "installing Ray into $(RAY) …"
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(RAY)
-	@VIRTUAL_ENV=$(RAY) $(BIN)/uv pip sync --quiet --require-hashes requirements-ray.lock
+	@VIRTUAL_ENV=$(RAY) $(BIN)/uv pip sync --quiet --require-hashes --compile-bytecode requirements-ray.lock
 	@VIRTUAL_ENV=$(RAY) $(BIN)/uv pip install --quiet --no-deps --build-constraints requirements-build.lock --editable .
 	@touch $@
 
