@@ -65,24 +65,33 @@ class Rows:
 
     def report(self, tag: str, title: str, outcomes: Outcomes) -> None:
         """A row of the table."""
-        requests = [
-            request for request in passed(self.gateway.log.read_text()) if request.id.startswith(f"{tag}-")
-        ]
+        requests = {
+            request.id: request
+            for request in passed(self.gateway.log.read_text())
+            if request.id.startswith(f"{tag}-")
+        }
         seconds = max(outcome.seconds for outcome in outcomes.all)
-        replayed = sum(request.replayed for request in requests)
+        replayed = sum(request.replayed for request in requests.values())
         failed = outcomes.failed()
         line = f"| {title} | {len(outcomes.all)} | {len(failed)} | {replayed} | {seconds:.2f} s |"
         self.table.append(line)
         print(line, flush=True)
-        if failed:
-            self.failures.append(f"{tag}: {failed}")
+        self.failures += [f"{tag}: {outcome}; {requests.get(outcome.id)}" for outcome in failed]
 
     async def deploy(self, replicas: int, **settings: object) -> None:
         """Deploy, and wait until all that is in front of the replicas sends to each of them."""
         await asyncio.to_thread(self.cluster.deploy, replicas, **settings)
-        ready = f"{self.gateway.url}/readyz"
-        await asyncio.to_thread(self.cluster.until, lambda: answers(ready, 5), "the gateway answers")
+        await self.proxies(replicas)
         await self.spread(replicas)
+
+    async def proxies(self, replicas: int) -> None:
+        """Wait until the proxies know the service: that of the head, and that of each node with a replica."""
+        urls = [f"{url}/readyz" for url in self.cluster.proxies()]
+        await asyncio.to_thread(
+            self.cluster.until,
+            lambda: sum(answers(url, 5) for url in urls) > replicas,
+            f"{replicas + 1} proxies answer",
+        )
 
     async def spread(self, replicas: int) -> None:
         """Ask until so many replicas have answered: only then does throughput tell anything."""
@@ -135,6 +144,7 @@ class Rows:
             await asyncio.to_thread(
                 self.cluster.until, lambda: self.cluster.running() == NODES, "all replicas run"
             )
+            await self.proxies(NODES)
             await asyncio.sleep(SETTLE)
         self.report("lost", "a node lost, and another added", outcomes)
 
@@ -231,18 +241,16 @@ def main() -> int:
     rows = given.rows.split(",")
     if unknown := set(rows) - set(ROWS):
         parser.error(f"no rows are called {', '.join(sorted(unknown))}: there are {', '.join(ROWS)}")
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
-        cluster = RayCluster(Path(folder), given.proxy)
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-") as folder,
+        RayCluster(Path(folder), given.proxy) as cluster,
+    ):
         (Path(folder) / "gateway").mkdir()
         Path(folder).chmod(0o755)
-        try:
-            with Gateway(
-                Path(folder) / "gateway", [f"127.0.0.1:{port}" for port in cluster.ports]
-            ) as gateway:
-                tested = Rows(cluster, gateway)
-                asyncio.run(tested.run(rows))
-        finally:
-            cluster.stop()
+        proxies = [url.removeprefix("http://") for url in cluster.proxies()]
+        with Gateway(Path(folder) / "gateway", proxies, for_ray=True) as gateway:
+            tested = Rows(cluster, gateway)
+            asyncio.run(tested.run(rows))
     for failure in tested.failures:
         print(failure)
     print("ray-test:", "failed" if tested.failures else "passed")

@@ -24,16 +24,22 @@ SIMULATED_SECONDS = (
 PATIENCE = 300.0  # seconds, met only when something hangs
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that is free.
+# Ports that were handed out, and may not be open yet.
+_handed_out: set[int] = set()
 
-    Not one of those that the system hands out by itself: another process could be given it before it is used.
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that is free, another one at each call.
+
+    Not one of those that the system hands out by itself, or Ray: another process could be given it before it is used.
     """
     while True:
-        port = random.randrange(10_000, 32_000)
+        port = random.randrange(10_000, 30_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            return port
+            if port not in _handed_out:
+                _handed_out.add(port)
+                return port
 
 
 def answers(url: str, seconds: float = 1.0) -> bool:
