@@ -14,6 +14,7 @@
  * @property {number} opacity of the inside, 0 to 1
  * @property {number} line width of the outline in canvas pixels
  * @property {boolean} [smooth] whether to round off the steps of enlarged masks
+ * @property {number} [linesPerObject] narrows the outline of a small object: its shorter side in outline widths
  */
 
 const OPAQUE = 255;
@@ -42,7 +43,10 @@ export class Layer {
     this.pixels.fill(0);
     const order = [...instances].sort((a, b) => b.mask.area - a.mask.area);
     for (const { mask, colour, boxed } of order) {
-      const cut = rasterise(mask, view, this.image.width, this.image.height, style.line, style.smooth);
+      const side = Math.min(mask.right - mask.left, mask.bottom - mask.top) * view.scale;
+      const most = style.linesPerObject ? Math.max(1, Math.floor(side / style.linesPerObject)) : style.line;
+      const line = Math.min(style.line, most);
+      const cut = rasterise(mask, view, this.image.width, this.image.height, line, style.smooth);
       if (cut) {
         blend(this.pixels, this.image.width, cut, colour, boxed ? 0 : Math.round(style.opacity * OPAQUE));
       }
@@ -210,14 +214,15 @@ function round(bitmap, columns, rows, radius) {
 function eroded(bitmap, rows, distance) {
   const kept = new Uint8Array(bitmap.length);
   for (let first = 0; first < bitmap.length; first += rows) {
-    let begin = bitmap.indexOf(1, first);
-    while (begin >= 0 && begin < first + rows) {
-      let end = bitmap.indexOf(0, begin);
-      end = end < 0 ? first + rows : Math.min(end, first + rows);
+    const column = bitmap.subarray(first, first + rows); // a search in all of the bitmap would find its end only
+    let begin = column.indexOf(1);
+    while (begin >= 0) {
+      const found = column.indexOf(0, begin);
+      const end = found < 0 ? rows : found;
       if (begin + distance < end - distance) {
-        kept.fill(1, begin + distance, end - distance);
+        kept.fill(1, first + begin + distance, first + end - distance);
       }
-      begin = bitmap.indexOf(1, end);
+      begin = end < rows ? column.indexOf(1, end) : -1;
     }
   }
   narrow(kept, rows, distance);
