@@ -1,6 +1,7 @@
 // The service's answer as the page uses it: instances with decoded masks and colours.
 
 import { colourOf } from "./palette.js";
+import { breathe, Pace } from "./pace.js";
 import { Mask } from "./rle.js";
 
 /**
@@ -19,6 +20,8 @@ import { Mask } from "./rle.js";
  * @property {string} model
  * @property {{width: number, height: number}} image
  * @property {InstanceRecord[]} instances
+ *
+ * @typedef {{stages: [string, number][], roundTrip: number}} Timings milliseconds
  */
 
 /**
@@ -63,16 +66,38 @@ export class Instance {
 export class Answer {
   /**
    * @param {SegmentDocument} document
-   * @param {{stages: [string, number][], roundTrip: number}} timings milliseconds
+   * @param {Timings} timings
+   * @param {Instance[]} instances of the document
+   * @param {number} decoding milliseconds that their masks took
    */
-  constructor(document, timings) {
-    const started = performance.now();
+  constructor(document, timings, instances, decoding) {
     this.document = document;
     this.timings = timings;
     this.width = document.image.width;
     this.height = document.image.height;
-    this.instances = document.instances.map((record, index) => new Instance(record, index, document.image));
-    this.decoding = performance.now() - started; // milliseconds
+    this.instances = instances;
+    this.decoding = decoding;
+  }
+
+  /**
+   * Decode the masks, with pauses in which the page lives on.
+   * @param {SegmentDocument} document
+   * @param {Timings} timings
+   * @returns {Promise<Answer>}
+   * @throws {RangeError} if a mask's run lengths are damaged
+   */
+  static async read(document, timings) {
+    const started = performance.now();
+    const pace = new Pace();
+    /** @type {Instance[]} */ const instances = [];
+    for (const record of document.instances) {
+      instances.push(new Instance(record, instances.length, document.image));
+      if (pace.isOver) {
+        await breathe();
+        pace.begin();
+      }
+    }
+    return new Answer(document, timings, instances, performance.now() - started);
   }
 
   /**

@@ -31,6 +31,13 @@ export function create(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** A square of a colour. @param {string} colour */
+export function swatch(colour) {
+  const square = create("span", { class: "swatch", "aria-hidden": "true" });
+  square.style.background = colour;
+  return square;
+}
+
 /**
  * Copy text. Browsers offer the clipboard only to HTTPS and localhost; elsewhere a selection is copied.
  * @param {string} text

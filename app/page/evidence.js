@@ -22,6 +22,8 @@ const STAGES = new Map([
   ["network", "network and browser"],
 ]);
 
+const SHOWN = 500; // instances in the raw JSON on the page: megabytes of text take seconds to lay out
+
 /** @param {State} state */
 export function setUp(state) {
   state.on(["answer"], ({ answer }) => {
@@ -42,7 +44,7 @@ export function setUp(state) {
   const write = () => {
     const { answer } = state.values;
     texts.json = answer ? pretty(answer) : "";
-    get("json-text").textContent = texts.json;
+    get("json-text").textContent = answer ? pretty(answer, SHOWN) : "";
   };
   details.addEventListener("toggle", () => details.open && write());
   state.on(["answer"], ({ answer }) => {
@@ -114,9 +116,16 @@ export function duration(milliseconds) {
   return `${milliseconds >= 99.5 ? grouped(Math.round(milliseconds)) : milliseconds.toFixed(1)} ms`;
 }
 
-/** The answer as JSON, one instance per line. @param {Answer} answer */
-function pretty({ document: { instances, ...rest } }) {
-  const lines = instances.map((instance) => `    ${JSON.stringify(instance)}`);
+/**
+ * The answer as JSON, one instance per line.
+ * @param {Answer} answer
+ * @param {number} most instances; a line says how many more there are
+ */
+function pretty({ document: { instances, ...rest } }, most = Infinity) {
+  const lines = instances.slice(0, most).map((instance) => `    ${JSON.stringify(instance)}`);
+  if (instances.length > most) {
+    lines.push(`    … ${grouped(instances.length - most)} more, to copy or to save`);
+  }
   const head = JSON.stringify(rest, null, 2).replace(/\n}$/, "");
   return `${head},\n  "instances": [${lines.length ? `\n${lines.join(",\n")}\n  ` : ""}]\n}\n`;
 }

@@ -1,6 +1,7 @@
 // Files to save: the picture with its instances at full size, and the instances as a COCO file.
 
 import { drawLabels } from "./labels.js";
+import { breathe } from "./pace.js";
 import { Layer } from "./painter.js";
 import { drawSkeletons } from "./skeleton.js";
 import { took } from "./timeline.js";
@@ -12,11 +13,13 @@ import { took } from "./timeline.js";
 
 // The shorter side of the picture in line widths and in font sizes, as in the overlay that the service draws.
 const LINES_PER_SIDE = 300;
+const LINES_PER_OBJECT = 8; // else the lines of a large picture would hide its small objects
 const LETTERS_PER_SIDE = 40;
 const SMALLEST_LETTERS = 9;
+const BAND_PIXELS = 1 << 20; // painted at once: a large picture has no copy as a whole, and the page lives meanwhile
 
 /**
- * The picture at full size with instances drawn on it.
+ * The picture at full size with instances drawn on it, band by band.
  * @param {Picture} picture
  * @param {Instance[]} instances
  * @param {{opacity: number, labels: boolean, model: import("./service.js").Model | null}} style
@@ -25,27 +28,31 @@ const SMALLEST_LETTERS = 9;
  */
 export async function png(picture, instances, { opacity, labels, model }) {
   const { width, height } = picture;
+  const rows = Math.min(height, Math.max(1, Math.floor(BAND_PIXELS / width)));
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
-  const drawn = Object.assign(document.createElement("canvas"), { width, height });
-  const [below, above] = [canvas, drawn].map((one) => one.getContext("2d"));
+  const band = Object.assign(document.createElement("canvas"), { width, height: rows });
+  const [below, above] = [canvas, band].map((one) => one.getContext("2d", { willReadFrequently: true }));
   if (!below || !above) {
     throw new Error("no canvas");
   }
   const started = performance.now();
   const view = { scale: 1, x: 0, y: 0 };
   const side = Math.min(width, height);
-  const layer = new Layer(width, height);
+  const layer = new Layer(width, rows);
   const line = Math.max(1, Math.round(side / LINES_PER_SIDE));
-  layer.paint(instances, view, { opacity, line });
-  // On a canvas of its own: putImageData replaces pixels and does not blend them.
-  above.putImageData(layer.image, 0, 0);
-  drawSkeletons(above, instances, view, line, model);
+  picture.draw(below, view);
+  for (let top = 0; top < height; top += rows) {
+    layer.paint(instances, { ...view, y: -top }, { opacity, line, linesPerObject: LINES_PER_OBJECT });
+    // On a canvas of its own: putImageData replaces pixels and does not blend them.
+    above.putImageData(layer.image, 0, 0);
+    below.drawImage(band, 0, top);
+    await breathe();
+  }
+  drawSkeletons(below, instances, view, line, model);
   if (labels) {
-    drawLabels(above, instances, view, Math.max(SMALLEST_LETTERS, Math.round(side / LETTERS_PER_SIDE)));
+    drawLabels(below, instances, view, Math.max(SMALLEST_LETTERS, Math.round(side / LETTERS_PER_SIDE)));
   }
   took("export", started, instances.length);
-  picture.draw(below, view);
-  below.drawImage(drawn, 0, 0);
   return new Promise((resolve, reject) => {
     canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("no PNG"))), "image/png");
   });

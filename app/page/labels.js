@@ -34,6 +34,10 @@ export function drawLabels(context, instances, view, size) {
     if (box.right < 0 || box.bottom < 0 || box.left > width || box.top > height) {
       continue;
     }
+    // A chip has four digits at least, so it is wider than high. Most of thousands need not be measured.
+    if (crowded && chipHeight ** 2 > (box.right - box.left) * (box.bottom - box.top)) {
+      continue;
+    }
     const text = fit(context, instance, width - 2 * pad);
     const chipWidth = Math.ceil(context.measureText(text).width) + 2 * pad;
     if (text === "" || chipHeight > height) {

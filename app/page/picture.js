@@ -1,4 +1,16 @@
-// Reads a file into pixels to show, with smaller copies that make scaled-down large photos quick to draw.
+// Reads a file into pixels to show: in pieces, each with smaller copies of itself. What a drawing takes follows the
+// part of a picture that is seen, not the size of the picture.
+
+import { breathe } from "./pace.js";
+
+/**
+ * @typedef {object} Piece
+ * @property {number} left pixels of the file's picture
+ * @property {number} top
+ * @property {number} width
+ * @property {number} height
+ * @property {ImageBitmap[]} levels each half as wide and as high as the one before
+ */
 
 /** The picture on the stage. A file that the browser cannot read has no pixels, only the size that the service found. */
 export class Picture {
@@ -7,14 +19,14 @@ export class Picture {
    * @param {Blob} file
    * @param {number} width
    * @param {number} height
-   * @param {ImageBitmap[]} levels each half as wide as the one before; none if there are no pixels
+   * @param {Piece[]} pieces row by row; none if there are no pixels
    */
-  constructor(name, file, width, height, levels) {
+  constructor(name, file, width, height, pieces) {
     this.name = name;
     this.file = file;
     this.width = width;
     this.height = height;
-    this.levels = levels;
+    this.pieces = pieces;
   }
 
   /**
@@ -23,39 +35,65 @@ export class Picture {
    */
   fitting({ width, height }) {
     const same = width === this.width && height === this.height;
-    return same ? this : new Picture(this.name, this.file, width, height, this.levels);
+    return same ? this : new Picture(this.name, this.file, width, height, this.pieces);
   }
 
   /** Free the pixels now: a dozen photos of 12 megapixels take half a gigabyte. */
   close() {
-    for (const level of this.levels) {
+    for (const level of this.pieces.flatMap(({ levels }) => levels)) {
       level.close();
     }
-    this.levels = [];
+    this.pieces = [];
   }
 
   /**
-   * Draw it at the place and scale of a view.
+   * Draw what the canvas shows of it, at the place and scale of a view.
    * @param {CanvasRenderingContext2D} context
    * @param {import("./painter.js").View} view
    * @param {boolean} smooth
    */
   draw(context, { scale, x, y }, smooth = true) {
-    const wanted = this.width * scale;
-    const level = this.levels.findLast((bitmap) => bitmap.width >= wanted) ?? this.levels[0];
-    const place = [x, y, wanted, this.height * scale];
-    if (!level) {
+    const last = this.pieces.at(-1);
+    if (!last) {
       context.fillStyle = "#808080";
-      context.fillRect(place[0], place[1], place[2], place[3]);
+      context.fillRect(x, y, this.width * scale, this.height * scale);
       return;
     }
     context.imageSmoothingEnabled = smooth;
-    context.imageSmoothingQuality = "high";
-    context.drawImage(level, place[0], place[1], place[2], place[3]);
+    context.imageSmoothingQuality = this.pieces.length > 1 ? "low" : "high"; // of a large piece "high" takes 100 ms
+    const across = (this.width * scale) / (last.left + last.width); // canvas pixels for each of the file's
+    const down = (this.height * scale) / (last.top + last.height);
+    const { width, height } = context.canvas;
+    for (const piece of this.pieces) {
+      const [left, right] = ends(piece.left, piece.width, last.left + last.width, x, across);
+      const [top, bottom] = ends(piece.top, piece.height, last.top + last.height, y, down);
+      if (right > 0 && bottom > 0 && left < width && top < height) {
+        const level = piece.levels.findLast((bitmap) => bitmap.width >= right - left) ?? piece.levels[0];
+        context.drawImage(level, left, top, right - left, bottom - top);
+      }
+    }
   }
 }
 
-const SMALLEST = 1024; // pixels; copies are not made narrower
+/**
+ * Where a piece begins and ends on the canvas. Neighbours meet between two of its pixels: one that both covered in part
+ * would let the ground shine through.
+ * @param {number} first pixel of the piece, along one side
+ * @param {number} length
+ * @param {number} whole length of the picture
+ * @param {number} origin of the picture on the canvas
+ * @param {number} scale
+ */
+function ends(first, length, whole, origin, scale) {
+  const place = (/** @type {number} */ pixel) => {
+    const exact = origin + pixel * scale;
+    return pixel === 0 || pixel === whole ? exact : Math.round(exact);
+  };
+  return [place(first), place(first + length)];
+}
+
+const PIECE = 2048; // pixels a side: 16 MB, which the browser copies at once
+const SMALLEST = 1024; // pixels; copies of a picture are not made narrower
 
 /**
  * @param {Blob} file
@@ -69,18 +107,49 @@ export async function read(file, name) {
   } catch {
     return null;
   }
-  const levels = [bitmap];
+  const { width, height } = bitmap;
+  const picture = new Picture(name, file, width, height, []);
   try {
-    while (bitmap.width > 2 * SMALLEST && bitmap.height > 1) {
-      bitmap = await createImageBitmap(bitmap, {
-        resizeWidth: Math.ceil(bitmap.width / 2),
-        resizeHeight: Math.ceil(bitmap.height / 2),
-        resizeQuality: "medium",
-      });
-      levels.push(bitmap);
-    }
+    await cut(bitmap, picture.pieces);
   } catch {
-    // There is no memory for smaller copies; the picture is drawn more slowly.
+    // There is no memory for pieces; the picture is drawn more slowly.
+    picture.close();
+    picture.pieces = [{ left: 0, top: 0, width, height, levels: [bitmap] }];
   }
-  return new Picture(name, file, levels[0].width, levels[0].height, levels);
+  return picture;
+}
+
+/**
+ * Cut a picture into pieces. The browser does each step at once, so they are small, and the page lives between them.
+ * @param {ImageBitmap} whole is closed at the end, unless it is the only piece
+ * @param {Piece[]} pieces gets them
+ */
+async function cut(whole, pieces) {
+  const { width, height } = whole;
+  const single = Math.max(width, height) <= PIECE;
+  for (let top = 0; top < height; top += PIECE) {
+    for (let left = 0; left < width; left += PIECE) {
+      const size = { width: Math.min(PIECE, width - left), height: Math.min(PIECE, height - top) };
+      const own = single ? whole : await createImageBitmap(whole, left, top, size.width, size.height);
+      const piece = { left, top, ...size, levels: [own] };
+      pieces.push(piece);
+      for (let wide = Math.max(width, height); wide > 2 * SMALLEST; wide /= 2) {
+        await breathe();
+        piece.levels.push(await halve(piece.levels[piece.levels.length - 1]));
+      }
+      await breathe();
+    }
+  }
+  if (!single) {
+    whole.close();
+  }
+}
+
+/** @param {ImageBitmap} bitmap */
+function halve(bitmap) {
+  return createImageBitmap(bitmap, {
+    resizeWidth: Math.ceil(bitmap.width / 2),
+    resizeHeight: Math.ceil(bitmap.height / 2),
+    resizeQuality: "low", // the mean of four pixels, which is all that half the size needs
+  });
 }

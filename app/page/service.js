@@ -110,7 +110,7 @@ export async function segment(file, signal) {
   });
   const document = await response.json();
   const roundTrip = performance.now() - started;
-  return new Answer(document, { stages: stagesOf(response.headers.get("Server-Timing") ?? ""), roundTrip });
+  return Answer.read(document, { stages: stagesOf(response.headers.get("Server-Timing") ?? ""), roundTrip });
 }
 
 const PATIENCE = 60_000; // milliseconds
