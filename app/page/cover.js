@@ -29,6 +29,23 @@ export function setUp(state, { canRepeat, repeat, cancel, enter }) {
     }
     get("panel").classList.toggle("empty", answer === null);
   });
+  let tenths = -1;
+  state.on(["tiles"], ({ tiles }) => {
+    get("tiles").hidden = tiles === null;
+    const before = tenths;
+    tenths = tiles ? Math.floor((10 * tiles.done) / tiles.total) : -1;
+    if (tiles) {
+      const bar = /** @type {HTMLProgressElement} */ (get("tiles-done"));
+      const text = `Tile ${tiles.done} of ${tiles.total}`;
+      bar.max = tiles.total;
+      bar.value = tiles.done;
+      bar.setAttribute("aria-valuetext", text);
+      get("tiles-text").textContent = text;
+      if (tenths !== before) {
+        get("status").textContent = text; // screen readers would read out four lines a second
+      }
+    }
+  });
   state.on(["problem"], ({ problem }) => {
     get("problem-title").textContent = problem?.title ?? "";
     get("problem-detail").textContent = problem?.detail ?? "";

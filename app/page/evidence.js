@@ -17,6 +17,7 @@ const STAGES = new Map([
   ["decode", "decoding the image"],
   ["queue", "waiting in the queue"],
   ["forward", "the model"],
+  ["tiles", "decoding, the model, merging"],
   ["encode", "encoding masks"],
   ["other", "other work of the service"],
   ["network", "network and browser"],
@@ -33,7 +34,7 @@ export function setUp(state) {
     }
   });
   const texts = { curl: "", python: "", json: "" };
-  state.on(["answer", "picture", "threshold", "hidden", "problem"], (values) => {
+  state.on(["answer", "picture", "threshold", "hidden", "problem", "tiling"], (values) => {
     const request = requestOf(values);
     texts.curl = curl(request);
     texts.python = python(request);
@@ -66,7 +67,7 @@ export function setUp(state) {
  * @param {Values} values
  * @returns {import("./snippets.js").Request}
  */
-function requestOf({ answer, picture, threshold, hidden }) {
+function requestOf({ answer, picture, threshold, hidden, tiling }) {
   const found = answer?.categories() ?? [];
   const left = found.filter(({ id }) => !hidden.has(id)).map(({ name }) => name);
   return {
@@ -76,6 +77,7 @@ function requestOf({ answer, picture, threshold, hidden }) {
     categories: left.length && left.length < found.length ? left : null,
     keyed: key.get() !== "",
     masked: !answer?.instances.some(({ boxed }) => boxed),
+    tiling,
   };
 }
 

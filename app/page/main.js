@@ -15,17 +15,20 @@ import { key, patiently, Problem, segment } from "./service.js";
 import * as sources from "./sources.js";
 import { Stage } from "./stage.js";
 import { State, visible } from "./state.js";
+import * as tiling from "./tiling.js";
 
 const state = new State({
   model: null,
   picture: null,
   answer: null,
   busy: false,
+  tiles: null,
   problem: null,
   threshold: 0.5,
   hidden: new Set(),
   opacity: 0.4,
   labels: true,
+  tiling: null,
   hovered: null,
   pinned: null,
 });
@@ -59,7 +62,8 @@ function open(file) {
 /** Show that work has started. @param {string} text shown meanwhile */
 function begin(text) {
   say(text);
-  state.set({ busy: true, problem: null, answer: null, hovered: null, pinned: null, hidden: new Set() });
+  const nothing = { answer: null, tiles: null, problem: null, hovered: null, pinned: null };
+  state.set({ ...nothing, busy: true, hidden: new Set() });
 }
 
 /** @param {File} file */
@@ -77,7 +81,15 @@ async function showImage(file) {
     return picture;
   });
   try {
-    const answer = await patiently(() => segment(file, signal), signal, ({ detail }) => say(detail));
+    const progress = (/** @type {import("./service.js").TileCount} */ tiles) => signal.aborted || state.set({ tiles });
+    const answer = await patiently(
+      () => segment(file, signal, state.values.tiling, progress),
+      signal,
+      ({ detail }) => {
+        state.set({ tiles: null });
+        say(detail);
+      },
+    );
     const picture = (await reading) ?? new Picture(file.name, file, answer.width, answer.height, []);
     if (!signal.aborted) {
       state.set({ picture: picture.fitting(answer), answer, busy: false });
@@ -100,7 +112,7 @@ async function showFrame({ file, name }, signal) {
   const reading = read(file, name);
   let answer;
   try {
-    answer = await segment(file, signal);
+    answer = await segment(file, signal, state.values.tiling);
   } catch (error) {
     (await reading)?.close();
     throw error;
@@ -242,6 +254,13 @@ function repeat() {
   }
 }
 
+/** The picture again with other tiles. A film's next frame has them anyway. */
+function cutAnew() {
+  if (!latest?.type.startsWith("video/")) {
+    repeat();
+  }
+}
+
 function cancel() {
   asking?.abort();
   film.stop();
@@ -275,6 +294,7 @@ cover.setUp(state, actions);
 setUpFiles();
 panel.setUp(state);
 list.setUp(state);
+tiling.setUp(state, cutAnew);
 evidence.setUp(state);
 sources.listen(open);
 sources.examples(open, fail);

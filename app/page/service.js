@@ -1,6 +1,7 @@
 // The page's requests to the service, and the API key.
 
 import { Answer } from "./answer.js";
+import { lines } from "./lines.js";
 
 /**
  * @typedef {object} Model
@@ -12,6 +13,15 @@ import { Answer } from "./answer.js";
  * @property {string} sha256
  * @property {Record<string, number>} ap
  * @property {{scores: string, shown_from: number} | null} keypoints
+ * @property {{shorter_side: number, longer_side_at_most: number}} [input_size] pixels that an image is scaled to
+ *
+ * @typedef {object} Tiling how an image is cut
+ * @property {string} tile "auto", or the side in pixels
+ * @property {string} overlap share of the side
+ *
+ * @typedef {object} TileCount
+ * @property {number} done
+ * @property {number} total
  *
  * @typedef {object} QueueState
  * @property {number} requests in flight
@@ -96,21 +106,58 @@ async function problemOf(response) {
  * The instances in an image file.
  * @param {Blob} file
  * @param {AbortSignal} signal
+ * @param {Tiling | null} tiling
+ * @param {(tiles: TileCount) => void} progress called as tiles are done
  * @returns {Promise<Answer>}
  * @throws {Problem}
  */
-export async function segment(file, signal) {
+export async function segment(file, signal, tiling = null, progress = () => {}) {
   const started = performance.now();
   const type = file.type.startsWith("image/") ? file.type : "application/octet-stream";
-  const response = await ask(`segment?${new URLSearchParams(REQUESTED)}`, {
+  const response = await ask(`segment?${new URLSearchParams({ ...REQUESTED, ...tiling })}`, {
     method: "POST",
     body: file,
-    headers: { "Content-Type": type, Accept: "application/json" },
+    headers: { "Content-Type": type, Accept: tiling ? "application/x-ndjson" : "application/json" },
     signal,
   });
-  const document = await response.json();
+  const stages = new Map(stagesOf(response.headers.get("Server-Timing") ?? ""));
+  const begun = performance.now();
+  const document = tiling ? await lastLine(response, signal, progress) : await response.json();
+  if (tiling) {
+    // The headers came before the tiles; their time is known here only.
+    const took = performance.now() - begun;
+    stages.set("tiles", took).set("total", (stages.get("total") ?? 0) + took);
+  }
   const roundTrip = performance.now() - started;
-  return Answer.read(document, { stages: stagesOf(response.headers.get("Server-Timing") ?? ""), roundTrip });
+  return Answer.read(document, { stages: [...stages], roundTrip });
+}
+
+/**
+ * The instances of an image in tiles, which come in the last line.
+ * @param {Response} response
+ * @param {AbortSignal} signal
+ * @param {(tiles: TileCount) => void} progress
+ * @returns {Promise<import("./answer.js").SegmentDocument>}
+ * @throws {Problem}
+ */
+async function lastLine(response, signal, progress) {
+  try {
+    for await (const line of lines(response)) {
+      if (line.status) {
+        const { title, detail, status, request_id: requestId, retry_after: retryAfter } = line;
+        throw new Problem(String(title), String(detail ?? ""), { status, requestId, retryAfter });
+      }
+      if (line.instances) {
+        return line;
+      }
+      progress(line.tiles);
+    }
+  } catch (error) {
+    if (signal.aborted || error instanceof Problem || error instanceof SyntaxError) {
+      throw error;
+    }
+  }
+  throw new Problem("No answer", "The service closed the connection before the last tile was done.");
 }
 
 const PATIENCE = 60_000; // milliseconds

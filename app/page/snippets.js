@@ -8,6 +8,7 @@
  * @property {string[] | null} categories the names of those that are shown, or null for all
  * @property {boolean} keyed whether the service requires an API key
  * @property {boolean} masked whether the answer has masks
+ * @property {import("./service.js").Tiling | null} tiling how the image is cut
  */
 
 /** The slider's threshold as text: 0.5, not 0.50. @param {number} threshold */
@@ -29,14 +30,15 @@ function literal(text) {
  * @param {Request} request
  * @returns {string}
  */
-export function curl({ origin, file, threshold, categories, keyed }) {
-  const query = new URLSearchParams({ score_threshold: number(threshold) });
+export function curl({ origin, file, threshold, categories, keyed, tiling }) {
+  const query = new URLSearchParams({ score_threshold: number(threshold), ...tiling });
   if (categories) {
     categories.forEach((category) => query.append("categories", category));
   }
   const lines = [
     "# Requests what you see. The page itself sent one request with",
     "# score_threshold=0.05, and filters its answer.",
+    ...(tiling ? ["# Objects that tiles have cut may lack parts of low scores."] : []),
     `curl --form ${quoted(`image=@${curlPath(file)}`)} \\`,
   ];
   if (keyed) {
@@ -54,10 +56,14 @@ function curlPath(file) {
  * @param {Request} request
  * @returns {string}
  */
-export function python({ origin, file, threshold, categories, keyed, masked }) {
+export function python({ origin, file, threshold, categories, keyed, masked, tiling }) {
   const parameters = [`"score_threshold": ${number(threshold)}`];
   if (categories) {
     parameters.push(`"categories": [${categories.map(literal).join(", ")}]`);
+  }
+  if (tiling) {
+    const { tile, overlap } = tiling;
+    parameters.push(`"tile": ${tile === "auto" ? literal(tile) : tile}`, `"overlap": ${overlap}`);
   }
   return [
     ...(keyed ? ["import os", ""] : []),
@@ -70,16 +76,26 @@ export function python({ origin, file, threshold, categories, keyed, masked }) {
     `        params={${parameters.join(", ")}},`,
     '        files={"image": image},',
     ...(keyed ? [`        headers={"Authorization": f"Bearer {os.environ['MASKSERVE_API_KEY']}"},`] : []),
-    "        timeout=60,",
+    `        timeout=${tiling ? 600 : 60},`,
     "    )",
     "response.raise_for_status()",
     'for instance in response.json()["instances"]:',
-    ...(masked
-      ? [
-          '    bitmap = mask.decode(instance["segmentation"])  # [H, W] uint8',
-          '    print(instance["category"], instance["score"], instance["bbox"], bitmap.sum())',
-        ]
-      : ['    print(instance["category"], instance["score"], instance["bbox"], instance.get("keypoints"))']),
+    ...(masked ? masks(tiling !== null) : [pythonLine('instance.get("keypoints")')]),
     "",
   ].join("\n");
+}
+
+/**
+ * What a program does with each mask.
+ * @param {boolean} large whether the image may be so large that a bitmap for each instance fills the memory
+ */
+function masks(large) {
+  return large
+    ? [pythonLine('mask.area(instance["segmentation"])')]
+    : ['    bitmap = mask.decode(instance["segmentation"])  # [H, W] uint8', pythonLine("bitmap.sum()")];
+}
+
+/** @param {string} last */
+function pythonLine(last) {
+  return `    print(instance["category"], instance["score"], instance["bbox"], ${last})`;
 }

@@ -6,16 +6,20 @@
  * @typedef {import("./picture.js").Picture} Picture
  * @typedef {import("./service.js").Problem} Problem
  * @typedef {import("./service.js").Model} Model
+ * @typedef {import("./service.js").Tiling} Tiling
+ * @typedef {import("./service.js").TileCount} TileCount
  *
  * @typedef {object} Values
  * @property {Model | null} model once it is known
  * @property {Picture | null} picture on the stage
  * @property {Answer | null} answer the instances in it
  * @property {boolean} busy whether a request is in progress
+ * @property {TileCount | null} tiles how far it is, if its image is cut into tiles
  * @property {Problem | null} problem why there is no answer
  * @property {number} threshold instances below this score are left out
  * @property {ReadonlySet<number>} hidden ids of categories that are left out
  * @property {number} opacity of a mask's inside, 0 to 1
+ * @property {Tiling | null} tiling how the service is asked to cut images, if it is
  * @property {boolean} labels whether categories and scores are written on the picture
  * @property {Instance | null} hovered
  * @property {Instance | null} pinned

@@ -1,0 +1,29 @@
+// Reads an answer that comes as lines of JSON (application/x-ndjson), each as soon as it is there.
+
+/**
+ * @param {Response} response
+ * @returns {AsyncGenerator<any>} the value of each line
+ * @throws {SyntaxError} if a line is no JSON
+ */
+export async function* lines(response) {
+  if (!response.body) {
+    return;
+  }
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  /** @type {string[]} */ let parts = []; // of the line that is arriving: the last one may have megabytes
+  try {
+    for (let { value, done } = await reader.read(); !done; { value, done } = await reader.read()) {
+      const [end, ...begun] = /** @type {string} */ (value).split("\n");
+      parts.push(end);
+      for (const part of begun) {
+        yield JSON.parse(parts.join(""));
+        parts = [part];
+      }
+    }
+  } finally {
+    await reader.cancel().catch(() => {}); // a connection that broke cannot be cancelled
+  }
+  if (parts.join("").trim()) {
+    yield JSON.parse(parts.join(""));
+  }
+}
