@@ -11,7 +11,7 @@ import { visible } from "./state.js";
  * @typedef {import("./answer.js").Instance} Instance
  */
 
-const AT_ONCE = 500; // entries; the next ones follow when the browser has drawn these
+const AT_ONCE = 200; // entries; the next ones follow when the browser has drawn these
 
 /**
  * One button for each instance. Pointing at it or focusing it highlights the instance; pressing it pins the instance

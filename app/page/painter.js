@@ -145,6 +145,7 @@ export function rasterise(mask, { scale, x, y }, canvasWidth, canvasHeight, line
   const columns = width + 2 * margin;
   const rows = Math.ceil((height + 2 * margin) / 4) * 4;
   const kinds = new Uint8Array(columns * rows);
+  let filled = 0;
   for (let i = 0; i < columns; i++) {
     const u = Math.floor((left - margin + i + 0.5 - x) / scale) - mask.left;
     if (u < 0 || u >= mask.right - mask.left) {
@@ -156,8 +157,13 @@ export function rasterise(mask, { scale, x, y }, canvasWidth, canvasHeight, line
       const end = Math.min(rows, row(mask.bottoms[strip]) - top + margin);
       if (begin < end) {
         kinds.fill(1, first + begin, first + end);
+        filled += end - begin;
       }
     }
+  }
+  if (filled === kinds.length) {
+    kinds.fill(INSIDE); // the canvas lies within the mask, far from its edge
+    return { left, top, width, height, margin, rows, kinds };
   }
   if (radius) {
     round(kinds, columns, rows, radius);

@@ -108,7 +108,7 @@ def photo() -> bytes:
 
 
 def test_an_instance_larger_than_the_stage_is_painted_in_the_time_of_its_pixels(page: Page) -> None:
-    covering, crossing = page.evaluate(
+    covering, crossing, outlines = page.evaluate(
         """async () => {
           const { Mask } = await import("/page/rle.js");
           const { rasterise } = await import("/page/painter.js");
@@ -121,11 +121,16 @@ def test_an_instance_larger_than_the_stage_is_painted_in_the_time_of_its_pixels(
             });
             return Math.min(...times);
           };
-          // One reaches over all edges of the canvas; of the other the canvas shows the upper edge.
-          return [time(-50), time(10)];
+          const outline = (y) => {
+            const { kinds, rows, margin } = rasterise(mask, { scale: 1, x: -50, y }, 1600, 900, 3);
+            return kinds.slice((margin + 7) * rows + margin, (margin + 7) * rows + margin + 5).join("");
+          };
+          // One reaches over all edges of the canvas; of the other the canvas shows the upper edge, or nearly does.
+          return [time(-50), time(10), [-50, 10, 0, -1, -2, -3, -4].map(outline)];
         }"""
     )
     assert covering < 6 * crossing + 5
+    assert outlines == ["22222", "11122", "11122", "11222", "12222", "22222", "22222"]
 
 
 def test_pieces_show_the_pixels_of_the_whole_without_seams_and_are_freed(page: Page) -> None:
@@ -186,6 +191,48 @@ def test_pieces_show_the_pixels_of_the_whole_without_seams_and_are_freed(page: P
         assert different < 0.15
     assert found["made"] == 1 + 6 * 3
     assert found["open"] == 0
+
+
+def test_a_saved_picture_is_the_same_in_bands(page: Page) -> None:
+    """Of 1,500 × 1,600 pixels it is painted in three bands."""
+    bands, least, different = page.evaluate(
+        """async () => {
+          const { png } = await import("/page/export.js");
+          const { Mask } = await import("/page/rle.js");
+          const { Layer } = await import("/page/painter.js");
+          const image = { width: 1500, height: 1600 };
+          const boxes = [[100, 200, 1100, 1300], [300, 650, 80, 90], [1250, 690, 12, 20], [900, 1390, 200, 30]];
+          const instances = boxes.map((bbox, i) => ({
+            mask: Mask.ofBox(bbox, image), record: { bbox }, colour: [50 * i, 255 - 50 * i, 90], keypoints: [],
+          }));
+          const paint = Layer.prototype.paint;
+          let bands = 0;
+          Layer.prototype.paint = function (...given) { bands++; paint.apply(this, given); };
+          const draw = (context) => { context.fillStyle = "#808080"; context.fillRect(0, 0, 1500, 1600); };
+          const file = await png({ ...image, draw }, instances, { opacity: 0.4, labels: false, model: null });
+          Layer.prototype.paint = paint;
+
+          const whole = new Layer(1500, 1600);
+          whole.paint(instances, { scale: 1, x: 0, y: 0 }, { opacity: 0.4, line: 5, linesPerObject: 8 });
+          const [above, below] = [1, 2].map(() => new OffscreenCanvas(1500, 1600).getContext("2d"));
+          above.putImageData(whole.image, 0, 0);
+          draw(below);
+          below.drawImage(above.canvas, 0, 0);
+          const expected = below.getImageData(0, 0, 1500, 1600).data;
+          above.drawImage(await createImageBitmap(file), 0, 0);
+          const saved = above.getImageData(0, 0, 1500, 1600).data;
+          let different = 0;
+          for (let i = 0; i < saved.length; i++) different += Math.abs(saved[i] - expected[i]) > 1;
+          // The line of the object that is 12 pixels wide.
+          const red = (x) => saved[4 * (700 * 1500 + x)];
+          return [bands, [1249, 1250, 1251].map(red), different];
+        }"""
+    )
+    assert bands == 3
+    assert least[0] == 128
+    assert least[1] == 100
+    assert least[2] not in (100, 128)
+    assert different == 0
 
 
 @pytest.fixture(scope="module")
