@@ -7,8 +7,8 @@ BROWSER := $(VENV)/.browser
 # Ray has an environment of its own, because its packages are many and the service needs none.
 RAY     := $(VENV)-ray
 
-.PHONY: help setup serve browser test lint format types tests compose-test ray-test bench-engine bench-capacity screenshots \
-    lock clean
+.PHONY: help setup serve browser test lint format types tests compose-test ray-test bench-engine bench-peers bench-capacity \
+    screenshots lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,9 @@ bench-engine: $(READY)  ## the engine against torchvision's eager model: minutes
 
 screenshots: $(READY) $(BROWSER)  ## take the pictures of the page in docs/images
 	$(BIN)/python docs/screenshots.py
+
+bench-peers: $(READY)  ## the engine and the service against others, docs/benchmarks.md: an hour or more, and nothing else may run
+	$(BIN)/python bench/peers
 
 bench-capacity: $(READY)  ## what one replica answers a second, and its memory: minutes, and nothing else may run
 	$(BIN)/python bench/capacity.py --model shapes
@@ -111,4 +114,4 @@ else
 endif
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) $(RAY) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(RAY) .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

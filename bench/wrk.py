@@ -13,6 +13,10 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SCRIPT = Path(__file__).with_suffix(".lua")
 
@@ -26,6 +30,8 @@ class ClosedLoop:
     seconds: float = 0.0
     statuses: dict[str, int] = field(default_factory=dict)
     errors: int = 0
+    # answers 200 by how often the word of `turn` occurs in them
+    words: dict[str, int] = field(default_factory=dict)
     # seconds, one of each turn
     p50: list[float] = field(default_factory=list)
     p99: list[float] = field(default_factory=list)
@@ -47,17 +53,38 @@ class ClosedLoop:
             f"{1000 * median(self.p99):>10.0f}{'–':>12}  {'–':<18}{others or ''}"
         )
 
-    async def turn(self, url: str, images: list[bytes], seconds: float) -> None:
-        """Let it run for so many seconds. Exits where wrk is missing or cannot reach the service."""
+    async def turn(
+        self,
+        url: str,
+        images: list[bytes],
+        seconds: float,
+        *,
+        path: str = "/segment",
+        headers: Mapping[str, str] | None = None,
+        count: str = "",
+    ) -> None:
+        """Let it run for so many seconds. Exits where wrk is missing or cannot reach the service.
+
+        Args:
+            url: of the service.
+            images: to send by turns.
+            seconds: rounded to whole ones.
+            path: where they are sent.
+            headers: of the requests, besides those of an image.
+            count: a word; the answers are counted by how often it occurs in them. Empty: they are not read.
+        """
         program = shutil.which("wrk")
         if program is None:
             sys.exit("wrk is not installed; Debian and Ubuntu have it: apt-get install wrk")
         with tempfile.TemporaryDirectory() as folder:
             paths = [Path(folder) / f"{index}.jpg" for index in range(len(images))]
-            for path, image in zip(paths, images, strict=True):
-                path.write_bytes(image)
+            for name, image in zip(paths, images, strict=True):
+                name.write_bytes(image)
             options = ["--threads", "1", "--connections", self.clients, "--timeout", "120s"]
-            options += ["--duration", f"{max(1, round(seconds))}s", "--script", SCRIPT, url, "--", *paths]
+            options += ["--duration", f"{max(1, round(seconds))}s", "--script", SCRIPT]
+            options += [url + path, "--", *paths]
+            options += [f"header:{name}={value}" for name, value in (headers or {}).items()]
+            options += [f"count:{count}"] if count else []
             process = await asyncio.create_subprocess_exec(
                 program, *map(str, options), stdout=asyncio.subprocess.PIPE
             )
@@ -71,8 +98,9 @@ class ClosedLoop:
         """Count one turn."""
         self.seconds += turn["seconds"]
         self.errors += turn["errors"]
-        for status, count in turn["statuses"].items():
-            self.statuses[status] = self.statuses.get(status, 0) + count
+        for total, new in ((self.statuses, turn["statuses"]), (self.words, turn["words"])):
+            for key, count in new.items():
+                total[key] = total.get(key, 0) + count
         self.p50.append(turn["p50"])
         self.p99.append(turn["p99"])
         self.queued += turn["queued"]

@@ -12,7 +12,7 @@ BENCH = Path(__file__).parents[1] / "bench"
 OURS = ("app", "bench", "maskserve", "model")
 
 
-@pytest.mark.parametrize("path", sorted(BENCH.glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(BENCH.rglob("*.py")), ids=lambda path: path.name)
 def test_what_a_benchmark_imports_of_ours_is_there(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] not in OURS:
