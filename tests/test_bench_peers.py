@@ -12,7 +12,7 @@ import sys
 import threading
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -158,10 +158,11 @@ def test_a_server_answers_with_coco_records(*, wrap: bool) -> None:
     rle = coco.encode(np.asfortranarray(expected.masks[0].astype(np.uint8)))
     segmentation = {"size": rle["size"], "counts": rle["counts"].decode()}
     record = {"category_id": 4, "score": 0.9, "bbox": [2, 3, 10, 6], "segmentation": segmentation}
-    document: dict[str, Any] = {"instances": [record]}
+    body, head = json.dumps({"instances": [record]}).encode(), None
     if wrap:
-        document = {"outputs": [{"name": "answer", "data": [json.dumps(document)]}]}
-    found = Answer.of_document(servers.unwrap(document))
+        tensors = b'{"outputs": [{"name": "answer", "shape": [1]}]}'
+        body, head = tensors + len(body).to_bytes(4, "little") + body, str(len(tensors))
+    found = Answer.of_document(servers.read_answer(body, head))
     assert compare(expected, found) == Agreement(expected=1, found=1, same=1, box_iou=1.0, mask_iou=1.0)
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 TO_BE_READY, FOR_AN_ANSWER = 300.0, 120.0
 # In every answer, once for each mask.
 MASK = "counts"
+# Triton's header, of requests and answers that are not JSON from their beginning on.
+HEAD = "Inference-Header-Content-Length"
 
 
 def turn(result: Result, conditions: Conditions) -> None:
@@ -80,12 +82,16 @@ def ask(url: str, peer: Peer, photo: bytes) -> dict[str, Any]:
     headers = {"Content-Type": "image/jpeg", **peer.headers}
     request = urllib.request.Request(url + peer.path, photo, headers)
     with urllib.request.urlopen(request, timeout=FOR_AN_ANSWER) as response:
-        return unwrap(json.load(response))
+        return read_answer(response.read(), response.headers.get(HEAD))
 
 
-def unwrap(document: dict[str, Any]) -> dict[str, Any]:
-    """The answer itself: Triton's protocol has it as the text of a tensor."""
-    if "outputs" in document:
-        inner: dict[str, Any] = json.loads(document["outputs"][0]["data"][0])
-        return inner
+def read_answer(body: bytes, head: str | None) -> dict[str, Any]:
+    """The answer's document.
+
+    Args:
+        body: JSON; by Triton's protocol, which describes the tensors first, the text and before it its length.
+        head: bytes of that description; None: it is not Triton's.
+    """
+    start = 0 if head is None else int(head) + 4
+    document: dict[str, Any] = json.loads(body[start:])
     return document
