@@ -45,7 +45,7 @@ format: $(READY)  ## let ruff rewrite what it can
 compose-test: $(READY)  ## build the image, and break replicas behind the gateway: 15 minutes, with Docker, or as root on Debian 12
 	$(BIN)/python deploy/tests/compose.py
 
-ray-test: $(RAY)/.ready  ## the service on a Ray cluster of four nodes, which it breaks: 5 GB of memory, and nginx
+ray-test: $(RAY)/.ready  ## the service on a Ray cluster of four nodes, which it breaks: 4 GB of memory, and nginx
 	$(RAY)/bin/python deploy/tests/cluster.py
 
 bench-engine: $(READY)  ## the engine against torchvision's eager model: minutes, and nothing else may run
