@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # For each replica, so that none is without a request.
 CLIENTS = 6
+# For each replica, at once, before one is killed.
+BURST = 4
 EXAMPLE = ROOT / "examples/shapes/images/000001.jpg"
 SETTLE = 4.0  # seconds of load before and after a fault
 MEASURE = 40.0  # seconds
@@ -63,8 +65,8 @@ class Rows:
         print("| what happens | requests | failed | sent to a second proxy | slowest |")
         print("|---|---|---|---|---|", *self.table, sep="\n")
 
-    def report(self, tag: str, title: str, outcomes: Outcomes) -> None:
-        """A row of the table."""
+    def report(self, tag: str, title: str, outcomes: Outcomes) -> int:
+        """A row of the table; how many requests were sent to a second proxy."""
         requests = {
             request.id: request
             for request in passed(self.gateway.log.read_text())
@@ -77,6 +79,7 @@ class Rows:
         self.table.append(line)
         print(line, flush=True)
         self.failures += [f"{tag}: {outcome}; {requests.get(outcome.id)}" for outcome in failed]
+        return replayed
 
     async def deploy(self, replicas: int, **settings: object) -> None:
         """Deploy, and wait until all that is in front of the replicas sends to each of them."""
@@ -127,11 +130,16 @@ class Rows:
         await self.deploy(NODES)
         async with steady(self.made, self.rate, "killed") as outcomes:
             await asyncio.sleep(SETTLE)
+            # So many at once that the one which is killed has some.
+            burst = [asyncio.ensure_future(client.ask("killed")) for client in self.made[: BURST * NODES]]
+            await asyncio.sleep(SIMULATED_SECONDS / 2)
             process = processes(REPLICA)[0]
             os.kill(process, signal.SIGKILL)
             await self.replaced({process}, "killed")
             await asyncio.sleep(SETTLE)
-        self.report("killed", "a replica's process killed", outcomes)
+            outcomes.all += await asyncio.gather(*burst)
+        replayed = self.report("killed", "a replica's process killed", outcomes)
+        assert replayed, "the replica that was killed had no request"
 
     async def lost(self) -> None:
         """All processes of a node end at once, its proxy too; then another node comes."""
