@@ -32,7 +32,8 @@ config = TritonConfig(
     allow_metrics=False,
     log_file=folder / "triton.log",
 )
-with Triton(config=config, workspace=str(folder / "triton")) as triton:
+# It makes the folder of its workspace, which must not be there from an earlier round.
+with Triton(config=config, workspace=str(folder / f"triton-{port}")) as triton:
     triton.bind(
         model_name="segment",
         infer_func=segment,
