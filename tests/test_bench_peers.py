@@ -24,7 +24,7 @@ from bench.peers import engines, environments, process, servers
 from bench.peers.__main__ import attempt
 from bench.peers.agreement import Agreement, Answer, compare
 from bench.peers.conditions import Conditions
-from bench.peers.inputs import write
+from bench.peers.inputs import threshold_between, write
 from bench.peers.machine import flags_in, pinned
 from bench.peers.picture import bars
 from bench.peers.process import PeerError, Running, reason_in
@@ -99,6 +99,13 @@ def test_requirements_are_pinned_packages_and_name_no_host(path: Path) -> None:
 def test_versions_are_those_of_the_requirements() -> None:
     assert pinned([OTHER, OURS])["torchvision"] == re.findall(r"^torchvision==(\S+)", LOCK, re.MULTILINE)[0]
     assert "openvino" not in pinned([OTHER, OURS])
+
+
+def test_the_threshold_lies_in_the_widest_gap_that_leaves_enough() -> None:
+    scores = [0.99, *(0.9 - n / 100 for n in range(12)), 0.7, *(0.695 - n / 100 for n in range(9))]
+    assert threshold_between(scores) == 0.745
+    # Fewer than that tell nothing.
+    assert threshold_between(scores[:10]) == 0.5
 
 
 def test_peers_are_chosen_by_kind_and_name() -> None:
@@ -363,7 +370,7 @@ def test_torchvision_takes_a_turn_and_agrees(tmp_path: Path) -> None:
     assert len(expected.labels) > 2
     # In the environment of the tests, which has what requirements/torchvision.txt names.
     result = Result(replace(choose("engines", "eager")[0], requirements=""))
-    engines.turn(result, Conditions(tmp_path, expected, threads=1, seconds=0.05))
+    engines.turn(result, Conditions(tmp_path, expected, score_threshold=0.5, threads=1, seconds=0.05))
     agreement = result.agreement
     assert agreement is not None
     assert agreement.same == agreement.found == agreement.expected == len(expected.labels)

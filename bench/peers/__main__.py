@@ -52,7 +52,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="v1", help="v1, v2, shapes, or a backbone")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=30.0, help="of a turn, at least")
-    parser.add_argument("--score", type=float, default=0.5, help="that instances must have")
+    parser.add_argument(
+        "--score", type=float, help="that instances must have; else one that is no instance's"
+    )
     parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--json", type=Path, help="all that was measured, after each round")
     parser.add_argument("--plot", type=Path, help="a picture of the rates")
@@ -70,10 +72,13 @@ def main() -> None:
     facts = machine.describe(peers, given.threads)
     with tempfile.TemporaryDirectory(prefix="peers-") as name:
         folder = Path(name)
-        expected = write_inputs(folder, given.model, given.score)
-        conditions = Conditions(folder, expected, given.threads, given.seconds)
+        expected, score = write_inputs(folder, given.model, given.score)
+        conditions = Conditions(folder, expected, score, given.threads, given.seconds)
         turns = f"{given.rounds} round{'s' * (given.rounds > 1)} of {given.seconds:g} s"
-        facts.insert(0, f"{given.model}, 640 × 480 photo, {len(expected.labels)} instances; {turns}")
+        facts.insert(
+            0,
+            f"{given.model}, 640 × 480 photo, {len(expected.labels)} instances of score {score:g} or more; {turns}",
+        )
         for result in results:
             attempt(result, "prepared", lambda: make_ready(result, conditions))
         for n in range(given.rounds):

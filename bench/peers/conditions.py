@@ -23,6 +23,7 @@ class Conditions:
     folder: Path
     # Ours in float32.
     expected: Answer
+    score_threshold: float
     threads: int
     # Of a turn, at least.
     seconds: float

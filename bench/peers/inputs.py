@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import asdict, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,14 +29,31 @@ if TYPE_CHECKING:
 
 # Per image, of networks with synthetic weights.
 MOST_DETECTIONS = 100
+# Instances of a photo, for the choice of a threshold, and the lowest that is chosen.
+FEW, MANY, LOWEST = 10, 40, 0.3
 
 
-def write_inputs(folder: Path, name: str, score_threshold: float) -> Answer:
-    """Write a network that bench/engine.py has by this name, and its photo, as `write` does; return our answer."""
+def write_inputs(folder: Path, name: str, score_threshold: float | None) -> tuple[Answer, float]:
+    """Write a network that bench/engine.py has by this name, and its photo, as `write` does.
+
+    Returns our answer and the threshold, which is chosen where none is given.
+    """
     file = io.BytesIO()
     Image.fromarray(picture(None, None, name)).save(file, "JPEG", quality=90)
     network, model = chosen(name, decode(file.getvalue()), MOST_DETECTIONS)
-    return write(folder, network, model, file.getvalue(), score_threshold)
+    if score_threshold is None:
+        scores = write(folder, network, model, file.getvalue(), LOWEST).scores
+        score_threshold = threshold_between(scores.tolist())
+    return write(folder, network, model, file.getvalue(), score_threshold), score_threshold
+
+
+def threshold_between(scores: list[float]) -> float:
+    """In the middle of the widest gap between scores, so that what is rounded otherwise moves no instance over it.
+
+    Above it are FEW to MANY of them; 0.5 where there are not as many. scores: descending.
+    """
+    gaps = [(above - below, (above + below) / 2) for above, below in pairwise(scores)]
+    return round(max(gaps[FEW - 1 : MANY], default=(0.0, 0.5))[1], 4)
 
 
 def write(folder: Path, network: nn.Module, model: Model, jpeg: bytes, score_threshold: float) -> Answer:

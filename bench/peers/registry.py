@@ -21,6 +21,9 @@ KEEP_FREED_MEMORY = {
 }
 
 
+OUR_PATH = "/segment?score_threshold={score}"
+
+
 @dataclass(frozen=True)
 class Peer:
     """An engine or a server with a program that runs it."""
@@ -38,7 +41,7 @@ class Peer:
     # Whether the program has something to export, convert or quantize first.
     prepares: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
-    # Servers: where and how a JPEG file is sent.
+    # Servers: where and how a JPEG file is sent. "{score}" stands for the threshold, if it is not the program's.
     path: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -88,7 +91,7 @@ SERVERS = (
     ),
     Peer("torchserve", "TorchServe", "float32", "torch_serve", "torchserve", path="/predictions/segment"),
     *(
-        Peer(f"serve-{precision}", "maskserve serve", precision, "maskserve_serve", "", path="/segment")
+        Peer(f"serve-{precision}", "maskserve serve", precision, "maskserve_serve", "", path=OUR_PATH)
         for precision in ("float32", "bfloat16", "int8")
     ),
 )  # fmt: skip

@@ -7,6 +7,7 @@ import json
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bench.peers.agreement import Answer, compare
@@ -31,7 +32,9 @@ HEAD = "Inference-Header-Content-Length"
 
 def turn(result: Result, conditions: Conditions) -> None:
     """Add a turn to the result, for each number of clients. Raises PeerError."""
-    peer, photo, port = result.peer, (conditions.folder / "photo.jpg").read_bytes(), free_port()
+    path = result.peer.path.format(score=conditions.score_threshold)
+    peer = replace(result.peer, path=path)
+    photo, port = (conditions.folder / "photo.jpg").read_bytes(), free_port()
     url = f"http://127.0.0.1:{port}"
     with conditions.start(peer, str(port)) as running:
         document = first_answer(running, url, peer, photo)
