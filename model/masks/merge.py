@@ -1,8 +1,9 @@
 """Detections of overlapping tiles → the objects of the image, by their masks as run lengths.
 
-What a tile has cut and another one has inside its borders is left to that one, which sees more of it. Of the others,
-two detections of one category in different tiles are one object where their masks agree inside the overlap of the
-tiles: in IoU, or because one that its tile has cut lies in the other. Then
+What a tile has cut and another one has inside its borders is left to that one, which sees more of it; and what several
+have inside, to the one with the most around it. Of the others, two detections of one category in different tiles are
+one object where their masks agree inside the overlap of the tiles: in IoU, or because one that its tile has cut lies in
+the other. Then
 
 - one that is complete, because it does not touch the border of its tile and none that agrees reaches out of it, stands
   for all that agree with it, unless they score twice as high; of several complete ones the one with the highest score;
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model.masks import runs
-from model.masks.pairs import candidates, find_pairs, seen_elsewhere, touched_borders
+from model.masks.pairs import candidates, find_pairs, seen_better, touched_borders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -121,7 +122,7 @@ def merge(found: Detections, layout: Layout) -> Detections:
     found = found.take(np.flatnonzero(found.masks.counts())).best()
     is_whole = layout.is_whole(found.tiles)
     whole, found = found.take(np.flatnonzero(is_whole)), found.take(np.flatnonzero(~is_whole))
-    found = _without_fragments(found, layout)
+    found = _left_to_others(found, layout)
     cut = touched_borders(found.boxes, found.masks, layout.tiles[found.tiles], layout.size)
     pairs = find_pairs(found.masks, found.labels, found.tiles, layout.tiles, cut)
     complete = ~np.asarray(cut.any(axis=1))
@@ -140,15 +141,11 @@ def merge(found: Detections, layout: Layout) -> Detections:
     return _with_whole(whole, objects, int(kept.sum()), layout).best()
 
 
-def _without_fragments(found: Detections, layout: Layout) -> Detections:
-    """All but what a tile has cut and another tile has inside its borders: that one sees more of it, and decides."""
-    cut = touched_borders(found.boxes, found.masks, layout.tiles[found.tiles], layout.size)
-    parts = np.flatnonzero(cut.any(axis=1))
+def _left_to_others(found: Detections, layout: Layout) -> Detections:
+    """All but what another tile has inside its borders and sees more of, or more around it: that one decides."""
     tiles = layout.tiles[: len(layout.tiles) - layout.has_whole]
-    some = found.take(parts)
-    kept = np.ones(len(found), dtype=np.bool_)
-    kept[parts[seen_elsewhere(some.boxes, some.masks, some.tiles, tiles, layout.size)]] = False
-    return found.take(np.flatnonzero(kept))
+    seen = seen_better(found.boxes, found.masks, found.tiles, tiles, layout.size)
+    return found.take(np.flatnonzero(~seen))
 
 
 def _without_duplicates(complete: Flags, pairs: Pairs) -> Flags:

@@ -25,6 +25,8 @@ AGREEMENT = 0.5
 BORDER_PIXELS = 2
 # … and by a share of the side where a tile is resized.
 BORDER_SHARE = 1 / 128
+# Share of an object's size by which its boxes in two tiles may differ.
+INEXACT = 0.1
 # Candidates that are looked at together: some ten arrays of them, 80 MB at most.
 CANDIDATES_AT_ONCE = 1 << 20
 
@@ -51,16 +53,28 @@ def touched_borders(
         tiles: [N, 4] xyxy of each one's tile.
         size: (height, width) of the image.
     """
-    outer = _outer(boxes, masks)
+    touched: Flags = _depths(_outer(boxes, masks), tiles, size) <= _near(tiles)
+    return touched
+
+
+def _near(tiles: Indices) -> NDArray[np.float64]:
+    """[N, 4] depths into tiles, pixels, up to which a detection touches the border."""
     sides = tiles[:, 2:] - tiles[:, :2]
-    near = np.tile(np.maximum(sides * BORDER_SHARE, BORDER_PIXELS), 2)
+    return np.tile(np.maximum(sides * BORDER_SHARE, BORDER_PIXELS), 2)
+
+
+def _depths(outer: NDArray[np.float64], tiles: Indices, size: tuple[int, int]) -> NDArray[np.float64]:
+    """[N, 4] how far boxes are from each border of their tile, pixels: infinite where the image ends, negative outside.
+
+    Args:
+        outer: [N, 4] xyxy around what is in the tile.
+        tiles: [N, 4] xyxy.
+        size: (height, width) of the image.
+    """
     is_inside = np.stack(
         [tiles[:, 0] > 0, tiles[:, 1] > 0, tiles[:, 2] < size[1], tiles[:, 3] < size[0]], axis=1
     )
-    # Into the tile; negative where the detection leaves it.
-    depth = (outer - tiles) * np.array([1, 1, -1, -1])
-    touched: Flags = is_inside & (depth <= near)
-    return touched
+    return np.where(is_inside, (outer - tiles) * np.array([1, 1, -1, -1]), np.inf)
 
 
 def _outer(boxes: NDArray[np.float32], masks: ColumnRuns) -> NDArray[np.float64]:
@@ -71,18 +85,23 @@ def _outer(boxes: NDArray[np.float32], masks: ColumnRuns) -> NDArray[np.float64]
     )
 
 
-def seen_elsewhere(
+def seen_better(
     boxes: NDArray[np.float32], masks: ColumnRuns, tiles: Indices, layout: Indices, size: tuple[int, int]
 ) -> Flags:
-    """[N] whether another tile has all of a detection inside its borders.
+    """[N] whether another tile has all of a detection inside its borders, and its own has cut it or less around it.
 
     Args:
         boxes: [N, 4] xyxy, pixels of the image.
-        masks: [N].
+        masks: [N], none of them empty.
         tiles: [N] number of each one's tile.
         layout: [T, 4] xyxy of the tiles.
         size: (height, width) of the image.
     """
+    outer = _outer(boxes, masks)
+    own = _depths(outer, layout[tiles], size)
+    # Both tiles see it at slightly other places.
+    inexact = BORDER_PIXELS + INEXACT * (outer[:, 2:] - outer[:, :2]).max(axis=1, initial=0)
+    enough = np.where((own <= _near(layout[tiles])).any(axis=1), -np.inf, own.min(axis=1) + inexact)
     seen = np.zeros(len(boxes), dtype=np.bool_)
     numbers = np.arange(len(layout))
     pairs = [np.zeros((0, 2), np.int64)]
@@ -95,8 +114,8 @@ def seen_elsewhere(
     for turn in range(int(counts.max(initial=0))):
         index = np.flatnonzero(turn < counts)
         others = layout[neighbours[first[index] + turn, 1]]
-        touched = touched_borders(boxes[index], masks.take(index), others, size)
-        seen[index] |= ~np.asarray(touched.any(axis=1))
+        depths = _depths(outer[index], others, size)
+        seen[index] |= (depths > _near(others)).all(axis=1) & (depths.min(axis=1) > enough[index])
     return seen
 
 

@@ -188,6 +188,17 @@ def test_what_another_tile_sees_more_of_is_left_to_it() -> None:
     assert len(merged(PAIR, (1, 0.9, 1, (60, 20, 120, 40)))) == 1
 
 
+def test_of_two_tiles_that_have_an_object_inside_the_one_with_more_around_it_decides() -> None:
+    # 34 pixels to the right border of the left tile, 6 to the left border of the right one.
+    assert merged(PAIR, (0, 0.6, 1, (66, 20, 76, 40)), (1, 0.9, 1, (66, 20, 76, 41))) == [
+        (0.6, [66, 20, 76, 40])
+    ]
+    assert merged(PAIR, (1, 0.9, 1, (66, 20, 76, 40))) == []
+    # As much in both: each may have seen it elsewhere by a few pixels, and neither is left out.
+    assert len(merged(PAIR, (0, 0.9, 1, (70, 20, 90, 40)))) == 1
+    assert len(merged(PAIR, (1, 0.9, 1, (70, 20, 90, 40)))) == 1
+
+
 def test_a_cut_object_whose_box_ends_before_the_border_is_not_complete() -> None:
     # The left tile ends at 100, the object at 140.
     found = (0, 0.9, 1, (20, 20, 94, 40)), (1, 0.7, 1, (60, 20, 140, 40))
