@@ -67,17 +67,29 @@ def write(folder: Path, network: nn.Module, model: Model, jpeg: bytes, score_thr
         jpeg: the photo.
         score_threshold: of instances.
     """
-    if not model.architecture.is_torchvision or not model.architecture.is_standard:
-        raise SystemExit(f"{model.name}: not a network that torchvision has, so no peer computes it")
+    write_network(folder, network, model, score_threshold)
     (folder / "photo.jpg").write_bytes(jpeg)
     photo = decode(jpeg)
     if not model.ranges:
         model = replace(model, ranges=measure_ranges(network, model.architecture, [photo]))
-    described = asdict(model.architecture) | {"score_threshold": score_threshold}
-    (folder / "architecture.json").write_text(json.dumps(described))
-    torch.save(network.state_dict(), folder / "weights.pt")
     model_file.save(folder / "model.safetensors", network, model)
     engine = Engine(network, model, torch.device("cpu"), "float32")
     (found,) = engine.segment([photo], [Options(score_threshold=score_threshold)])
     masks = decode_rles([rle.to_coco() for rle in found.rles()])
     return Answer(found.boxes.numpy(), found.labels.numpy(), found.scores.numpy(), masks)
+
+
+def write_network(folder: Path, network: nn.Module, model: Model, score_threshold: float) -> None:
+    """Write architecture.json and weights.pt, which programs/network.py reads. Exits where torchvision has no such one.
+
+    Args:
+        folder: gets the files.
+        network: in evaluation mode.
+        model: what is known of it.
+        score_threshold: of instances.
+    """
+    if not model.architecture.is_torchvision or not model.architecture.is_standard:
+        raise SystemExit(f"{model.name}: not a network that torchvision has, so no peer computes it")
+    described = asdict(model.architecture) | {"score_threshold": score_threshold}
+    (folder / "architecture.json").write_text(json.dumps(described))
+    torch.save(network.state_dict(), folder / "weights.pt")
