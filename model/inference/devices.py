@@ -86,7 +86,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor has instructions for it. Without them bfloat16 works, but slower than float32."""
+    """Whether the processor has instructions for it. Without them bfloat16 works, but more slowly than float32."""
     cpu = torch.cpu
     return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())  # noqa: SLF001 (no public name)
 

@@ -40,7 +40,9 @@ class Format:
 
     def fuses(self) -> bool:
         """Whether oneDNN's kernels run it: they take bias, activation and a sum along."""
-        return self.device.type == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        if self.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+            return False
+        return self.dtype != torch.bfloat16 or onednn.has_bfloat16()
 
     def conv(self, conv: nn.Conv2d, norm: nn.Module | None = None, activation: str = "none") -> Layer:
         """A convolution, and the norm and activation behind it, prepared.

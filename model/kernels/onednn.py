@@ -18,6 +18,11 @@ Geometry = tuple[list[int], list[int], list[int], int]
 _OPS: Any = torch.ops.mkldnn
 
 
+def has_bfloat16() -> bool:
+    """Whether it computes in bfloat16 here: with AVX-512 or AVX-NE-CONVERT, native or not."""
+    return bool(_OPS._is_mkldnn_bf16_supported())
+
+
 def convolution(
     x: Tensor,
     weight: Tensor,

@@ -18,6 +18,7 @@ from model.errors import EngineError
 from model.inference.engine import Engine
 from model.inference.roi_heads import BoxHead
 from model.instances import Options
+from model.kernels import onednn
 from model.masks.paste import decode, paste
 
 if TYPE_CHECKING:
@@ -142,6 +143,17 @@ def test_every_shape_runs_in_bfloat16(kind: str) -> None:
         found = segment(engine, photo(*size))
         assert found.size == size
         assert found.boxes.isfinite().all()
+
+
+def test_bfloat16_runs_where_onednn_has_no_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "has_bfloat16", lambda: False)
+    exact = segment(engine_of(THIN_SMALL), photo(96, 128))
+    engine = Engine(copy.deepcopy(network(THIN_SMALL)), described(THIN_SMALL), CPU, "bfloat16")
+    with mock.patch.object(onednn, "convolution") as convolution:
+        found = segment(engine, photo(96, 128))
+    convolution.assert_not_called()
+    assert len(found) > 5
+    assert abs(len(found) - len(exact)) <= 0.2 * len(exact)
 
 
 def test_a_very_wide_first_image_does_not_spoil_later_answers(engine: Engine) -> None:
