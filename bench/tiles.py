@@ -142,7 +142,7 @@ def main() -> None:
     tiling = Tiling(tile, options.overlap, False if options.no_whole else None)
     engine.seconds, engine.images = 0.0, 0
     before, started = forget_peak(), time.process_time()
-    merged = segment_tiled(engine, mosaic, everything, tiling)  # type: ignore[arg-type]
+    merged = segment_tiled(engine, mosaic, everything, tiling)
     records = coco_results(merged, 0, ids)
     rest = time.process_time() - started - engine.seconds
     peak = highest_resident() - before
@@ -231,7 +231,7 @@ def measure(
 ) -> Result:
     """Ours."""
     before, started = forget_peak(), time.perf_counter()
-    merged = segment_tiled(engine, mosaic, options, tiling)  # type: ignore[arg-type]
+    merged = segment_tiled(engine, mosaic, options, tiling)
     seconds = time.perf_counter() - started
     peak = highest_resident() - before
     return Result(seconds, peak, coco_results(merged, 0, ids))
