@@ -15,7 +15,7 @@ Problem (500 internal)
 ├── UnusableUrl           422  the image's address may not be fetched, or no image came from it
 ├── QueueFull             429  + Retry-After
 ├── HeaderTooLarge        431  the request line and headers have too many bytes
-├── NotReady              503  + Retry-After: loading, or after a fatal device error
+├── NotReady              503  + Retry-After: loading, after a fatal device error, or short of memory
 ├── Draining              503  + Retry-After: shutting down
 └── DeadlineExceeded      504  the answer would be too late
 
@@ -207,7 +207,7 @@ class HeaderTooLarge(Problem):
 
 
 class NotReady(Problem):
-    """The model is not loaded yet, or the device has failed."""
+    """The model is not loaded yet, the device has failed, or the decoder was killed from outside."""
 
     status = 503
     slug = "not-ready"

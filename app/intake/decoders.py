@@ -24,7 +24,7 @@ from app.intake.decoder_child import (
     raise_if_refused,
     too_slow,
 )
-from app.problems import ImageTooLarge, Problem, UndecodableImage
+from app.problems import ImageTooLarge, NotReady, Problem, UndecodableImage
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -39,6 +39,8 @@ T = TypeVar("T")
 SLOW_SECONDS = 0.25
 # So many jobs at most go on beside those that have a turn.
 MAX_SLOW = 6
+# Until a request whose decoder was killed from outside may come again.
+RETRY_SECONDS = 1.0
 # A process that is not needed any more is ended after so long.
 IDLE_SECONDS = 5.0
 # How long a process may take to start, and the first pause after one that did not.
@@ -75,7 +77,7 @@ class Decoders:
         self.turns = turns
         self.max_bytes = max_bytes
         self.memory = Memory(max_pixels * MEMORY_PER_PIXEL)
-        # Jobs that ended with their process, by reason: "time", "crash", "abandoned".
+        # Jobs that ended with their process, by reason: "time", "crash", "outside", "abandoned".
         self.killed: Counter[str] = Counter()
         self._shared_bytes = max(max_bytes, max_text, 3 * max_pixels)
         self._children: set[Child] = set()
@@ -224,8 +226,16 @@ class Decoders:
         if exit_code == -signal.SIGXCPU:
             self.killed["time"] += 1
             return too_slow(job)
-        self.killed["crash"] += 1
         log.warning("a decoder process ended with code %d, and was replaced", exit_code)
+        if exit_code == -signal.SIGKILL:
+            # Not by us, who do not wait for an answer then: by the kernel, where memory is short. The image is not at
+            # fault, and a gateway asks another replica.
+            self.killed["outside"] += 1
+            return NotReady(
+                "The decoder was killed from outside; memory may be short. Another replica may answer.",
+                retry_after=RETRY_SECONDS,
+            )
+        self.killed["crash"] += 1
         return UndecodableImage("The image cannot be decoded: the decoder gave up on it.")
 
     async def _turn(self) -> Child:
