@@ -6,6 +6,7 @@ import asyncio
 import math
 import mmap
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from app.problems import (
     BodyTooLarge,
     ImageTooLarge,
     MalformedRequest,
+    NotReady,
     Problem,
     UndecodableImage,
     UnsupportedFormat,
@@ -36,6 +38,8 @@ SMALL_BYTES = 4 << 20
 # Of pixels, that are copied before their memory is given back; whole pages.
 BAND_BYTES = 16 << 20
 BYTES_PER_PIXEL = 3
+# Until a request whose decoder was killed from outside may come again.
+RETRY_SECONDS = 1.0
 # Of an answer, which is one line. What a process sends beyond that is no answer.
 MOST_ANSWER_BYTES = 64 << 10
 
@@ -241,6 +245,17 @@ def too_slow(job: Job) -> UndecodableImage:
         f"The image cannot be decoded: it takes more than {job.seconds:.1f} seconds of processor time, "
         "the limit for a file of its bytes and pixels."
     )
+
+
+def why_lost(job: Job, exit_code: int) -> tuple[str, Problem]:
+    """The reason to count, and the answer to a job whose process has ended by itself or been killed by others."""
+    if exit_code == -signal.SIGXCPU:
+        return "time", too_slow(job)
+    if exit_code == -signal.SIGKILL:
+        # By the kernel, where memory is short: the image is not at fault.
+        detail = "The decoder was killed from outside; memory may be short. Another replica may answer."
+        return "outside", NotReady(detail, retry_after=RETRY_SECONDS)
+    return "crash", UndecodableImage("The image cannot be decoded: the decoder gave up on it.")
 
 
 def raise_if_refused(found: dict[str, Any], max_bytes: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,8 +22,9 @@ from app.intake.decoder_child import (
     Job,
     raise_if_refused,
     too_slow,
+    why_lost,
 )
-from app.problems import ImageTooLarge, NotReady, Problem, UndecodableImage
+from app.problems import ImageTooLarge, Problem, UndecodableImage
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -39,8 +39,6 @@ T = TypeVar("T")
 SLOW_SECONDS = 0.25
 # So many jobs at most go on beside those that have a turn.
 MAX_SLOW = 6
-# Until a request whose decoder was killed from outside may come again.
-RETRY_SECONDS = 1.0
 # A process that is not needed any more is ended after so long.
 IDLE_SECONDS = 5.0
 # How long a process may take to start, and the first pause after one that did not.
@@ -223,20 +221,11 @@ class Decoders:
 
     def _problem(self, job: Job, exit_code: int) -> Problem:
         """What a job is answered whose process ended."""
-        if exit_code == -signal.SIGXCPU:
-            self.killed["time"] += 1
-            return too_slow(job)
-        log.warning("a decoder process ended with code %d, and was replaced", exit_code)
-        if exit_code == -signal.SIGKILL:
-            # Not by us, who do not wait for an answer then: by the kernel, where memory is short. The image is not at
-            # fault, and a gateway asks another replica.
-            self.killed["outside"] += 1
-            return NotReady(
-                "The decoder was killed from outside; memory may be short. Another replica may answer.",
-                retry_after=RETRY_SECONDS,
-            )
-        self.killed["crash"] += 1
-        return UndecodableImage("The image cannot be decoded: the decoder gave up on it.")
+        reason, problem = why_lost(job, exit_code)
+        self.killed[reason] += 1
+        if reason != "time":
+            log.warning("a decoder process ended with code %d, and was replaced", exit_code)
+        return problem
 
     async def _turn(self) -> Child:
         """A process for one job, when it is this job's turn."""
