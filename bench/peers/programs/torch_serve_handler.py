@@ -17,5 +17,5 @@ class Handler(BaseHandler):
         self.segmenter = Segmenter(Path(os.environ["PEERS_FOLDER"]))
         self.initialized = True
 
-    def handle(self, data: list[dict[str, bytes]], context: Any) -> list[dict[str, Any]]:  # noqa: ARG002
+    def handle(self, data: list[dict[str, bytes]], context: Any) -> list[dict[str, Any]]:  # noqa: ARG002 (likewise)
         return [self.segmenter(bytes(row.get("data") or row.get("body"))) for row in data]
