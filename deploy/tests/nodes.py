@@ -53,6 +53,8 @@ class RayCluster:
         self.ports = [free_port() for _ in range(NODES + 1)]
         os.environ |= {
             "PYTHONPATH": str(ROOT),
+            # Ray writes the cluster's address below it, else over that of a cluster of the user's, or nowhere at all.
+            "RAY_TMPDIR": str(folder),
             "RAY_SERVE_ENABLE_HA_PROXY": str(int(proxy == "haproxy")),
             "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
@@ -85,6 +87,7 @@ class RayCluster:
 
     def __enter__(self) -> RayCluster:
         head = {"num_cpus": 0, "include_dashboard": False, "session_name": SESSION}
+        (self.folder / "ray").mkdir()
         try:
             self.cluster.add_node(temp_dir=str(self.folder), **head, **self.node_arguments(0))
             for number in range(1, NODES + 1):
