@@ -94,7 +94,7 @@ class Part:
                 f"{len(self.missing)} of its names are of no image here: {', '.join(self.missing[:3])}"
             )
         if self.empty_masks:
-            told.append(f"{self.empty_masks} files of masks are empty")
+            told.append(f"files of masks that are empty: {self.empty_masks}")
         if self.label_images > 1 and len(self.annotations) <= self.label_images:
             told.append(
                 "label images with one value have one object each, whatever it looks like: number the objects"

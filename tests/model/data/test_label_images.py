@@ -139,7 +139,7 @@ def test_what_may_surprise_is_told(tmp_path: Path) -> None:
     assert len(part.images) == 3
     assert len(part.annotations) == 2
     empty, single = part.notices()
-    assert empty == "1 files of masks are empty"
+    assert empty == "files of masks that are empty: 1"
     assert "one object each" in single
 
 
