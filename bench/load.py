@@ -31,6 +31,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.engine_alone import EngineAlone, engine_alone
 from bench.open_loop import Load, OpenLoop, resident_bytes
+from bench.processor_time import ProcessorTime
 from bench.wrk import ClosedLoop
 from deploy.tests.processes import Replica
 
@@ -105,13 +106,18 @@ def draw(path: Path, tallies: list[OpenLoop], capacity: float, title: str) -> No
 async def measure(options: argparse.Namespace, load: Load, alone: EngineAlone) -> None:
     """Print a line for each scenario, and what they come to."""
     one, many = ClosedLoop(1), ClosedLoop(16)
+    engine, service = ProcessorTime(), ProcessorTime()
     for _ in range(options.rounds):
+        before = ProcessorTime.of(alone.process.pid)
         alone.turn(options.seconds / options.rounds)
-        for loop in (many, one):
-            await closed(load, loop, options.seconds / options.rounds)
+        engine += ProcessorTime.of(alone.process.pid) - before
+        before = ProcessorTime.of(load.replica.running.pid)
+        await closed(load, many, options.seconds / options.rounds)
+        service += ProcessorTime.of(load.replica.running.pid) - before
+        await closed(load, one, options.seconds / options.rounds)
     print(f"engine alone: {alone.rate:.2f} images/s, p50 {1000 * statistics.median(alone.times):.1f} ms\n")
     print(f"{HEADINGS}\n{one.line()}\n{many.line()}", flush=True)
-    tallies, parts, before = [], [], many.rate
+    tallies, parts, peak = [], [], many.rate
     for factor in options.factors:
         tally = await load.open(
             factor * many.rate,
@@ -123,14 +129,26 @@ async def measure(options: argparse.Namespace, load: Load, alone: EngineAlone) -
         print(tally.line(), flush=True)
         after = await closed(load, ClosedLoop(16), options.seconds / 2)
         tallies.append(tally)
-        parts.append(2 * tally.rate() / (before + after))
-        before = after
+        parts.append(2 * tally.rate() / (peak + after))
+        peak = after
     queued, overhead = statistics.median(one.queued), statistics.median(one.overheads)
     print(
         f"\none client: p50 of total − forward = {overhead + queued:.1f} ms ({queued:.1f} ms of it in the queue)"
     )
     print(
         f"16 clients: {many.rate:.2f}/s = {many.rate / alone.rate:.1%} of the engine alone ({alone.rate:.2f}/s)"
+    )
+    # Each turn ends with one more request than the loop has counted.
+    answers = many.statuses.get("200", 0) + options.rounds
+    taken = {
+        "engine": service.engine / answers,
+        "engine alone": (engine.loop + engine.engine) / len(alone.times),
+        "event loop": service.loop / answers,
+        "decoders": service.decoders / answers,
+    }
+    print(
+        "processor time for an image, ms: "
+        + ", ".join(f"{who} {1000 * part:.1f}" for who, part in taken.items())
     )
     for tally, part in zip(tallies, parts, strict=True):
         if tally.factor >= 1:
