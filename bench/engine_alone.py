@@ -64,6 +64,9 @@ def engine_alone(images: list[bytes], settings: dict[str, str]) -> Iterator[Engi
 def main() -> None:
     """The process: for each line with a number of seconds, print the seconds of each image, as JSON."""
     sys.path.insert(0, str(ROOT))
+    from app.runtime.openmp import configure_openmp
+
+    configure_openmp()
     from app import settings
     from app.runtime.loading import load_engine
     from model.images.decode import decode

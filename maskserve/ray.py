@@ -17,8 +17,9 @@ from maskserve.server import make_importable
 
 make_importable()
 
-# Before torch is loaded. It may not compute on fewer threads than it expects (model/kernels/openmp.py).
-os.environ["OMP_DYNAMIC"] = "false"
+from app.runtime.openmp import configure_openmp
+
+configure_openmp()
 
 import ray
 from ray import serve

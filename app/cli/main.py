@@ -32,6 +32,7 @@ from app.cli.options import (
 )
 from app.cli.train import train
 from app.cli.weights import weights
+from app.runtime.openmp import configure_openmp
 from app.version import version
 
 if TYPE_CHECKING:
@@ -306,6 +307,5 @@ def key(
 
 def main() -> None:
     """Run the command line."""
-    # Before torch is loaded. It may not compute on fewer threads than it expects (model/kernels/openmp.py).
-    os.environ["OMP_DYNAMIC"] = "false"
+    configure_openmp()
     cli()

@@ -59,6 +59,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setitem(sys.modules, name, made)
     monkeypatch.delitem(sys.modules, "maskserve.ray", raising=False)
     monkeypatch.setenv("OMP_DYNAMIC", "false")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "0")
     monkeypatch.setattr("app.observability.logs.configure_logging", lambda _: None)
     yield importlib.import_module("maskserve.ray")
     sys.modules.pop("maskserve.ray", None)

@@ -58,8 +58,15 @@ def test_the_command_line_computes_right_whatever_openmp_is_told() -> None:
         "a, b = torch.ones(64, 1024), torch.ones(1024, 64);"
         "print(torch.get_num_threads(), int((a.bfloat16() @ b.bfloat16() != 1024).sum()))"
     )
-    environment = {**os.environ, "OMP_THREAD_LIMIT": "1", "OMP_DYNAMIC": "true"}
+    environment = {
+        **os.environ,
+        "OMP_THREAD_LIMIT": "1",
+        "OMP_DYNAMIC": "true",
+        "OMP_DISPLAY_ENV": "verbose",
+    }
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
     )
     assert answer.stdout.split() == ["1", "0"]
+    # What OpenMP itself says that it was told.
+    assert "GOMP_SPINCOUNT = '10000'" in answer.stderr
