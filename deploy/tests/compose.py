@@ -44,7 +44,7 @@ def main() -> int:
         Path(folder).chmod(0o755)
         stack = Stack(engine, Path(folder), {"pip.conf": given.pip_conf, "uv.toml": given.uv_toml})
         started = time.monotonic()
-        stack.compose("build", "cpu-1")
+        stack.compose("build")
         print(f"built in {time.monotonic() - started:.0f} s", flush=True)
         image.inspect(engine, stack.image)
         try:

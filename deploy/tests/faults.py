@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import time
 from statistics import median
@@ -13,7 +14,7 @@ from PIL import Image
 
 from deploy.tests.load import Outcomes, clients, flood, saturate, steady
 from deploy.tests.processes import ROOT, answers
-from deploy.tests.stack import HEARTBEAT_TIMEOUT, REPLICAS
+from deploy.tests.stack import HEARTBEAT_TIMEOUT, MEMORY, REPLICAS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -67,8 +68,8 @@ class Faults:
                 watch = asyncio.ensure_future(self.watch(row))
                 try:
                     await ROWS[row](self)
-                except AssertionError as error:
-                    self.failures.append(f"{row}: {error}")
+                except (AssertionError, LookupError, ValueError) as error:
+                    self.failures.append(f"{row}: {error!r}")
                 finally:
                     watch.cancel()
                     await asyncio.gather(watch, return_exceptions=True)
@@ -82,9 +83,11 @@ class Faults:
     async def watch(self, row: str) -> None:
         """Note what Prometheus fires."""
         while True:
-            for alert, state in (await asyncio.to_thread(self.stack.alerts)).items():
-                if state == "firing":
-                    self.fired.setdefault(alert, row)
+            # On a busy machine a question may fail; the next one comes a second later.
+            with contextlib.suppress(AssertionError, LookupError, ValueError):
+                for alert, state in (await asyncio.to_thread(self.stack.alerts)).items():
+                    if state == "firing":
+                        self.fired.setdefault(alert, row)
             await asyncio.sleep(1)
 
     def report(
@@ -207,18 +210,19 @@ class Faults:
     async def hung(self) -> None:
         """The device: its requests get 503 after the heartbeat's time-out, and the process ends after twice that."""
         await self.healthy()
+        restarts = self.restarts("cpu-1")
         async with steady(self.made, self.rate, "hung") as outcomes:
             await asyncio.sleep(SETTLE)
             process = self.stack.state("cpu-1")["State"]["Pid"]
             await asyncio.to_thread(self.stack.as_root, HANG, process, 3 * HEARTBEAT_TIMEOUT)
+            await self.until(lambda: self.restarts("cpu-1") > restarts, "the process that hangs ends")
             await self.healthy()
-        assert self.stack.state("cpu-1")["RestartCount"] > 0, "the process did not end"
         self.report("hung", f"a device hangs, found after {HEARTBEAT_TIMEOUT} s", outcomes)
 
     async def out_of_memory(self) -> None:
         """The limit is lowered to little more than what the replica has, and then photos come."""
         await self.healthy()
-        restarts = self.stack.state("cpu-1")["RestartCount"]
+        restarts = self.restarts("cpu-1")
         container = self.stack.container("cpu-1")
         pixels = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), np.uint8)
         Image.fromarray(pixels).save(file := io.BytesIO(), "JPEG", quality=50)
@@ -228,18 +232,23 @@ class Faults:
             used = self.stack.compose("exec", "-T", "cpu-1", "cat", "/proc/1/status")
             resident = next(int(line.split()[1]) for line in used.splitlines() if line.startswith("RssAnon"))
             limit = (resident << 10) + (64 << 20)
+            deadline = time.monotonic() + PATIENCE
             try:
-                await self.limit(container, limit)
-                photos = [client.ask("memory", file.getvalue()) for client in self.made[:6]]
-                outcomes.all += await asyncio.gather(*photos)
-                await self.until(
-                    lambda: self.stack.state("cpu-1")["RestartCount"] > restarts,
-                    "the replica runs out of memory",
-                )
+                # The kernel ends decoders first, and their memory may be enough: less, until it is the replica.
+                while await asyncio.to_thread(self.restarts, "cpu-1") == restarts:
+                    assert time.monotonic() < deadline, "the replica has not run out of memory"
+                    await self.limit(container, limit)
+                    photos = [client.ask("memory", file.getvalue()) for client in self.made[:4]]
+                    outcomes.all += await asyncio.gather(*photos)
+                    limit -= 24 << 20
             finally:
-                await self.limit(container, 4 << 30)
+                await self.limit(container, MEMORY)
             await self.healthy()
         self.report("memory", "a replica out of memory, its limit lowered", outcomes)
+
+    def restarts(self, replica: str) -> int:
+        """How often Docker has started it again."""
+        return int(self.stack.state(replica)["RestartCount"])
 
     async def limit(self, container: str, memory: int) -> None:
         """Set what it may take, in bytes."""
@@ -287,7 +296,10 @@ class Faults:
         )
         refused = [outcome for outcome in outcomes.all if outcome.result == "429"]
         print(f"overload: {rate:.1f} answered a second, {len(refused)} of {len(outcomes.all)} got 429")
-        assert {outcome.problem for outcome in refused} == {f"{PROBLEM}queue-full"}, refused
+        # A fast machine sends so much that the gateway refuses some too: it takes all of these clients for one.
+        problems = {outcome.problem for outcome in refused}
+        assert f"{PROBLEM}queue-full" in problems, refused
+        assert problems <= {f"{PROBLEM}queue-full", f"{PROBLEM}too-many-requests"}, refused
         assert all(int(outcome.retry_after) >= 1 for outcome in refused)
         passed = self.stack.passed("overload")
         assert not any(request.replayed for request in passed), "a 429 was sent to another replica"

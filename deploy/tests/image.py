@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from deploy.tests.processes import ROOT
+from deploy.tests.stack import MEMORY
 
 if TYPE_CHECKING:
     from deploy.tests.engine import Docker
@@ -79,5 +80,6 @@ def confined(stack: Stack) -> None:
         assert "Read-only file system" in inside("touch", path), f"{path} could be written"
     assert inside("touch", "/tmp/x") == ""
     limits = stack.state("cpu-1")["HostConfig"]
-    assert (limits["Memory"], limits["PidsLimit"], limits["ReadonlyRootfs"]) == (4 << 30, 256, True), limits
-    print("a replica: user 10001, writes to /tmp only, 4 GB and 256 processes at most")
+    assert (limits["Memory"], limits["PidsLimit"], limits["ReadonlyRootfs"]) == (MEMORY, 256, True), limits
+    assert limits["NanoCpus"] == 10**9, limits
+    print("a replica: user 10001, writes to /tmp only, one core, 4 GB and 256 processes at most")

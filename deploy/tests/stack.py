@@ -25,12 +25,14 @@ REPLICAS = ("cpu-1", "cpu-2")
 # So that a fault of seconds fires what waits for minutes, and a device that hangs is found in a test's time.
 SHORTER = {
     "[5m]": "[20s]",
+    "[6m]": "[4s]",
     "[10m]": "[20s]",
     "for: 10m": "for: 4s",
     "for: 5m": "for: 2s",
     "for: 1m": "for: 2s",
 }
 HEARTBEAT_TIMEOUT = 12
+MEMORY = 4 << 30  # bytes that a replica may take
 
 
 class Stack:
@@ -55,6 +57,9 @@ class Stack:
             "MODEL": "shapes",
             "TORCH": "cpu",
             "TAG": "compose-test",
+            "REPLICA_CPUS": "1",
+            "REPLICA_MEMORY": f"{MEMORY >> 30}g",
+            "API_KEYS_FILE": "",
             "GATEWAY_PORT": str(self.port),
             "METRICS_KEY_FILE": str(folder / "metrics-key"),
         }
@@ -63,10 +68,10 @@ class Stack:
             if file is not None and file.exists():
                 self.override["secrets"][name] = {"file": str(file)}
         for replica in REPLICAS:
-            self.override["services"][replica] = {
-                "build": {"secrets": list(self.override["secrets"])},
-                "environment": {"MASKSERVE_HEARTBEAT_TIMEOUT": str(HEARTBEAT_TIMEOUT)},
-            }
+            settings = {"MASKSERVE_HEARTBEAT_TIMEOUT": str(HEARTBEAT_TIMEOUT)}
+            self.override["services"][replica] = {"environment": settings}
+        # The one that is built for all.
+        self.override["services"]["cpu-1"]["build"] = {"secrets": list(self.override["secrets"])}
         mount = f"{shorter_alerts(folder)}:/etc/prometheus:ro"
         self.override["services"]["prometheus"] = {"volumes": [mount]}
         self.write()

@@ -16,7 +16,7 @@ from app.settings import Settings, variable
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
-REPLICAS = {name: service for name, service in SERVICES.items() if "build" in service}
+REPLICAS = {name: service for name, service in SERVICES.items() if service["image"].startswith("maskserve:")}
 
 
 def seconds(duration: str) -> int:
@@ -40,6 +40,27 @@ def test_with_nothing_configured_a_gateway_and_replicas_start() -> None:
     assert started & REPLICAS.keys()
     # Nothing has to be given: every variable has a default, or stands for nothing.
     assert not re.findall(r"\$\{\w+(:?\?[^}]*)?\}", (ROOT / "docker-compose.yml").read_text())
+
+
+@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+def test_an_image_is_built_once(profile: str) -> None:
+    built = [
+        service for service in REPLICAS.values() if profile in service["profiles"] and "build" in service
+    ]
+    assert len(built) == 1
+
+
+def test_the_gateway_has_processes_enough_to_be_reloaded_and_probed() -> None:
+    config = (ROOT / "deploy/gateway/nginx.conf").read_text()
+    [workers] = re.findall(r"^worker_processes (\d+);$", config, re.MULTILINE)
+    # The old ones and the new ones, and a shell with what it starts.
+    assert 2 * int(workers) + 16 <= SERVICES["gateway"]["deploy"]["resources"]["limits"]["pids"]
+
+
+def test_every_variable_is_documented() -> None:
+    table = (ROOT / "docs/deployment.md").read_text()
+    for name in set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text())):
+        assert f"`{name}`" in table, name
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -17,7 +17,7 @@ import httpx
 import pytest
 import yaml
 
-from app.settings import Settings
+from app.settings import Settings, variable
 from tests.app.fakes import FakeEngine
 
 if TYPE_CHECKING:
@@ -86,6 +86,21 @@ def test_the_service_refuses_before_ray_does_and_has_the_time_that_a_request_may
     assert built.max_ongoing_requests > 300
     assert built.backpressure_config.status_code == 429
     assert built.graceful_shutdown_timeout_s > 20
+
+
+def test_weights_are_kept_on_the_node(manifest: dict[str, Any]) -> None:
+    [group] = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    spec = group["template"]["spec"]
+    [worker], [owner] = spec["containers"], spec["initContainers"]
+    settings = {entry["name"]: entry["value"] for entry in worker["env"]}
+    assert {name for name in settings if name.startswith("MASKSERVE_")} <= {
+        variable(field) for field in Settings.model_fields
+    }
+    [mount] = worker["volumeMounts"]
+    assert settings["MASKSERVE_WEIGHTS_DIR"] == mount["mountPath"]
+    assert mount in owner["volumeMounts"]
+    assert owner["command"][-1] == mount["mountPath"]
+    assert mount["name"] in {volume["name"] for volume in spec["volumes"]}
 
 
 def test_limits_of_time_fit_each_other(config: dict[str, Any], manifest: dict[str, Any], module: Any) -> None:
