@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,16 +29,31 @@ class Keypoints:
     skeleton: tuple[tuple[int, int], ...] = ()
 
     def mirrored(self) -> tuple[int, ...]:
-        """For each keypoint the place of the one that it becomes in a mirrored image: "left_knee" and "right_knee"."""
+        """For each keypoint the place of the one that it becomes in a mirrored image: "left_knee" and "right_knee".
+
+        One whose counterpart is missing, or has another counterpart, keeps its place.
+        """
         places = {name: place for place, name in enumerate(self.names)}
-        return tuple(places.get(_other_side(name), place) for place, name in enumerate(self.names))
+        others = [_find_other_side(name, places) for name in self.names]
+        return tuple(other if others[other] == place else place for place, other in enumerate(others))
 
 
-def _other_side(name: str) -> str:
-    for side, other in (("left", "right"), ("right", "left")):
-        if side in name:
-            return name.replace(side, other)
-    return name
+# Exchanged in names of keypoints.
+_SIDES = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
+_SIDES |= {other: side for side, other in _SIDES.items()}
+# As words of their own, as in "left_eye", "leftEye", "eyeLeft" and "LEFT_EYE", but not in "bright_left_lamp".
+_WORDS = re.compile(r"((?<![A-Za-z])(left|right)|(?<![A-Z])(Left|Right|LEFT|RIGHT))(?![a-z])")
+# Anywhere, as in "lefteye".
+_PARTS = re.compile("|".join(_SIDES))
+
+
+def _find_other_side(name: str, places: dict[str, int]) -> int:
+    """The place of a keypoint's counterpart, or its own. places: of all keypoints, by name."""
+    for pattern in (_WORDS, _PARTS):
+        other = pattern.sub(lambda side: _SIDES[side[0]], name)
+        if other != name and other in places:
+            return places[other]
+    return places[name]
 
 
 @dataclass(frozen=True, slots=True)

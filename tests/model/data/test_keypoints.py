@@ -88,6 +88,39 @@ def test_the_other_side_is_told_by_names() -> None:
     assert Keypoints(("left_fin", "tail")).mirrored() == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("names", "mirrored"),
+    [
+        (
+            (
+                "left_eye_left_corner",
+                "left_eye_right_corner",
+                "right_eye_left_corner",
+                "right_eye_right_corner",
+            ),
+            (3, 2, 1, 0),
+        ),
+        (("Left_Front_wheel", "Right_Front_wheel", "Left_Back_wheel", "Right_Back_wheel"), (1, 0, 3, 2)),
+        (("LEFT_HIP", "RIGHT_HIP", "tail"), (1, 0, 2)),
+        (("bright_left_lamp", "bright_right_lamp", "bright_lamp"), (1, 0, 2)),
+        (("leftEye", "rightEye", "BrightEarLeft", "BrightEarRight"), (1, 0, 3, 2)),
+        (("lefteye", "righteye"), (1, 0)),
+        (("left eye", "right eye", "left", "right"), (1, 0, 3, 2)),
+        # The first two have the same counterpart.
+        (("left_lefteye", "right_righteye", "right_lefteye"), (2, 1, 0)),
+    ],
+)
+def test_each_keypoint_has_one_other_side(names: tuple[str, ...], mirrored: tuple[int, ...]) -> None:
+    own = Keypoints(names)
+    assert own.mirrored() == mirrored
+    places = np.arange(len(names), dtype=np.float32) + 10.5
+    points = np.stack([places, places, np.full(len(names), 2, np.float32)], 1)[None]
+    sample = replace(dotted(), keypoints=points, named=own)
+    again = flip(flip(sample)).keypoints
+    assert again is not None
+    assert again.tolist() == points.tolist()
+
+
 def dotted() -> Sample:
     """A sample whose keypoints lie on pixels of their own colours: red, green and blue."""
     pixels = np.zeros((40, 60, 3), np.uint8)
