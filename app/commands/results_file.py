@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from maskserve import Result
 
 FORMATS = ("coco", "coco-dataset", "cvat", "label-studio")
+# Those that have no place for an instance of a box alone.
+SHAPED = ("cvat", "label-studio")
+
+
+class CannotWrite(ValueError):  # noqa: N818 - says what happened
+    """The answers do not fit the format. The message is for the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +44,19 @@ class ResultsFile:
         """Raise ValueError, with a message for the user, if this cannot be written. options: of the requests."""
         if self.file_format not in FORMATS:
             raise ValueError(f"--format must be one of {', '.join(FORMATS)}, not {self.file_format}")
-        if self.file_format in ("cvat", "label-studio") and options.get("masks") == "none":
-            raise ValueError(f"--format {self.file_format} needs masks")
+        if self.file_format in SHAPED and options.get("masks") == options.get("keypoints") == "none":
+            raise ValueError(f"--format {self.file_format} needs masks or keypoints")
         if self.ids is not None and self.file_format != "coco":
             raise ValueError("--ids needs --out, in the format coco")
+
+    def check_answer(self, answer: Result) -> None:
+        """Raise CannotWrite if an answer has instances that cannot be written."""
+        if self.file_format in SHAPED and not all(
+            instance.has_mask or instance.record.get("keypoints") for instance in answer.instances
+        ):
+            raise CannotWrite(
+                f"--format {self.file_format} needs masks or keypoints, and the model's answers have neither"
+            )
 
     def write(
         self,
@@ -57,9 +72,11 @@ class ResultsFile:
             files: image → the folder that its name in the results is relative to.
             categories: of the model, for all formats but "coco".
             labels: where ids of images and categories come from; by default they are counted, and the model's.
+
+        Raises CannotWrite for answers that do not fit the format.
         """
         names = {path: path.relative_to(files[path]).as_posix() for path in answers}
-        named = ((names[path], result) for path, result in answers.items())
+        named = ((names[path], self._checked(result)) for path, result in answers.items())
         ids: Mapping[str, Any] = image_ids(list(names.values()))
         match self.file_format:
             case "coco":
@@ -77,6 +94,10 @@ class ResultsFile:
         with temporary.open("wb") as file:
             file.writelines(pieces)
         temporary.replace(self.path)
+
+    def _checked(self, answer: Result) -> Result:
+        self.check_answer(answer)
+        return answer
 
 
 def as_json_list(records: Iterable[Any]) -> Iterator[bytes]:

@@ -15,6 +15,7 @@ from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
 from app.commands.journal import AnswerJournal
 from app.commands.label_ids import LabelIds
+from app.commands.results_file import CannotWrite
 from app.commands.shard import Shard, name_images
 from app.commands.terminal import (
     BAD_FILE,
@@ -183,6 +184,8 @@ def segment_all(
                     if journal is not None and output.shard is not None:
                         journal.add_failure(path, reason)
                 elif journal is not None:
+                    if output.file is not None and output.shard is None:
+                        output.file.check_answer(outcome)
                     journal.add(path, outcome)
                 else:
                     print_result(path, outcome, as_json=output.as_json)
@@ -198,6 +201,10 @@ def segment_all(
     except KeyboardInterrupt:
         again = "; the same command continues from here" if journal is not None else ""
         return complain(f"interrupted{again}", INTERRUPTED)
+    except CannotWrite as error:
+        if journal is not None and not journal.answers():
+            journal.finish()
+        return complain(str(error), BAD_USAGE)
     except MaskserveError as error:
         return complain(str(error), BAD_FILE)
     except OSError as error:

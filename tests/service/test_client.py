@@ -315,7 +315,7 @@ def test_without_out_answers_are_printed(server: Any, folder: Path) -> None:
     [
         (["--model", "shapes"], 2, "combined with --url"),
         (["--format", "xml", "--out", "x"], 2, "--format must be one of coco"),
-        (["--format", "cvat", "--masks", "none", "--out", "x"], 2, "needs masks"),
+        (["--format", "cvat", "--masks", "none", "--keypoints", "none", "--out", "x"], 2, "needs masks"),
         (["--api-key-file", "none.key"], 1, "none.key: No such file"),
         (["--score-threshold", "2"], 1, "422 Invalid parameter"),
     ],
