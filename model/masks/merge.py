@@ -1,9 +1,9 @@
 """Detections of overlapping tiles → the objects of the image, by their masks as run lengths.
 
-What a tile has cut and another one has inside its borders is left to that one, which sees more of it; and what several
-have inside, to the one with the most around it. Of the others, two detections of one category in different tiles are
-one object where their masks agree inside the overlap of the tiles: in IoU, or because one that its tile has cut lies in
-the other. Then
+What another tile has inside its borders, with clearly more around it than a detection's own tile has, is left to that
+tile: nearly all of what is cut in one tile and complete in another. Of the others, two detections of one category in
+different tiles are one object where their masks agree inside the overlap of the tiles: in IoU, or because one that its
+tile has cut lies in the other. Then
 
 - one that is complete, because it does not touch the border of its tile and none that agrees reaches out of it, stands
   for all that agree with it, unless they score twice as high; of several complete ones the one with the highest score;
@@ -142,7 +142,7 @@ def merge(found: Detections, layout: Layout) -> Detections:
 
 
 def _left_to_others(found: Detections, layout: Layout) -> Detections:
-    """All but what another tile has inside its borders and sees more of, or more around it: that one decides."""
+    """All but what another tile has inside its borders, with clearly more around it: that one decides."""
     tiles = layout.tiles[: len(layout.tiles) - layout.has_whole]
     seen = seen_better(found.boxes, found.masks, found.tiles, tiles, layout.size)
     return found.take(np.flatnonzero(~seen))

@@ -88,7 +88,7 @@ def _outer(boxes: NDArray[np.float32], masks: ColumnRuns) -> NDArray[np.float64]
 def seen_better(
     boxes: NDArray[np.float32], masks: ColumnRuns, tiles: Indices, layout: Indices, size: tuple[int, int]
 ) -> Flags:
-    """[N] whether another tile has all of a detection inside its borders, and its own has cut it or less around it.
+    """[N] whether another tile has all of a detection inside its borders, and clearly more around it than its own.
 
     Args:
         boxes: [N, 4] xyxy, pixels of the image.
@@ -99,9 +99,10 @@ def seen_better(
     """
     outer = _outer(boxes, masks)
     own = _depths(outer, layout[tiles], size)
-    # Both tiles see it at slightly other places.
+    # Both tiles see it at slightly other places, also where its own has cut it: else each of two tiles might leave it
+    # to the other.
     inexact = BORDER_PIXELS + INEXACT * (outer[:, 2:] - outer[:, :2]).max(axis=1, initial=0)
-    enough = np.where((own <= _near(layout[tiles])).any(axis=1), -np.inf, own.min(axis=1) + inexact)
+    enough = own.min(axis=1) + inexact
     seen = np.zeros(len(boxes), dtype=np.bool_)
     numbers = np.arange(len(layout))
     pairs = [np.zeros((0, 2), np.int64)]

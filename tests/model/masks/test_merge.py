@@ -199,6 +199,20 @@ def test_of_two_tiles_that_have_an_object_inside_the_one_with_more_around_it_dec
     assert len(merged(PAIR, (1, 0.9, 1, (70, 20, 90, 40)))) == 1
 
 
+@pytest.mark.parametrize("width", [30, 34, 37, 40])
+@pytest.mark.parametrize("shift", [-3, -1, 0, 2])
+def test_an_object_as_wide_as_the_overlap_comes_back_once(width: int, shift: int) -> None:
+    # Both tiles find it within two pixels of the border, or one does, at places that differ by the shift.
+    for left in range(55, 106 - width):
+        seen = left + shift
+        found = merged(
+            PAIR,
+            (0, 0.95, 1, (seen, 20, min(seen + width, 100), 60)),
+            (1, 0.95, 1, (max(left, 60), 20, left + width, 60)),
+        )
+        assert [score for score, _ in found] == [0.95], left
+
+
 def test_a_cut_object_whose_box_ends_before_the_border_is_not_complete() -> None:
     # The left tile ends at 100, the object at 140.
     found = (0, 0.9, 1, (20, 20, 94, 40)), (1, 0.7, 1, (60, 20, 140, 40))
