@@ -65,7 +65,7 @@ class TiledImage:
         return image[top:bottom, left:right]
 
     def locate(self, number: int, found: Instances) -> Detections | None:
-        """What was found in a tile, in pixels of the image; None if nothing was."""
+        """What was found in a tile and is not left to another one, in pixels of the image; None if nothing is."""
         if not len(found):
             return None
         self._keypoints_from = found.keypoints_from
@@ -77,7 +77,7 @@ class TiledImage:
             masks = rectangles(np.clip(whole, 0, size).astype(np.int64))
         else:
             masks = column_runs(found.probabilities, found.boxes, found.size, rule=found.pasting)
-        return Detections(
+        located = Detections(
             boxes + np.array([left, top, left, top], dtype=np.float32),
             found.scores.numpy(),
             found.labels.numpy(),
@@ -86,6 +86,9 @@ class TiledImage:
             _located(found, (left, top)),
             has_masks=found.probabilities is not None,
         )
+        # Before the best are kept: what is left to another tile must not take the place of what that one has.
+        located = merge.leave_to_others(located, number, self.layout)
+        return located if len(located) else None
 
     def add(self, found: Detections | None) -> None:
         """Keep what `locate` has made of a tile. Of all tiles, the best MOST_MERGED are kept at least."""

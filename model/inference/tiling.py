@@ -24,7 +24,7 @@ MIN_OVERLAP, MAX_OVERLAP = 0.05, 0.5
 DEFAULT_OVERLAP = 0.2
 # Of one image: a gigapixel in tiles of 384 pixels that overlap by a quarter.
 MOST_TILES = 16_384
-# Instances of one image, after merging: the best ones are kept.
+# Detections in all tiles of one image: those with the highest scores are merged.
 MOST_MERGED = 100_000
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model.masks import runs
-from model.masks.pairs import candidates, find_pairs, seen_better, touched_borders
+from model.masks.pairs import candidates, find_pairs, intersect, is_filled, seen_better, touched_borders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -111,18 +111,42 @@ class Layout:
         whole: Flags = np.logical_and(self.has_whole, tiles == len(self.tiles) - 1)
         return whole
 
+    def neighbours(self, number: int) -> Indices:
+        """[M, 4] the tiles that overlap with one; the whole image is not a neighbour, and has none."""
+        tiles = self.tiles[: len(self.tiles) - self.has_whole]
+        if number == len(tiles):
+            return tiles[:0]
+        is_near = is_filled(intersect(tiles, tiles[[number]]))
+        is_near[number] = False
+        return tiles[is_near]
+
+
+def leave_to_others(found: Detections, number: int, layout: Layout) -> Detections:
+    """All but what another tile has inside its borders, with clearly more around it: that one decides.
+
+    What has no pixel is left out, too: nothing tells what it belongs to.
+
+    Args:
+        found: in one tile.
+        number: of the tile.
+        layout: the tiles.
+    """
+    found = found.take(np.flatnonzero(found.masks.counts()))
+    others = layout.neighbours(number)
+    seen = seen_better(found.boxes, found.masks, layout.tiles[number], others, layout.size)
+    return found.take(np.flatnonzero(~seen))
+
 
 def merge(found: Detections, layout: Layout) -> Detections:
     """The objects of the image, by descending score. Each has the number of the tile that its best part comes from.
 
     Args:
-        found: in all tiles, in any order. What has no pixel is left out: nothing tells what it belongs to.
+        found: what `leave_to_others` leaves of all tiles, in any order.
         layout: the tiles that they were found in.
     """
-    found = found.take(np.flatnonzero(found.masks.counts())).best()
+    found = found.best()
     is_whole = layout.is_whole(found.tiles)
     whole, found = found.take(np.flatnonzero(is_whole)), found.take(np.flatnonzero(~is_whole))
-    found = _left_to_others(found, layout)
     cut = touched_borders(found.boxes, found.masks, layout.tiles[found.tiles], layout.size)
     pairs = find_pairs(found.masks, found.labels, found.tiles, layout.tiles, cut)
     complete = ~np.asarray(cut.any(axis=1))
@@ -139,13 +163,6 @@ def merge(found: Detections, layout: Layout) -> Detections:
         kept[other[is_mixed & is_weak]] = False
     objects = concatenate([found.take(np.flatnonzero(kept)), _unite(found, is_part, pairs)])
     return _with_whole(whole, objects, int(kept.sum()), layout).best()
-
-
-def _left_to_others(found: Detections, layout: Layout) -> Detections:
-    """All but what another tile has inside its borders, with clearly more around it: that one decides."""
-    tiles = layout.tiles[: len(layout.tiles) - layout.has_whole]
-    seen = seen_better(found.boxes, found.masks, found.tiles, tiles, layout.size)
-    return found.take(np.flatnonzero(~seen))
 
 
 def _without_duplicates(complete: Flags, pairs: Pairs) -> Flags:

@@ -68,7 +68,7 @@ def _depths(outer: NDArray[np.float64], tiles: Indices, size: tuple[int, int]) -
 
     Args:
         outer: [N, 4] xyxy around what is in the tile.
-        tiles: [N, 4] xyxy.
+        tiles: [N, 4] xyxy, or [1, 4] for all.
         size: (height, width) of the image.
     """
     is_inside = np.stack(
@@ -86,37 +86,26 @@ def _outer(boxes: NDArray[np.float32], masks: ColumnRuns) -> NDArray[np.float64]
 
 
 def seen_better(
-    boxes: NDArray[np.float32], masks: ColumnRuns, tiles: Indices, layout: Indices, size: tuple[int, int]
+    boxes: NDArray[np.float32], masks: ColumnRuns, tile: Indices, others: Indices, size: tuple[int, int]
 ) -> Flags:
     """[N] whether another tile has all of a detection inside its borders, and clearly more around it than its own.
 
     Args:
         boxes: [N, 4] xyxy, pixels of the image.
         masks: [N], none of them empty.
-        tiles: [N] number of each one's tile.
-        layout: [T, 4] xyxy of the tiles.
+        tile: [4] xyxy of the tile that they were found in.
+        others: [T, 4] xyxy of the tiles that overlap with it.
         size: (height, width) of the image.
     """
     outer = _outer(boxes, masks)
-    own = _depths(outer, layout[tiles], size)
     # Both tiles see it at slightly other places, also where its own has cut it: else each of two tiles might leave it
     # to the other.
     inexact = BORDER_PIXELS + INEXACT * (outer[:, 2:] - outer[:, :2]).max(axis=1, initial=0)
-    enough = own.min(axis=1) + inexact
+    enough = _depths(outer, tile[None], size).min(axis=1) + inexact
     seen = np.zeros(len(boxes), dtype=np.bool_)
-    numbers = np.arange(len(layout))
-    pairs = [np.zeros((0, 2), np.int64)]
-    for one, other in candidates(layout, np.zeros_like(numbers), numbers):
-        pairs += [np.stack([one, other], axis=1), np.stack([other, one], axis=1)]
-    neighbours = np.concatenate(pairs)
-    neighbours = neighbours[np.argsort(neighbours[:, 0], kind="stable")]
-    bounds = np.searchsorted(neighbours[:, 0], np.append(numbers, len(numbers)))
-    first, counts = bounds[tiles], bounds[tiles + 1] - bounds[tiles]
-    for turn in range(int(counts.max(initial=0))):
-        index = np.flatnonzero(turn < counts)
-        others = layout[neighbours[first[index] + turn, 1]]
-        depths = _depths(outer[index], others, size)
-        seen[index] |= (depths > _near(others)).all(axis=1) & (depths.min(axis=1) > enough[index])
+    for other in others[:, None]:
+        depths = _depths(outer, other, size)
+        seen |= (depths > _near(other)).all(axis=1) & (depths.min(axis=1) > enough)
     return seen
 
 
@@ -208,7 +197,7 @@ def candidates(boxes: Indices, labels: Indices, groups: Indices) -> Iterator[tup
 
 
 def intersect(boxes: Indices, others: Indices) -> Indices:
-    """[P, 4] what pairs of boxes share; ends before it begins where that is nothing."""
+    """[P, 4] what pairs of boxes share, or boxes with the one other; ends before it begins where that is nothing."""
     return np.concatenate(
         [np.maximum(boxes[:, :2], others[:, :2]), np.minimum(boxes[:, 2:], others[:, 2:])], axis=1
     )
