@@ -51,7 +51,7 @@ def coco_dataset(
     Args:
         results: names and results.
         ids: the image id of each name.
-        categories: as `Client.model` lists them.
+        categories: as `Client.model` lists them. Their keypoints are left out where instances have none.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -59,7 +59,9 @@ def coco_dataset(
         images.append({"id": ids[name], "file_name": name, "width": result.width, "height": result.height})
         for record in result.to_coco(ids[name]):
             annotations.append({"id": len(annotations) + 1, "iscrowd": 0, **record, **labelled(record)})
-    kept = ("id", "name", "keypoints", "skeleton")
+    kept = ["id", "name"]
+    if not annotations or any(annotation.get("keypoints") for annotation in annotations):
+        kept += ["keypoints", "skeleton"]
     return {
         "images": images,
         "annotations": annotations,
@@ -69,7 +71,7 @@ def coco_dataset(
 
 def labelled(record: Mapping[str, Any]) -> dict[str, Any]:
     """The keypoints of a result in the form of a label: all of them visible (2). Nothing where it has none."""
-    if "keypoints" not in record:
+    if record.get("keypoints") is None:
         return {}
     numbers = list(record["keypoints"])
     numbers[2::3] = [2] * len(numbers[2::3])

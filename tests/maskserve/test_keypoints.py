@@ -61,6 +61,14 @@ def test_coco_results_have_them_as_they_came_and_labels_as_visible() -> None:
     assert document["categories"] == CATEGORIES
 
 
+def test_labels_name_keypoints_only_where_there_are_some() -> None:
+    without = result(keypoints=None, keypoint_scores=None, segmentation=MASK)
+    document = coco_dataset([("a.jpg", without)], {"a.jpg": 7}, CATEGORIES)
+    assert document["categories"] == [{"id": 1, "name": "person"}]
+    # Nothing is known of them where nothing was found.
+    assert coco_dataset([], {}, CATEGORIES)["categories"] == CATEGORIES
+
+
 def test_cvat_gets_skeletons_of_named_points() -> None:
     image = ET.fromstring(cvat([("a.jpg", result())], CATEGORIES)).find("image")
     (skeleton,) = image.findall("skeleton")
