@@ -103,7 +103,7 @@ class Labels:
     problems: list[Problem]
     # What was passed over and does no harm.
     notices: list[str]
-    # What its objects' keypoints are, if they have some.
+    # What its objects' keypoints are, if any has a labelled one.
     keypoints: Keypoints | None = None
 
     def usable(self) -> list[LabelledImage]:
@@ -149,7 +149,15 @@ def read_labels(place: Place, *, headers: bool = True) -> Labels:
         notices.append(
             f"{place.labels}: left out what lists a file again, without objects: {len(spare)}, first {spare[0]}"
         )
-    return Labels(place.labels, finder.root, categories.known, images, problems, notices, keypoints)
+    labels = Labels(place.labels, finder.root, categories.known, images, problems, notices, keypoints)
+    if keypoints is not None and not any(
+        _has_keypoint(a) for image in labels.usable() for a in image.annotations
+    ):
+        labels.keypoints = None
+        for image in images:
+            image.annotations = [replace(annotation, points=None) for annotation in image.annotations]
+        notices.append(f"{place.labels}: left out the keypoints, of which no object has a labelled one")
+    return labels
 
 
 def _read_images(listed: Sequence[Any]) -> tuple[list[LabelledImage], list[Problem]]:
@@ -296,6 +304,11 @@ def _with_points(annotation: Annotation, count: int, without: list[str]) -> Anno
     if points is None:
         without.append(annotation.where)
     return replace(annotation, points=read_points(None, count) if points is None else points)
+
+
+def _has_keypoint(annotation: Annotation) -> bool:
+    """Whether it is an object with a labelled keypoint."""
+    return annotation.points is not None and not annotation.crowd and bool(annotation.points.any())
 
 
 def first_of_each(problems: Sequence[Problem]) -> Iterator[tuple[str, int, Problem]]:

@@ -86,7 +86,7 @@ class Evaluation:
     unreadable: tuple[str, ...] = ()
     # Of an image, that COCO's figures count: 100, or as many as the model finds.
     detections: int = STANDARD_DETECTIONS[-1]
-    # None for a model or data without keypoints.
+    # None for a model without keypoints, and for data without a labelled one.
     keypoints: Scores | None = None
 
     def ap(self) -> dict[str, float]:
@@ -170,7 +170,7 @@ def evaluate(
         raise DatasetError(unreadable[0] if unreadable else "the dataset has no images to evaluate on")
     document = coco_document(images, annotations, dataset.categories)
     pointed: Scores | None = None
-    if keypoints is not None:
+    if keypoints is not None and any(a.get("num_keypoints") and not a.get("iscrowd") for a in annotations):
         # Objects whose file says nothing of them, as in other data than it began with.
         annotations_pointed = [{"num_keypoints": 0, **a} for a in document["annotations"]]
         pointed = Scores(

@@ -57,13 +57,27 @@ def test_the_digest_follows_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damaged", [[1, 2, 2], [1, 2, 3] * 3, ["x", 1, 2] * 3, "none"])
 def test_lists_that_are_none_are_not_labelled_and_said_so(tmp_path: Path, damaged: Any) -> None:
-    data = open_folder(folder(tmp_path, {"keypoints": damaged}))
+    data = open_folder(folder(tmp_path, {"keypoints": damaged}, {"keypoints": POINTS}))
     sample = data[0]
     assert sample.keypoints is not None
-    assert not sample.keypoints.any()
+    assert not sample.keypoints[0].any()
     (notice,) = data.notices
     assert "left out keypoints" in notice
     assert "annotation 1 of image 1 (1.png)" in notice
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [{}, {"keypoints": [0] * 9}, {"keypoints": [5, 5, 0] * 3}, {"keypoints": POINTS, "iscrowd": 1}],
+    ids=["none", "zeros", "not labelled", "a crowd"],
+)
+def test_names_without_a_labelled_keypoint_are_left_out(tmp_path: Path, annotation: dict[str, Any]) -> None:
+    data = open_folder(folder(tmp_path, annotation))
+    assert data.keypoints is None
+    assert data[0].keypoints is None
+    assert "keypoints" not in data.annotations(data[0])[0]
+    (notice,) = data.notices
+    assert notice.endswith("left out the keypoints, of which no object has a labelled one")
 
 
 def test_categories_with_different_ones_are_learned_without(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -21,6 +21,9 @@ from model.evaluation.keypoints import FIGURES, SIGMA, score_keypoints, sigmas
 from model.instances import Instances
 from model.network.architecture import SMALL
 from model.zoo.model_file import describe
+
+if TYPE_CHECKING:
+    from model.data import Sample
 
 
 def case(seed: int, keypoints: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -141,3 +144,19 @@ def test_exact_keypoints_score_one_and_shifted_ones_less() -> None:
     assert shifted.keypoints.figures["AP"] < 0.8
     # Of boxes nothing has changed.
     assert shifted.box.figures["AP"] == pytest.approx(1.0)
+
+
+class Unlabelled(Figures):
+    """Drawn people whose keypoints are labelled in crowds only."""
+
+    def annotations(self, sample: Sample) -> list[dict[str, Any]]:
+        given = super().annotations(sample)
+        crowd = {**given[0], "iscrowd": 1}
+        return [crowd, *({**annotation, "num_keypoints": 0} for annotation in given)]
+
+
+def test_without_a_labelled_keypoint_there_are_no_figures() -> None:
+    data = Unlabelled(seed=5, length=2, sides=(128, 200))
+    evaluation = evaluate(Oracle(data, 0.0), data)
+    assert evaluation.keypoints is None
+    assert evaluation.box.figures["AP"] == pytest.approx(1.0)
