@@ -30,23 +30,17 @@ from app.api.query import (
 from app.api.schemas import Answer
 from app.api.streaming import BufferedUpload, NdjsonResponse
 from app.api.tiles import count_input_pixels, segment_tiles
+from app.http.deadline import Deadline
 from app.http.disconnect import cancel_on_disconnect
 from app.http.request_context import Timings
 from app.intake.decoder_child import ImageFile
 from app.intake.uploads import Upload, read_uploads
-from app.problems import (
-    DeadlineExceeded,
-    ImageTooLarge,
-    MalformedRequest,
-    UndecodableImage,
-    UnsupportedFormat,
-)
+from app.problems import ImageTooLarge, MalformedRequest, UndecodableImage, UnsupportedFormat
 from model.inference.tiled import TiledImage
 from model.instances import MOST_INSTANCES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from types import TracebackType
 
     import numpy as np
     from numpy.typing import NDArray
@@ -208,35 +202,6 @@ async def fetch(service: Service, url: str, body: BodyBytes, seconds: float) -> 
         raise MalformedRequest('Addresses are not fetched here; send the image itself, as "image".')
     async with Deadline(seconds, "The image did not arrive from its address"):
         return Upload(await service.fetcher.get(url, body.add), "Is there an image at that address?")
-
-
-class Deadline:
-    """Raises DeadlineExceeded if a block takes longer; an asynchronous context manager."""
-
-    def __init__(self, seconds: float, what: str, at_most: float = math.inf) -> None:
-        """Start no timer yet.
-
-        Args:
-            seconds: that the block may take.
-            what: begins the sentence that the client reads.
-            at_most: seconds after which the block ends by itself; a longer deadline needs no timer.
-        """
-        self._seconds = seconds
-        self._what = what
-        self._timer = asyncio.timeout(seconds if seconds < at_most else None)
-
-    async def __aenter__(self) -> None:
-        await self._timer.__aenter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            await self._timer.__aexit__(kind, error, traceback)
-        except TimeoutError as late:
-            error = late
-        if isinstance(error, TimeoutError):
-            raise DeadlineExceeded(f"{self._what} within {max(self._seconds, 0):.3g} seconds.") from None
 
 
 @dataclass(frozen=True, slots=True)
