@@ -151,7 +151,7 @@ class BodyTooLarge(Problem):
 
 
 class ImageTooLarge(Problem):
-    """The image has more pixels than the service accepts."""
+    """The image has more pixels than the service accepts, or a side too long for the JPEG that is asked for."""
 
     status = 413
     slug = "image-too-large"

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from app.api import openapi, responses
 from app.api.auth import require_api_key
 from app.api.query import (
+    JPEG,
     JSON,
     MAX_TIMEOUT_MS,
     NDJSON,
@@ -36,6 +37,7 @@ from app.http.request_context import Timings
 from app.intake.decoder_child import ImageFile
 from app.intake.uploads import Upload, read_uploads
 from app.problems import ImageTooLarge, MalformedRequest, UndecodableImage, UnsupportedFormat
+from model.images.formats import MAX_JPEG_SIDE
 from model.inference.tiled import TiledImage
 from model.instances import MOST_INSTANCES
 
@@ -135,7 +137,7 @@ async def segment(
             responses.encode, media_type, request.state.id, model, mask_format=params.mask_format
         )
         work = answer(
-            SegmentRequest(service, timings, request.state.record, params, encode),
+            SegmentRequest(service, timings, request.state.record, params, encode, media_type),
             upload,
             body,
             min(service.settings.request_timeout, seconds_left()),
@@ -173,7 +175,7 @@ def stream(
             responses.line, index, request.state.id, service.engine.model, mask_format=params.mask_format
         )
         work = answer(
-            SegmentRequest(service, Timings(), {}, params, encode, held[index].count_tiles),
+            SegmentRequest(service, Timings(), {}, params, encode, progress=held[index].count_tiles),
             upload,
             held[index],
             min(service.settings.request_timeout, seconds_left()),
@@ -214,6 +216,8 @@ class SegmentRequest:
     record: dict[str, Any]
     params: SegmentParams
     encode: Encode
+    # Of the answer.
+    media_type: str = JSON
     # Called with the number of tiles that are done, and of all, after each tile.
     progress: Callable[[int, int], None] = lambda _done, _all: None
 
@@ -248,6 +252,11 @@ async def answer(work: SegmentRequest, upload: Upload, body: BodyBytes, seconds:
                 raise ImageTooLarge(
                     f"The image has {found.width} × {found.height} = {found.pixels} pixels; "
                     f"at most {service.settings.max_image_pixels} are accepted."
+                )
+            if work.media_type == JPEG and max(found.height, found.width) > MAX_JPEG_SIDE:
+                raise ImageTooLarge(
+                    f"The image has {found.width} × {found.height} pixels, and a JPEG has at most {MAX_JPEG_SIDE} "
+                    "a side; ask for image/png."
                 )
             layout = work.params.cut(found.height, found.width, service.engine.model)
             input_pixels = math.prod(service.engine.padded_shape(found.height, found.width))

@@ -29,6 +29,7 @@ from app.commands.terminal import (
 from maskserve import AnswerError, MaskserveError, Result
 from model.data import DatasetError
 from model.images.files import find_images, nothing_found
+from model.images.formats import ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -276,7 +277,7 @@ def write_overlays(
     overlays: Mapping[Path, Path],
     describe: Callable[[], Mapping[str, Any]],
 ) -> Iterator[tuple[Path, Outcome]]:
-    """Pass the outcomes on, each after its overlay is written; a damaged mask turns an answer into an AnswerError.
+    """Pass the outcomes on, each after its overlay is written; one that cannot be drawn turns into an AnswerError.
 
     The overlays are drawn in this process, which costs a service nothing.
 
@@ -296,8 +297,8 @@ def write_overlays(
             if model is None and any("keypoints" in found.record for found in outcome.instances):
                 model = describe()
             content = draw_overlay(path.read_bytes(), outcome, overlays[path].suffix, model)
-        except AnswerError as error:
-            yield path, error
+        except (AnswerError, ImageError) as error:
+            yield path, AnswerError(str(error))
             continue
         overlays[path].parent.mkdir(parents=True, exist_ok=True)
         overlays[path].write_bytes(content)

@@ -16,6 +16,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from model.images.formats import (
     FORMATS,
+    MAX_JPEG_SIDE,
     DamagedImage,
     ImageError,
     ImageTooBig,
@@ -145,7 +146,16 @@ _TRANSPOSE = {
 
 
 def encode_jpeg(pixels: NDArray[np.uint8], quality: int = 90) -> bytes:
-    """Pixels [H, W, 3] uint8 as a JPEG file. Colour keeps its full resolution: thin lines would smear."""
+    """Pixels [H, W, 3] uint8 as a JPEG file. Colour keeps its full resolution: thin lines would smear.
+
+    Raises ImageTooBig for more than MAX_JPEG_SIDE pixels a side.
+    """
+    height, width = pixels.shape[:2]
+    if max(height, width) > MAX_JPEG_SIDE:
+        raise ImageTooBig(
+            f"A JPEG has at most {MAX_JPEG_SIDE} pixels a side, not {width} × {height}; a PNG may have more.",
+            (width, height),
+        )
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling="4:4:4")
     return file.getvalue()

@@ -14,6 +14,8 @@ ACCEPTED = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 # The largest JPEG side, and a gigapixel, as scanners of slides and aerial cameras make. A service has its own, lower
 # limit; this one bounds what the decoder can be made to allocate.
 MAX_SIDE = 65_535
+# libjpeg writes no larger ones.
+MAX_JPEG_SIDE = 65_500
 MAX_PIXELS = 1 << 30
 
 

@@ -74,6 +74,16 @@ def test_overlay_draws_into_the_file(segment: Callable[..., Any], photo: Path, t
         assert (drawn.format, drawn.size) == ("JPEG", (120, 90))
 
 
+def test_an_overlay_that_no_jpeg_can_hold_is_a_line_that_says_so(
+    segment: Callable[..., Any], tmp_path: Path
+) -> None:
+    Image.new("RGB", (65_501, 1)).save(tmp_path / "long.png")
+    result = segment(tmp_path / "long.png", "--overlay", tmp_path / "out.jpg", *OPTIONS)
+    assert result.exit_code == 1
+    complaint = "A JPEG has at most 65500 pixels a side, not 65501 × 1; a PNG may have more."
+    assert result.stderr.splitlines()[0] == f"maskserve: {tmp_path / 'long.png'}: {complaint}"
+
+
 def test_overlays_of_several_images_go_into_a_folder_and_a_bad_file_is_one_line_that_stops_no_other(
     segment: Callable[..., Any], photo: Path, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.app.fakes import PHOTO, FakeEngine, ask, fail, png_of
+from tests.app.fakes import PHOTO, FakeEngine, ask, fail, picture, png_of
 
 PROBLEMS = [
     pytest.param("POST", "/segment", {}, 400, "malformed-request", "no image", id="empty body"),
@@ -80,6 +80,16 @@ def test_problem(
     assert "total;dur=" in response.headers["server-timing"]
     if status == 405:
         assert says in response.headers["allow"]
+
+
+def test_a_jpeg_of_more_pixels_a_side_than_it_may_have_is_refused_before_the_device_runs() -> None:
+    engine, long = FakeEngine(), picture("PNG", 65_535, 20)
+    response = ask("POST", "/segment", engine, content=long, headers={"accept": "image/jpeg"})
+    assert (response.status_code, response.json()["type"]) == (413, "urn:maskserve:problem:image-too-large")
+    assert "65535 × 20 pixels, and a JPEG has at most 65500 a side; ask for image/png" in response.text
+    assert engine.images == 0
+    response = ask("POST", "/segment", engine, content=long, headers={"accept": "image/png"})
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/png")
 
 
 def test_an_internal_error_is_logged_under_its_id_and_leaks_nothing(caplog: pytest.LogCaptureFixture) -> None:
