@@ -61,6 +61,7 @@ async def segment_tiles(
     done = 0
     batch_size = 1
     first_waited: float | None = None
+    adding = asyncio.Lock()
 
     async def run() -> None:
         nonlocal done, batch_size, first_waited
@@ -72,7 +73,10 @@ async def segment_tiles(
             if first_waited is None:
                 first_waited = result.queue_seconds
             batch_size = max(batch_size, result.batch_size)
-            tiles.add(await loop.run_in_executor(service.encoders, tiles.locate, number, result.instances))
+            located = await loop.run_in_executor(service.encoders, tiles.locate, number, result.instances)
+            async with adding:
+                # Now and then it sorts all that was found.
+                await loop.run_in_executor(service.encoders, tiles.add, located)
             done += 1
             progress(done, len(tiles))
 

@@ -37,7 +37,7 @@ class TiledImage:
         tiles.add(tiles.locate(number, found))
     instances = tiles.merge()
 
-    `locate` may run on any thread; the others belong to one.
+    All may run on any thread; `locate` for several tiles at once, the others one at a time.
     """
 
     def __init__(self, layout: Layout, options: Options) -> None:
@@ -91,7 +91,10 @@ class TiledImage:
         return located if len(located) else None
 
     def add(self, found: Detections | None) -> None:
-        """Keep what `locate` has made of a tile. Of all tiles, the best MOST_MERGED are kept at least."""
+        """Keep what `locate` has made of a tile. Of all tiles, the best MOST_MERGED are kept at least.
+
+        Most calls only append; some sort up to 2 · MOST_MERGED detections, which takes half a second.
+        """
         if found is None:
             return
         self._parts.append(found)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from app.api import streaming
 from app.api.query import TIMEOUT_HEADER
+from model.inference.tiled import TiledImage
 from tests.app.fakes import (
     PATIENCE,
     PHOTO,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from model.instances import Instances, Options
+    from model.masks.merge import Detections
 
 # In tiles of 64 pixels that overlap by a fifth: 4 × 3, and with the whole image one more.
 LARGE = picture("PNG", 200, 150)
@@ -143,6 +145,26 @@ def test_tiles_of_one_shape_share_batches_and_are_admitted_as_a_whole() -> None:
     assert (person["category"], person["bbox"]) == ("person", [0, 0, 200, 150])
     assert [dog["category"] for dog in dogs] == ["dog"] * TILES
     assert all(found["segmentation"]["size"] == [150, 200] for found in document["instances"])
+
+
+def test_detections_are_kept_one_tile_at_a_time_and_off_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names: list[str] = []
+    adding = threading.Lock()
+
+    class Recording(TiledImage):
+        def add(self, found: Detections | None) -> None:
+            assert adding.acquire(blocking=False)
+            names.append(threading.current_thread().name)
+            super().add(found)
+            adding.release()
+
+    monkeypatch.setattr("app.api.segment.TiledImage", Recording)
+    response = post("?tile=64", LARGE, settings={"encode_threads": 4})
+    assert response.status_code == 200
+    assert len(names) == TILES
+    assert all(name.startswith("maskserve-encode") for name in names)
 
 
 def test_an_image_with_more_pixels_than_may_be_in_flight_is_refused_whatever_its_tiles() -> None:
