@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from app.commands.overlay import draw_overlay
+from app.commands.segment import write_overlays
 from maskserve import AnswerError, Result
 from maskserve.export import coco_dataset, coco_results, cvat, label_studio
 from model.images.decode import decode, encode_png
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CATEGORIES: list[dict[str, Any]] = [
     {"id": 1, "name": "person", "keypoints": ["head", "foot"], "skeleton": [[1, 2]]}
@@ -110,3 +114,35 @@ def test_the_command_draws_them_by_the_model() -> None:
     assert (drawn[30, 20] != 90).any()  # on the line from head to foot
     low = decode(draw_overlay(blank, result(keypoint_scores=[5.5, 1.0]), model=model))
     assert (low[30, 20] == 90).all()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"keypoint_scores": [5.5]},
+        {"keypoints": [10.5, None, 1, 30, 40, 1]},
+        {"keypoints": [10.5, 1e300, 1, 30, 40, 1]},
+        {"keypoints": [10.5, 20.25, 1], "keypoint_scores": [5.5]},
+    ],
+    ids=["a score is missing", "null", "too far", "the model joins more"],
+)
+def test_what_does_not_fit_costs_one_overlay_only(tmp_path: Path, damaged: dict[str, Any]) -> None:
+    photos = [tmp_path / name for name in ("a.png", "b.png")]
+    for photo in photos:
+        photo.write_bytes(encode_png(np.full((60, 80, 3), 90, np.uint8)))
+    overlays = {photo: tmp_path / "drawn" / photo.name for photo in photos}
+    answers = zip(photos, (result(**damaged), result()), strict=True)
+    (_, first), (_, second) = write_overlays(answers, overlays, lambda: {"categories": CATEGORIES})
+    assert isinstance(first, AnswerError)
+    assert "do not fit one another, the model or the image" in str(first)
+    assert isinstance(second, Result)
+    assert [overlays[photo].exists() for photo in photos] == [False, True]
+
+
+def test_instances_with_different_numbers_of_keypoints_are_not_drawn() -> None:
+    document = result().document
+    document["instances"].append(
+        {**document["instances"][0], "keypoints": POINTS[:3], "keypoint_scores": [1]}
+    )
+    with pytest.raises(AnswerError, match="do not fit one another"):
+        draw_overlay(encode_png(np.full((60, 80, 3), 90, np.uint8)), Result.from_document(document))
