@@ -178,22 +178,46 @@ def candidates(boxes: Indices, labels: Indices, groups: Indices) -> Iterator[tup
         return
     # Along the longer side the fewest overlap.
     axis = int(np.ptp(boxes[:, 1::2]) > np.ptp(boxes[:, ::2]))
-    order = np.argsort(boxes[:, axis], kind="stable")
-    begins, ends = boxes[order, axis], boxes[order, axis + 2]
-    counts = np.maximum(np.searchsorted(begins, ends) - np.arange(len(order)) - 1, 0)
+    box, band, upper = _bands(boxes[:, 1 - axis], boxes[:, 3 - axis])
+    # One number for band and place: a coordinate has no more than 17 bits.
+    begins = (band << 17) + boxes[box, axis]
+    order = np.argsort(begins, kind="stable")
+    box, band, begins = box[order], band[order], begins[order]
+    ends = (band << 17) + boxes[box, axis + 2]
+    counts = np.maximum(np.searchsorted(begins, ends) - np.arange(len(box)) - 1, 0)
     load = np.append(0, np.cumsum(counts))
     begin = 0
-    while begin < len(order):
+    while begin < len(box):
         end = max(int(np.searchsorted(load, load[begin] + CANDIDATES_AT_ONCE, side="right")) - 1, begin + 1)
         place = np.repeat(np.arange(begin, end), counts[begin:end])
-        one = order[place]
-        other = order[place + 1 + np.arange(len(place)) - (load[place] - load[begin])]
+        one = box[place]
+        other = box[place + 1 + np.arange(len(place)) - (load[place] - load[begin])]
         kept = (labels[one] == labels[other]) & (groups[one] != groups[other])
+        # A pair counts once: in the first band that has both.
+        kept &= np.maximum(upper[one], upper[other]) == band[place]
         one, other = one[kept], other[kept]
         kept = is_filled(intersect(boxes[one], boxes[other]))
         one, other = one[kept], other[kept]
         yield np.minimum(one, other), np.maximum(one, other)
         begin = end
+
+
+def _bands(begins: Indices, ends: Indices) -> tuple[Indices, Indices, Indices]:
+    """Intervals in bands: [B] numbers of intervals and the band of each, once for every band that one reaches into, and
+    [N] each interval's first band.
+
+    Bands are twice as wide as intervals are on average, so B is at most 3 N, whatever the intervals.
+
+    Args:
+        begins: [N] from 0.
+        ends: [N] exclusive.
+    """
+    width = max(int(2 * np.mean(ends - begins)), 1)
+    first = begins // width
+    counts = np.maximum((ends - 1) // width - first, 0) + 1
+    number = np.repeat(np.arange(len(begins)), counts)
+    band = np.arange(len(number)) - np.repeat(np.cumsum(counts) - counts - first, counts)
+    return number, band, first
 
 
 def intersect(boxes: Indices, others: Indices) -> Indices:
