@@ -50,7 +50,7 @@ class Tiling:
         """
         if max(height, width) > MAX_SIDE:
             raise TilingError(f"An image has at most {MAX_SIDE} pixels a side, not {width} × {height}.")
-        side = self.tile if self.tile is not None else choose_tile(height, width, architecture)
+        side = self.tile if self.tile is not None else choose_tile(height, width, architecture, self.overlap)
         if side is None or (height <= side and width <= side):
             return None
         rows, high, shared_rows = _starts(height, side, self.overlap)
@@ -70,7 +70,9 @@ class Tiling:
         )
 
 
-def choose_tile(height: int, width: int, architecture: Architecture) -> int | None:
+def choose_tile(
+    height: int, width: int, architecture: Architecture, overlap: float = DEFAULT_OVERLAP
+) -> int | None:
     """The side of tiles that reach the network in their own resolution; None where the whole image nearly does.
 
     The smallest anchor is the smallest object that the network looks for, and it was trained on inputs of its own
@@ -84,6 +86,7 @@ def choose_tile(height: int, width: int, architecture: Architecture) -> int | No
         height: of the image, pixels.
         width: likewise.
         architecture: of the model.
+        overlap: of neighbouring tiles, as a share of their side.
     """
     levels = architecture.conventions.anchor_levels or (architecture.anchor_sizes,)
     smallest, *larger = sorted({float(size) for level in levels for size in level})
@@ -92,7 +95,7 @@ def choose_tile(height: int, width: int, architecture: Architecture) -> int | No
         return None
     is_strip = min(height, width) <= architecture.min_size
     side = max(architecture.max_size if is_strip else architecture.min_size, MIN_TILE)
-    while math.prod(len(_starts(n, side, DEFAULT_OVERLAP)[0]) for n in (height, width)) > MOST_TILES:
+    while math.prod(len(_starts(n, side, overlap)[0]) for n in (height, width)) > MOST_TILES:
         side *= 2
     return side
 

@@ -76,6 +76,10 @@ def test_auto_takes_larger_tiles_where_there_would_be_too_many() -> None:
     layout = Tiling().cut(32_768, 32_768, tiny)
     assert layout is not None
     assert MOST_TILES / 8 < len(layout.tiles) <= MOST_TILES + 1
+    # Only because so much of them is overlap.
+    layout = Tiling(overlap=0.5).cut(32_000, 32_000, SMALL)
+    assert layout is not None
+    assert MOST_TILES / 8 < len(layout.tiles) <= MOST_TILES + 1
 
 
 def test_too_many_tiles_and_too_long_sides_are_refused() -> None:
