@@ -130,7 +130,7 @@ class SegmentQuery(BaseModel):
     masks: MaskFormat = Field(
         "rle",
         description="`rle`: masks as COCO RLE. `polygon`: as COCO polygons, simplified. `png`: as 1-bit PNG files of "
-        "the boxes. `none`: boxes only, which is faster.",
+        "the boxes. `none`: boxes only, which is faster without `tile`.",
     )
     keypoints: KeypointFormat = Field(
         "coco",

@@ -211,7 +211,7 @@ def segment(
         typer.Option(
             metavar="rle|polygon|png|none",
             show_default="rle",
-            help="Format of the masks in JSON; `none`: boxes only, which is faster.",
+            help="Format of the masks in JSON; `none`: boxes only, which is faster without --tile.",
         ),
     ] = None,
     keypoints: Annotated[
