@@ -64,6 +64,7 @@ def record_settings(run: Path, model: model_file.Model, recipe: Recipe, *, write
     settings = {
         "architecture": model.architecture.to_dict(),
         "categories": [asdict(category) for category in model.categories],
+        "keypoints": None if model.keypoints is None else list(model.keypoints.names),
         "data": model.training.get("data"),
         "labels": model.training.get("labels"),
         "validation": model.training.get("validation"),
@@ -97,7 +98,7 @@ def record_settings(run: Path, model: model_file.Model, recipe: Recipe, *, write
                 for key, value in settings["recipe"].items()
                 if before["recipe"].get(key, value) != value
             ]
-        whole = ("architecture", "categories", "data", "labels", "backgrounds", "initial", "backbone")
+        whole = [key for key in settings if key not in ("recipe", "validation", "validation labels")]
         changed += [f"the {key}" for key in whole if before.get(key, settings[key]) != settings[key]]
         # A validation may be added or left out, but the best score of one says nothing about another.
         for key in ("validation", "validation labels"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from model.data.shapes import Shapes
 from model.network.architecture import ArchitectureError
 from model.network.build import build
 from model.training.initial import exchange_keypoints
+from model.training.recipe import TrainingError
+from model.training.run_folder import record_settings
 from model.training.train import read_log, train
 from model.zoo import model_file
 from tests.app.commands.training import tiny_networks
@@ -44,6 +47,22 @@ def test_the_loss_has_a_term_of_keypoints(tmp_path: Path, paste: str, precision:
     read = model_file.read(path)[1]
     assert read.keypoints == PERSON_KEYPOINTS
     assert read.architecture.keypoints == 17
+
+
+def test_a_run_is_not_continued_with_other_names(tmp_path: Path) -> None:
+    run, recipe = tmp_path / "run", replace(RECIPE, steps=1)
+    model = model_file.describe("people", ARCHITECTURE, CATEGORIES, keypoints=PERSON_KEYPOINTS)
+    train(PEOPLE, model, recipe, run)
+    nose, left_eye, *others = PERSON_KEYPOINTS.names
+    exchanged = replace(model, keypoints=replace(PERSON_KEYPOINTS, names=(left_eye, nose, *others)))
+    with pytest.raises(TrainingError, match=r"other settings \(the keypoints\)"):
+        record_settings(run, exchanged, recipe)
+    record_settings(run, model, recipe)
+    # Runs of before say nothing of them.
+    settings = json.loads((run / "settings.json").read_text())
+    del settings["keypoints"]
+    (run / "settings.json").write_text(json.dumps(settings))
+    record_settings(run, exchanged, recipe, write=False)
 
 
 def test_another_branch_starts_anew_and_all_else_stays() -> None:
