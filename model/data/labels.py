@@ -88,6 +88,11 @@ class Annotation:
     given: dict[str, Any]
     points: NDArray[np.float32] | None = None  # [K, 3] x, y and visibility, where the file has keypoints
 
+    @property
+    def has_keypoint(self) -> bool:
+        """Whether it is an object with a labelled keypoint, and no crowd."""
+        return self.points is not None and not self.crowd and bool(self.points.any())
+
 
 @dataclass(slots=True)
 class Labels:
@@ -151,7 +156,7 @@ def read_labels(place: Place, *, headers: bool = True) -> Labels:
         )
     labels = Labels(place.labels, finder.root, categories.known, images, problems, notices, keypoints)
     if keypoints is not None and not any(
-        _has_keypoint(a) for image in labels.usable() for a in image.annotations
+        a.has_keypoint for image in labels.usable() for a in image.annotations
     ):
         labels.keypoints = None
         for image in images:
@@ -304,11 +309,6 @@ def _with_points(annotation: Annotation, count: int, without: list[str]) -> Anno
     if points is None:
         without.append(annotation.where)
     return replace(annotation, points=read_points(None, count) if points is None else points)
-
-
-def _has_keypoint(annotation: Annotation) -> bool:
-    """Whether it is an object with a labelled keypoint."""
-    return annotation.points is not None and not annotation.crowd and bool(annotation.points.any())
 
 
 def first_of_each(problems: Sequence[Problem]) -> Iterator[tuple[str, int, Problem]]:

@@ -69,6 +69,7 @@ def take(
     files = _copy(chosen, labels.root, out)
     annotations = [a for image in chosen for a in _of(image, kept)]
     occurring = {annotation.category_id for annotation in annotations}
+    pointed = {annotation.category_id for annotation in annotations if annotation.has_keypoint}
     named = names_to_coco(labels.keypoints)
     document = {
         "images": [
@@ -76,7 +77,11 @@ def take(
             for image, name in zip(chosen, files, strict=True)
         ],
         "annotations": [_record(a, image) for image in chosen for a in _of(image, kept)],
-        "categories": [{"id": n, "name": name, **named} for n, name in categories.items() if n in occurring],
+        "categories": [
+            {"id": n, "name": name, **(named if n in pointed else {})}
+            for n, name in categories.items()
+            if n in occurring
+        ],
     }
     (out / "instances.json").write_text(json.dumps(document), encoding="utf-8")
     objects = sum(not annotation.crowd for annotation in annotations)

@@ -95,6 +95,19 @@ def test_a_part_of_a_folder_keeps_them(tmp_path: Path) -> None:
     assert data.annotations(data[0])[0]["keypoints"] == POINTS
 
 
+@pytest.mark.parametrize(
+    ("names", "pointed"), [(None, {"person": True, "dog": False}), (["dog"], {"dog": False})]
+)
+def test_a_part_names_those_of_categories_that_have_some(
+    tmp_path: Path, names: list[str] | None, pointed: dict[str, bool]
+) -> None:
+    categories = [CATEGORY, {"id": 2, "name": "dog"}]
+    both = folder(tmp_path / "all", {"keypoints": POINTS}, {"category_id": 2}, categories=categories)
+    take(both, tmp_path / "part", 1, names)
+    document = json.loads((tmp_path / "part" / "instances.json").read_text())
+    assert {category["name"]: "keypoints" in category for category in document["categories"]} == pointed
+
+
 def test_the_other_side_is_told_by_names() -> None:
     assert NAMED.mirrored() == (0, 2, 1)
     assert PERSON_KEYPOINTS.mirrored()[:5] == (0, 2, 1, 4, 3)
