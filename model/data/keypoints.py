@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 def read_names(categories: Sequence[Any]) -> tuple[Keypoints | None, str]:
     """What the categories of a COCO document call keypoints, and which of them are joined, if any has some.
 
-    The text says why they are left out where they cannot be learned: a network has one list of them for all categories.
+    The text says what is left out and why: lines that a drawing would join them by, or the keypoints where they cannot
+    be learned. A network has one list of them for all categories.
     """
     found: dict[str, Keypoints] = {}
+    unusable = ""
     for place, category in enumerate(categories):
         names = category.get("keypoints") if isinstance(category, dict) else None
         if not names:
@@ -37,11 +39,13 @@ def read_names(categories: Sequence[Any]) -> tuple[Keypoints | None, str]:
             return None, f"{where}, of which two have the same name"
         skeleton = _skeleton(category.get("skeleton") or [], len(names))
         if skeleton is None:
-            return None, f"{where}, whose skeleton is not a list of pairs of numbers from 1 to {len(names)}"
-        found[str(category.get("name"))] = Keypoints(tuple(names), skeleton)
+            unusable = unusable or (
+                f"lines between the {where}, whose skeleton is not a list of pairs of numbers from 1 to {len(names)}"
+            )
+        found[str(category.get("name"))] = Keypoints(tuple(names), skeleton or ())
     if len({known.names for known in found.values()}) > 1:
         return None, f"keypoints, of which {', '.join(sorted(found))} have different ones"
-    return next(iter(found.values()), None), ""
+    return next(iter(found.values()), None), unusable
 
 
 def _skeleton(pairs: Any, count: int) -> tuple[tuple[int, int], ...] | None:

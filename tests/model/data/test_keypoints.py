@@ -88,6 +88,17 @@ def test_categories_with_different_ones_are_learned_without(tmp_path: Path) -> N
     assert "cat, person have different ones" in data.notices[0]
 
 
+@pytest.mark.parametrize("skeleton", [[[0, 1], [0, 2]], [[2, 1, 3]], [[1, 4]], "none"])
+def test_a_bad_skeleton_costs_the_lines_alone(tmp_path: Path, skeleton: Any) -> None:
+    data = open_folder(
+        folder(tmp_path, {"keypoints": POINTS}, categories=[{**CATEGORY, "skeleton": skeleton}])
+    )
+    assert data.keypoints == Keypoints(NAMED.names)
+    assert data[0].keypoints is not None
+    (notice,) = data.notices
+    assert "left out the lines between the keypoints of categories[0], whose skeleton is not a list" in notice
+
+
 def test_a_part_of_a_folder_keeps_them(tmp_path: Path) -> None:
     take(folder(tmp_path / "all", {"keypoints": POINTS}), tmp_path / "part", 1)
     data = open_folder(tmp_path / "part")
