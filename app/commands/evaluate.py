@@ -28,6 +28,7 @@ from model.data.shapes import held_out_scenes
 from model.evaluation.coco import STANDARD_DETECTIONS, Evaluation, evaluate, match_categories, predict
 from model.evaluation.confusion import BACKGROUND, SCORE_THRESHOLD
 from model.evaluation.matching import METRICS
+from model.evaluation.sheets import sample_sheet, worst_images
 from model.inference.engine import Engine
 from model.inference.tiling import Tiling, TilingError
 from model.instances import Options
@@ -199,7 +200,8 @@ def draw_plots(
     plots.confusion_matrix(evaluation.confusion, folder / "confusion.png")
     if evaluation.matching is not None:
         plots.matching(evaluation.matching, folder / "matching.png")
-    plots.sample_sheet(samples, engine.model.categories, folder / "samples.jpg")
+    keypoints = engine.model.keypoints
+    sample_sheet(samples, engine.model.categories, folder / "samples.jpg", keypoints=keypoints)
     ids = match_categories(engine.model.categories, dataset.categories)
     options = Options(evaluation.confusion.score_threshold, categories=frozenset(ids))
     worst: list[tuple[ImageScore, Sample, Instances]] = []
@@ -212,7 +214,7 @@ def draw_plots(
         predicted = predict(engine, sample.pixels, options, tiling)
         labels = torch.tensor([ids[label] for label in predicted.labels.tolist()], dtype=torch.int64)
         worst.append((image, sample, replace(predicted, labels=labels)))
-    plots.worst_images(worst, dataset.categories, folder / "worst.jpg")
+    worst_images(worst, dataset.categories, folder / "worst.jpg", keypoints=keypoints)
 
 
 def to_document(engine: Engine, evaluation: Evaluation) -> dict[str, Any]:

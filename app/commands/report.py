@@ -20,6 +20,7 @@ from model.data.coco import CocoFolder
 from model.data.figures import Figures
 from model.data.shapes import PHOTO_PART, Shapes
 from model.evaluation.card import card
+from model.evaluation.sheets import sample_sheet
 from model.inference.calibration import MAX_IMAGES, measure_ranges, refuse_int8, sample_images
 from model.inference.engine import Engine
 from model.training.train import read_log
@@ -69,14 +70,13 @@ def validate(path: Path, steps: int, out: Path, dataset: Dataset, device: str) -
         dataset: what to validate on.
         device: where to run the model.
     """
-    from model.evaluation import plots  # noqa: PLC0415 - imports matplotlib
-
     network, model = model_file.read(path)
     samples: list[tuple[Sample, Instances]] = []
     engine = Engine(network, model, torch.device(device), "float32")
     evaluation = evaluate_with_progress(engine, dataset, samples)
     (out / "samples").mkdir(exist_ok=True)
-    plots.sample_sheet(samples, model.categories, out / "samples" / f"{steps:06d}.jpg")
+    sheet = out / "samples" / f"{steps:06d}.jpg"
+    sample_sheet(samples, model.categories, sheet, keypoints=model.keypoints)
     with (out / "validation.jsonl").open("a") as log:
         log.write(json.dumps({"steps": steps, **evaluation.ap()}) + "\n")
     figures = ", ".join(f"{name} AP {value:.4f}" for name, value in evaluation.ap().items())

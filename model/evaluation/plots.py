@@ -1,31 +1,25 @@
-"""Plots of training and evaluation: losses, precision against recall, confusion matrix, sheets of images."""
+"""Plots of training and evaluation: losses, precision against recall, confusion matrix."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from PIL import Image, ImageDraw, ImageFont
 
 from model.evaluation.confusion import BACKGROUND, IOU_THRESHOLD
-from model.images.overlay import overlay
 from model.images.text import label_name, picture_of
-from model.instances import Instances
-from model.masks.paste import Crop
 from model.training.train import TERMS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
     from matplotlib.transforms import Transform
     from numpy.typing import NDArray
 
-    from model.data import Category, Sample
     from model.evaluation.coco import Evaluation, Scores
-    from model.evaluation.confusion import Confusion, ImageScore
+    from model.evaluation.confusion import Confusion
     from model.evaluation.matching import MatchingScores
 
 # Steps over which a curve is smoothed.
@@ -222,96 +216,3 @@ def _put(
             box_alignment=(across, up), frameon=False, pad=0, annotation_clip=False,
         )
     )  # fmt: skip
-
-
-def worst_images(
-    images: Sequence[tuple[ImageScore, Sample, Instances]], categories: Sequence[Category], path: Path
-) -> None:
-    """Draw annotated objects (left) and predictions (right) of each image, below a line with its errors.
-
-    Args:
-        images: scores, samples and predictions.
-        categories: those of the dataset.
-        path: the file to write.
-    """
-    names = {category.id: category.name for category in categories}
-    side, gap, line = 520, 8, 22
-    sheet = Image.new("RGB", (2 * side + gap, len(images) * (side + gap + line) or 1), "white")
-    top = 0
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(14)
-    for score, sample, predicted in images:
-        errors = [
-            f"{count} {word}"
-            for count, word in (
-                (score.missed, "missed"),
-                (score.misclassified, "misclassified"),
-                (score.false_positive, "false positive"),
-            )
-            if count
-        ]
-        text = (
-            f"image {sample.image_id}: quality {score.quality:.2f}, {score.found} found, {', '.join(errors)}"
-        )
-        draw.text((2, top + 3), text, fill="black", font=font)
-        true = Instances(
-            (int(sample.pixels.shape[0]), int(sample.pixels.shape[1])),
-            torch.from_numpy(sample.boxes),
-            torch.ones(len(sample.labels)),
-            torch.from_numpy(sample.labels),
-            None,
-        )
-        pictures = (
-            overlay(sample.pixels, true, names, list(true_crops(sample))),
-            overlay(sample.pixels, predicted, names),
-        )
-        height = 0
-        for column, pixels in enumerate(pictures):
-            tile = Image.fromarray(pixels)
-            tile.thumbnail((side, side), Image.Resampling.LANCZOS)
-            sheet.paste(tile, (column * (side + gap), top + line))
-            height = max(height, tile.height)
-        top += line + height + gap
-    sheet.crop((0, 0, sheet.width, max(top, 1))).save(path, quality=88)
-
-
-def true_crops(sample: Sample) -> Iterator[Crop]:
-    """The annotated masks of a sample, each cropped to its box."""
-    for mask, (x0, y0, x1, y1) in zip(sample.masks, sample.boxes.astype(int).tolist(), strict=True):
-        yield Crop(x0, y0, mask[y0:y1, x0:x1].astype(bool))
-
-
-def sample_sheet(
-    samples: Sequence[tuple[Sample, Instances]],
-    categories: Sequence[Category],
-    path: Path,
-    *,
-    columns: int = 3,
-) -> None:
-    """Draw predictions on their images, side by side on one sheet.
-
-    Args:
-        samples: images and predictions.
-        categories: those of the model.
-        path: the file to write.
-        columns: images per row.
-    """
-    names = {category.id: category.name for category in categories}
-    side, gap = 420, 8
-    tiles = []
-    for sample, instances in samples:
-        tile = Image.fromarray(overlay(sample.pixels, instances, names))
-        tile.thumbnail((side, side), Image.Resampling.LANCZOS)
-        tiles.append(tile)
-    rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * (side + gap) - gap, rows * (side + gap) - gap), "white")
-    for number, tile in enumerate(tiles):
-        row, column = divmod(number, columns)
-        sheet.paste(
-            tile,
-            (
-                column * (side + gap) + (side - tile.width) // 2,
-                row * (side + gap) + (side - tile.height) // 2,
-            ),
-        )
-    sheet.save(path, quality=88)
