@@ -123,7 +123,8 @@ def evaluate(
         dataset: the annotated images. Unreadable ones are skipped and listed in the result.
         score_threshold: of the detections that the confusion of categories and the figures of matching count; COCO's
             count all.
-        tiling: how images are cut; None: not. COCO's figures then count all instances of an image.
+        tiling: how images are cut; None: not. COCO's figures then count all instances of an image, but those of
+            keypoints 20 as ever.
         on_image: is called with each index, sample and prediction.
 
     Raises DatasetError if no image can be read, TilingError.

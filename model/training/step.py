@@ -241,7 +241,8 @@ def _losses(
         # Each term is a mean over its samples. To make it the mean over the samples of all processes, weight a
         # process's mean by its share of the samples.
         share = counts / group.sum(counts.clone()).clamp(min=1)
-        # torchvision does not say how many keypoints it counted, so L_kp is weighted by the objects that have them.
+        # torchvision does not say how many keypoints it counted, so L_kp is weighted by all positive RoIs, with
+        # keypoints or without.
         column = {"loss_objectness": 0, "loss_rpn_box_reg": 0, "loss_mask": 2, "loss_keypoint": 2}
         parts = [part * share[column.get(name, 1)] for part, name in zip(parts, names, strict=True)]
     whole = group.sum(torch.stack(parts).detach().clone())
