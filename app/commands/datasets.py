@@ -11,7 +11,8 @@ from model.data.matching import compare_categories, rename_alike
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from model.data import Category, Dataset
+    from model.data import Category, Dataset, Keypoints
+    from model.training.recipe import Recipe
 
 
 def describe_training_data(dataset: Dataset) -> list[str]:
@@ -25,6 +26,24 @@ def describe_training_data(dataset: Dataset) -> list[str]:
     if (refusal := tally.refusal()) is not None:
         raise DatasetError(f"{dataset.path}: {refusal}")
     return [*dataset.notices, f"{dataset.path}: {tally}"]
+
+
+def describe_mirroring(keypoints: Keypoints | None, recipe: Recipe) -> list[str]:
+    """What to say where images are mirrored and no keypoint becomes another: names may say sides otherwise.
+
+    Args:
+        keypoints: of the model; None where it has none.
+        recipe: how often images are mirrored.
+    """
+    flips = ["--flip 0"] * (recipe.flip > 0) + ["--flip-vertical 0"] * (recipe.flip_vertical > 0)
+    if keypoints is None or not flips or len(keypoints.names) == 1:
+        return []
+    if keypoints.mirrored() != tuple(range(len(keypoints.names))):
+        return []
+    told = (
+        "no two keypoints are named as the left and the right one, so mirrored images keep them as they are"
+    )
+    return [f"{told}: {' '.join(flips)} if some are of one side"]
 
 
 def check_evaluation_data(

@@ -14,7 +14,12 @@ import torch
 import typer
 from rich.progress import MofNCompleteColumn, TextColumn
 
-from app.commands.datasets import check_evaluation_data, describe_training_data, label_digests
+from app.commands.datasets import (
+    check_evaluation_data,
+    describe_mirroring,
+    describe_training_data,
+    label_digests,
+)
 from app.commands.evaluate import missing_packages, open_evaluation_data
 from app.commands.network import NetworkOptions, initialize
 from app.commands.report import report, validate
@@ -145,6 +150,7 @@ def _run(
         group, device = join(device)
         final = replace(final, **given)
         final.check()
+        notices += describe_mirroring(model.keypoints, final)
         with claim(out) if group.first else nullcontext():
             if group.first:
                 typer.echo("\n".join(dict.fromkeys(notices)), err=True, nl=bool(notices))

@@ -12,10 +12,12 @@ from typer.testing import CliRunner
 
 from app.cli.main import cli
 from app.commands import train as cli_train
+from app.commands.datasets import describe_mirroring
 from app.commands.network import NetworkOptions
 from app.commands.source import Source
-from model.data import Category
+from model.data import Category, Keypoints
 from model.network.build import build
+from model.training.recipe import Recipe
 from model.zoo import model_file
 from tests.app.commands.training import QUICK, TINY
 from tests.model.data.folders import OUTLINE, picture, sound, write
@@ -90,6 +92,34 @@ def test_training_says_before_the_first_step_what_it_learns_from(
     assert "learning from 4 images with 3 objects and 3 masks (1 image without objects)" in said
     assert "left out category 'things'" in said
     assert "learning from 4 images" in (tmp_path / "run" / "model.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("names", "flips", "says"),
+    [
+        (("a", "b"), {"flip": 0.5}, "as they are: --flip 0 if some"),
+        (("a", "b"), {"flip": 0.5, "flip_vertical": 0.5}, "as they are: --flip 0 --flip-vertical 0 if some"),
+        (("a", "b"), {"flip": 0.0}, None),
+        (("left_hand", "right_hand"), {"flip": 0.5}, None),
+        (("a",), {"flip": 0.5}, None),
+        ((), {"flip": 0.5}, None),
+    ],
+)
+def test_keypoints_that_mirrored_images_keep_are_said(
+    names: tuple[str, ...], flips: dict[str, float], says: str | None
+) -> None:
+    said = describe_mirroring(Keypoints(names) if names else None, Recipe(**flips))
+    assert len(said) == (says is not None)
+    assert says is None or says in said[0]
+
+
+def test_a_training_says_that_mirrored_images_keep_keypoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = change_annotations(sound(), keypoints=[45, 35, 2, 50, 40, 2])
+    document["categories"][0]["keypoints"] = ["a", "b"]
+    assert train(write(tmp_path / "data", document), tmp_path / "run") == 0
+    assert "no two keypoints are named as the left and the right one" in capsys.readouterr().err
 
 
 def test_boxes_alone_are_trained_on_without_masks(tmp_path: Path) -> None:
