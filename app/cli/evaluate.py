@@ -130,7 +130,7 @@ def calibrate(
         typer.Option(
             metavar="FILE",
             show_default=False,
-            help="File to write; by default the model's own, or NAME.safetensors for a COCO model.",
+            help="File to write; by default the model's own, or NAME.safetensors for a name.",
         ),
     ] = None,
 ) -> None:

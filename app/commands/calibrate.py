@@ -21,7 +21,7 @@ from model.inference.calibration import (
     refuse_int8,
     sample_images,
 )
-from model.zoo import model_file, zoo
+from model.zoo import catalogue, model_file, zoo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,7 +35,8 @@ def run_calibration(name: str, images: Sequence[Path], out: Path | None, weights
     Args:
         name: a model's name or file.
         images: image files and folders of them. A model of drawn shapes needs none: it is calibrated on drawn scenes.
-        out: the file to write. None overwrites the model's own file, or writes NAME.safetensors if it has none.
+        out: the file to write. None overwrites a model's file that was named, and writes NAME.safetensors for a name:
+            what comes with maskserve stays as it is.
         weights_folder: where downloaded weights are.
     """
     if name == zoo.AUTO:
@@ -70,7 +71,8 @@ def run_calibration(name: str, images: Sequence[Path], out: Path | None, weights
         for reason in skipped:
             typer.echo(f"skipped: {reason}", err=True)
         source = zoo.file_of(name)
-        target = out or source or Path(f"{model.name}.safetensors")
+        own = None if name in catalogue.bundled() else source
+        target = out or own or Path(f"{model.name}.safetensors")
         if source is None:
             model_file.save(target, network, model)
         else:

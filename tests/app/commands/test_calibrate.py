@@ -108,6 +108,20 @@ def test_a_coco_model_gets_a_file_of_its_own(folder: Path, monkeypatch: pytest.M
     assert ready(Path("maskrcnn_resnet50_fpn.safetensors"))
 
 
+def test_a_bundled_model_stays_as_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundled = folder / "bundled" / "shapes.safetensors"
+    bundled.parent.mkdir()
+    model_file.save(bundled, build(THIN), model_file.describe("shapes", THIN, CATEGORIES))
+    before = bundled.read_bytes()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(zoo, "load", lambda *_, **__: model_file.read(bundled))
+    monkeypatch.setattr(zoo, "file_of", lambda _: bundled)
+    result = calibrate("shapes", "photos")
+    assert result.exit_code == 0, result.output
+    assert ready(Path("shapes.safetensors"))
+    assert bundled.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
