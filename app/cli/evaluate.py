@@ -26,7 +26,11 @@ Images = Annotated[
 ]
 Split = Annotated[
     str | None,
-    typer.Option(metavar="train|val", show_default="train, and val for evaluation", help="Of Cityscapes."),
+    typer.Option(
+        metavar="train|val|…",
+        show_default="train, and val for evaluation",
+        help="Which part of a folder that has several.",
+    ),
 ]
 SkipDamaged = Annotated[
     bool,

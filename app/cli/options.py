@@ -17,10 +17,11 @@ def setting_help(field: str) -> str:
 
 def list_settings() -> str:
     """All settings with their defaults, for the end of a help text."""
+    # The default of this one depends on the machine, and its description says how.
+    defaults = {"weights_dir": "see there"}
     lines = [
-        f"- `{settings.variable(field)}` ({settings.default(field)}): {known.description}"
+        f"- `{settings.variable(field)}` ({defaults.get(field, settings.default(field))}): {known.description}"
         for field, known in settings.Settings.model_fields.items()
-        if field != "weights_dir"
     ]
     return "\n".join(["Every setting has an environment variable (its default in parentheses):", "", *lines])
 
@@ -50,7 +51,7 @@ Ids = Annotated[
     typer.Option(
         metavar="FILE",
         show_default=False,
-        help="With --out: the label file to measure the results against; image and category ids are taken from it.",
+        help="The label file that the results will be measured against: they get its ids of images and categories.",
     ),
 ]
 
