@@ -104,10 +104,15 @@ $(BROWSER): | $(READY)
 ifeq ($(CHROMIUM),skip)
 	@echo "Chromium is not looked for: without it the tests of the page are skipped"
 else
-	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	@command -v chromium-headless-shell >/dev/null \
+	    || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	        && echo "installing the package chromium-headless-shell with apt-get, for the tests of the page …" \
+	        && apt-get update -qq >/dev/null 2>&1 \
+	        && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium-headless-shell >/dev/null 2>&1; } \
+	    || command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
 	    || { echo "the tests of the page need Chromium, which is not installed; 'make test CHROMIUM=skip' does without"; \
 	        test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing the package chromium with apt-get …" \
-	        && apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium >/dev/null 2>&1; } \
+	        && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium >/dev/null 2>&1; } \
 	    || { echo "installing Playwright's Chromium in your home folder …" && $(BIN)/playwright install chromium; } \
 	    || echo "no Chromium: the tests of the page will be skipped"
 	@touch $@

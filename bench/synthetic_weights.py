@@ -30,6 +30,8 @@ def synthetic_weights(architecture: Architecture, image: Tensor, seed: int = 0) 
         norm.momentum = 1.0
         norm.train()
     transform = normed.transform
+    # Nobody looks at the instances, and to paste the masks of a thousand would take half of the time.
+    transform.postprocess = lambda found, *_: found
     # Large enough that the coarsest level has more than a handful of cells to take statistics from.
     transform.min_size, transform.max_size = (
         (max(320, architecture.min_size),),
@@ -60,6 +62,7 @@ def synthetic_weights(architecture: Architecture, image: Tensor, seed: int = 0) 
     normed([image])
     for hook in hooks:
         hook.remove()
+    del transform.postprocess
     if architecture == with_norms:
         return normed.requires_grad_(requires_grad=False)
     network = build(architecture)

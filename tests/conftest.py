@@ -14,7 +14,7 @@ from app.runtime import cpus
 from app.runtime.allocator import release_freed_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 # Settings of whoever runs the tests would change what they test.
 for name in [name for name in os.environ if name.upper().startswith("MASKSERVE_")]:
@@ -31,19 +31,24 @@ cpus.usable_cpus = lambda *cgroup: usable_cpus(*cgroup) if cgroup else 1
 
 # They run first, so that no worker of pytest-xdist ends long after the other.
 LONGEST = (
-    "test_faults.py",
     "test_attacks.py",
+    "test_wheel.py",
+    "test_page.py",
+    "test_cycle.py",
     "test_torchvision.py",
     "test_training_runs.py",
-    "test_wheel.py",
-    "test_examples.py",
-    "test_cycle.py",
-    "test_serving.py",
-    "test_page.py",
-    "test_nasty.py",
-    "test_golden_detectron2.py",
     "test_engine.py",
-    "test_client.py",
+    "test_faults.py",
+    "test_tiles_on_the_page.py",
+    "test_page_problems.py",
+    "test_resources.py",
+    "test_serving.py",
+    "test_golden_detectron2.py",
+    "test_examples.py",
+    "test_nasty.py",
+    "test_large_images.py",
+    "test_painting.py",
+    "test_dense_images.py",
 )
 
 # Bytes of the tests' process from which on it is worth looking for what a file of tests has left.
@@ -58,6 +63,17 @@ def _release_memory() -> Iterator[None]:
     if memory.exists() and int(memory.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > WORTH_RELEASING:
         gc.collect()
         release_freed_memory()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Do not look for garbage among what is imported now and stays: each look would take half a second, also later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -101,7 +101,9 @@ async def serving(
     **settings: Any,
 ) -> AsyncIterator[tuple[httpx.AsyncClient, FastAPI]]:
     """A client of an application that is ready, or with wait=False still loads."""
-    app = create_app(Settings(**settings), load or (lambda: engine or FakeEngine()), on_failure)
+    # Two decoders would start with the first image, and take a quarter of a second of processor time.
+    given = Settings(**{"decode_processes": 1, **settings})
+    app = create_app(given, load or (lambda: engine or FakeEngine()), on_failure)
     transport = httpx.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),

@@ -7,6 +7,7 @@ import socket
 import struct
 import zlib
 from contextlib import closing, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
 SECONDS = 60.0  # for sockets; met only when something hangs
 
@@ -95,21 +96,27 @@ def bmp_rle() -> bytes:
     return b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + header + bytes(1024) + pixels
 
 
-def files() -> Iterator[tuple[str, bytes]]:
-    """Names and files, each of which is sent twice at once."""
-    yield "C1 JPEG of 3,000 scans", many_scans(1500, 3000)
-    yield "C2 TIFF of tiny tiles", tiff_of_tiny_tiles()
-    yield "C4 PNG with a profile of line breaks", raw_profile()
-    yield "H5 WebP of 49 megapixels in 40 bytes", webp_canvas()
-    yield "H5 TIFF of 49 million floats", float_tiff()
-    yield "H6 BMP of run lengths", bmp_rle()
-    yield "H6 PNG of empty chunks", empty_chunks()
+def empty_lists() -> bytes:
+    """C3: JSON of nine million of them."""
+    return b'{"image":[' + b"[]," * 9_000_000 + b"[]]}"
 
 
-def documents() -> Iterator[tuple[str, bytes]]:
-    """C3: bodies of JSON."""
-    yield "lists", b'{"image":[' + b"[]," * 9_000_000 + b"[]]}"
-    yield "keys", b"{" + b",".join(b'"%d":0' % number for number in range(2_000_000)) + b"}"
+def keys_without_end() -> bytes:
+    """C3: JSON of two million keys."""
+    return b"{" + b",".join(b'"%d":0' % number for number in range(2_000_000)) + b"}"
+
+
+# Each is sent twice at once, and made only then.
+FILES: dict[str, Callable[[], bytes]] = {
+    "C1 JPEG of 3,000 scans": partial(many_scans, 1500, 3000),
+    "C2 TIFF of tiny tiles": tiff_of_tiny_tiles,
+    "C4 PNG with a profile of line breaks": raw_profile,
+    "H5 WebP of 49 megapixels in 40 bytes": webp_canvas,
+    "H5 TIFF of 49 million floats": float_tiff,
+    "H6 BMP of run lengths": bmp_rle,
+    "H6 PNG of empty chunks": empty_chunks,
+}
+DOCUMENTS: dict[str, Callable[[], bytes]] = {"lists": empty_lists, "keys": keys_without_end}
 
 
 # --- connections

@@ -176,7 +176,7 @@ def start_for_module(model_file: Path) -> Iterator[Callable[..., Server]]:
 @pytest.fixture(scope="session")
 def server(model_file: Path) -> Iterator[Server]:
     """One server for all tests that need nothing of it but answers; small limits, so that they are soon met."""
-    running = Server(model_file, forked=False, max_upload_bytes=400_000, body_timeout=1, request_timeout=600)
+    running = Server(model_file, max_upload_bytes=400_000, body_timeout=1, request_timeout=600)
     try:
         yield running.wait_until_ready()
     finally:

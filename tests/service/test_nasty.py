@@ -9,6 +9,7 @@ import random
 import struct
 import time
 import zlib
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +115,7 @@ def hostile() -> Iterator[tuple[str, bytes]]:
     yield "zeros", bytes(5000)
 
 
+@cache
 def corpus() -> list[tuple[str, bytes]]:
     """The files that come with the workplace, where they are, and those made here."""
     found = [(path.name, path.read_bytes()) for path in sorted(NASTY.glob("*")) if path.suffix != ".json"]

@@ -362,13 +362,15 @@ def test_a_model_that_is_not_there_ends_the_server_with_one_line(
     assert not any("Traceback" in line for line in running.log)
 
 
-def test_a_port_in_use_ends_the_server_with_one_line(server: Any, command: Callable[..., Any]) -> None:
+def test_a_port_in_use_ends_the_server_with_one_line(server: Any, start: Callable[..., Any]) -> None:
     port = urlsplit(server.url).port
-    result = command("serve", "--port", port)
-    assert result.returncode == 1
+    running = start(program=("-m", "app.cli", "serve", "--port", str(port)))
+    assert running.ended() == 1
+    with pytest.raises(AssertionError, match="the server ended"):
+        running.wait_for(re.compile("is ready"))
     assert (
         f"cannot listen on 127.0.0.1 port {port}: it is in use; choose another with --port or MASKSERVE_PORT"
-        in result.stderr
+        in running.log[-1]
     )
 
 

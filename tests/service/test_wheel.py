@@ -191,6 +191,7 @@ def test_processes_that_the_installed_command_starts_find_the_code(with_server: 
     done = run(
         with_server / "maskserve", "train", "--data", "scenes", "--out", "out", "--steps", "1", "--batch-size", "1",
         "--workers", "1", "--sizes", "64", "--rois", "8", "--channels", "16",
+        "--architecture", "mobilenet_v3_small",
         cwd=tmp_path, OMP_WAIT_POLICY="passive",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

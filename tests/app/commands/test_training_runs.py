@@ -22,6 +22,7 @@ from model.data.shapes import Shapes
 from model.training import run_folder
 from model.training.train import RunLog, read_log
 from tests.app.commands.training import COMMAND, KILLED_AFTER, as_arguments
+from tests.service.forks import ForkedProcess
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,8 +75,10 @@ def test_run_that_was_killed_ends_with_the_same_weights_bit_for_bit(
     options, killed = {**OPTIONS, "checkpoint_every": 2}, tmp_path / "killed"
     words = ["-m", COMMAND, "train", "--data", scenes, "--out", killed, *as_arguments(options)]
     # The first step is 0: five are logged, and four are in the checkpoint.
-    done = start(*words, **{KILLED_AFTER: "4"})
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = ForkedProcess([str(word) for word in words], ROOT, {**os.environ, KILLED_AFTER: "4"})
+    with process.stderr as stderr:
+        said = stderr.read()
+    assert process.wait(PATIENCE) == -signal.SIGKILL, said
     assert len(read_log(killed / "log.jsonl")) == 5
     assert torch.load(killed / "checkpoint.pt", weights_only=True)["step"] == 4
     assert cli_train.run_training(Source(str(scenes)), killed, NetworkOptions(), "cpu", options) == 0

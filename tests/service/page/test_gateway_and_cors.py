@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +20,7 @@ SCENE = Path(__file__).parents[3] / "examples" / "shapes" / "images" / "000049.j
 GATEWAY = "http://localhost:1"  # nothing is there; the test answers for it
 SEGMENT = """async ([url, headers, content]) => {
   try {
-    const body = new Uint8Array(content);
+    const body = Uint8Array.from(atob(content), (character) => character.charCodeAt(0));
     const response = await fetch(url, { method: "POST", body, headers });
     return {
       status: response.status,
@@ -58,7 +59,7 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 def segment(page: Page, url: str) -> dict[str, Any]:
-    return page.evaluate(SEGMENT, [url, HEADERS, list(SCENE.read_bytes())])
+    return page.evaluate(SEGMENT, [url, HEADERS, base64.b64encode(SCENE.read_bytes()).decode()])
 
 
 def test_a_page_of_an_origin_that_the_setting_names_gets_answers_and_refusals(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import shutil
@@ -106,13 +107,14 @@ def test_a_dropped_or_pasted_image_is_segmented(visit: Callable[..., Any], scene
     visited.page.evaluate(
         """async ([event, bytes]) => {
           const files = new DataTransfer();
-          files.items.add(new File([new Uint8Array(bytes)], "mine.jpg", { type: "image/jpeg" }));
+          const content = Uint8Array.from(atob(bytes), (character) => character.charCodeAt(0));
+          files.items.add(new File([content], "mine.jpg", { type: "image/jpeg" }));
           const given = event === "drop"
             ? new DragEvent("drop", { dataTransfer: files, bubbles: true, cancelable: true })
             : new ClipboardEvent("paste", { clipboardData: files, bubbles: true, cancelable: true });
           document.querySelector("#stage").dispatchEvent(given);
         }""",
-        [event, list(content)],
+        [event, base64.b64encode(content).decode()],
     )
     visited.wait_for_answer()
     assert visited.shown == captions(scene)
