@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import time
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -31,15 +32,30 @@ CLIENTS = 14  # of the overload; the gateway takes all of them for one, who may 
 PROBLEM = "urn:maskserve:problem:"
 
 KILL = "import os, sys; os.kill(int(sys.argv[1]), 9)"
-# Stops every thread but the first, as a device that hangs stops the thread that waits for it.
+# Stops every thread but the first, as a device that hangs stops the thread that waits for it. If one of them has the
+# interpreter's lock, which such a thread has given up, the first one hangs too: then they go on, and it tries again.
 HANG = """
-import ctypes, os, sys, time
+import ctypes, os, sys, time, urllib.request
 process, seconds = int(sys.argv[1]), float(sys.argv[2])
+SEIZE, INTERRUPT, CONTINUE = 0x4206, 0x4207, 7
 libc = ctypes.CDLL(None, use_errno=True)
-for thread in map(int, os.listdir(f"/proc/{process}/task")):
-    if thread != process:
-        assert libc.ptrace(0x4206, thread, 0, 0) == 0, os.strerror(ctypes.get_errno())  # PTRACE_SEIZE
-        assert libc.ptrace(0x4207, thread, 0, 0) == 0  # PTRACE_INTERRUPT
+def trace(request, threads):
+    for thread in threads:
+        assert libc.ptrace(request, thread, 0, 0) == 0, os.strerror(ctypes.get_errno())
+def answers():
+    try:
+        return urllib.request.urlopen("http://127.0.0.1:8000/livez", timeout=2).status == 200
+    except OSError:
+        return False
+threads = [thread for thread in map(int, os.listdir(f"/proc/{process}/task")) if thread != process]
+trace(SEIZE, threads)
+trace(INTERRUPT, threads)
+while not answers():
+    for thread in threads:
+        os.waitpid(thread, 0x40000000)  # __WALL: until it has stopped
+    trace(CONTINUE, threads)
+    time.sleep(0.05)
+    trace(INTERRUPT, threads)
 print("hangs", flush=True)
 while os.path.exists(f"/proc/{process}") and seconds > 0:
     time.sleep(0.5)
@@ -214,7 +230,8 @@ class Faults:
         async with steady(self.made, self.rate, "hung") as outcomes:
             await asyncio.sleep(SETTLE)
             process = self.stack.state("cpu-1")["State"]["Pid"]
-            await asyncio.to_thread(self.stack.as_root, HANG, process, 3 * HEARTBEAT_TIMEOUT)
+            hang = partial(self.stack.as_root, HANG, process, 3 * HEARTBEAT_TIMEOUT, inside="cpu-1")
+            await asyncio.to_thread(hang)
             await self.until(lambda: self.restarts("cpu-1") > restarts, "the process that hangs ends")
             await self.healthy()
         self.report("hung", f"a device hangs, found after {HEARTBEAT_TIMEOUT} s", outcomes)

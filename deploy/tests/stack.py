@@ -103,9 +103,10 @@ class Stack:
         state = self.state(service)["State"]
         return bool(state["Running"] and state["Health"]["Status"] == "healthy")
 
-    def as_root(self, program: str, *arguments: object) -> str:
-        """Run Python as the host's root, who sees the containers' processes."""
+    def as_root(self, program: str, *arguments: object, inside: str = "") -> str:
+        """Run Python as the host's root, who sees the containers' processes. inside: the network of a service."""
         options = ["--rm", "--pid", "host", "--privileged", "--user", "0", "--entrypoint", "python3"]
+        options += ["--network", f"container:{self.container(inside)}"] if inside else []
         return self.engine.run("run", *options, self.image, "-c", program, *arguments)
 
     def log(self) -> str:
