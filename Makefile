@@ -42,7 +42,7 @@ format: $(READY)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-compose-test: $(READY)  ## build the image, and break replicas behind the gateway: 15 minutes, with Docker, or as root on Debian 12
+compose-test: $(READY)  ## build the image, and break replicas behind the gateway: 10 minutes, with Docker, or as root on Debian 12
 	$(BIN)/python deploy/tests/compose.py
 
 ray-test: $(RAY)/.ready  ## the service on a Ray cluster of four nodes, which it breaks: 4 GB of memory, and nginx
