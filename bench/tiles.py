@@ -10,7 +10,8 @@ lie side by side, so most tiles show parts of four; with a gutter no object touc
 the network's own input size has one pixel for each of its input's, alone as in a tile.
 
 Prints COCO's AP of both, over all objects; the processor's seconds for the forward passes and for all else, which is
-locating, merging and encoding; and by how much the resident set peaked over that before, the mosaic included.
+locating, merging and encoding; and by how much the resident set peaked over that before, the mosaic included, and
+for one scene alone.
 
 --service: also how many tiles a second an idle service answers of the mosaic as a PNG file, decoding and answer
 included, against the engine alone on the same tiles, in turns.
@@ -138,6 +139,9 @@ def main() -> None:
     print(
         f"{count * count} scenes of {options.scene} pixels, {len(truth)} objects; {each * 1000:.0f} ms each"
     )
+    before = forget_peak()
+    engine.segment([sample.pixels], [everything])
+    one_pass = highest_resident() - before
     tile = None if options.tile == "auto" else int(options.tile)
     tiling = Tiling(tile, options.overlap, False if options.no_whole else None)
     engine.seconds, engine.images = 0.0, 0
@@ -157,7 +161,8 @@ def main() -> None:
         f"all else {rest / engine.images * 1000:.1f} ms; forward is {engine.seconds / (engine.seconds + rest):.1%}"
     )
     print(
-        f"resident set: {peak / 1e6:.0f} MB more at its peak than the {mosaic.nbytes / 1e6:.0f} MB of the mosaic"
+        f"resident set: {peak / 1e6:.0f} MB more at its peak than with the mosaic's {mosaic.nbytes / 1e6:.0f} MB; one "
+        f"scene alone takes {one_pass / 1e6:.0f} MB of them"
     )
     print(f"{'':10}{'scenes':>10}{'tiles':>10}")
     for kind in ("bbox", "segm"):

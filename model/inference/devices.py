@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -64,8 +66,9 @@ def has_kernels_for(capability: tuple[int, int], built_for: Sequence[str]) -> bo
 def resolve_precision(precision: str, device: torch.device) -> str:
     """The number format that `precision` means on a device: "float32", "bfloat16", "float16" or "int8".
 
-    "auto" is the quickest that the hardware computes in by itself: bfloat16 on processors with AVX512-BF16 or AMX
-    and on GPUs since Ampere, float16 on GPUs since Volta, else float32. It is never int8, whose answers differ visibly.
+    "auto" is the quickest that the hardware computes in by itself: bfloat16 on processors with AMX, on AMD's with
+    AVX512-BF16 and on GPUs since Ampere, float16 on GPUs since Volta, else float32. It is never int8, whose answers
+    differ visibly.
     Raises EngineError.
     """
     if precision not in PRECISIONS:
@@ -73,7 +76,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     cuda = device.type == "cuda"
     if precision == "auto":
         if not cuda:
-            return "bfloat16" if has_bfloat16() else "float32"
+            return "bfloat16" if is_quick_in_bfloat16() else "float32"
         generation = torch.cuda.get_device_capability(device)[0]
         return "bfloat16" if generation >= 8 else "float16" if generation >= 7 else "float32"
     if precision == "float16" and not cuda:
@@ -85,10 +88,25 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
-def has_bfloat16() -> bool:
-    """Whether the processor has instructions for it. Without them bfloat16 works, but more slowly than float32."""
+def is_quick_in_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16 more quickly than in float32.
+
+    Intel's processors have AVX512-BF16 at half of the rate of float32, so that it takes them longer (docs/engine.md).
+    They are quick by AMX, which virtual machines may not have.
+    """
     cpu = torch.cpu
-    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())  # noqa: SLF001 (no public name)
+    if cpu._is_amx_tile_supported():  # noqa: SLF001 (no public name)
+        return True
+    return bool(cpu._is_avx512_bf16_supported()) and not is_intel()  # noqa: SLF001 (no public name)
+
+
+@cache
+def is_intel(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor is Intel's; False where it does not say."""
+    try:
+        return "GenuineIntel" in cpuinfo.read_text()
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 
 from model.errors import EngineError
 from model.inference.calibration import is_calibrated, refuse_int8
-from model.inference.devices import has_bfloat16
+from model.inference.devices import is_quick_in_bfloat16
 from model.kernels import int8
 from model.kernels.convolution import Format
 
@@ -45,6 +45,6 @@ def choose_formats(network: Any, model: Model, device: torch.device, precision: 
             f"{model.name} has not been calibrated for int8; `maskserve calibrate MODEL IMAGE…` does it once, with "
             "some images of the kind that it will see, and writes the result into the model's file"
         )
-    heads = torch.bfloat16 if has_bfloat16() else torch.float32
+    heads = torch.bfloat16 if is_quick_in_bfloat16() else torch.float32
     features = int8.Int8Format.from_ranges(network, model.ranges, heads)
     return Formats(Format(device, torch.float32), features, Format(device, heads))
