@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from model.errors import EngineError
 from model.kernels import int8
+from model.kernels.processor import is_quick_in_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -86,27 +85,6 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision == "int8" and not int8.is_supported():
         raise EngineError("int8 needs an x86 processor with AVX512-VNNI; here there are float32 and bfloat16")
     return precision
-
-
-def is_quick_in_bfloat16() -> bool:
-    """Whether the processor computes in bfloat16 more quickly than in float32.
-
-    Intel's processors have AVX512-BF16 at half of the rate of float32, so that it takes them longer (docs/engine.md).
-    They are quick by AMX, which virtual machines may not have.
-    """
-    cpu = torch.cpu
-    if cpu._is_amx_tile_supported():  # noqa: SLF001 (no public name)
-        return True
-    return bool(cpu._is_avx512_bf16_supported()) and not is_intel()  # noqa: SLF001 (no public name)
-
-
-@cache
-def is_intel(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor is Intel's; False where it does not say."""
-    try:
-        return "GenuineIntel" in cpuinfo.read_text()
-    except OSError:
-        return False
 
 
 @contextmanager

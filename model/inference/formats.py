@@ -8,9 +8,9 @@ import torch
 
 from model.errors import EngineError
 from model.inference.calibration import is_calibrated, refuse_int8
-from model.inference.devices import is_quick_in_bfloat16
 from model.kernels import int8
 from model.kernels.convolution import Format
+from model.kernels.processor import is_quick_in_bfloat16
 
 if TYPE_CHECKING:
     from model.zoo.model_file import Model

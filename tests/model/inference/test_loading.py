@@ -14,9 +14,9 @@ from torchvision.ops import box_iou
 
 from model.errors import EngineError
 from model.images.decode import decode as decode_image
-from model.inference import devices
 from model.inference.devices import find_device, has_kernels_for, resolve_precision, use_device
 from model.inference.engine import Engine
+from model.kernels import processor
 from model.masks.paste import decode, paste
 from model.network.architecture import DIVISIBLE
 from model.zoo import catalogue as weights
@@ -159,17 +159,10 @@ def test_gpus_that_are_not_there_are_refused_with_their_count(monkeypatch: pytes
 def test_auto_precision_on_a_cpu_is_what_it_is_quickest_in(
     instructions: tuple[str, ...], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "is_intel", lambda: "intel" in instructions)
+    monkeypatch.setattr(processor, "is_intel", lambda: "intel" in instructions)
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda name=name: name in instructions)
     assert resolve_precision("auto", CPU) == precision
-
-
-def test_a_processor_is_intels_where_it_says_so(tmp_path: Path) -> None:
-    for vendor in ("GenuineIntel", "AuthenticAMD"):
-        (tmp_path / vendor).write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
-        assert devices.is_intel(tmp_path / vendor) == (vendor == "GenuineIntel")
-    assert not devices.is_intel(tmp_path / "none")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,29 @@
+"""What the processor is quick at."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+
+
+def is_quick_in_bfloat16() -> bool:
+    """Whether it computes in bfloat16 more quickly than in float32.
+
+    Intel's processors have AVX512-BF16 at half of the rate of float32, so that it takes them longer (docs/engine.md).
+    They are quick by AMX, which virtual machines may not have.
+    """
+    cpu = torch.cpu
+    if cpu._is_amx_tile_supported():  # noqa: SLF001 (no public name)
+        return True
+    return bool(cpu._is_avx512_bf16_supported()) and not is_intel()  # noqa: SLF001 (no public name)
+
+
+@cache
+def is_intel(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor is Intel's; False where it does not say."""
+    try:
+        return "GenuineIntel" in cpuinfo.read_text()
+    except OSError:
+        return False

@@ -1,0 +1,33 @@
+"""What the processor is quick at, by what it says of itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from model.kernels import processor
+from model.training.step import uses_bfloat16
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_processor_is_intels_where_it_says_so(tmp_path: Path) -> None:
+    for vendor in ("GenuineIntel", "AuthenticAMD"):
+        (tmp_path / vendor).write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+        assert processor.is_intel(tmp_path / vendor) == (vendor == "GenuineIntel")
+    assert not processor.is_intel(tmp_path / "none")
+
+
+@pytest.mark.parametrize("intel", [True, False])
+def test_training_takes_bfloat16_by_itself_only_where_it_is_quicker(
+    intel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(processor, "is_intel", lambda: intel)
+    assert uses_bfloat16("auto", "cpu") is not intel
+    assert uses_bfloat16("bfloat16", "cpu")
+    assert not uses_bfloat16("float32", "cpu")
