@@ -29,8 +29,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 usable_cpus = cpus.usable_cpus
 cpus.usable_cpus = lambda *cgroup: usable_cpus(*cgroup) if cgroup else 1
 
-# They run first, so that no worker of pytest-xdist ends long after the other.
+# They run first, so that no worker of pytest-xdist ends long after the other. The first ones wait at times, and mypy
+# runs meanwhile.
 LONGEST = (
+    "test_faults.py",
     "test_attacks.py",
     "test_wheel.py",
     "test_page.py",
@@ -38,7 +40,6 @@ LONGEST = (
     "test_torchvision.py",
     "test_training_runs.py",
     "test_engine.py",
-    "test_faults.py",
     "test_tiles_on_the_page.py",
     "test_page_problems.py",
     "test_resources.py",
