@@ -323,6 +323,16 @@ class Faults:
         assert "disabled" not in self.stack.log()[known:], "a replica was left alone for being busy"
         assert len({request.replicas[0] for request in passed if request.status == 200}) == len(REPLICAS)
 
+    async def down(self) -> None:
+        """Every replica is stopped, which is not promised to be without failures: Prometheus must tell somebody."""
+        await self.healthy()
+        await self.compose("stop", *REPLICAS)
+        gone = await self.made[0].http.get("/readyz")
+        assert gone.status_code == 503, gone.text
+        await self.until(lambda: "MaskserveDown" in self.fired, "MaskserveDown fires")
+        await self.compose("start", *REPLICAS)
+        await self.healthy()
+
 
 ROWS: dict[str, Callable[[Faults], Awaitable[None]]] = {
     "nothing": Faults.nothing,
@@ -334,9 +344,11 @@ ROWS: dict[str, Callable[[Faults], Awaitable[None]]] = {
     "reloaded": Faults.reloaded,
     "keys": Faults.keys,
     "overload": Faults.overload,
+    "down": Faults.down,
 }
 # The alerts that the fault of a row must fire.
 ALERTS = {
     "hung": ["MaskserveUnhealthy", "MaskserveNotReady", "MaskserveErrors", "MaskserveSlow"],
     "overload": ["MaskserveSheds"],
+    "down": ["MaskserveDown"],
 }
