@@ -14,10 +14,8 @@ def is_quick_in_bfloat16() -> bool:
     Intel's processors have AVX512-BF16 at half of the rate of float32, so that it takes them longer (docs/engine.md).
     They are quick by AMX, which virtual machines may not have.
     """
-    cpu = torch.cpu
-    if cpu._is_amx_tile_supported():  # noqa: SLF001 (no public name)
-        return True
-    return bool(cpu._is_avx512_bf16_supported()) and not is_intel()  # noqa: SLF001 (no public name)
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("amx_bf16") or (has.get("avx512_bf16") and not is_intel()))
 
 
 @cache

@@ -150,18 +150,17 @@ def test_gpus_that_are_not_there_are_refused_with_their_count(monkeypatch: pytes
     ("instructions", "precision"),
     [
         ((), "float32"),
-        (("_is_avx512_bf16_supported",), "bfloat16"),
-        (("_is_avx512_bf16_supported", "intel"), "float32"),
-        (("_is_avx512_bf16_supported", "_is_amx_tile_supported", "intel"), "bfloat16"),
-        (("_is_amx_tile_supported",), "bfloat16"),
+        (("avx512_bf16",), "bfloat16"),
+        (("avx512_bf16", "intel"), "float32"),
+        (("avx512_bf16", "amx_bf16", "intel"), "bfloat16"),
+        (("amx_bf16",), "bfloat16"),
     ],
 )
 def test_auto_precision_on_a_cpu_is_what_it_is_quickest_in(
     instructions: tuple[str, ...], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processor, "is_intel", lambda: "intel" in instructions)
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in instructions)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(instructions, True))
     assert resolve_precision("auto", CPU) == precision
 
 

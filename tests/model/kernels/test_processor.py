@@ -25,8 +25,7 @@ def test_a_processor_is_intels_where_it_says_so(tmp_path: Path) -> None:
 def test_training_takes_bfloat16_by_itself_only_where_it_is_quicker(
     intel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": False})
     monkeypatch.setattr(processor, "is_intel", lambda: intel)
     assert uses_bfloat16("auto", "cpu") is not intel
     assert uses_bfloat16("bfloat16", "cpu")
