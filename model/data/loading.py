@@ -5,6 +5,8 @@ What a step sees is a function of the seed and the step's number alone, so a run
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -244,8 +246,18 @@ def batches(
         # Forking a process that runs OpenMP threads can hang, so workers are started afresh.
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_end_without_complaint if workers else None,
     )
     return map(_with_bitmaps, loader)
+
+
+def _end_without_complaint(_: int) -> None:
+    """In a worker: SIGTERM ends it with status 0.
+
+    Whoever stops a run often signals its whole process group. torch raises an error in the middle of the step that
+    runs, which is to be finished and saved, as soon as a worker ends with another status.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def _with_bitmaps(batch: Batch) -> Batch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -157,3 +159,13 @@ def test_a_worker_process_gives_the_same_batches() -> None:
     assert len(ways[0]) == 3
     for ours, theirs in zip(*ways, strict=True):
         assert_equal(ours, theirs)
+
+
+def test_sigterm_to_the_process_group_does_not_break_the_step_that_runs() -> None:
+    stream = batches(Numbered(5), LABELS, batch_size=2, steps=100, workers=1)
+    next(stream)
+    (worker,) = multiprocessing.active_children()
+    # From another process: torch forgives its own.
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    worker.join()
+    assert worker.exitcode == 0
