@@ -31,7 +31,7 @@ from model.inference.results import to_instances
 from model.inference.roi_heads import BoxHead, MaskHead
 from model.instances import Options
 from model.kernels.nms import load_operators
-from model.kernels.openmp import match_threads
+from model.kernels.openmp import can_share, match_threads, use_threads
 from model.zoo import catalogue as weights
 from model.zoo import model_file, zoo
 
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
-    """A loaded model on one device. Belongs to one thread at a time.
+    """A loaded model on one device. On a CPU several threads may use it at once, on a GPU one at a time.
 
     Instances that score 0.05 or less are never found: that is the threshold at which torchvision stops looking.
     batches: whether the images of a batch run together, as on a GPU, or one after the other, as on a CPU.
@@ -182,10 +182,22 @@ class Engine:
             "reserved": torch.cuda.memory_reserved(self.device),
         }
 
-    def segment(self, images: Sequence[np.ndarray], options: Sequence[Options]) -> list[Instances]:
+    @property
+    def cores(self) -> int:
+        """Of the CPU, which passes that run at once may share; 1 where one has all, as with torchvision's modules."""
+        shared = self.device.type == "cpu" and self._fallback is None and can_share()
+        return torch.get_num_threads() if shared else 1
+
+    def segment(
+        self, images: Sequence[np.ndarray], options: Sequence[Options], *, cores: int | None = None
+    ) -> list[Instances]:
         """The instances in each of a batch of images.
 
-        images: each [H, W, 3] uint8, RGB, all of one padded shape. options: one for each image.
+        Args:
+            images: each [H, W, 3] uint8, RGB, all of one padded shape.
+            options: one for each image.
+            cores: of the CPU, for this batch while others have the rest; None for all. The answer is the same.
+
         Raises EngineError for images that do not fit together, OutOfDeviceMemory, DeviceFailed.
         """
         if len(options) != len(images):
@@ -197,7 +209,7 @@ class Engine:
             raise EngineError("the images of a batch must have the same padded shape")
         if not images:
             return []
-        with use_device(self.device, self.precision):
+        with use_device(self.device, self.precision), use_threads(cores or torch.get_num_threads()):
             return self._segment_or_raise(images, options)
 
     def _segment_or_raise(
@@ -207,8 +219,7 @@ class Engine:
         try:
             if self.batches:
                 return self._forward(images, options, blank=blank)
-            # Two cores are as busy with one image as with eight. One at a time takes an eighth of the memory, and no
-            # answer can depend on the other images of its batch, not even in the last bit.
+            # A batch would be no quicker, and no answer can depend on the other images, not even in the last bit.
             return [
                 found
                 for image, wanted in zip(images, options, strict=True)

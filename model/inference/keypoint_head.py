@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from model.inference.features import prepare
 from model.inference.roi_heads import boxes_together, pool_rois, sampling_of
-from model.kernels.convolution import Format
+from model.kernels.convolution import Format, Linear
+from model.kernels.openmp import one_thread
 from model.network.conventions import TORCHVISION
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class KeypointHead:
         # Each cell gives 4×4 of all heatmaps, which are then summed where they overlap.
         exact = Format(form.device, torch.float32)
         self.count = int(up.out_channels)
-        self._weight = form.copy(up.weight.detach().flatten(1).T)  # [K * 4 * 4, C]
+        weight = up.weight.detach().flatten(1).T  # [K * 4 * 4, C]
+        self._up = Linear(weight, torch.zeros(len(weight)), form)
         self._bias = exact.copy(up.bias)
         self._as_probability = rules.keypoint_scores == "probability"
 
@@ -96,13 +98,14 @@ class KeypointHead:
         for conv in self._convs:
             x = conv(x)
         bins = int(x.shape[2])
-        cells = functional.linear(x.permute(0, 2, 3, 1).flatten(1, 2), self._weight).float()
+        cells = self._up(x.permute(0, 2, 3, 1).flatten(1, 2)).float()
         side = 2 * bins
         low = functional.fold(cells.transpose(1, 2), (side, side), 4, padding=1, stride=2)
         low = low + self._bias[:, None, None]
-        high: Tensor = functional.interpolate(
-            low, scale_factor=float(UPSAMPLING), mode="bilinear", align_corners=False
-        )
+        with one_thread():
+            high: Tensor = functional.interpolate(
+                low, scale_factor=float(UPSAMPLING), mode="bilinear", align_corners=False
+            )
         return high
 
 
@@ -119,14 +122,16 @@ def locate(heatmaps: Tensor, box: Tensor, *, as_probability: bool) -> Keypoints:
     width, height = (int(side) for side in sides.ceil().tolist())
     side = int(heatmaps.shape[-1])
     rows, columns = (_bicubic(side, count, box.device) for count in (height, width))
-    enlarged = (rows @ heatmaps @ columns.T).flatten(1)
+    # A product for each heatmap: one for all together would depend on the number of threads, in the last bits.
+    enlarged = (rows @ heatmaps @ columns.T.expand(len(heatmaps), -1, -1)).flatten(1)
     value, place = enlarged.max(1)
     cells = torch.stack([place % width, place // width], 1)
     step = sides / torch.tensor([width, height], dtype=torch.float32, device=box.device)
     places = (cells.float() + 0.5) * step + box[:2]
     if not as_probability:
         return places, value
-    return places, 1 / (heatmaps.flatten(1) - value[:, None]).exp().sum(1)
+    with one_thread():
+        return places, 1 / (heatmaps.flatten(1) - value[:, None]).exp().sum(1)
 
 
 def _bicubic(before: int, after: int, device: torch.device) -> Tensor:

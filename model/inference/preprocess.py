@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from model.images.resize import RESIZE_BYTES
+from model.kernels.openmp import one_thread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +93,9 @@ def _resize(image: np.ndarray, size: tuple[int, int]) -> Tensor:
 def _interpolate(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """The same of [H, W, 3] uint8 by torch's own kernel, all pixels as floats."""
     planes = pixels.permute(2, 0, 1)[None].to(torch.float32, memory_format=torch.contiguous_format)
-    return functional.interpolate(planes, size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+    with one_thread():
+        resized = functional.interpolate(planes, size, mode="bilinear", align_corners=False)
+    return resized[0].permute(1, 2, 0)
 
 
 def _bilinear_taps(before: int, after: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from model.kernels.nms import keep_mask, nms, overlap_matrix, top_after_nms
+from model.kernels.openmp import one_thread
 from model.network.conventions import TORCHVISION
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ def decode_boxes(
     width, height = x1 - x0, y1 - y0
     x = dx / wx * width + (x0 + 0.5 * width)
     y = dy / wy * height + (y0 + 0.5 * height)
-    half_width = 0.5 * ((dw / ww).clamp(lowest, MAX_LOG_RATIO).exp() * width)
-    half_height = 0.5 * ((dh / wh).clamp(lowest, MAX_LOG_RATIO).exp() * height)
+    with one_thread():
+        half_width = 0.5 * ((dw / ww).clamp(lowest, MAX_LOG_RATIO).exp() * width)
+        half_height = 0.5 * ((dh / wh).clamp(lowest, MAX_LOG_RATIO).exp() * height)
     return torch.stack([x - half_width, y - half_height, x + half_width, y + half_height], -1)
 
 
@@ -131,7 +133,9 @@ class ProposalGenerator:
         count = min(self._pre_nms_top_n, int(logits.shape[1]))
         # Many are 1, and the first of them are the best.
         if self._by_probability:
-            scores, top = (x[:, :count] for x in logits.sigmoid().sort(dim=1, descending=True, stable=True))
+            with one_thread():
+                probabilities = logits.sigmoid()
+            scores, top = (x[:, :count] for x in probabilities.sort(dim=1, descending=True, stable=True))
         else:
             scores, top = logits.topk(count, dim=1)
         place = top // len(cell)

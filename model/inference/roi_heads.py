@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from model.inference.features import LEVELS, prepare
 from model.inference.proposals import are_large, clip_boxes, decode_boxes
 from model.kernels.convolution import Format, Linear
 from model.kernels.nms import TRIED_PER_BOX, batched_nms, keep_mask, overlap_matrix, top_after_nms
+from model.kernels.openmp import one_thread
 from model.kernels.roi_align import Sampling, roi_align
 from model.network.conventions import TORCHVISION
 
@@ -91,11 +91,13 @@ class BoxHead:
         elif not self._averages:
             scores_and_boxes = [(self._channels_last(weight), bias) for weight, bias in scores_and_boxes]
         self._layers = [
-            Linear(weight, layer.bias, form) for weight, layer in zip(weights, layers, strict=True)
+            Linear(weight, layer.bias, form, "relu") for weight, layer in zip(weights, layers, strict=True)
         ]
         # Scores and boxes are computed in float32 whatever the features are.
         exact = Format(form.device, torch.float32)
-        self._class, self._box = ((exact.copy(weight), exact.copy(bias)) for weight, bias in scores_and_boxes)
+        self._class, self._box = (Linear(weight, bias, exact) for weight, bias in scores_and_boxes)
+        weight, bias = scores_and_boxes[1]
+        self._first_box = Linear(weight[4:8], bias[4:8], exact)
         self._weights = heads.box_coder.weights
         self._score_threshold, self._iou_threshold = float(heads.score_thresh), float(heads.nms_thresh)
         self._max_detections = int(heads.detections_per_img)
@@ -132,16 +134,15 @@ class BoxHead:
 
     def _probabilities(self, features: Tensor) -> Tensor:
         """[R, classes] from features [R, D]."""
-        return functional.linear(features, *self._class).softmax(-1)
+        return self._class(features).softmax(-1)
 
     def _deltas(self, features: Tensor) -> Tensor:
         """[R, 4 * classes] from features [R, D]."""
-        return functional.linear(features, *self._box)
+        return self._box(features)
 
     def decode_one(self, features: Tensor, proposals: Tensor) -> Tensor:
         """The first category's boxes [R, 4] from features [R, D] and proposals [R, 4]."""
-        weight, bias = self._box
-        return self._decode(functional.linear(features, weight[4:8], bias[4:8]), proposals)
+        return self._decode(self._first_box(features), proposals)
 
     def _decode(self, deltas: Tensor, proposals: Tensor) -> Tensor:
         return decode_boxes(deltas, proposals, self._weights, clamp_both=self._clamp_both)
@@ -249,7 +250,7 @@ class MaskHead:
         if (up.kernel_size, up.stride, up.padding) != ((2, 2), (2, 2), (0, 0)):
             raise TypeError("no way to prepare this upsampling of a mask head")
         weight = up.weight.detach().permute(2, 3, 1, 0).flatten(0, 2)  # [2 * 2 * D, C]
-        self._up = Linear(weight, up.bias.detach().repeat(4), form)
+        self._up = Linear(weight, up.bias.detach().repeat(4), form, "relu")
         last = predictor.mask_fcn_logits
         self._class_weight = form.copy(last.weight[:, :, 0, 0])  # [classes, D]
         self._class_bias = Format(form.device, torch.float32).copy(last.bias)
@@ -278,5 +279,6 @@ class MaskHead:
         bins = int(x.shape[1])
         logits = logits.view(count, bins, bins, 2, 2).transpose(2, 3)  # [N, y, y within, x, x within]
         logits = logits.reshape(count, 2 * bins, 2 * bins).float()
-        grids: Tensor = (logits + self._class_bias[labels][:, None, None]).sigmoid()
+        with one_thread():
+            grids: Tensor = (logits + self._class_bias[labels][:, None, None]).sigmoid()
         return grids

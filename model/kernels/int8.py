@@ -205,7 +205,8 @@ class Int8Conv(Layer):
         """
         if x.shape not in self._packed:
             if len(self._packed) >= PACKED_SHAPES:
-                return next(iter(self._packed.values()))
+                # In one step, because other threads may add to them meanwhile.
+                return tuple(self._packed.values())[0]  # noqa: RUF015
             self._packed[x.shape] = torch.ops.onednn.qconv_prepack(
                 self._weight,
                 self._weight_scales,

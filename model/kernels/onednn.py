@@ -63,15 +63,16 @@ def convolution_weight(weight: Tensor, geometry: Geometry, shape: list[int]) -> 
     return laid_out
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """relu(x weightᵀ + bias): [..., K].
+def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") -> Tensor:
+    """activation(x weightᵀ + bias): [..., K].
 
     Args:
         x: [..., D].
         weight: from `linear_weight`.
         bias: [K].
+        activation: "none" or "relu".
     """
-    made: Tensor = _OPS._linear_pointwise(x, weight, bias, "relu", [], "")
+    made: Tensor = _OPS._linear_pointwise(x, weight, bias, activation, [], "")
     return made
 
 

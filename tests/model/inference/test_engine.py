@@ -19,6 +19,7 @@ from model.inference.engine import Engine
 from model.inference.roi_heads import BoxHead
 from model.instances import Options
 from model.kernels import onednn
+from model.kernels.convolution import Format, Linear
 from model.masks.paste import decode, paste
 
 if TYPE_CHECKING:
@@ -175,7 +176,9 @@ def test_no_proposals_are_no_instances() -> None:
 def test_the_threshold_decides_nothing_but_who_is_left_out() -> None:
     """Two boxes of a high class that overlap by a half, in a batched_nms that moved its boxes in float32."""
     head: Any = BoxHead.__new__(BoxHead)
-    head._class, head._box = (torch.eye(91), torch.zeros(91)), (torch.zeros(364, 91), torch.zeros(364))
+    exact = Format(CPU, torch.float32)
+    head._class = Linear(torch.eye(91), torch.zeros(91), exact)
+    head._box = Linear(torch.zeros(364, 91), torch.zeros(364), exact)
     head._weights, head._score_threshold, head._iou_threshold, head._max_detections = (
         (10.0, 10.0, 5.0, 5.0),
         0.05,

@@ -13,6 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from model.kernels import convolution
 from model.kernels.convolution import ACTIVATIONS, Conv, Format, Linear, fold
+from model.kernels.openmp import use_threads
 from model.kernels.winograd import kernel_for
 
 FLOAT = Format(torch.device("cpu"), torch.float32)
@@ -141,7 +142,7 @@ def test_fully_connected_layers_are_torchs(form: Format, shape: tuple[int, ...])
     torch.manual_seed(0)
     x, weight, bias = torch.randn(shape).to(form.dtype), torch.randn(24, 48), torch.randn(24)
     expected = functional.linear(x, weight.to(form.dtype), bias.to(form.dtype)).relu()
-    torch.testing.assert_close(Linear(weight, bias, form)(x), expected)
+    torch.testing.assert_close(Linear(weight, bias, form, "relu")(x), expected)
 
 
 def test_fold_of_a_frozen_norm_without_eps_keeps_tiny_variances_apart() -> None:
@@ -186,3 +187,19 @@ def test_module_that_was_prepared_is_left_as_it_was() -> None:
 def test_what_cannot_be_prepared_is_refused(module: nn.Conv2d, norm: nn.Module | None) -> None:
     with pytest.raises(TypeError):
         Conv(module, FLOAT, norm=norm)
+
+
+@pytest.mark.parametrize("form", [FLOAT, HALF], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("depth", "width"), [(3136, 256), (512, 324), (1024, 91)])
+def test_fully_connected_layers_do_not_depend_on_the_number_of_threads(
+    form: Format, depth: int, width: int
+) -> None:
+    torch.manual_seed(0)
+    layer = Linear(torch.randn(width, depth) / 30, torch.randn(width), form)
+    for rows in (1, 2, 5, 7, 17, 31, 32, 60, 171):
+        x = torch.randn(rows, depth).to(form.dtype)
+        with use_threads(1):
+            expected = layer(x)
+        for threads in (2, 3, 8, 16):
+            with use_threads(threads):
+                assert torch.equal(layer(x), expected), (rows, threads)
