@@ -67,10 +67,6 @@ class ServedEngine(Segmenter, Protocol):
     def precision(self) -> str:
         """Number format of the forward pass."""
 
-    @property
-    def batches(self) -> bool:
-        """Whether the images of a batch run together, rather than one after the other."""
-
     def device_memory(self) -> dict[str, int]:
         """Bytes of the GPU's memory by kind; empty for a CPU."""
 
@@ -145,8 +141,7 @@ class Service:
         self._worker = Worker(
             self._engine,
             self.admission,
-            # Where a batch takes as long as its images one by one, no answer should have to wait for the others.
-            max_batch_size=self.settings.max_batch_size if self._engine.batches else 1,
+            max_batch_size=self.settings.max_batch_size,
             max_batch_pixels=self.settings.max_batch_pixels,
             on_fatal=self._on_fatal,
             on_attempt=self._on_attempt,

@@ -77,7 +77,7 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=1024,
-        description="CPU threads of one forward pass; 0 uses all cores that the process may use. Several services on "
+        description="CPU threads of the forward passes; 0 uses all cores that the process may use. Several services on "
         "one machine should divide its cores with this setting.",
     )
 
@@ -170,7 +170,8 @@ class Settings(BaseSettings):
         8,
         ge=1,
         le=256,
-        description="Images that run through the model together on a GPU; a CPU takes one at a time.",
+        description="Images that run through the model at the same time: on a GPU as one batch, on a CPU each on at "
+        "least one core.",
     )
     max_batch_pixels: int = Field(
         12_000_000,

@@ -78,7 +78,11 @@ class ServiceCollector(Collector):
                 "Seconds since the last heartbeat of the worker.",
                 worker.status().heartbeat_age,
             )
-            yield gauge("batch_limit_images", "Current limit of images in a batch.", worker.budget.images)
+            yield gauge(
+                "batch_limit_images",
+                "Current limit of images that run at the same time.",
+                worker.budget.images,
+            )
             yield by_label(
                 "dropped", "Waiting images that were dropped before they ran.", "reason", worker.dropped
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +14,7 @@ from model.errors import DeviceFailed, OutOfDeviceMemory
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     import numpy as np
     from numpy.typing import NDArray
@@ -24,7 +26,15 @@ log = logging.getLogger(__name__)
 
 
 class Segmenter(Protocol):
-    """What batches need of an engine; model.inference.engine.Engine is one."""
+    """What the worker needs of an engine; model.inference.engine.Engine is one."""
+
+    @property
+    def batches(self) -> bool:
+        """Whether the images of a batch run together, as on a GPU; else each has a pass of its own."""
+
+    @property
+    def cores(self) -> int:
+        """Of a CPU, which passes that run at once may share; 1 where one pass has all there is."""
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that an image of this size is scaled to."""
@@ -32,8 +42,13 @@ class Segmenter(Protocol):
     def padded_shape(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the network input that then holds it; the rest is padding."""
 
-    def segment(self, images: Sequence[NDArray[np.uint8]], options: Sequence[Options]) -> list[Instances]:
-        """One batch of images [H, W, 3] with equal padded_shape. Raises OutOfDeviceMemory, DeviceFailed."""
+    def segment(
+        self, images: Sequence[NDArray[np.uint8]], options: Sequence[Options], *, cores: int | None = None
+    ) -> list[Instances]:
+        """One batch of images [H, W, 3] with equal padded_shape. Raises OutOfDeviceMemory, DeviceFailed.
+
+        cores: of a CPU that compute it; None for all.
+        """
 
     def warm_up(self) -> None:
         """Run once what is slow the first time."""
@@ -45,7 +60,7 @@ class Attempt:
 
     # Empty if the attempt failed and is repeated with fewer entries.
     answers: Sequence[tuple[Entry, SegmentResult | Problem]]
-    # Of device time.
+    # Of the whole device's time: of a pass that shared it with others, its part.
     seconds: float
     # Whether this is why it failed.
     out_of_memory: bool = False
@@ -62,27 +77,31 @@ class Attempt:
 
 
 def run_batch(
-    engine: Segmenter,
+    segment: Callable[[Sequence[NDArray[np.uint8]], Sequence[Options]], list[Instances]],
     entries: Sequence[Entry],
     *,
     drop_dead: Callable[[Sequence[Entry]], Partition],
+    alone: Callable[[], AbstractContextManager[None]],
     clock: Clock,
     counts: Counter[str],
+    share: float = 1.0,
     is_retry: bool = False,
 ) -> Iterator[Attempt]:
     """Run entries of one bucket, and yield what each attempt has led to as soon as it ends.
 
     A batch that fails is split in halves until the bad image is alone. Among n images that costs 2·log2(n) attempts
     more, and the others have their answers as soon as their half succeeds. An image that alone does not fit into
-    memory is tried a second time, because the engine has freed its caches by then.
+    memory is tried a second time, because the engine has freed its caches by then, and nothing runs beside it.
 
     Args:
-        engine: that runs the images.
+        segment: Segmenter.segment, with the cores that it has.
         entries: at least one.
         drop_dead: splits off the entries that have been cancelled or have expired since.
+        alone: holds what else runs on the device while an image is tried for the second time.
         clock: in seconds.
         counts: of "batches" and "images" that succeeded, "splits", attempts that ran "out-of-memory", and images that
             alone "failed" or were "too-large"; added to here.
+        share: of the device that the batch has, while others have the rest.
         is_retry: whether this is the second attempt at one image.
 
     Raises:
@@ -93,7 +112,8 @@ def run_batch(
     out_of_memory = False
     answers: list[tuple[Entry, SegmentResult | Problem]] = []
     try:
-        results = engine.segment([entry.image for entry in entries], [entry.options for entry in entries])
+        with alone() if is_retry else nullcontext():
+            results = segment([entry.image for entry in entries], [entry.options for entry in entries])
         seconds = clock() - start
         for entry, instances in zip(entries, results, strict=True):
             answers.append(
@@ -115,7 +135,7 @@ def run_batch(
         else:
             log.exception("The model failed on one image.")
             answers = [(entries[0], _problem_of_one_image(error, counts))]
-    yield Attempt(answers, seconds, out_of_memory)
+    yield Attempt(answers, seconds * share, out_of_memory)
     if answers:
         return
     # Outside of the except clause the error is gone, and with its traceback the device memory of the failed attempt.
@@ -128,7 +148,14 @@ def run_batch(
             yield Attempt([(entry, deadline_exceeded()) for entry in partition.expired], 0.0)
         if partition.live:
             yield from run_batch(
-                engine, partition.live, drop_dead=drop_dead, clock=clock, counts=counts, is_retry=is_single
+                segment,
+                partition.live,
+                drop_dead=drop_dead,
+                alone=alone,
+                clock=clock,
+                counts=counts,
+                share=share,
+                is_retry=is_single,
             )
 
 

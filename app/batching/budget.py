@@ -12,7 +12,8 @@ class BatchBudget:
     """Halves the limits of a batch when the device runs out of memory, and doubles them after RECOVERY_BATCHES.
 
     Another process on the same GPU, or a few large images, may take memory away for a while. The service then continues
-    with smaller batches, and a trial that fails costs one attempt in RECOVERY_BATCHES. Belongs to the device thread.
+    with smaller batches, and a trial that fails costs one attempt in RECOVERY_BATCHES. On a CPU, "a batch" means the
+    images that run at the same time, each in a pass of its own. The schedule's lock guards it.
     """
 
     def __init__(self, max_images: int, max_pixels: int) -> None:

@@ -1,10 +1,13 @@
-"""What the worker reports about itself: its state, and the last heartbeat of the device thread."""
+"""What the worker reports about itself: its state, and the last heartbeats of its threads."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Activity = Literal["warm-up", "idle", "forward"]
 
@@ -21,7 +24,7 @@ class State(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The last heartbeat of the device thread. It is replaced as a whole, so any thread may read it."""
+    """The last heartbeat of one of the worker's threads. It is replaced as a whole, so any thread may read it."""
 
     at: float
     activity: Activity
@@ -40,10 +43,18 @@ class Status:
     state: State
     # Why it failed, if it did.
     reason: str | None
+    # Of the thread that has been at it longest, of those that do something.
     activity: Activity
     activity_seconds: float
-    # Seconds.
+    # Seconds, of the thread whose last heartbeat is the oldest.
     heartbeat_age: float
+
+    @classmethod
+    def of(cls, state: State, reason: str | None, beats: Sequence[Heartbeat], now: float) -> Status:
+        """From the last heartbeats of all threads."""
+        shown = min(beats, key=lambda beat: (beat.activity == "idle", beat.since))
+        oldest = min(beat.at for beat in beats)
+        return cls(state, reason, shown.activity, now - shown.since, now - oldest)
 
     def is_alive(self, timeout: float) -> bool:
         """False after a fatal error, or without a heartbeat for `timeout` seconds.

@@ -1,14 +1,15 @@
 """The queue: which images share a batch, and which are dropped because nothing waits for their answers any more.
 
-No threads, no tensors, no sleeping; the clock is passed in. admission.py decides who enters, worker.py runs the
+No threads, no tensors, no sleeping; the clock is passed in. admission.py decides who enters, lane.py runs the
 batches.
 
 `Queue` does no locking itself. The worker holds its one lock around every call, both from the event loop (put, discard)
-and from the device thread (next_batch, drop_dead).
+and from its threads (next_batch, drop_dead).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -87,17 +88,25 @@ class Queue:
     def __len__(self) -> int:
         return len(self._arrivals)
 
+    @property
+    def next_pixels(self) -> int:
+        """Pixels of padded input of the entry that is next; 0 if there is none."""
+        oldest = next(iter(self._arrivals), None)
+        return math.prod(oldest.bucket) if oldest is not None else 0
+
     def put(self, entry: Entry) -> None:
         """Append an entry. Admission bounds how many there can be."""
         self._arrivals[entry] = None
         self._buckets.setdefault(entry.bucket, OrderedDict())[entry] = None
         self.pixels += entry.pixels
 
-    def discard(self, entry: Entry) -> None:
-        """Remove an entry whose caller has left, and its image with it; nothing happens if it is not in the queue."""
-        if entry in self._arrivals:
-            self._remove(entry)
-            self.dropped[self._drop_reason(entry) or "cancelled"] += 1
+    def discard(self, entry: Entry) -> bool:
+        """Remove an entry whose caller has left, and its image with it; whether it was in the queue."""
+        if entry not in self._arrivals:
+            return False
+        self._remove(entry)
+        self.dropped[self._drop_reason(entry) or "cancelled"] += 1
+        return True
 
     def next_batch(self, max_batch_size: int, max_batch_pixels: int) -> Partition:
         """Remove and return the next batch: entries of the oldest live entry's bucket, in order of arrival.

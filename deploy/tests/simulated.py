@@ -35,6 +35,7 @@ class SimulatedEngine:
         self.device = torch.device("cpu")
         self.precision = "float32"
         self.batches = False
+        self.cores = 1
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Images are not resized."""

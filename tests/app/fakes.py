@@ -58,6 +58,7 @@ class FakeEngine:
         self.device = torch.device("cpu")
         self.precision = "float32"
         self.batches = True
+        self.cores = 1
         self.behave = behave
         self.images = 0
 

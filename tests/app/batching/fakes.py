@@ -56,7 +56,12 @@ class Clock:
 class FakeEngine:
     """Finds one instance in every image, with the image's number for its label."""
 
-    def __init__(self) -> None:
+    def __init__(self, cores: int = 1) -> None:
+        """cores: of a CPU; 1 for a GPU, which runs batches."""
+        self.batches = cores == 1
+        self.cores = cores
+        # Of each pass, in order.
+        self.cores_given: list[int | None] = []
         # The numbers of the images in each batch, in order.
         self.calls: list[list[int]] = []
         # Their padded shapes.
@@ -73,8 +78,9 @@ class FakeEngine:
     def padded_shape(self, height, width):
         return math.ceil(height / 32) * 32, math.ceil(width / 32) * 32
 
-    def segment(self, images, options):
+    def segment(self, images, options, *, cores=None):
         assert len(images) == len(options)
+        self.cores_given.append(cores)
         numbers = [int(image[0, 0, 0]) for image in images]
         self.calls.append(numbers)
         self.shapes.append({self.padded_shape(*image.shape[:2]) for image in images})
@@ -91,9 +97,16 @@ class Harness:
     """A worker, its engine and its admission."""
 
     def __init__(
-        self, *, clock=time.monotonic, max_batch_size=8, max_pixels=10**9, on_attempt=lambda _: None
+        self,
+        *,
+        clock=time.monotonic,
+        cores=1,
+        max_batch_size=8,
+        max_batch_pixels=10**9,
+        max_pixels=10**9,
+        on_attempt=lambda _: None,
     ) -> None:
-        self.engine = FakeEngine()
+        self.engine = FakeEngine(cores)
         self.clock = clock
         self.admission = Admission(max_requests=1000, max_pixels=max_pixels, clock=clock)
         self.fatal: list[BaseException] = []
@@ -101,7 +114,7 @@ class Harness:
             self.engine,
             self.admission,
             max_batch_size=max_batch_size,
-            max_batch_pixels=10**9,
+            max_batch_pixels=max_batch_pixels,
             on_fatal=self.fatal.append,
             on_attempt=on_attempt,
             clock=clock,

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-import app.batching.worker
+import app.batching.lane
 from app.batching.heartbeat import Heartbeat, State, Status
 from app.problems import QueueFull
 from tests.app.batching.fakes import POISON, Clock, gather, on_a_loop, picture, started
@@ -51,7 +51,7 @@ async def test_every_attempt_at_a_failing_batch_is_a_heartbeat():
 
 @on_a_loop
 async def test_idle_worker_keeps_its_heartbeat(monkeypatch):
-    monkeypatch.setattr(app.batching.worker, "HEARTBEAT_SECONDS", 0.001)
+    monkeypatch.setattr(app.batching.lane, "HEARTBEAT_SECONDS", 0.001)
     clock = Clock()
     async with started(clock=clock) as harness:
         await harness.wait_for(lambda status: status.activity == "idle")

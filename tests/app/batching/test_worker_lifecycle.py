@@ -63,7 +63,7 @@ async def test_drain_finishes_admitted_requests_and_refuses_new_ones():
         assert harness.worker.status().is_alive(timeout=5)
         await harness.worker.stop()
         assert harness.worker.status().state is State.STOPPED
-        assert not harness.worker._thread.is_alive()
+        assert not harness.worker._lanes[0].thread.is_alive()
         assert harness.fatal == []
 
 
@@ -205,9 +205,10 @@ def test_results_for_a_closed_loop_do_not_crash_the_thread(caplog):
     # Cancels the request and closes the loop while the device runs.
     asyncio.run(leave_in_the_middle())
     harness.gate.set()
-    thread = harness.worker._thread
+    thread = harness.worker._lanes[0].thread
     with harness.worker._lock:
         harness.worker._state = State.STOPPED
+        harness.worker._schedule.closed = True
         harness.worker._lock.notify()
     thread.join(PATIENCE)
     assert not thread.is_alive()

@@ -1,0 +1,122 @@
+"""What runs next on the device: the queue, the cores and the limits of a batch, behind one lock."""
+
+from __future__ import annotations
+
+import math
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from app.batching.budget import BatchBudget
+from app.batching.cores import Cores
+from app.batching.queue import Queue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from app.batching.batch import Segmenter
+    from app.batching.queue import Clock, Entry, Partition
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A batch, and what it has of the device until its turn ends."""
+
+    batch: Partition
+    cores: int
+    # Of padded input.
+    pixels: int
+
+
+class Schedule:
+    """A GPU runs one batch at a time. A CPU runs several passes of one image, which share the cores.
+
+    `lock` guards all of it, and is notified when there may be something to run. Lanes are numbered from 0.
+    """
+
+    def __init__(self, engine: Segmenter, max_images: int, max_pixels: int, clock: Clock) -> None:
+        """Begin with nothing that waits.
+
+        Args:
+            engine: says whether images run in batches, and on how many cores.
+            max_images: that run at the same time; on a CPU there is a core for each.
+            max_pixels: of their padded inputs; one image alone may have more.
+            clock: of the deadlines.
+        """
+        most = max_images if engine.batches else min(max_images, engine.cores)
+        self.lock = threading.Condition()
+        self.queue = Queue(clock=clock)
+        self.budget = BatchBudget(most, max_pixels)
+        self.cores = Cores(engine.cores)
+        self.lanes = 1 if engine.batches else most
+        # Nothing will be run any more.
+        self.closed = False
+        self._batches = engine.batches
+        # Of padded input, of all that runs.
+        self._pixels = 0
+        # Turns that want the device for themselves, and whether one has it.
+        self._want_all, self._one_has_all = 0, False
+
+    def take(self, lane: int) -> Turn | None:
+        """The next batch for a lane, which may hold nothing but entries that are late; None if it has to wait."""
+        # So a lone image is always run by the first lane, whose threads are there.
+        if self._want_all or self.cores.passes < lane:
+            return None
+        cores = self.cores.take(len(self.queue), self._most_passes())
+        if not cores:
+            return None
+        batch = self.queue.next_batch(self.budget.images if self._batches else 1, self.budget.pixels)
+        turn = Turn(batch, cores, sum(math.prod(entry.bucket) for entry in batch.live))
+        self._pixels += turn.pixels
+        if not batch.live:
+            self._end(turn)
+        return turn if batch.live or batch.expired else None
+
+    def _most_passes(self) -> int:
+        """Passes that may run at the same time, if those to come are like the next one."""
+        if self._batches:
+            return 1
+        running = self.cores.passes
+        fitting = max(0, self.budget.pixels - self._pixels) // max(1, self.queue.next_pixels)
+        return min(self.budget.images, max(1, running + fitting))
+
+    def end(self, turn: Turn) -> None:
+        """A turn with a live batch is over."""
+        with self.lock:
+            self._end(turn)
+
+    def _end(self, turn: Turn) -> None:
+        self.cores.give_back(turn.cores)
+        self._pixels -= turn.pixels
+        if self._want_all:
+            self.lock.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """For a turn that goes on while no other does."""
+        with self.lock:
+            self._want_all += 1
+            while not self.closed and (self.cores.passes > self._want_all or self._one_has_all):
+                self.lock.wait()
+            self._one_has_all = True
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._want_all -= 1
+                self._one_has_all = False
+                self.lock.notify_all()
+
+    def drop_dead(self, entries: Sequence[Entry]) -> Partition:
+        """Queue.drop_dead, for whoever does not hold the lock."""
+        with self.lock:
+            return self.queue.drop_dead(entries)
+
+    def record(self, *, out_of_memory: bool, success: bool) -> None:
+        """What an attempt has led to, for the limits; for whoever does not hold the lock."""
+        with self.lock:
+            if out_of_memory:
+                self.budget.record_out_of_memory()
+            elif success:
+                self.budget.record_success()
