@@ -10,8 +10,8 @@ lie side by side, so most tiles show parts of four; with a gutter no object touc
 the network's own input size has one pixel for each of its input's, alone as in a tile.
 
 Prints COCO's AP of both, over all objects; the processor's seconds for the forward passes and for all else, which is
-locating, merging and encoding; and by how much the resident set peaked over that before, the mosaic included, and
-for one scene alone.
+locating, merging and encoding; and by how much the resident set peaked over that before, the mosaic included: with all
+scores from 0 on, for one scene alone, and with those of an ordinary request.
 
 --service: also how many tiles a second an idle service answers of the mosaic as a PNG file, decoding and answer
 included, against the engine alone on the same tiles, in turns.
@@ -42,6 +42,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from app.runtime.allocator import keep_freed_memory
 from app.runtime.cpus import usable_cpus
 from bench.engine import forget_peak
 from bench.masks import highest_resident, processor
@@ -109,6 +110,8 @@ class TimedEngine:
 def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
+    # As the service and the command do.
+    keep_freed_memory()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "pycocotools"))
     print(f"{processor()}, {options.threads} threads, Python {platform.python_version()}, {packages}")
     engine = TimedEngine(Engine.load(options.model, precision=options.precision))
@@ -163,6 +166,10 @@ def main() -> None:
     print(
         f"resident set: {peak / 1e6:.0f} MB more at its peak than with the mosaic's {mosaic.nbytes / 1e6:.0f} MB; one "
         f"scene alone takes {one_pass / 1e6:.0f} MB of them"
+    )
+    usual = measure(engine, mosaic, Options(), tiling, ids)
+    print(
+        f"with the scores of an ordinary request {usual.peak / 1e6:.0f} MB, for {len(usual.records)} instances"
     )
     print(f"{'':10}{'scenes':>10}{'tiles':>10}")
     for kind in ("bbox", "segm"):

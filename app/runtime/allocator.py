@@ -16,7 +16,7 @@ def keep_freed_memory() -> bool:
 
     A ResNet-50 allocates and frees some 30 tensors of 28 to 56 MB for each image. By default glibc returns each to
     the kernel at once, which then has to find and clear every page again: a tenth of the forward pass, measured on a
-    virtual machine. The process stays as large as its largest pass. All threads share one heap, because the heaps of
+    virtual machine. The process stays as large as its largest passes. All threads share one heap, because the heaps of
     threads are limited to 64 MB.
 
     Does nothing if the C library is not glibc.

@@ -63,7 +63,7 @@ class KeypointHead:
         exact = Format(form.device, torch.float32)
         self.count = int(up.out_channels)
         weight = up.weight.detach().flatten(1).T  # [K * 4 * 4, C]
-        self._up = Linear(weight, torch.zeros(len(weight)), form)
+        self._up = Linear(weight, torch.zeros(len(weight)), form, rows=4 * self._sampling.bins**2)
         self._bias = exact.copy(up.bias)
         self._as_probability = rules.keypoint_scores == "probability"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from model.inference.features import LEVELS, prepare
 from model.inference.proposals import are_large, clip_boxes, decode_boxes
@@ -35,6 +36,8 @@ MAX_CANDIDATES = 1024
 # Instances whose masks are computed at once: their features take 0.2 MB each at 256 channels in float32, and four times
 # that once they are upsampled.
 MASKS_AT_ONCE = {"cpu": 64, "cuda": 1024}
+# The last layers are given multiples of so many; on a GPU instance_heads.py sees to it.
+MASKS_ALIKE = {"cpu": 8, "cuda": 1}
 
 # Boxes [N, 4], scores [N], labels [N] (network classes).
 Detections = tuple["Tensor", "Tensor", "Tensor"]
@@ -250,7 +253,7 @@ class MaskHead:
         if (up.kernel_size, up.stride, up.padding) != ((2, 2), (2, 2), (0, 0)):
             raise TypeError("no way to prepare this upsampling of a mask head")
         weight = up.weight.detach().permute(2, 3, 1, 0).flatten(0, 2)  # [2 * 2 * D, C]
-        self._up = Linear(weight, up.bias.detach().repeat(4), form, "relu")
+        self._up = Linear(weight, up.bias.detach().repeat(4), form, "relu", rows=1)
         last = predictor.mask_fcn_logits
         self._class_weight = form.copy(last.weight[:, :, 0, 0])  # [classes, D]
         self._class_bias = Format(form.device, torch.float32).copy(last.bias)
@@ -273,9 +276,13 @@ class MaskHead:
         x = pool_rois(maps, boxes, image, self._sampling).permute(0, 3, 1, 2)
         for conv in self._convs:
             x = conv(x)
-        x = self._up(x.permute(0, 2, 3, 1))  # [N, bins, bins, 4 D]
+        x = x.permute(0, 2, 3, 1)
         count, depth = len(x), self._class_weight.shape[1]
-        logits = torch.bmm(x.reshape(count, -1, depth), self._class_weight[labels][..., None])
+        # For the reason that Linear has.
+        spare = -count % MASKS_ALIKE[x.device.type]
+        x = self._up(functional.pad(x, (0,) * 7 + (spare,)) if spare else x)  # [N, bins, bins, 4 D]
+        weight = self._class_weight[functional.pad(labels, (0, spare))][..., None]
+        logits = torch.bmm(x.reshape(len(x), -1, depth), weight)[:count]
         bins = int(x.shape[1])
         logits = logits.view(count, bins, bins, 2, 2).transpose(2, 3)  # [N, y, y within, x, x within]
         logits = logits.reshape(count, 2 * bins, 2 * bins).float()

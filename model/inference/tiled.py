@@ -93,12 +93,16 @@ class TiledImage:
     def add(self, found: Detections | None) -> None:
         """Keep what `locate` has made of a tile. Of all tiles, the best MOST_MERGED are kept at least.
 
-        Most calls only append; some sort up to 2 · MOST_MERGED detections, which takes half a second.
+        Most calls copy little; some sort up to 2 · MOST_MERGED detections, which takes half a second.
         """
         if found is None:
             return
         self._parts.append(found)
         self._count += len(found)
+        # Many small arrays would lie scattered in the memory that each pass frees, so that the tensors of the next find
+        # no room there.
+        while len(self._parts) > 1 and len(self._parts[-1]) >= len(self._parts[-2]) // 2:
+            self._parts[-2:] = [merge.concatenate(self._parts[-2:])]
         if self._count > 2 * MOST_MERGED:
             self._parts = [merge.concatenate(self._parts).best(MOST_MERGED)]
             self._count = MOST_MERGED
