@@ -21,6 +21,7 @@ import platform
 import statistics
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -29,6 +30,7 @@ import uvloop
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from app.runtime.cpus import usable_cpus
 from bench.engine_alone import EngineAlone, engine_alone
 from bench.open_loop import Load, OpenLoop, resident_bytes
 from bench.processor_time import ProcessorTime
@@ -117,8 +119,9 @@ async def measure(options: argparse.Namespace, load: Load, alone: EngineAlone) -
         await closed(load, one, options.seconds / options.rounds)
     print(f"engine alone: {alone.rate:.2f} images/s, p50 {1000 * statistics.median(alone.times):.1f} ms\n")
     print(f"{HEADINGS}\n{one.line()}\n{many.line()}", flush=True)
-    tallies, parts, peak = [], [], many.rate
+    tallies, parts, shares, peak = [], [], [], many.rate
     for factor in options.factors:
+        started, taken_before = time.perf_counter(), time.process_time()
         tally = await load.open(
             factor * many.rate,
             options.seconds,
@@ -127,6 +130,8 @@ async def measure(options: argparse.Namespace, load: Load, alone: EngineAlone) -
             slow=options.slow,
         )
         print(tally.line(), flush=True)
+        elapsed = time.perf_counter() - started
+        shares.append((time.process_time() - taken_before) / elapsed / usable_cpus())
         after = await closed(load, ClosedLoop(16), options.seconds / 2)
         tallies.append(tally)
         parts.append(2 * tally.rate() / (peak + after))
@@ -150,10 +155,11 @@ async def measure(options: argparse.Namespace, load: Load, alone: EngineAlone) -
         "processor time for an image, ms: "
         + ", ".join(f"{who} {1000 * part:.1f}" for who, part in taken.items())
     )
-    for tally, part in zip(tallies, parts, strict=True):
+    for tally, part, share in zip(tallies, parts, shares, strict=True):
         if tally.factor >= 1:
             print(
-                f"open loop, {tally.factor:g} × the peak: {part:.1%} of the closed loop before and after it"
+                f"open loop, {tally.factor:g} × the peak: {part:.1%} of the closed loop before and after it; "
+                f"this program, which sends it, took {share:.1%} of the cores"
             )
     if options.plot:
         title = f"{options.model} on {os.cpu_count()} cores, {options.seconds:g} s a point"
