@@ -245,4 +245,4 @@ class Linear:
         if spare := -rows % self._rows:
             flat = functional.pad(flat, (0, 0, 0, spare))
         y = onednn.linear(flat, self._weight, self._bias, self._activation)
-        return y[:rows].unflatten(0, x.shape[:-1])
+        return y[:rows].view(*x.shape[:-1], y.shape[-1])

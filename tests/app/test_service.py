@@ -49,7 +49,8 @@ class FastClock:
 
     def __init__(self, worker: Worker) -> None:
         self.seconds, self.real = 0.0, worker._clock
-        worker._clock = lambda: self.real() + self.seconds
+        for part in (worker, *worker._lanes):
+            part._clock = lambda: self.real() + self.seconds
 
 
 # Deadlines
