@@ -112,8 +112,7 @@ def run_batch(
     out_of_memory = False
     answers: list[tuple[Entry, SegmentResult | Problem]] = []
     try:
-        with alone() if is_retry else nullcontext():
-            results = segment([entry.image for entry in entries], [entry.options for entry in entries])
+        results = segment([entry.image for entry in entries], [entry.options for entry in entries])
         seconds = clock() - start
         for entry, instances in zip(entries, results, strict=True):
             answers.append(
@@ -143,20 +142,21 @@ def run_batch(
     counts["splits"] += not is_single
     middle = len(entries) // 2
     for part in [entries] if is_single else [entries[:middle], entries[middle:]]:
-        partition = drop_dead(part)
-        if partition.expired:
-            yield Attempt([(entry, deadline_exceeded()) for entry in partition.expired], 0.0)
-        if partition.live:
-            yield from run_batch(
-                segment,
-                partition.live,
-                drop_dead=drop_dead,
-                alone=alone,
-                clock=clock,
-                counts=counts,
-                share=share,
-                is_retry=is_single,
-            )
+        with alone() if is_single else nullcontext():
+            partition = drop_dead(part)
+            if partition.expired:
+                yield Attempt([(entry, deadline_exceeded()) for entry in partition.expired], 0.0)
+            if partition.live:
+                yield from run_batch(
+                    segment,
+                    partition.live,
+                    drop_dead=drop_dead,
+                    alone=alone,
+                    clock=clock,
+                    counts=counts,
+                    share=share,
+                    is_retry=is_single,
+                )
 
 
 def _problem_of_one_image(error: Exception, counts: Counter[str]) -> Problem:

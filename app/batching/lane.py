@@ -95,7 +95,7 @@ class Lane:
             partial(segment, cores=turn.cores) if schedule.lanes > 1 else segment,
             turn.batch.live,
             drop_dead=schedule.drop_dead,
-            alone=schedule.alone,
+            alone=lambda: schedule.alone(lambda: self.beat("forward"), HEARTBEAT_SECONDS),
             clock=self._clock,
             counts=self.counts,
             share=turn.cores / schedule.cores.count,

@@ -13,7 +13,7 @@ from app.batching.cores import Cores
 from app.batching.queue import Queue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from app.batching.batch import Segmenter
     from app.batching.queue import Clock, Entry, Partition
@@ -89,16 +89,18 @@ class Schedule:
     def _end(self, turn: Turn) -> None:
         self.cores.give_back(turn.cores)
         self._pixels -= turn.pixels
-        if self._want_all:
+        if self._want_all or len(self.queue):
+            # The lane whose turn it was may not be the one that can go on.
             self.lock.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """For a turn that goes on while no other does."""
+    def alone(self, beat: Callable[[], None], seconds: float) -> Iterator[None]:
+        """For a turn that goes on while no other does. beat: is called every so many seconds until then."""
         with self.lock:
             self._want_all += 1
             while not self.closed and (self.cores.passes > self._want_all or self._one_has_all):
-                self.lock.wait()
+                beat()
+                self.lock.wait(seconds)
             self._one_has_all = True
         try:
             yield

@@ -106,7 +106,34 @@ async def test_image_that_leaves_lets_those_behind_it_run():
 
 
 @on_a_loop
-async def test_image_without_memory_is_tried_again_when_nothing_runs_beside_it():
+async def test_large_image_runs_once_the_last_of_the_others_has_ended():
+    async with started(cores=2, max_batch_pixels=3 * 32 * 32) as harness:
+        first = await harness.occupy()
+        others = [harness.send(number) for number in (1, 2)]
+        await harness.wait_enqueued(2)
+        both, held = threading.Barrier(2), {1: threading.Event(), 2: threading.Event()}
+
+        def behave(numbers):
+            if numbers[0] in held:
+                both.wait(PATIENCE)
+                held[numbers[0]].wait(PATIENCE)
+
+        harness.engine.behave = behave
+        harness.gate.set()
+        await first
+        # The first thread has nothing to do, and may not begin the large one yet.
+        held[1].set()
+        assert await others[0] == 1
+        large = asyncio.create_task(harness.ask(picture(3, 64, 64)))
+        await harness.wait_enqueued(1)
+        held[2].set()
+        assert await gather([large, others[1]]) == [3, 2]
+
+
+# Each is run by another thread.
+@pytest.mark.parametrize("failing", [1, 2])
+@on_a_loop
+async def test_image_without_memory_is_tried_again_when_nothing_runs_beside_it(failing):
     async with started(cores=2) as harness:
         first = await harness.occupy()
         others = [harness.send(number) for number in (1, 2, 3)]
@@ -119,8 +146,8 @@ async def test_image_without_memory_is_tried_again_when_nothing_runs_beside_it()
             try:
                 if number != 3 and not beside:
                     both.wait(PATIENCE)
-                if number == 1:
-                    beside.append(running - {1})
+                if number == failing:
+                    beside.append(running - {failing})
                     if len(beside) == 1:
                         raise MemoryError
             finally:
