@@ -41,7 +41,7 @@ async def segment_tiles(
 ) -> SegmentResult:
     """The merged instances of an image, with the time from the first tile's start to the end of the merging.
 
-    Tiles wait in the ordinary queue, no more than two batches of them, so that other requests have their turns. If the
+    Tiles wait in the ordinary queue, no more than twice those that may run at once, so that other requests have their turns. If the
     caller leaves, or one tile fails, those that wait never reach the device.
 
     Args:
@@ -80,7 +80,7 @@ async def segment_tiles(
             done += 1
             progress(done, len(tiles))
 
-    # Two batches, and those whose masks are being encoded meanwhile.
+    # Twice those that may run at once, and those whose masks are being encoded meanwhile.
     at_once = 2 * service.worker.budget.max_images + service.settings.encode_threads
     tasks = [loop.create_task(run()) for _ in range(min(at_once, len(tiles)))]
     try:
