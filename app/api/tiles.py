@@ -41,8 +41,8 @@ async def segment_tiles(
 ) -> SegmentResult:
     """The merged instances of an image, with the time from the first tile's start to the end of the merging.
 
-    Tiles wait in the ordinary queue, no more than twice those that may run at once, so that other requests have their turns. If the
-    caller leaves, or one tile fails, those that wait never reach the device.
+    Tiles wait in the ordinary queue, no more than twice those that may run at once, so that other requests have their
+    turns. If the caller leaves, or one tile fails, those that wait never reach the device.
 
     Args:
         service: has the worker.
