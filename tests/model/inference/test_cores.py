@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from model.instances import Instances
 
-CORES = (1, 2, 3, 8)
+CORES = (1, 3)
 SMALL = ARCHITECTURES["small"]
 NETWORKS = {
     "small": SMALL,

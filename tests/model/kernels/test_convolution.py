@@ -196,10 +196,10 @@ def test_fully_connected_layers_do_not_depend_on_the_number_of_threads(
 ) -> None:
     torch.manual_seed(0)
     layer = Linear(torch.randn(width, depth) / 30, torch.randn(width), form)
-    for rows in (1, 2, 5, 7, 17, 31, 32, 60, 171):
+    for rows in (1, 7, 17, 60, 171):
         x = torch.randn(rows, depth).to(form.dtype)
         with use_threads(1):
             expected = layer(x)
-        for threads in (2, 3, 8, 16):
+        for threads in (2, 3, 16):
             with use_threads(threads):
                 assert torch.equal(layer(x), expected), (rows, threads)
