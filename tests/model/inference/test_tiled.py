@@ -37,3 +37,11 @@ def test_what_is_left_to_another_tile_takes_the_place_of_nothing(monkeypatch: py
     assert found.boxes[2].tolist() == [30, 20, 90, 40]
     # Nothing is its own.
     assert tiles.locate(1, boxes(right[0])) is None
+
+
+def test_what_many_tiles_have_lies_in_few_arrays() -> None:
+    tiles = TiledImage(PAIR, Options())
+    for number in range(200):
+        tiles.add(tiles.locate(0, boxes(*[(0.9, (30, 20, 90, 40))] * (1 + number % 5))))
+    assert sum(len(part) for part in tiles._parts) == 600
+    assert len(tiles._parts) <= 10

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
-from model.kernels import convolution
+from model.kernels import convolution, onednn
 from model.kernels.convolution import ACTIVATIONS, Conv, Format, Linear, fold
 from model.kernels.openmp import use_threads
 from model.kernels.winograd import kernel_for
@@ -203,3 +203,17 @@ def test_fully_connected_layers_do_not_depend_on_the_number_of_threads(
         for threads in (2, 3, 16):
             with use_threads(threads):
                 assert torch.equal(layer(x), expected), (rows, threads)
+
+
+def test_fully_connected_layers_are_compiled_for_few_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[int] = set()
+    linear = onednn.linear
+
+    def noted(x: torch.Tensor, *others: Any) -> torch.Tensor:
+        seen.add(len(x))
+        return linear(x, *others)
+
+    monkeypatch.setattr(onednn, "linear", noted)
+    layer = Linear(torch.randn(4, 8), torch.randn(4), FLOAT)
+    assert [len(layer(torch.randn(rows, 8))) for rows in range(1, 200)] == list(range(1, 200))
+    assert seen == {50, 100, 150, 200}
