@@ -75,13 +75,10 @@ class Lane:
                 if schedule.closed:
                     return False
                 self.beat("idle")
-                schedule.lock.wait(HEARTBEAT_SECONDS)
+                schedule.wait(self.number, HEARTBEAT_SECONDS)
                 return True
             # Before another thread can fail, and answers all that runs.
             self.batch = turn.batch.live
-            if len(schedule.queue):
-                # There may be cores for one more.
-                schedule.lock.notify_all()
         if turn.batch.expired:
             self._call_on_loop(set_answers, [(entry, deadline_exceeded()) for entry in turn.batch.expired])
         if turn.batch.live:

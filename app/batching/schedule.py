@@ -32,7 +32,8 @@ class Turn:
 class Schedule:
     """A GPU runs one batch at a time. A CPU runs several passes of one image, which share the cores.
 
-    `lock` guards all of it, and is notified when there may be something to run. Lanes are numbered from 0.
+    `lock` guards all of it. Lanes are numbered from 0. A lane goes on only if as many passes run as there are lanes
+    before it, so the first that is idle is always the one to wake.
     """
 
     def __init__(self, engine: Segmenter, max_images: int, max_pixels: int, clock: Clock) -> None:
@@ -45,18 +46,48 @@ class Schedule:
             clock: of the deadlines.
         """
         most = max_images if engine.batches else min(max_images, engine.cores)
-        self.lock = threading.Condition()
+        self.lock = threading.Lock()
         self.queue = Queue(clock=clock)
         self.budget = BatchBudget(most, max_pixels)
         self.cores = Cores(engine.cores)
         self.lanes = 1 if engine.batches else most
         # Nothing will be run any more.
         self.closed = False
+        # For each lane its own: a thread that is woken for nothing takes the interpreter from those that run.
+        self._work = [threading.Condition(self.lock) for _ in range(self.lanes)]
+        self._idle: set[int] = set()
+        self._pass_ended = threading.Condition(self.lock)
         self._batches = engine.batches
         # Of padded input, of all that runs.
         self._pixels = 0
         # Turns that want the device for themselves, and whether one has it.
         self._want_all, self._one_has_all = 0, False
+
+    # For whoever holds the lock
+
+    def put(self, entry: Entry) -> None:
+        """Append an entry."""
+        self.queue.put(entry)
+        self._wake()
+
+    def discard(self, entry: Entry) -> None:
+        """Remove an entry whose caller has left, if it still waits."""
+        if self.queue.discard(entry):
+            # Others may have waited behind it.
+            self._wake()
+
+    def wait(self, lane: int, seconds: float) -> None:
+        """Until there may be something to run on an idle lane, or the schedule is closed, or the time has passed."""
+        self._idle.add(lane)
+        self._work[lane].wait(seconds)
+        self._idle.discard(lane)
+
+    def close(self) -> list[Entry]:
+        """Let nothing more run; the entries that waited."""
+        self.closed = True
+        for condition in (*self._work, self._pass_ended):
+            condition.notify_all()
+        return self.queue.clear()
 
     def take(self, lane: int) -> Turn | None:
         """The next batch for a lane, which may hold nothing but entries that are late; None if it has to wait."""
@@ -71,6 +102,8 @@ class Schedule:
         self._pixels += turn.pixels
         if not batch.live:
             self._end(turn)
+        # There may be cores for one more.
+        self._wake()
         return turn if batch.live or batch.expired else None
 
     def _most_passes(self) -> int:
@@ -81,17 +114,23 @@ class Schedule:
         fitting = max(0, self.budget.pixels - self._pixels) // max(1, self.queue.next_pixels)
         return min(self.budget.images, max(1, running + fitting))
 
+    def _end(self, turn: Turn) -> None:
+        self.cores.give_back(turn.cores)
+        self._pixels -= turn.pixels
+        self._pass_ended.notify_all()
+        # The lane whose turn it was may not be the one that can go on.
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._idle and len(self.queue):
+            self._work[min(self._idle)].notify()
+
+    # For whoever does not hold it
+
     def end(self, turn: Turn) -> None:
         """A turn with a live batch is over."""
         with self.lock:
             self._end(turn)
-
-    def _end(self, turn: Turn) -> None:
-        self.cores.give_back(turn.cores)
-        self._pixels -= turn.pixels
-        if self._want_all or len(self.queue):
-            # The lane whose turn it was may not be the one that can go on.
-            self.lock.notify_all()
 
     @contextmanager
     def alone(self, beat: Callable[[], None], seconds: float) -> Iterator[None]:
@@ -100,7 +139,7 @@ class Schedule:
             self._want_all += 1
             while not self.closed and (self.cores.passes > self._want_all or self._one_has_all):
                 beat()
-                self.lock.wait(seconds)
+                self._pass_ended.wait(seconds)
             self._one_has_all = True
         try:
             yield
@@ -108,15 +147,16 @@ class Schedule:
             with self.lock:
                 self._want_all -= 1
                 self._one_has_all = False
-                self.lock.notify_all()
+                self._pass_ended.notify_all()
+                self._wake()
 
     def drop_dead(self, entries: Sequence[Entry]) -> Partition:
-        """Queue.drop_dead, for whoever does not hold the lock."""
+        """As Queue.drop_dead."""
         with self.lock:
             return self.queue.drop_dead(entries)
 
     def record(self, *, out_of_memory: bool, success: bool) -> None:
-        """What an attempt has led to, for the limits; for whoever does not hold the lock."""
+        """What an attempt has led to, for the limits."""
         with self.lock:
             if out_of_memory:
                 self.budget.record_out_of_memory()

@@ -140,17 +140,14 @@ class Worker:
         entry = Entry(image, permit.pixels, options, deadline, future, bucket, now)
         with self._lock:
             self._raise_unless_running()
-            self._schedule.queue.put(entry)
-            self._lock.notify_all()
+            self._schedule.put(entry)
         timer = self._loop.call_later(max(0.0, deadline - now), expire, future)
         try:
             return await future
         finally:
             timer.cancel()
             with self._lock:
-                if self._schedule.queue.discard(entry):
-                    # Others may have waited behind it.
-                    self._lock.notify_all()
+                self._schedule.discard(entry)
             # An error's traceback holds this frame. If the frame held the future that holds the error, the images of
             # expired requests would accumulate under overload until the next garbage collection.
             del entry, future, image
@@ -181,9 +178,7 @@ class Worker:
             if self._state is not State.FAILED:
                 self._state = State.STOPPED
                 self._admission.close(Draining)
-            self._schedule.closed = True
-            waiting = self._schedule.queue.clear()
-            self._lock.notify_all()
+            waiting = self._schedule.close()
         set_answers((entry, Draining()) for entry in waiting)
         if self._has_started:
             await self._have_ended.wait()
@@ -285,8 +280,7 @@ class Worker:
             self._reason = f"{type(error).__name__}: {error}"
             # Entries of a batch that have been answered keep their answers.
             pending = self._clear()
-            self._schedule.closed = True
-            self._lock.notify_all()
+            self._schedule.close()
         self._call_on_loop(self._on_failure, pending, error)
 
     def _clear(self) -> list[Entry]:

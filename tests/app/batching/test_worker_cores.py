@@ -281,6 +281,20 @@ async def test_image_that_is_alone_is_always_run_by_the_same_thread():
 
 
 @on_a_loop
+async def test_image_that_is_alone_wakes_no_other_thread():
+    clock = Clock()
+    async with started(cores=2, clock=clock) as harness:
+        lanes = harness.worker._lanes
+        # The other thread has gone to sleep once.
+        while 1 not in harness.worker._schedule._idle:
+            await asyncio.sleep(0.001)
+        clock.now += 1
+        for number in range(8):
+            await harness.send(number)
+        assert [lane.heartbeat.at for lane in lanes[1:]] == [clock.now - 1]
+
+
+@on_a_loop
 async def test_device_lost_by_another_thread_ends_the_first_too():
     async with started(cores=2) as harness:
         first = await harness.occupy()

@@ -208,8 +208,7 @@ def test_results_for_a_closed_loop_do_not_crash_the_thread(caplog):
     thread = harness.worker._lanes[0].thread
     with harness.worker._lock:
         harness.worker._state = State.STOPPED
-        harness.worker._schedule.closed = True
-        harness.worker._lock.notify()
+        harness.worker._schedule.close()
     thread.join(PATIENCE)
     assert not thread.is_alive()
     assert harness.worker.status().state is State.STOPPED
