@@ -79,7 +79,7 @@ lock: $(READY)  ## write the lock files, requirements*.lock, from pyproject.toml
 # uv is fetched by pip because it installs torch's wheels in seconds where pip takes minutes; a pip that is there already
 # saves three seconds. Bytecode is compiled once: where PYTHONDONTWRITEBYTECODE is set, every start would compile torch
 # again, which took 9 seconds instead of 5.
-$(READY): requirements.lock requirements-build.lock pyproject.toml hatch_build.py model/kernels/winograd.c
+$(READY): requirements.lock requirements-build.lock pyproject.toml hatch_build.py $(wildcard model/kernels/*.c)
 	@command -v $(PYTHON) >/dev/null || { echo "maskserve needs Python 3.11 or newer: $(PYTHON) was not found"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "maskserve needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 …"; exit 1; }
 	@test -x $(BIN)/uv || { $(PYTHON) -m venv --without-pip $(VENV) \

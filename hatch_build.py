@@ -1,4 +1,4 @@
-"""Compiles model/kernels/winograd.c when the package is built, on Linux on x86: elsewhere the engine does without."""
+"""Compiles model/kernels/*.c when the package is built, on Linux on x86: elsewhere the engine does without."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-# By variant (model/kernels/winograd.py says what each needs): the processor, and the macros.
+# By the names of what is compiled, which begin with the source's: the processor (what a variant needs is said in Python
+# beside its source), and the macros.
 VARIANTS = {
-    "bytes_avx512": ["-mcpu=x86_64_v4+avx512bf16", "-DLANES=16", "-DBFLOAT16", "-DBYTES"],
-    "bfloat16_avx512": ["-mcpu=x86_64_v4+avx512bf16", "-DLANES=16", "-DBFLOAT16"],
-    "float32_avx512": ["-mcpu=x86_64_v4", "-DLANES=16"],
-    "float32_avx2": ["-mcpu=x86_64_v3", "-DLANES=8"],
+    "winograd_bytes_avx512": ["-mcpu=x86_64_v4+avx512bf16", "-DLANES=16", "-DBFLOAT16", "-DBYTES"],
+    "winograd_bfloat16_avx512": ["-mcpu=x86_64_v4+avx512bf16", "-DLANES=16", "-DBFLOAT16"],
+    "winograd_float32_avx512": ["-mcpu=x86_64_v4", "-DLANES=16"],
+    "winograd_float32_avx2": ["-mcpu=x86_64_v3", "-DLANES=8"],
+    "bilinear_avx2": ["-mcpu=x86_64_v3"],
 }
 # It calls nothing but memset, so it runs with whatever glibc the machine has.
 FLAGS = ["-std=c17", "-O3", "-ffp-contract=fast", "-ffreestanding", "-nostdlib", "-shared", "-fPIC"]
@@ -33,19 +35,20 @@ class Kernels(BuildHookInterface):
         if sys.platform != "linux" or platform.machine() != "x86_64":
             return
         kernels = Path(self.root) / "model" / "kernels"
-        # So that a file that was compiled from another version is known.
-        source = f"-DSOURCE={zlib.crc32((kernels / 'winograd.c').read_bytes())}"
         # The compiler's wheel comes with the build's requirements, so that no machine has to have one.
         with tempfile.TemporaryDirectory() as cache:
             environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
             for name, flags in VARIANTS.items():
-                target = kernels / f"winograd_{name}.so"
+                source = kernels / f"{name.partition('_')[0]}.c"
+                # So that a file that was compiled from another version is known.
+                checksum = f"-DSOURCE={zlib.crc32(source.read_bytes())}"
+                target = kernels / f"{name}.so"
                 # A running service keeps the file that it has loaded.
                 made = target.with_suffix(f".{os.getpid()}.new")
-                options = ["-target", "x86_64-linux-gnu.2.17", *FLAGS, *flags, source, "-o", made.name]
-                command = [sys.executable, "-m", "ziglang", "cc", "winograd.c", *options]
+                options = ["-target", "x86_64-linux-gnu.2.17", *FLAGS, *flags, checksum, "-o", made.name]
+                command = [sys.executable, "-m", "ziglang", "cc", source.name, *options]
                 subprocess.run(command, cwd=kernels, env=environment, check=True)
                 made.replace(target)
-        build_data["artifacts"].append("model/kernels/winograd_*.so")
+                build_data["artifacts"].append(f"model/kernels/{name}.so")
         build_data["pure_python"] = False
         build_data["tag"] = "py3-none-manylinux_2_17_x86_64"

@@ -7,7 +7,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
-import zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from model.errors import EngineError
-from model.kernels.openmp import library as openmp_library
+from model.kernels.compiled import load, openmp_functions
 from model.kernels.quantization import IDENTITY, QuantParams
 
 if TYPE_CHECKING:
@@ -75,20 +73,8 @@ class Kernel:
     @classmethod
     def load(cls, path: Path, openmp: tuple[int, int]) -> Kernel:
         """Raises EngineError if there is no way to load it, or it is of another version."""
-        try:
-            library = ctypes.CDLL(str(path))
-        except OSError as error:
-            raise EngineError(f"{path} cannot be loaded: {error}") from None
-        names = ("source", "work_bytes", "lanes", "vectors")
-        try:
-            *version, lanes, vectors = (ctypes.c_int64.in_dll(library, name).value for name in names)
-        # It has no such name.
-        except ValueError:
-            version = []
-        if version != [zlib.crc32(SOURCE.read_bytes()), ctypes.sizeof(Work)]:
-            raise EngineError(
-                f"{path} was compiled from another version's winograd.c: install the package anew"
-            )
+        library = load(path, SOURCE, Work)
+        lanes, vectors = (ctypes.c_int64.in_dll(library, name).value for name in ("lanes", "vectors"))
         near, far = (ctypes.c_float * 2).in_dll(library, "points")
         library.convolve.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
         library.convolve.restype = None
@@ -112,7 +98,7 @@ def kernel_for(dtype: torch.dtype) -> Kernel | None:
     That is so where nothing was compiled (hatch_build.py: for Linux on x86), where torch has no OpenMP, and in other
     numbers than float32 where the processor has AMX, by which a direct convolution is taken to be quicker (unmeasured).
     """
-    openmp, has = _openmp(), torch.cpu.get_capabilities()
+    openmp, has = openmp_functions(), torch.cpu.get_capabilities()
     if openmp is None or (dtype != torch.float32 and has.get("amx_bf16")):
         return None
     for name, needs in VARIANTS.get(dtype, {}).items():
@@ -122,20 +108,6 @@ def kernel_for(dtype: torch.dtype) -> Kernel | None:
                 return Kernel.load(path, openmp)
             log.warning("%s is not there: 3×3 convolutions take two or three times as long", path)
     return None
-
-
-@cache
-def _openmp() -> tuple[int, int] | None:
-    """Addresses of OpenMP's functions that run another on several threads, and number these. They are the ones that
-    torch calls: the threads of two pools would wait for one another.
-    """
-    library: Any = openmp_library()
-    try:
-        found = library.GOMP_parallel, library.omp_get_thread_num
-    except AttributeError:
-        return None
-    parallel, thread_number = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in found)
-    return parallel, thread_number
 
 
 def should_use_winograd(x: Tensor, outputs: int) -> bool:

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from model.errors import EngineError
 from model.kernels import winograd
+from model.kernels.compiled import openmp_functions
 from model.kernels.int8 import QuantizedTensor
 from model.kernels.quantization import IDENTITY, QuantParams
 from model.kernels.winograd import VARIANTS, Kernel, Winograd, kernel_for, should_use_winograd
@@ -50,7 +51,7 @@ EACH, EACH_OF_FLOATS = (
 
 
 def loaded(variant: str) -> Kernel:
-    openmp = winograd._openmp()
+    openmp = openmp_functions()
     assert openmp is not None
     return Kernel.load(FOLDER / f"winograd_{variant}.so", openmp)
 
@@ -301,7 +302,7 @@ def test_processors(
 
 
 def test_without_openmp_there_is_none(fresh: pytest.MonkeyPatch) -> None:
-    fresh.setattr(winograd, "_openmp", lambda: None)
+    fresh.setattr(winograd, "openmp_functions", lambda: None)
     assert kernel_for(torch.float32) is None
     assert not should_use_winograd(torch.empty(1, 256, 50, 50, device="meta"), 256)
 

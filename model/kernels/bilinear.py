@@ -1,0 +1,112 @@
+"""Photos to the network's input in one step, on x86 processors: compiled from bilinear.c."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from model.kernels.compiled import load, openmp_functions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SOURCE = Path(__file__).with_name("bilinear.c")
+LIBRARY = SOURCE.with_name("bilinear_avx2.so")
+NEEDS = "avx2", "fma3"
+
+
+class Work(ctypes.Structure):
+    """`struct Work` of bilinear.c, which describes it."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("photo", "result")),
+        *((name, ctypes.c_void_p) for name in ("above", "below", "left", "right", "down", "across")),
+        *((name, ctypes.c_int64) for name in ("photo_row", "result_row", "height", "width", "is_bfloat16")),
+        *((name, ctypes.c_float * 3) for name in ("scale", "shift")),
+        ("next", ctypes.c_int64),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Taps:
+    """What places of an axis after resizing are made of, without antialiasing.
+
+    A place lies between two of those before it.
+    """
+
+    first: Tensor  # [after] int64
+    second: Tensor  # [after] int64
+    part: Tensor  # [after] float32: how far it is from the first to the second, 0 to 1
+
+    @classmethod
+    def of(cls, before: int, after: int) -> Taps:
+        """As torch.nn.functional.interpolate counts, without aligned corners. before, after: places of the axis."""
+        scale = torch.tensor(before / after, dtype=torch.float32)
+        place = ((torch.arange(after, dtype=torch.float32) + 0.5) * scale - 0.5).clamp(min=0)
+        first = place.to(torch.int64).clamp(max=before - 1)
+        return cls(first, (first + 1).clamp(max=before - 1), place - first)
+
+
+class Kernel:
+    """The compiled function."""
+
+    def __init__(self, library: Any, parallel: int) -> None:
+        """Args are of ctypes, and the address of OpenMP's function."""
+        self._resize, self._parallel = library.resize, parallel
+        self._resize.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+        self._resize.restype = None
+
+    def __call__(self, photo: np.ndarray, result: Tensor, scale: Tensor, shift: Tensor) -> None:
+        """Fill `result` with the photo, resized, times `scale` plus `shift`; the same on any number of threads.
+
+        Args:
+            photo: [H, W, 3] uint8.
+            result: [h, w, 3] float32 or bfloat16, its rows as far apart as you like.
+            scale: [3] float32.
+            shift: [3] float32.
+
+        Raises ValueError for other arrays.
+        """
+        if result.stride()[1:] != (3, 1) or result.dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(
+                f"a result of {result.dtype} with steps {result.stride()} is not for this kernel"
+            )
+        if photo.dtype != np.uint8 or photo.shape[2:] != (3,) or 0 in photo.shape:
+            raise ValueError(f"not a photo: {photo.dtype} {photo.shape}")
+        if photo.strides[0] < 0 or photo.strides[1:] != (3, 1):
+            photo = np.ascontiguousarray(photo)
+        height, width = result.shape[:2]
+        rows, columns = Taps.of(photo.shape[0], height), Taps.of(photo.shape[1], width)
+        work = Work(
+            photo=photo.ctypes.data,
+            result=result.data_ptr(),
+            above=rows.first.data_ptr(),
+            below=rows.second.data_ptr(),
+            left=columns.first.data_ptr(),
+            right=columns.second.data_ptr(),
+            down=rows.part.data_ptr(),
+            across=columns.part.data_ptr(),
+            photo_row=photo.strides[0],
+            result_row=result.stride(0),
+            height=height,
+            width=width,
+            is_bfloat16=result.dtype == torch.bfloat16,
+            scale=tuple(scale.tolist()),
+            shift=tuple(shift.tolist()),
+        )
+        self._resize(ctypes.addressof(work), self._parallel, torch.get_num_threads())
+
+
+@cache
+def kernel() -> Kernel | None:
+    """It; None on other processors, and where nothing was compiled or torch has no OpenMP."""
+    openmp, has = openmp_functions(), torch.cpu.get_capabilities()
+    if openmp is None or not all(has.get(need) for need in NEEDS) or not LIBRARY.exists():
+        return None
+    return Kernel(load(LIBRARY, SOURCE, Work), openmp[0])

@@ -1,0 +1,54 @@
+"""What the kernels in C have in common: how hatch_build.py's results are checked, and the threads that they run on."""
+
+from __future__ import annotations
+
+import ctypes
+import zlib
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from model.errors import EngineError
+from model.kernels.openmp import library as openmp_library
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def load(path: Path, source: Path, work: type[ctypes.Structure]) -> Any:
+    """The library, of ctypes.
+
+    Args:
+        path: of it.
+        source: the file that it was compiled from.
+        work: the structure that it takes.
+
+    Raises EngineError if there is no way to load it, or it is of another version.
+    """
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EngineError(f"{path} cannot be loaded: {error}") from None
+    try:
+        version = [ctypes.c_int64.in_dll(library, name).value for name in ("source", "work_bytes")]
+    # It has no such name.
+    except ValueError:
+        version = []
+    if version != [zlib.crc32(source.read_bytes()), ctypes.sizeof(work)]:
+        raise EngineError(
+            f"{path} was compiled from another version's {source.name}: install the package anew"
+        )
+    return library
+
+
+@cache
+def openmp_functions() -> tuple[int, int] | None:
+    """Addresses of OpenMP's functions that run another on several threads, and number these. They are the ones that
+    torch calls: the threads of two pools would wait for one another.
+    """
+    library: Any = openmp_library()
+    try:
+        found = library.GOMP_parallel, library.omp_get_thread_num
+    except AttributeError:
+        return None
+    parallel, thread_number = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in found)
+    return parallel, thread_number
