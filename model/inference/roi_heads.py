@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MAX_CANDIDATES = 1024
 # Instances whose masks are computed at once: their features take 0.2 MB each at 256 channels in float32, and four times
 # that once they are upsampled.
-MASKS_AT_ONCE = {"cpu": 64, "cuda": 1024}
+MASKS_AT_ONCE = {"cpu": 40, "cuda": 1024}
 # The last layers are given multiples of so many; on a GPU instance_heads.py sees to it.
 MASKS_ALIKE = {"cpu": 8, "cuda": 1}
 
