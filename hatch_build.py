@@ -22,7 +22,7 @@ VARIANTS = {
     "winograd_float32_avx2": ["-mcpu=x86_64_v3", "-DLANES=8"],
     "bilinear_avx2": ["-mcpu=x86_64_v3"],
 }
-# It calls nothing but memset, so it runs with whatever glibc the machine has.
+# They call nothing but memset, so they run with whatever glibc the machine has.
 FLAGS = ["-std=c17", "-O3", "-ffp-contract=fast", "-ffreestanding", "-nostdlib", "-shared", "-fPIC"]
 FLAGS += ["-Wall", "-Wextra", "-Werror"]
 

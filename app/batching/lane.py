@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from app.batching.queue import Clock, Entry
     from app.batching.schedule import Schedule, Turn
 
-# Between heartbeats of an idle thread. A new entry wakes it at once.
+# Between heartbeats of an idle thread. A new entry wakes the first of them at once.
 HEARTBEAT_SECONDS = 1.0
 
 

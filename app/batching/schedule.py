@@ -32,8 +32,8 @@ class Turn:
 class Schedule:
     """A GPU runs one batch at a time. A CPU runs several passes of one image, which share the cores.
 
-    `lock` guards all of it. Lanes are numbered from 0. A lane goes on only if as many passes run as there are lanes
-    before it, so the first that is idle is always the one to wake.
+    `lock` guards all of it. Lanes are numbered from 0. A lane goes on only if at least as many passes run as there are
+    lanes before it, so of those that are idle only the first can.
     """
 
     def __init__(self, engine: Segmenter, max_images: int, max_pixels: int, clock: Clock) -> None:
@@ -46,7 +46,8 @@ class Schedule:
             clock: of the deadlines.
         """
         most = max_images if engine.batches else min(max_images, engine.cores)
-        self.lock = threading.Lock()
+        # Re-entrant: the garbage collector may end a forgotten request at any time, which then leaves the queue.
+        self.lock = threading.RLock()
         self.queue = Queue(clock=clock)
         self.budget = BatchBudget(most, max_pixels)
         self.cores = Cores(engine.cores)
@@ -122,8 +123,12 @@ class Schedule:
         self._wake()
 
     def _wake(self) -> None:
-        if self._idle and len(self.queue):
-            self._work[min(self._idle)].notify()
+        """Wake the first idle lane if it can go on. Where it cannot, a lane before it is about to look by itself."""
+        if not self._idle or not len(self.queue) or self._want_all or not self.cores.free:
+            return
+        first = min(self._idle)
+        if self.cores.passes >= first:
+            self._work[first].notify()
 
     # For whoever does not hold it
 

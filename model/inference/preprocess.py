@@ -58,7 +58,8 @@ class Preprocessor:
         batch = torch.empty((len(images), *padded, 3), dtype=self._form.dtype, device=device)
         for place, image, size in zip(batch, images, sizes, strict=True):
             inside = place[: size[0], : size[1]]
-            place[size[0] :] = place[: size[0], size[1] :] = 0
+            place[size[0] :].zero_()
+            place[: size[0], size[1] :].zero_()
             if self._resize_bytes is not None:
                 resized = _upload(self._resize_bytes(image, size), device).float()
             elif device.type != "cpu":

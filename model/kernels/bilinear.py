@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from model.kernels.compiled import load, openmp_functions
+from model.kernels.compiled import AVX2, first_usable, load, openmp_functions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SOURCE = Path(__file__).with_name("bilinear.c")
 LIBRARY = SOURCE.with_name("bilinear_avx2.so")
-NEEDS = "avx2", "fma3"
 
 
 class Work(ctypes.Structure):
@@ -47,8 +46,9 @@ class Taps:
     @classmethod
     def of(cls, before: int, after: int) -> Taps:
         """As torch.nn.functional.interpolate counts, without aligned corners. before, after: places of the axis."""
-        scale = torch.tensor(before / after, dtype=torch.float32)
-        place = ((torch.arange(after, dtype=torch.float32) + 0.5) * scale - 0.5).clamp(min=0)
+        # torch rounds the scale to float32, and then once more what follows as a whole.
+        scale = torch.tensor(before / after, dtype=torch.float32).double()
+        place = ((torch.arange(after, dtype=torch.float64) + 0.5) * scale - 0.5).float().clamp(min=0)
         first = place.to(torch.int64).clamp(max=before - 1)
         return cls(first, (first + 1).clamp(max=before - 1), place - first)
 
@@ -73,13 +73,21 @@ class Kernel:
 
         Raises ValueError for other arrays.
         """
-        if result.stride()[1:] != (3, 1) or result.dtype not in (torch.float32, torch.bfloat16):
+        if (
+            result.device.type != "cpu"
+            or result.dtype not in (torch.float32, torch.bfloat16)
+            or result.shape[2:] != (3,)
+            or result.stride()[1:] != (3, 1)
+            or not result.numel()
+        ):
             raise ValueError(
-                f"a result of {result.dtype} with steps {result.stride()} is not for this kernel"
+                f"not a result for this kernel: {result.dtype} {list(result.shape)}, steps {result.stride()}"
             )
-        if photo.dtype != np.uint8 or photo.shape[2:] != (3,) or 0 in photo.shape:
+        if photo.dtype != np.uint8 or photo.shape[2:] != (3,) or not photo.size:
             raise ValueError(f"not a photo: {photo.dtype} {photo.shape}")
-        if photo.strides[0] < 0 or photo.strides[1:] != (3, 1):
+        if not len(scale) == len(shift) == 3:
+            raise ValueError(f"not numbers of three channels: {scale}, {shift}")
+        if photo.strides[1:] != (3, 1):
             photo = np.ascontiguousarray(photo)
         height, width = result.shape[:2]
         rows, columns = Taps.of(photo.shape[0], height), Taps.of(photo.shape[1], width)
@@ -106,7 +114,6 @@ class Kernel:
 @cache
 def kernel() -> Kernel | None:
     """It; None on other processors, and where nothing was compiled or torch has no OpenMP."""
-    openmp, has = openmp_functions(), torch.cpu.get_capabilities()
-    if openmp is None or not all(has.get(need) for need in NEEDS) or not LIBRARY.exists():
-        return None
-    return Kernel(load(LIBRARY, SOURCE, Work), openmp[0])
+    openmp = openmp_functions()
+    path = first_usable({LIBRARY: AVX2}, cost="photos take five times as long to resize")
+    return None if openmp is None or path is None else Kernel(load(path, SOURCE, Work), openmp[0])

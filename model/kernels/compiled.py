@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import zlib
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from model.errors import EngineError
 from model.kernels.openmp import library as openmp_library
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+AVX2 = "avx2", "fma3"
+
+
+def first_usable(variants: Mapping[Path, tuple[str, ...]], cost: str) -> Path | None:
+    """The first of compiled files that this processor runs; None if there is none, or it is missing.
+
+    Args:
+        variants: what the processor must have, of torch.cpu.get_capabilities, for each.
+        cost: of its being missing, for the log.
+    """
+    has = torch.cpu.get_capabilities()
+    for path, needs in variants.items():
+        if all(has.get(need) for need in needs):
+            if path.exists():
+                return path
+            log.warning("%s is not there: %s", path, cost)
+    return None
 
 
 def load(path: Path, source: Path, work: type[ctypes.Structure]) -> Any:

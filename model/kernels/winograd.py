@@ -5,7 +5,6 @@ winograd.c (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
 from __future__ import annotations
 
 import ctypes
-import logging
 import math
 from dataclasses import dataclass
 from functools import cache
@@ -15,13 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from model.kernels.compiled import load, openmp_functions
+from model.kernels.compiled import AVX2, first_usable, load, openmp_functions
 from model.kernels.quantization import IDENTITY, QuantParams
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("winograd.c")
 # In an axis: so many outputs of a tile, of so many inputs.
@@ -35,7 +32,7 @@ VARIANTS: dict[torch.dtype, dict[str, tuple[str, ...]]] = {
     torch.bfloat16: {"bfloat16_avx512": ("avx512_bf16", "avx512_vl", "avx512_bw", "avx512_dq")},
     torch.float32: {
         "float32_avx512": ("avx512_f", "avx512_vl", "avx512_bw", "avx512_dq"),
-        "float32_avx2": ("avx2", "fma3"),
+        "float32_avx2": AVX2,
     },
 }
 
@@ -98,16 +95,13 @@ def kernel_for(dtype: torch.dtype) -> Kernel | None:
     That is so where nothing was compiled (hatch_build.py: for Linux on x86), where torch has no OpenMP, and in other
     numbers than float32 where the processor has AMX, by which a direct convolution is taken to be quicker (unmeasured).
     """
-    openmp, has = openmp_functions(), torch.cpu.get_capabilities()
-    if openmp is None or (dtype != torch.float32 and has.get("amx_bf16")):
+    openmp = openmp_functions()
+    if openmp is None or (dtype != torch.float32 and torch.cpu.get_capabilities().get("amx_bf16")):
         return None
-    for name, needs in VARIANTS.get(dtype, {}).items():
-        if all(has.get(need) for need in needs):
-            path = Path(__file__).with_name(f"winograd_{name}.so")
-            if path.exists():
-                return Kernel.load(path, openmp)
-            log.warning("%s is not there: 3×3 convolutions take two or three times as long", path)
-    return None
+    variants = VARIANTS.get(dtype, {})
+    paths = {Path(__file__).with_name(f"winograd_{name}.so"): needs for name, needs in variants.items()}
+    path = first_usable(paths, cost="3×3 convolutions take two or three times as long")
+    return None if path is None else Kernel.load(path, openmp)
 
 
 def should_use_winograd(x: Tensor, outputs: int) -> bool:

@@ -77,7 +77,7 @@ def test_masks_are_computed_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(roi_heads, "roi_align", noted)
     some = found()
     assert sum(pooled[1:]) == 1000
-    assert max(pooled[1:]) == 64
+    assert max(pooled[1:]) == roi_heads.MASKS_AT_ONCE["cpu"]
     monkeypatch.setitem(roi_heads.MASKS_AT_ONCE, "cpu", MOST_INSTANCES)
     assert_same(some, found())
     assert pooled[-1] == 1000
