@@ -292,8 +292,8 @@ def test_no_bitmap_of_a_huge_image_is_made() -> None:
     layout = Tiling(1000, 0.2, whole=True).cut(30_000, 30_000, V1)
     assert layout is not None
     random = np.random.default_rng(0)
-    corners = random.integers(0, 29_900, (3000, 2))
-    boxes = np.concatenate([corners, corners + random.integers(5, 100, (3000, 2))], axis=1)
+    corners = random.integers(0, 29_900, (1000, 2))
+    boxes = np.concatenate([corners, corners + random.integers(5, 100, (1000, 2))], axis=1)
     tiles = np.array(
         [
             np.flatnonzero((layout.tiles[:, :2] <= corner).all(1) & (corner < layout.tiles[:, 2:]).all(1))[0]
@@ -303,15 +303,15 @@ def test_no_bitmap_of_a_huge_image_is_made() -> None:
     clipped = np.concatenate([boxes[:, :2], np.minimum(boxes[:, 2:], layout.tiles[tiles, 2:])], axis=1)
     found = Detections(
         clipped.astype(np.float32),
-        np.ones(3000, np.float32),
-        np.ones(3000, np.int64),
+        np.ones(1000, np.float32),
+        np.ones(1000, np.int64),
         tiles,
         rectangles(clipped),
-        np.zeros((3000, 0, 4), np.float32),
+        np.zeros((1000, 0, 4), np.float32),
     )
     tracemalloc.start()
     masks = merge(found, layout).masks.rles(layout.size)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(masks) > 2000
+    assert len(masks) > 700
     assert peak < 64 << 20
