@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -102,6 +103,8 @@ def test_the_wheel_claims_no_other_name_than_maskserve(wheel: Path) -> None:
         "app/page/examples/nuclei/stained.png",
         "app/page/examples/shapes/000012.jpg",
     } <= server
+    if sys.platform == "linux" and platform.machine() == "x86_64":
+        assert {"model/kernels/bilinear_avx2.so", "model/kernels/winograd_float32_avx2.so"} <= server
 
 
 def test_the_client_alone_asks_a_service(client_only: Path, server: Any, tmp_path: Path) -> None:
