@@ -119,7 +119,8 @@ def test_the_clients_time_limit_bounds_the_fetching_of_an_address(
 
     problem = asyncio.run(run()).json()
     assert problem["status"] == 504
-    assert problem["detail"].startswith("The image did not arrive from its address within 0.0")
+    # Of the 50 milliseconds a busy machine may leave none.
+    assert problem["detail"].startswith("The image did not arrive from its address within 0")
 
 
 def test_reading_the_body_shortens_the_time_for_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
