@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,24 @@ class Kernels(BuildHookInterface):
             return
         kernels = Path(self.root) / "model" / "kernels"
         # The compiler's wheel comes with the build's requirements, so that no machine has to have one.
-        with tempfile.TemporaryDirectory() as cache:
-            environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
-            for name, flags in VARIANTS.items():
-                source = kernels / f"{name.partition('_')[0]}.c"
-                # So that a file that was compiled from another version is known.
-                checksum = f"-DSOURCE={zlib.crc32(source.read_bytes())}"
-                target = kernels / f"{name}.so"
-                # A running service keeps the file that it has loaded.
-                made = target.with_suffix(f".{os.getpid()}.new")
-                options = ["-target", "x86_64-linux-gnu.2.17", *FLAGS, *flags, checksum, "-o", made.name]
-                command = [sys.executable, "-m", "ziglang", "cc", source.name, *options]
-                subprocess.run(command, cwd=kernels, env=environment, check=True)
-                made.replace(target)
-                build_data["artifacts"].append(f"model/kernels/{name}.so")
+        with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor() as threads:
+            made = [threads.submit(_compile, kernels, name, flags, cache) for name, flags in VARIANTS.items()]
+            build_data["artifacts"] += [f"model/kernels/{future.result()}" for future in made]
         build_data["pure_python"] = False
         build_data["tag"] = "py3-none-manylinux_2_17_x86_64"
+
+
+def _compile(kernels: Path, name: str, flags: list[str], cache: str) -> str:
+    """Put a compiled variant beside its source; its file's name."""
+    source = kernels / f"{name.partition('_')[0]}.c"
+    # So that a file that was compiled from another version is known.
+    checksum = f"-DSOURCE={zlib.crc32(source.read_bytes())}"
+    target = kernels / f"{name}.so"
+    # A running service keeps the file that it has loaded.
+    made = target.with_suffix(f".{os.getpid()}.new")
+    options = ["-target", "x86_64-linux-gnu.2.17", *FLAGS, *flags, checksum, "-o", made.name]
+    environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
+    command = [sys.executable, "-m", "ziglang", "cc", source.name, *options]
+    subprocess.run(command, cwd=kernels, env=environment, check=True)
+    made.replace(target)
+    return target.name
