@@ -115,5 +115,7 @@ class Kernel:
 def kernel() -> Kernel | None:
     """It; None on other processors, and where nothing was compiled or torch has no OpenMP."""
     openmp = openmp_functions()
-    path = first_usable({LIBRARY: AVX2}, cost="photos take five times as long to resize")
-    return None if openmp is None or path is None else Kernel(load(path, SOURCE, Work), openmp[0])
+    if openmp is None:
+        return None
+    path = first_usable({LIBRARY: AVX2}, cost="photos take several times as long to resize")
+    return None if path is None else Kernel(load(path, SOURCE, Work), openmp[0])
