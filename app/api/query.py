@@ -15,7 +15,6 @@ from starlette.datastructures import QueryParams
 from app.api.categories import CategoryNames
 from app.problems import InvalidParameter, suggest
 from model.inference.tiling import (
-    DEFAULT_OVERLAP,
     MAX_OVERLAP,
     MAX_TILE,
     MIN_OVERLAP,
@@ -23,6 +22,7 @@ from model.inference.tiling import (
     MOST_MERGED,
     Tiling,
     TilingError,
+    choose_overlap,
 )
 from model.instances import Options
 
@@ -146,12 +146,13 @@ class SegmentQuery(BaseModel):
         "and what they have is merged. `auto`: tiles in which the model sees the image in its own resolution, and none "
         "where it nearly does anyway.",
     )
-    overlap: float = Field(
-        DEFAULT_OVERLAP,
+    overlap: float | SkipJsonSchema[None] = Field(
+        None,
         ge=MIN_OVERLAP,
         le=MAX_OVERLAP,
         allow_inf_nan=False,
-        description="With `tile`: the least overlap of neighbouring tiles, as a share of their side.",
+        description="With `tile`: the least overlap of neighbouring tiles, as a share of their side. The default is "
+        "`tile_overlap` of `/model`.",
     )
     whole: bool | SkipJsonSchema[None] = Field(
         None,
@@ -180,14 +181,15 @@ class SegmentQuery(BaseModel):
             masks=self.masks != "none",
             mask_format=self.masks,
             keypoints=self.keypoints != "none",
-            tiling=self.tiling(),
+            tiling=self.tiling(model),
         )
 
-    def tiling(self) -> Tiling | None:
-        """How images are cut, if they are."""
+    def tiling(self, model: Model) -> Tiling | None:
+        """How images are cut for a model, if they are."""
         if self.tile is None:
             return None
-        return Tiling(self.tile if isinstance(self.tile, int) else None, self.overlap, self.whole)
+        overlap = choose_overlap(model.object_extent) if self.overlap is None else self.overlap
+        return Tiling(self.tile if isinstance(self.tile, int) else None, overlap, self.whole)
 
 
 DEFAULT_QUERY = SegmentQuery()

@@ -156,6 +156,10 @@ class ModelDocument(TypedDict):
     precision: str
     input_size: InputSize
     max_instances: Annotated[int, Field(description="In an image: the most that the model finds.")]
+    tile_overlap: Annotated[
+        float,
+        Field(description="Of tiles by default, so that most of the model's objects lie in one completely."),
+    ]
     keypoints: Annotated[
         KeypointsDocument | None, Field(description="null for models that find no keypoints.")
     ]
@@ -210,5 +214,6 @@ MODEL_EXAMPLE: ModelDocument = {
     "precision": "float32",
     "input_size": {"shorter_side": 800, "longer_side_at_most": 1333},
     "max_instances": 100,
+    "tile_overlap": 0.2,
     "keypoints": None,
 }

@@ -19,7 +19,7 @@ from model.inference.calibration import (
     MAX_IMAGES,
     measure_ranges,
     refuse_int8,
-    sample_images,
+    take_samples,
 )
 from model.zoo import catalogue, model_file, zoo
 
@@ -59,7 +59,7 @@ def run_calibration(name: str, images: Sequence[Path], out: Path | None, weights
         pixels, count = (
             (decode_files(files, skipped), len(files))
             if images
-            else (sample_images(training_scenes()), MAX_IMAGES)
+            else ((sample.pixels for sample in take_samples(training_scenes())), MAX_IMAGES)
         )
         with progress_bar(transient=True) as bar:
             shown = bar.track(pixels, count, description="calibrating")

@@ -14,6 +14,7 @@ import { lines } from "./lines.js";
  * @property {Record<string, number>} ap
  * @property {{scores: string, shown_from: number} | null} keypoints
  * @property {{shorter_side: number, longer_side_at_most: number}} [input_size] pixels that an image is scaled to
+ * @property {number} [tile_overlap] of tiles by default, a share of their side
  *
  * @typedef {object} Tiling how an image is cut
  * @property {string} tile "auto", or the side in pixels

@@ -31,12 +31,22 @@ export function setUp(state, repeat) {
   for (const field of [kind, side, overlap]) {
     field.addEventListener("change", change);
   }
-  overlap.addEventListener("input", take);
+  let isChosen = false;
+  overlap.addEventListener("input", () => {
+    isChosen = true;
+    take();
+  });
   get("tile-offer").addEventListener("click", () => {
     kind.value = "auto";
     change();
   });
   take(); // browsers keep the values of fields when a page is reloaded
+  state.on(["model"], ({ model }) => {
+    if (model?.tile_overlap && !isChosen) {
+      overlap.value = String(model.tile_overlap);
+      take();
+    }
+  });
   state.on(["tiling"], ({ tiling }) => {
     get("tile-side-field").hidden = kind.value !== "side";
     get("overlap-field").hidden = tiling === null;

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from model.data import Dataset
+    from model.data import Dataset, Sample
     from model.kernels.quantization import Ranges
     from model.network.architecture import Architecture
 
@@ -106,12 +106,12 @@ def _range_of(x: Tensor) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def sample_images(dataset: Dataset) -> Iterator[np.ndarray]:
-    """At most MAX_IMAGES of a dataset's images, evenly spread, without damaged ones: [H, W, 3] uint8 each."""
+def take_samples(dataset: Dataset) -> Iterator[Sample]:
+    """At most MAX_IMAGES of a dataset's, evenly spread, without damaged ones."""
     count = min(MAX_IMAGES, len(dataset))
     for n in range(count):
         with contextlib.suppress(DatasetError):
-            yield dataset[n * len(dataset) // count].pixels
+            yield dataset[n * len(dataset) // count]
 
 
 @torch.inference_mode()

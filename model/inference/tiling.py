@@ -21,6 +21,7 @@ MAX_TILE = MAX_SIDE
 # Share of a tile's side. Without any, nothing tells which parts belong together; from half on every pixel would be
 # computed more than four times.
 MIN_OVERLAP, MAX_OVERLAP = 0.05, 0.5
+# Where it is not known how large a model's objects are, and the least that is chosen.
 DEFAULT_OVERLAP = 0.2
 # Of one image: a gigapixel in tiles of 384 pixels that overlap by a quarter.
 MOST_TILES = 16_384
@@ -68,6 +69,11 @@ class Tiling:
         return Layout(
             (height, width), np.array(tiles, dtype=np.int64), (shared_rows, shared_columns), has_whole
         )
+
+
+def choose_overlap(object_extent: float) -> float:
+    """The overlap in which most of a model's objects lie completely; object_extent: as Model has it."""
+    return min(max(DEFAULT_OVERLAP, object_extent), MAX_OVERLAP)
 
 
 def choose_tile(

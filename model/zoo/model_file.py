@@ -1,7 +1,8 @@
 """One safetensors file is one model: its weights, and what is known of them.
 
 The file's metadata entry "maskserve" is a JSON document: {"format": 1, "name", "architecture", "categories",
-"ap", "training", "ranges"}. Tensors are the torchvision module's state dict; matrices may be stored in half precision.
+"ap", "training", "ranges", "object_extent"}. Tensors are the torchvision module's state dict; matrices may be stored in
+half precision.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ class Model:
     training: dict[str, Any] = field(default_factory=dict)
     # The framework that it was imported from, if it was.
     origin: str = ""
+    # How far nine of ten objects extend that it has learned from: their longer side, as a share of the shorter side of
+    # the network's input. 0: not known.
+    object_extent: float = 0.0
     # Of its activations, for int8; empty if never calibrated.
     ranges: Ranges = field(default_factory=dict)
     # Of the weights file.
@@ -132,6 +136,8 @@ def _write(path: Path, tensors: dict[str, Tensor], model: Model) -> None:
     }
     if model.origin:
         document["origin"] = model.origin
+    if model.object_extent:
+        document["object_extent"] = model.object_extent
     if model.ranges:
         document["ranges"] = model.ranges
     if model.keypoints is not None:
@@ -228,6 +234,7 @@ def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:
             ap_source=str(document.get("ap_source", "")),
             training=dict(document.get("training", {})),
             origin=str(document.get("origin", "")),
+            object_extent=float(document.get("object_extent", 0)),
             ranges={
                 str(name): (float(low), float(high))
                 for name, (low, high) in document.get("ranges", {}).items()
@@ -261,6 +268,8 @@ def find_fault(model: Model) -> str | None:
     # -1: there was nothing to count.
     if not all(0 <= ap <= 1 or ap == -1 for ap in model.ap.values()):
         return "its AP is not from 0 to 1"
+    if not (math.isfinite(model.object_extent) and model.object_extent >= 0):
+        return "the extent of its objects is not a number from 0 on"
     if not all(math.isfinite(high - low) and low <= high for low, high in model.ranges.values()):
         return "its ranges of activations are damaged"
     return None

@@ -51,7 +51,7 @@ def load(name: str, folder: Path, *, runnable: bool = True) -> tuple[nn.Module, 
         if chosen is not None:
             return _coco(chosen.name, folder, runnable=runnable)
         best, bundled = weights.catalogue()[0], next(iter(weights.bundled().values()))
-        network, model = read(bundled_path(bundled.name), runnable=runnable)
+        network, model = _bundled(bundled, runnable=runnable)
         notice = (
             f"This is a small bundled model, which finds {bundled.finds} and nothing else. "
             f"`maskserve weights fetch {best.name}` gets the COCO model ({len(COCO_CATEGORIES)} categories, "
@@ -59,7 +59,7 @@ def load(name: str, folder: Path, *, runnable: bool = True) -> tuple[nn.Module, 
         )
         return network, replace(model, notice=notice)
     if name in weights.bundled():
-        return read(bundled_path(name), runnable=runnable)
+        return _bundled(weights.bundled()[name], runnable=runnable)
     if name in COCO:
         return _coco(name, folder, runnable=runnable)
     if name.endswith(".safetensors") or "/" in name or Path(name).exists():
@@ -67,6 +67,11 @@ def load(name: str, folder: Path, *, runnable: bool = True) -> tuple[nn.Module, 
     known = [AUTO, *weights.bundled(), *COCO]
     hint = did_you_mean(name, known) or f"there are {', '.join(known)}, or the path of a file"
     raise ModelError(f"no model is called {name!r}: {hint}")
+
+
+def _bundled(entry: weights.Bundled, *, runnable: bool) -> tuple[nn.Module, Model]:
+    network, model = read(bundled_path(entry.name), runnable=runnable)
+    return network, replace(model, object_extent=model.object_extent or entry.object_extent)
 
 
 def bundled_path(name: str) -> Path:

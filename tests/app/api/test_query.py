@@ -89,6 +89,16 @@ def test_options_are_read(query: str, options: SegmentParams) -> None:
     assert asked == [options]
 
 
+def test_tiles_overlap_as_the_models_objects_need_unless_told_otherwise() -> None:
+    model = dataclasses.replace(FakeEngine().model, object_extent=0.3)
+    overlaps = [
+        tiling and tiling.overlap
+        for query in ({}, {"tile": 512}, {"tile": "auto"}, {"tile": "auto", "overlap": 0.1})
+        for tiling in [parse(query, model).tiling]
+    ]
+    assert overlaps == [None, 0.3, 0.3, 0.1]
+
+
 @pytest.mark.parametrize(
     ("query", "says"),
     [

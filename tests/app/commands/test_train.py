@@ -98,6 +98,11 @@ def test_labelled_folder_becomes_a_model_that_segments(trained: Trained) -> None
     assert model.ap_source == f"measured on {trained.data}"
     # It can be served in int8 at once.
     assert is_calibrated(network, model.ranges)
+    # The images are resized to a shorter side of `min_size`, so their own size does not count.
+    labels = json.loads((trained.data / "instances.json").read_text())
+    shorter = {image["id"]: min(image["height"], image["width"]) for image in labels["images"]}
+    extents = [max(object_["bbox"][2:]) / shorter[object_["image_id"]] for object_ in labels["annotations"]]
+    assert model.object_extent == pytest.approx(np.quantile(extents, 0.9), rel=0.02)
     engine = Engine.load(str(trained.path), device="cpu")
     (found,) = engine.segment([np.zeros((80, 64, 3), np.uint8)], [Options()])
     assert found.size == (80, 64)

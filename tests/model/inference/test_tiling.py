@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model.inference.tiling import MOST_TILES, Tiling, TilingError, choose_tile
+from model.inference.tiling import MOST_TILES, Tiling, TilingError, choose_overlap, choose_tile
 from model.network.architecture import SMALL, V1
 
 
@@ -36,6 +36,11 @@ def test_tiles_have_one_shape_cover_the_image_and_overlap_enough(
         else:
             assert shared == length
     assert not layout.has_whole
+
+
+@pytest.mark.parametrize(("extent", "overlap"), [(0.0, 0.2), (0.12, 0.2), (0.47, 0.47), (0.9, 0.5)])
+def test_most_of_a_models_objects_lie_in_one_tile_completely(extent: float, overlap: float) -> None:
+    assert choose_overlap(extent) == overlap
 
 
 def test_the_whole_image_is_the_last_tile_by_default_of_auto() -> None:

@@ -16,7 +16,7 @@ from bench.synthetic_weights import synthetic_weights
 from model.data.shapes import Shapes
 from model.errors import EngineError
 from model.images.decode import decode
-from model.inference.calibration import is_calibrated, measure_ranges, refuse_int8, sample_images
+from model.inference.calibration import is_calibrated, measure_ranges, refuse_int8, take_samples
 from model.inference.devices import resolve_precision
 from model.inference.engine import Engine
 from model.inference.features import FeatureExtractor
@@ -298,7 +298,7 @@ def test_nothing_is_measured_without_images() -> None:
 
 
 def test_examples_are_spread_over_a_dataset() -> None:
-    assert len(list(sample_images(Shapes(seed=1, length=3, sides=(64, 96))))) == 3
+    assert len(list(take_samples(Shapes(seed=1, length=3, sides=(64, 96))))) == 3
 
 
 @pytest.mark.parametrize("name", weights.bundled())

@@ -107,8 +107,10 @@ def test_description_comes_back_with_the_files_hash(whole: Path) -> None:
 def test_description_is_written_anew_around_the_same_tensors(whole: Path, tmp_path: Path) -> None:
     _, model = model_file.read(whole)
     path = tmp_path / "model.safetensors"
-    model_file.rewrite_metadata(path, whole, replace(model, ranges={"rpn.head.conv.0.0": (-0.5, 3.25)}))
-    assert model_file.read(path)[1].ranges == {"rpn.head.conv.0.0": (-0.5, 3.25)}
+    known = replace(model, ranges={"rpn.head.conv.0.0": (-0.5, 3.25)}, object_extent=0.25)
+    model_file.rewrite_metadata(path, whole, known)
+    _, read = model_file.read(path)
+    assert (read.ranges, read.object_extent) == (known.ranges, 0.25)
     before, after = load_file(whole), load_file(path)
     assert list(before) == list(after)
     assert all(after[n].dtype == t.dtype and torch.equal(after[n], t) for n, t in before.items())
@@ -221,6 +223,9 @@ def test_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
         pytest.param(lambda d: d.update(categories=[1]), "damaged (TypeError", id="odd categories"),
         pytest.param(lambda d: d.update(ap=[]), "damaged (AttributeError", id="odd ap"),
         pytest.param(lambda d: d.update(ranges={"a": [0]}), "damaged (ValueError", id="half a range"),
+        pytest.param(lambda d: d.update(object_extent=-1), "extent of its objects", id="negative extent"),
+        pytest.param(lambda d: d.update(object_extent=1e999), "extent of its objects", id="endless extent"),
+        pytest.param(lambda d: d.update(object_extent="large"), "damaged (ValueError", id="extent in words"),
         pytest.param(
             lambda d: d.update(ranges={"a": [1, 0]}), "ranges of activations", id="range upside down"
         ),

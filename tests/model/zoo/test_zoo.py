@@ -67,6 +67,8 @@ def put(file: Path, folder: Path) -> Path:
 def test_the_name_of_a_bundled_model_is_its_file(bundled: Path, tmp_path: Path) -> None:
     _, model = zoo.load("shapes", tmp_path)
     assert (model.name, model.notice) == ("parts", None)
+    # The file does not say it, the catalogue does.
+    assert model.object_extent == weights.bundled()["shapes"].object_extent > 0
 
 
 def test_bundled_files_lie_beside_the_catalogue() -> None:
@@ -78,7 +80,7 @@ def test_auto_without_coco_weights_is_the_first_bundled_model_and_says_how_to_ge
     bundled: Path, coco: tuple[Path, dict[str, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weights, "fetch", lambda *_, **__: pytest.fail("reached for the network"))
-    entries = [weights.Bundled(name, f"all {name}", "data", "0") for name in ("parts", "shapes")]
+    entries = [weights.Bundled(name, f"all {name}", "data", "0", 0.3) for name in ("parts", "shapes")]
     monkeypatch.setattr(weights, "bundled", lambda: {entry.name: entry for entry in entries})
     asked: list[str] = []
     monkeypatch.setattr(zoo, "bundled_path", lambda name: asked.append(name) or bundled)

@@ -63,7 +63,8 @@ def picture(width: int = 60, height: int = 40) -> list[dict[str, Any]]:
 @pytest.fixture
 def by_hand(page: Page) -> Iterator[Page]:
     """The page, anew, with answers by hand, and a model with an input of 200 pixels."""
-    document = MODEL | {"input_size": {"shorter_side": 200, "longer_side_at_most": 300}}
+    size = {"shorter_side": 200, "longer_side_at_most": 300}
+    document = MODEL | {"input_size": size, "tile_overlap": 0.47}
     page.route("**/model", lambda route: route.fulfill(json=document))
     # Not reloaded: browsers keep the fields' values then.
     page.goto(ORIGIN)
@@ -110,7 +111,7 @@ def test_the_tiles_that_are_done_are_shown_until_the_answer_is_there(by_hand: Pa
         "score_threshold": ["0.05"],
         "masks": ["rle"],
         "tile": ["auto"],
-        "overlap": ["0.2"],
+        "overlap": ["0.47"],
     }
 
 
@@ -171,6 +172,8 @@ def test_the_control_asks_again_with_what_was_chosen_and_the_snippets_follow(by_
     page.wait_for_selector("#timing:not([hidden])")
     expect(page.locator("#overlap")).to_be_hidden()
     page.select_option("#tile", "side")
+    # The model's own, until another one is chosen.
+    expect(page.locator("#overlap-value")).to_have_text("47 %")
     page.locator("#tile-side").fill("90000")
     page.locator("#tile-side").press("Enter")
     expect(page.locator("#tile-side")).to_have_value("65535")
@@ -243,7 +246,7 @@ def test_the_service_cuts_as_the_page_asks_and_the_snippet_gets_what_it_shows(
     page.locator("#tile-side").press("Enter")
     visited.choose(SCENE.name, SCENE.read_bytes())
     visited.wait_for_answer()
-    assert any("tile=400&overlap=0.2" in sent.url for sent in visited.requests)
+    assert any("tile=400&overlap=0.47" in sent.url for sent in visited.requests)
     page.locator("#threshold").fill("0.05")
     seen = [caption.split("\n")[0] for caption in visited.shown]
     assert len(seen) >= 10
