@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torchvision
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
@@ -129,6 +130,29 @@ def build(architecture: Architecture, *, rpn_training: tuple[int, int] = (2000, 
         other_frameworks.apply(network, a)
     made: nn.Module = network.eval()
     return made
+
+
+def build_unset(architecture: Architecture) -> nn.Module:
+    """As `build`, but with weights that may be anything, for those of a file.
+
+    Drawing random ones takes longer than reading a file. Raises ArchitectureError.
+    """
+    with _UnsetWeights():
+        return build(architecture)
+
+
+class _UnsetWeights(TorchFunctionMode):
+    """Tensors keep what is in their memory where random numbers would be drawn for them."""
+
+    DRAWS = frozenset({"normal_", "uniform_", "kaiming_uniform_"})
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if function.__name__ in self.DRAWS:
+            return args[0] if args else given["tensor"]
+        return function(*args, **given)
 
 
 def _box_head(a: Architecture) -> nn.Module:

@@ -190,9 +190,9 @@ def _empty(architecture: Architecture) -> nn.Module:
 
 
 def _build(architecture: Architecture) -> nn.Module:
-    from model.network.build import build  # noqa: PLC0415 - imports torchvision
+    from model.network.build import build_unset  # noqa: PLC0415 - imports torchvision
 
-    return build(architecture)
+    return build_unset(architecture)
 
 
 def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:

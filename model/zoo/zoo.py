@@ -115,9 +115,9 @@ def _coco(name: str, folder: Path, *, runnable: bool) -> tuple[nn.Module, Model]
 
 def _runnable(architecture: Architecture, tensors: dict[str, Tensor]) -> nn.Module:
     """Torchvision's module with the tensors of its file. Raises RuntimeError if they are another network's."""
-    from model.network.build import build  # noqa: PLC0415 - imports torchvision
+    from model.network.build import build_unset  # noqa: PLC0415 - imports torchvision
 
-    network = build(architecture)
+    network = build_unset(architecture)
     network.load_state_dict(tensors)
     return network
 
