@@ -45,11 +45,15 @@ class Kernels(BuildHookInterface):
 
 
 def _compile(kernels: Path, name: str, flags: list[str], cache: str) -> str:
-    """Put a compiled variant beside its source; its file's name."""
+    """Put a compiled variant beside its source, unless one that is newer lies there; its file's name."""
     source = kernels / f"{name.partition('_')[0]}.c"
     # So that a file that was compiled from another version is known.
     checksum = f"-DSOURCE={zlib.crc32(source.read_bytes())}"
     target = kernels / f"{name}.so"
+    if target.exists() and target.stat().st_mtime > max(
+        path.stat().st_mtime for path in (source, Path(__file__))
+    ):
+        return target.name
     # A running service keeps the file that it has loaded.
     made = target.with_suffix(f".{os.getpid()}.new")
     options = ["-target", "x86_64-linux-gnu.2.17", *FLAGS, *flags, checksum, "-o", made.name]
