@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -45,20 +46,30 @@ class Kernels(BuildHookInterface):
 
 
 def _compile(kernels: Path, name: str, flags: list[str], cache: str) -> str:
-    """Put a compiled variant beside its source, unless one that is newer lies there; its file's name."""
+    """Put a compiled variant beside its source, unless it lies there; its file's name."""
     source = kernels / f"{name.partition('_')[0]}.c"
     # So that a file that was compiled from another version is known.
-    checksum = f"-DSOURCE={zlib.crc32(source.read_bytes())}"
+    checksum = zlib.crc32(source.read_bytes())
     target = kernels / f"{name}.so"
-    if target.exists() and target.stat().st_mtime > max(
-        path.stat().st_mtime for path in (source, Path(__file__))
-    ):
+    if _is_compiled(target, checksum):
         return target.name
     # A running service keeps the file that it has loaded.
     made = target.with_suffix(f".{os.getpid()}.new")
-    options = ["-target", "x86_64-linux-gnu.2.17", *FLAGS, *flags, checksum, "-o", made.name]
+    options = ["-target", "x86_64-linux-gnu.2.17", *FLAGS, *flags, f"-DSOURCE={checksum}", "-o", made.name]
     environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
     command = [sys.executable, "-m", "ziglang", "cc", source.name, *options]
     subprocess.run(command, cwd=kernels, env=environment, check=True)
     made.replace(target)
     return target.name
+
+
+def _is_compiled(target: Path, checksum: int) -> bool:
+    """Whether a file is there that was compiled from that source, after the flags and the compiler were chosen."""
+    root = Path(__file__).parent
+    chosen = max((root / name).stat().st_mtime for name in ("hatch_build.py", "pyproject.toml"))
+    if not target.exists() or target.stat().st_mtime < chosen:
+        return False
+    try:
+        return ctypes.c_int64.in_dll(ctypes.CDLL(str(target)), "source").value == checksum
+    except (OSError, ValueError):
+        return False

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model.network.build import build, build_unset, has_keypoints, has_masks
+from model.network.build import build, build_uninitialized, has_keypoints, has_masks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,7 +65,7 @@ def synthetic_weights(architecture: Architecture, image: Tensor, seed: int = 0) 
     del transform.postprocess
     if architecture == with_norms:
         return normed.requires_grad_(requires_grad=False)
-    network = build_unset(architecture)
+    network = build_uninitialized(architecture)
     missing, _ = network.load_state_dict(normed.state_dict(), strict=False)
     if missing:
         raise ValueError(f"an architecture whose weights depend on its norms: {missing[0]} is left over")

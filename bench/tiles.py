@@ -1,13 +1,13 @@
 """A mosaic of drawn scenes in tiles, against the same scenes one by one: AP, seconds for each tile, and memory.
 
-    python bench/tiles.py [--model shapes] [--side 8000] [--scene 384] [--gutter 32] [--tile auto] [--overlap 0.47]
+    python bench/tiles.py [--model shapes] [--side 8000] [--scene 384] [--gutter 32] [--tile auto] [--overlap SHARE]
                           [--no-whole] [--precision auto] [--threads 2] [--service] [--sahi]
     python bench/tiles.py --model nuclei --data nuclei/test --scene 512
 
 The scenes are of the seed that no model is trained on, or images of a labelled folder, resized and cropped, which come
 again turned by a quarter where there are too few. They are squares of --scene pixels. In a mosaic of --side pixels they
-lie side by side, so most tiles show parts of four, with a gutter, so that no object touches one of the next scene. A
-scene of the network's own input size has one pixel for each of its input's, alone as in a tile.
+lie side by side, so most tiles show parts of four, with a gutter, so that no object touches an object of the next
+scene. A scene of the network's own input size has one pixel for each of its input's, alone as in a tile.
 
 Prints COCO's AP of both, over all objects; the processor's seconds for the forward passes and for all else, which is
 locating, merging and encoding; and by how much the resident set peaked over that before, the mosaic included: with all
@@ -56,7 +56,7 @@ from model.data.shapes import Shapes
 from model.evaluation.coco import coco_results, match_categories, score
 from model.inference.engine import Engine
 from model.inference.tiled import TiledImage, segment_tiled
-from model.inference.tiling import Tiling, choose_overlap
+from model.inference.tiling import Tiling, limit_overlap
 from model.instances import Options
 from model.zoo import catalogue, zoo
 
@@ -150,7 +150,7 @@ def main() -> None:
     one_pass = highest_resident() - before
     tile = None if options.tile == "auto" else int(options.tile)
     if options.overlap is None:
-        options.overlap = choose_overlap(engine.model.object_extent)
+        options.overlap = limit_overlap(engine.model.object_extent)
     tiling = Tiling(tile, options.overlap, False if options.no_whole else None)
     engine.seconds, engine.images = 0.0, 0
     before, started = forget_peak(), time.process_time()

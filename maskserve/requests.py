@@ -41,7 +41,7 @@ class SegmentOptions(TypedDict, total=False):
     keypoints: str
     # side of the tiles in pixels, or "auto"
     tile: int | str
-    # of neighbouring tiles, as a share of their side
+    # of neighbouring tiles, as a share of their side; by default `tile_overlap` of /model
     overlap: float
     # whether the whole image is one more tile
     whole: bool

@@ -15,7 +15,7 @@ from app.api.responses import describe_categories, describe_keypoints
 from app.api.schemas import ModelDocument, StatusDocument
 from app.observability.metrics import CONTENT_TYPE
 from app.problems import NotReady
-from model.inference.tiling import choose_overlap
+from model.inference.tiling import limit_overlap
 
 if TYPE_CHECKING:
     from app.service import ServedEngine, Service
@@ -87,7 +87,7 @@ def describe(engine: ServedEngine) -> ModelDocument:
             "longer_side_at_most": model.architecture.max_size,
         },
         "max_instances": model.max_instances,
-        "tile_overlap": choose_overlap(model.object_extent),
+        "tile_overlap": limit_overlap(model.object_extent),
         "keypoints": describe_keypoints(model),
     }
 

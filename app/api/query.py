@@ -22,7 +22,6 @@ from model.inference.tiling import (
     MOST_MERGED,
     Tiling,
     TilingError,
-    choose_overlap,
 )
 from model.instances import Options
 
@@ -95,7 +94,7 @@ class SegmentParams(Options):
     def cut(self, height: int, width: int, model: Model) -> Layout | None:
         """The tiles of an image; None if it is segmented as a whole. Raises InvalidParameter for too many."""
         try:
-            return None if self.tiling is None else self.tiling.cut(height, width, model.architecture)
+            return None if self.tiling is None else self.tiling.cut(height, width, model)
         except TilingError as error:
             raise InvalidParameter(str(error)) from None
 
@@ -152,7 +151,7 @@ class SegmentQuery(BaseModel):
         le=MAX_OVERLAP,
         allow_inf_nan=False,
         description="With `tile`: the least overlap of neighbouring tiles, as a share of their side. The default is "
-        "`tile_overlap` of `/model`.",
+        "`tile_overlap` of `/model`; of tiles that are no squares, as much as the model's objects need.",
     )
     whole: bool | SkipJsonSchema[None] = Field(
         None,
@@ -181,15 +180,14 @@ class SegmentQuery(BaseModel):
             masks=self.masks != "none",
             mask_format=self.masks,
             keypoints=self.keypoints != "none",
-            tiling=self.tiling(model),
+            tiling=self.tiling(),
         )
 
-    def tiling(self, model: Model) -> Tiling | None:
-        """How images are cut for a model, if they are."""
+    def tiling(self) -> Tiling | None:
+        """How images are cut, if they are."""
         if self.tile is None:
             return None
-        overlap = choose_overlap(model.object_extent) if self.overlap is None else self.overlap
-        return Tiling(self.tile if isinstance(self.tile, int) else None, overlap, self.whole)
+        return Tiling(self.tile if isinstance(self.tile, int) else None, self.overlap, self.whole)
 
 
 DEFAULT_QUERY = SegmentQuery()

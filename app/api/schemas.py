@@ -158,7 +158,10 @@ class ModelDocument(TypedDict):
     max_instances: Annotated[int, Field(description="In an image: the most that the model finds.")]
     tile_overlap: Annotated[
         float,
-        Field(description="Of tiles by default, so that most of the model's objects lie in one completely."),
+        Field(
+            description="The default of `overlap`: the least overlap of neighbouring tiles, as a share of their side; "
+            "0.2 where it is not known how large the model's objects are."
+        ),
     ]
     keypoints: Annotated[
         KeypointsDocument | None, Field(description="null for models that find no keypoints.")

@@ -68,7 +68,7 @@ Overlap = Annotated[
     str | None,
     typer.Option(
         metavar="0.05–0.5",
-        show_default="as the model's objects need, from 0.2 on",
+        show_default="tile_overlap of the model, 0.2 or more",
         help="With --tile: the least overlap of neighbours, as a share of a tile's side.",
     ),
 ]

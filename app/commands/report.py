@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections import deque
 from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import typer
 
@@ -25,22 +23,22 @@ from model.evaluation.card import card
 from model.evaluation.sheets import sample_sheet
 from model.inference.calibration import MAX_IMAGES, measure_ranges, refuse_int8, take_samples
 from model.inference.engine import Engine
+from model.inference.tiling import object_extent, relative_extents
 from model.training.train import read_log
 from model.zoo import model_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    import numpy as np
 
     from app.commands.source import Source
     from model.data import Dataset, Sample
     from model.evaluation.coco import Evaluation
     from model.instances import Instances
-    from model.network.architecture import Architecture
     from model.zoo.model_file import Model
 
-# The share of the objects that Model.object_extent holds for.
-MOST_OBJECTS = 0.9
 HELD_OUT_SCENES = "500 scenes of a seed that was never trained on"
 
 
@@ -94,33 +92,28 @@ def validate(path: Path, steps: int, out: Path, dataset: Dataset, device: str) -
 
 def _measure(network: Any, model: Model, dataset: Dataset) -> Model:
     """The model with what some of its training images tell: its activations' ranges and its objects' extent."""
+    a = model.architecture
     extents: list[float] = []
 
-    def images() -> Iterator[np.ndarray]:
-        with progress_bar(transient=True) as bar:
-            samples = take_samples(dataset)
-            for sample in bar.track(samples, min(MAX_IMAGES, len(dataset)), description="calibrating"):
-                extents.extend(relative_extents(sample, model.architecture))
-                yield sample.pixels
+    def images(samples: Iterable[Sample]) -> Iterator[np.ndarray]:
+        for sample in samples:
+            height, width = sample.pixels.shape[:2]
+            extents.extend(relative_extents(sample.boxes, (height, width), a))
+            yield sample.pixels
 
-    if refuse_int8(model.architecture):
-        # The objects are looked at all the same.
-        deque(images(), maxlen=0)
-    else:
-        try:
-            model = replace(model, ranges=measure_ranges(network, model.architecture, images()))
-        except ValueError as error:
-            typer.echo(f"not calibrated for int8: {error}", err=True)
-    return replace(model, object_extent=float(np.quantile(extents, MOST_OBJECTS))) if extents else model
-
-
-def relative_extents(sample: Sample, architecture: Architecture) -> list[float]:
-    """The longer side of each object, as a share of the shorter side of the network's input."""
-    height, width = sample.pixels.shape[:2]
-    scale = architecture.input_size(height, width)[0] / height
-    sides = (sample.boxes[:, 2:] - sample.boxes[:, :2]).max(axis=1) * scale / architecture.min_size
-    extents: list[float] = sides.tolist()
-    return extents
+    with progress_bar(transient=True) as bar:
+        count = min(MAX_IMAGES, len(dataset))
+        shown = images(bar.track(take_samples(dataset), count, description="calibrating"))
+        if refuse_int8(a):
+            for _ in shown:
+                # It has its objects looked at.
+                pass
+        else:
+            try:
+                model = replace(model, ranges=measure_ranges(network, a, shown))
+            except ValueError as error:
+                typer.echo(f"not calibrated for int8: {error}", err=True)
+    return replace(model, object_extent=object_extent(extents)) if extents else model
 
 
 def report(

@@ -18,7 +18,7 @@ import { lines } from "./lines.js";
  *
  * @typedef {object} Tiling how an image is cut
  * @property {string} tile "auto", or the side in pixels
- * @property {string} overlap share of the side
+ * @property {string} [overlap] share of the side; without it, the service's own
  *
  * @typedef {object} TileCount
  * @property {number} done

@@ -63,7 +63,10 @@ export function python({ origin, file, threshold, categories, keyed, masked, til
   }
   if (tiling) {
     const { tile, overlap } = tiling;
-    parameters.push(`"tile": ${tile === "auto" ? literal(tile) : tile}`, `"overlap": ${overlap}`);
+    parameters.push(`"tile": ${tile === "auto" ? literal(tile) : tile}`);
+    if (overlap) {
+      parameters.push(`"overlap": ${overlap}`);
+    }
   }
   return [
     ...(keyed ? ["import os", ""] : []),

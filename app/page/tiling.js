@@ -21,7 +21,9 @@ export function setUp(state, repeat) {
   const overlap = /** @type {HTMLInputElement} */ (get("overlap"));
   const take = () => {
     const tile = kind.value === "side" ? side.value : kind.value;
-    state.set({ tiling: tile ? { tile, overlap: overlap.value } : null });
+    // The service's own overlap is not sent.
+    const chosen = overlap.value === overlap.defaultValue ? {} : { overlap: overlap.value };
+    state.set({ tiling: tile ? { tile, ...chosen } : null });
   };
   const change = () => {
     side.value = String(within(Number(side.value) || SIDE.usual));
@@ -31,19 +33,16 @@ export function setUp(state, repeat) {
   for (const field of [kind, side, overlap]) {
     field.addEventListener("change", change);
   }
-  let isChosen = false;
-  overlap.addEventListener("input", () => {
-    isChosen = true;
-    take();
-  });
+  overlap.addEventListener("input", take);
   get("tile-offer").addEventListener("click", () => {
     kind.value = "auto";
     change();
   });
   take(); // browsers keep the values of fields when a page is reloaded
   state.on(["model"], ({ model }) => {
-    if (model?.tile_overlap && !isChosen) {
-      overlap.value = String(model.tile_overlap);
+    if (model?.tile_overlap) {
+      // A value that somebody has chosen stays.
+      overlap.defaultValue = String(model.tile_overlap);
       take();
     }
   });

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torchvision
 
-from model.network.build import build_unset, parameters
+from model.network.build import build_uninitialized, parameters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +75,7 @@ def card(
     recipe = model.training.get("recipe", {})
     hours = sum(record.get("seconds", 0.0) for record in log) / 3600
     names = ", ".join(category.name for category in model.categories)
-    size = parameters(build_unset(a)) / 1e6
+    size = parameters(build_uninitialized(a)) / 1e6
     schedule = f"{recipe.get('schedule')} schedule after {recipe.get('warmup')} steps of warm-up"
     lines = [
         f"# {model.name}",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from model.inference.tiling import MOST_MERGED, Tiling, choose_overlap
+from model.inference.tiling import MOST_MERGED, Tiling
 from model.instances import Instances
 from model.masks import merge
 from model.masks.merge import Detections
@@ -146,13 +146,12 @@ def segment_tiled(
         engine: the model.
         image: [H, W, 3] uint8 RGB.
         options: of the image. `max_instances` counts after merging, and may be up to MOST_MERGED.
-        tiling: how it is cut; by default automatically, with the overlap that the model's objects need.
+        tiling: how it is cut; by default as the model needs it.
 
     Raises TilingError, and what Engine.segment raises.
     """
     height, width = image.shape[:2]
-    tiling = tiling or Tiling(overlap=choose_overlap(engine.model.object_extent))
-    layout = tiling.cut(height, width, engine.model.architecture)
+    layout = (tiling or Tiling()).cut(height, width, engine.model)
     if layout is None:
         (found,) = engine.segment([image], [options])
         return found

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from model.data.loading import batches
-from model.network.build import build_unset
+from model.network.build import build_uninitialized
 from model.training.interruption import InterruptedRunError, Interruption
 from model.training.parallel import Group
 from model.training.recipe import Recipe, TrainingError
@@ -204,7 +204,7 @@ def _resume(state: State, run: Path, device: str) -> bool:
 
 def save_model(state: State, model: model_file.Model, recipe: Recipe, run: Path) -> None:
     """Write the averaged weights, or without averaging the network's own, as model.safetensors in the run folder."""
-    saved = build_unset(model.architecture)
+    saved = build_uninitialized(model.architecture)
     network = state.network if state.average is None else state.average.module
     saved.load_state_dict(network.state_dict())
     training = {**model.training, "recipe": json.loads(json.dumps(asdict(recipe)))}

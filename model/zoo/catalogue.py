@@ -38,7 +38,7 @@ class Bundled:
     dataset: str
     # Of the file as it was committed, hexadecimal.
     sha256: str
-    # As Model has it, for a file that was written before models had it.
+    # As Model has it, for a file that was written before.
     object_extent: float = 0.0
 
     @property

@@ -58,8 +58,8 @@ class Model:
     training: dict[str, Any] = field(default_factory=dict)
     # The framework that it was imported from, if it was.
     origin: str = ""
-    # How far nine of ten objects extend that it has learned from: their longer side, as a share of the shorter side of
-    # the network's input. 0: not known.
+    # What the longer side of nine of ten objects in its training data stays within, in the network's input and as a
+    # share of `min_size`. 0: not known.
     object_extent: float = 0.0
     # Of its activations, for int8; empty if never calibrated.
     ranges: Ranges = field(default_factory=dict)
@@ -169,6 +169,8 @@ def read(path: Path, *, runnable: bool = True) -> tuple[nn.Module, Model]:
     # Torch's own, where memory is short.
     except (ArchitectureError, MemoryError, RuntimeError) as error:
         raise ModelError(f"{path}: its architecture cannot be built ({first_line(error)})") from error
+    # Its weights are uninitialized, and its names are not the skeleton's unless they are checked.
+    check_tensors(tensors, network.state_dict(), str(path))
     network.load_state_dict(tensors, strict=False)
     return network, model
 
@@ -190,9 +192,9 @@ def _empty(architecture: Architecture) -> nn.Module:
 
 
 def _build(architecture: Architecture) -> nn.Module:
-    from model.network.build import build_unset  # noqa: PLC0415 - imports torchvision
+    from model.network.build import build_uninitialized  # noqa: PLC0415 - imports torchvision
 
-    return build_unset(architecture)
+    return build_uninitialized(architecture)
 
 
 def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:
@@ -269,7 +271,7 @@ def find_fault(model: Model) -> str | None:
     if not all(0 <= ap <= 1 or ap == -1 for ap in model.ap.values()):
         return "its AP is not from 0 to 1"
     if not (math.isfinite(model.object_extent) and model.object_extent >= 0):
-        return "the extent of its objects is not a number from 0 on"
+        return "the extent of its objects is not a number from 0 up"
     if not all(math.isfinite(high - low) and low <= high for low, high in model.ranges.values()):
         return "its ranges of activations are damaged"
     return None

@@ -51,7 +51,7 @@ def load(name: str, folder: Path, *, runnable: bool = True) -> tuple[nn.Module, 
         if chosen is not None:
             return _coco(chosen.name, folder, runnable=runnable)
         best, bundled = weights.catalogue()[0], next(iter(weights.bundled().values()))
-        network, model = _bundled(bundled, runnable=runnable)
+        network, model = _open(bundled_path(bundled.name), runnable=runnable)
         notice = (
             f"This is a small bundled model, which finds {bundled.finds} and nothing else. "
             f"`maskserve weights fetch {best.name}` gets the COCO model ({len(COCO_CATEGORIES)} categories, "
@@ -59,19 +59,21 @@ def load(name: str, folder: Path, *, runnable: bool = True) -> tuple[nn.Module, 
         )
         return network, replace(model, notice=notice)
     if name in weights.bundled():
-        return _bundled(weights.bundled()[name], runnable=runnable)
+        return _open(bundled_path(name), runnable=runnable)
     if name in COCO:
         return _coco(name, folder, runnable=runnable)
     if name.endswith(".safetensors") or "/" in name or Path(name).exists():
-        return read(Path(name).expanduser(), runnable=runnable)
+        return _open(Path(name).expanduser(), runnable=runnable)
     known = [AUTO, *weights.bundled(), *COCO]
     hint = did_you_mean(name, known) or f"there are {', '.join(known)}, or the path of a file"
     raise ModelError(f"no model is called {name!r}: {hint}")
 
 
-def _bundled(entry: weights.Bundled, *, runnable: bool) -> tuple[nn.Module, Model]:
-    network, model = read(bundled_path(entry.name), runnable=runnable)
-    return network, replace(model, object_extent=model.object_extent or entry.object_extent)
+def _open(path: Path, *, runnable: bool) -> tuple[nn.Module, Model]:
+    """A model file, with what the catalogue knows beyond it if it is a bundled one."""
+    network, model = read(path, runnable=runnable)
+    extents = {entry.sha256: entry.object_extent for entry in weights.bundled().values()}
+    return network, replace(model, object_extent=model.object_extent or extents.get(model.sha256, 0.0))
 
 
 def bundled_path(name: str) -> Path:
@@ -115,9 +117,9 @@ def _coco(name: str, folder: Path, *, runnable: bool) -> tuple[nn.Module, Model]
 
 def _runnable(architecture: Architecture, tensors: dict[str, Tensor]) -> nn.Module:
     """Torchvision's module with the tensors of its file. Raises RuntimeError if they are another network's."""
-    from model.network.build import build_unset  # noqa: PLC0415 - imports torchvision
+    from model.network.build import build_uninitialized  # noqa: PLC0415 - imports torchvision
 
-    network = build_unset(architecture)
+    network = build_uninitialized(architecture)
     network.load_state_dict(tensors)
     return network
 

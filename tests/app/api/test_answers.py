@@ -201,6 +201,7 @@ def test_the_model_is_described() -> None:
     assert document["precision"] == "float32"
     assert document["input_size"] == {"shorter_side": 800, "longer_side_at_most": 1333}
     assert document["max_instances"] == 100
+    # How large its objects are is not known.
     assert document["tile_overlap"] == 0.2
     assert document["ap"] == {"mask": 0.5}
     assert response.headers["cache-control"] == "no-store"

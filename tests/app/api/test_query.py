@@ -89,14 +89,13 @@ def test_options_are_read(query: str, options: SegmentParams) -> None:
     assert asked == [options]
 
 
-def test_tiles_overlap_as_the_models_objects_need_unless_told_otherwise() -> None:
-    model = dataclasses.replace(FakeEngine().model, object_extent=0.3)
-    overlaps = [
-        tiling and tiling.overlap
-        for query in ({}, {"tile": 512}, {"tile": "auto"}, {"tile": "auto", "overlap": 0.1})
-        for tiling in [parse(query, model).tiling]
-    ]
-    assert overlaps == [None, 0.3, 0.3, 0.1]
+@pytest.mark.parametrize(("query", "side"), [({}, 160), ({"overlap": 0.1}, 80), ({"overlap": 0.4}, 320)])
+def test_tiles_overlap_as_the_models_objects_need_unless_told_otherwise(
+    query: dict[str, Any], side: int
+) -> None:
+    layout = parse({"tile": 800, **query}, FakeEngine().model).cut(800, 1601 - side, FakeEngine().model)
+    assert layout is not None
+    assert [left for left, *_ in layout.tiles.tolist()] == [0, (801 - side) // 2, 801 - side]
 
 
 @pytest.mark.parametrize(

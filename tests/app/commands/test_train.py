@@ -102,7 +102,7 @@ def test_labelled_folder_becomes_a_model_that_segments(trained: Trained) -> None
     labels = json.loads((trained.data / "instances.json").read_text())
     shorter = {image["id"]: min(image["height"], image["width"]) for image in labels["images"]}
     extents = [max(object_["bbox"][2:]) / shorter[object_["image_id"]] for object_ in labels["annotations"]]
-    assert model.object_extent == pytest.approx(np.quantile(extents, 0.9), rel=0.02)
+    assert model.object_extent == round(float(np.quantile(extents, 0.9)), 2)
     engine = Engine.load(str(trained.path), device="cpu")
     (found,) = engine.segment([np.zeros((80, 64, 3), np.uint8)], [Options()])
     assert found.size == (80, 64)

@@ -16,6 +16,7 @@ from model.masks import rle
 from model.masks.merge import Detections, Layout, concatenate, leave_to_others
 from model.masks.runs import ColumnRuns, empty, from_turns, rectangles
 from model.network.architecture import V1
+from model.zoo.model_file import describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,7 +86,7 @@ def cut(numbers: NDArray[np.int64], layout: Layout) -> list[Detections]:
 
 
 def layout_of(side: int, tile: int, overlap: float, *, whole: bool = False) -> Layout:
-    layout = Tiling(tile, overlap, whole).cut(side, side, V1)
+    layout = Tiling(tile, overlap, whole).cut(side, side, describe("perfect", V1, ()))
     assert layout is not None
     return layout
 
@@ -289,7 +290,7 @@ def test_the_whole_image_stands_where_the_tiles_have_less() -> None:
 
 
 def test_no_bitmap_of_a_huge_image_is_made() -> None:
-    layout = Tiling(1000, 0.2, whole=True).cut(30_000, 30_000, V1)
+    layout = Tiling(1000, 0.2, whole=True).cut(30_000, 30_000, describe("perfect", V1, ()))
     assert layout is not None
     random = np.random.default_rng(0)
     corners = random.integers(0, 29_900, (1000, 2))

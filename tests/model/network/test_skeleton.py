@@ -21,6 +21,8 @@ ARCHITECTURES = {
     "v2": V2,
     "small": SMALL,
     "boxes only": replace(SMALL, mask_convs=0),
+    "keypoints": replace(SMALL, keypoints=17, keypoint_convs=8, keypoint_channels=64),
+    "keypoints alone": replace(SMALL, mask_convs=0, keypoints=17, keypoint_convs=2, keypoint_channels=64),
     "odd sizes": replace(SMALL, anchor_sizes=(9, 31, 63, 128, 250), anchor_ratios=(0.3, 1.0, 1.7, 3.0)),
     **{name: replace(SMALL, backbone=name) for name in RESNETS},
 }

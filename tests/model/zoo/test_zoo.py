@@ -67,8 +67,15 @@ def put(file: Path, folder: Path) -> Path:
 def test_the_name_of_a_bundled_model_is_its_file(bundled: Path, tmp_path: Path) -> None:
     _, model = zoo.load("shapes", tmp_path)
     assert (model.name, model.notice) == ("parts", None)
-    # The file does not say it, the catalogue does.
-    assert model.object_extent == weights.bundled()["shapes"].object_extent > 0
+
+
+def test_what_the_catalogue_adds_to_a_file_holds_for_its_path_too(tmp_path: Path) -> None:
+    path = zoo.bundled_path("shapes")
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(path.read_bytes())
+    names = "shapes", str(path), str(copy)
+    extents = {zoo.load(name, tmp_path, runnable=False)[1].object_extent for name in names}
+    assert extents == {weights.bundled()["shapes"].object_extent} != {0.0}
 
 
 def test_bundled_files_lie_beside_the_catalogue() -> None:
