@@ -21,18 +21,20 @@ if TYPE_CHECKING:
 
 CATEGORIES = (Category(1, "person"),)
 # A person is never hidden further than this part of its area.
-LEAST_VISIBLE = 0.5
+LEAST_VISIBLE = 0.7
 # Of the scenes show nobody.
 EMPTY = 0.05
-MOST_PEOPLE = 5
+MOST_PEOPLE = 3
+# Of the scenes have lines and patches all over the background.
+SCRIBBLED = 0.25
 # Nose and eyes, of which nothing is seen from behind.
 FACE = slice(0, 3)
 # What hides parts of people, or stands beside them.
-MOST_OBJECTS = 4
+MOST_OBJECTS = 3
 # Of a person, parts of the shorter image side.
-HEIGHTS = 0.25, 0.95
+HEIGHTS = 0.4, 0.95
 # Pixels: smaller people have no joints that can be told apart.
-LEAST_HEIGHT = 48
+LEAST_HEIGHT = 72
 
 
 @dataclass(slots=True)
@@ -73,7 +75,7 @@ class Figures(Scenes):
     categories = CATEGORIES
     keypoints = PERSON_KEYPOINTS
 
-    def __init__(self, seed: int, length: int, sides: tuple[int, int] = (200, 600)) -> None:
+    def __init__(self, seed: int, length: int, sides: tuple[int, int] = (160, 400)) -> None:
         """As Scenes."""
         super().__init__(seed, length, sides)
 
@@ -82,7 +84,7 @@ class Figures(Scenes):
         rng = self._generator(index)
         height, width = self._size(rng)
         canvas = background(rng, height, width)
-        if rng.random() < 0.5:
+        if rng.random() < SCRIBBLED:
             canvas = scribble(rng, canvas)
         scene = _Scene(canvas, np.full((height, width), -1, np.int16), [])
         people = 0 if rng.random() < EMPTY else int(rng.integers(1, MOST_PEOPLE + 1))

@@ -25,7 +25,7 @@ _TORSO, _NECK, _HEAD = 0.30, 0.07, 0.075
 _SHOULDERS, _HIPS = 0.11, 0.075
 _UPPER_ARM, _LOWER_ARM, _THIGH, _SHIN = 0.17, 0.16, 0.24, 0.23
 # Half a limb's width.
-_WIDTHS = 0.012, 0.035
+_WIDTHS = 0.022, 0.045
 _AT = {name: place for place, name in enumerate(PERSON_KEYPOINTS.names)}
 
 
@@ -72,11 +72,11 @@ def pose(rng: Generator, height: float) -> Figure:
         outward = sign * side
         shoulder, hip = neck + outward * _SHOULDERS * turn, outward * _HIPS * turn
         # From straight down, outwards.
-        arm, leg = rng.uniform(-0.3, 2.8), rng.uniform(-0.25, 0.8)
+        arm, leg = rng.uniform(-0.15, 2.4), rng.uniform(-0.15, 0.7)
         elbow = shoulder + _towards(up, outward, arm) * _UPPER_ARM
-        wrist = elbow + _towards(up, outward, arm + rng.uniform(-1.8, 1.8)) * _LOWER_ARM
+        wrist = elbow + _towards(up, outward, arm + rng.uniform(-0.9, 1.5)) * _LOWER_ARM
         knee = hip + _towards(up, outward, leg) * _THIGH
-        ankle = knee + _towards(up, outward, leg + rng.uniform(-1.1, 0.5)) * _SHIN
+        ankle = knee + _towards(up, outward, leg + rng.uniform(-0.8, 0.3)) * _SHIN
         for part, place in (
             ("shoulder", shoulder), ("elbow", elbow), ("wrist", wrist), ("hip", hip), ("knee", knee), ("ankle", ankle),
         ):  # fmt: skip
@@ -104,7 +104,7 @@ def draw_figure(rng: Generator, figure: Figure) -> Drawn:
     margin = 2 * figure.limb + 0.1 * figure.height
     low = np.floor(figure.points.min(0) - margin)
     width, height = (int(n) for n in np.ceil(figure.points.max(0) + margin - low))
-    brush = _Brush((width, height), low, rng.random() < 0.5)
+    brush = _Brush((width, height), low)
     skin, shirt, trousers = colour(rng), colour(rng), colour(rng)
     if rng.random() < 0.3:
         shirt = trousers = skin
@@ -123,7 +123,7 @@ def draw_figure(rng: Generator, figure: Figure) -> Drawn:
     for side in sides:
         brush.disc(figure.at(f"{side}_ear"), 0.3 * radius, 0.8 * skin)
     brush.disc(figure.head, radius, skin)
-    dark = colour(rng) * 0.3 if float(skin.mean()) > 90 else 255 - colour(rng) * 0.3
+    dark = colour(rng) * 0.3 if _is_light(skin) else 255 - colour(rng) * 0.3
     if figure.faces_away:
         # Hair.
         brush.disc(figure.head, 0.8 * radius, dark)
@@ -133,11 +133,15 @@ def draw_figure(rng: Generator, figure: Figure) -> Drawn:
     return brush.finish(rng)
 
 
+def _is_light(paint: np.ndarray) -> bool:
+    return float(paint.mean()) > 90
+
+
 class _Brush:
     """A picture of a person in the making, in finer pixels than the scene's."""
 
-    def __init__(self, size: tuple[int, int], low: np.ndarray, joints: bool) -> None:
-        self._size, self._low, self._joints = size, low, joints
+    def __init__(self, size: tuple[int, int], low: np.ndarray) -> None:
+        self._low = low
         fine = (size[0] * _FINE, size[1] * _FINE)
         self._image, self._mask = Image.new("RGB", fine), Image.new("L", fine)
         self._pens = ImageDraw.Draw(self._image), ImageDraw.Draw(self._mask)
@@ -158,16 +162,15 @@ class _Brush:
             pen.ellipse((x - r, y - r, x + r, y + r), fill=ink)
 
     def limbs(self, places: Sequence[np.ndarray], radius: float, paints: Sequence[np.ndarray]) -> None:
-        """Bars from place to place with round ends, and at joints a darker dot where the person shows them."""
+        """Bars from place to place with round ends, and at joints a dot that stands out."""
         for first, second, paint in zip(places, places[1:], paints, strict=False):
             ends = (*self._moved(first), *self._moved(second))
             for pen, ink in self._inked(paint):
                 pen.line(ends, fill=ink, width=max(1, round(2 * radius * _FINE)))
             for place in (first, second):
                 self.disc(place, radius, paint)
-        if self._joints:
-            for place, paint in zip(places, (*paints, paints[-1]), strict=False):
-                self.disc(place, 0.55 * radius, 0.55 * paint)
+        for place, paint in zip(places, (*paints, paints[-1]), strict=False):
+            self.disc(place, 0.6 * radius, 0.5 * paint if _is_light(paint) else 255 - 0.5 * (255 - paint))
 
     def polygon(self, places: Sequence[np.ndarray], paint: np.ndarray, radius: float) -> None:
         """A polygon with round corners."""
