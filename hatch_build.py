@@ -1,4 +1,4 @@
-"""Compiles model/kernels/*.c when the package is built, on Linux on x86: elsewhere the engine does without."""
+"""Compiles model/kernels/*.c when the package is built, on Linux on x86 and ARM: elsewhere the engine does without."""
 
 from __future__ import annotations
 
@@ -15,14 +15,21 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-# By the names of what is compiled, which begin with the source's: the processor (what a variant needs is said in Python
-# beside its source), and the macros.
+# For each kind of machine, by the names of what is compiled, which begin with the source's: the processor (what a
+# variant needs is said in Python beside its source), and the macros.
 VARIANTS = {
-    "winograd_bytes_avx512": ["-mcpu=x86_64_v4+avx512bf16", "-DLANES=16", "-DBFLOAT16", "-DBYTES"],
-    "winograd_bfloat16_avx512": ["-mcpu=x86_64_v4+avx512bf16", "-DLANES=16", "-DBFLOAT16"],
-    "winograd_float32_avx512": ["-mcpu=x86_64_v4", "-DLANES=16"],
-    "winograd_float32_avx2": ["-mcpu=x86_64_v3", "-DLANES=8"],
-    "bilinear_avx2": ["-mcpu=x86_64_v3"],
+    "x86_64": {
+        "winograd_bytes_avx512": ["-mcpu=x86_64_v4+avx512bf16", "-DLANES=16", "-DBFLOAT16", "-DBYTES"],
+        "winograd_bfloat16_avx512": ["-mcpu=x86_64_v4+avx512bf16", "-DLANES=16", "-DBFLOAT16"],
+        "winograd_float32_avx512": ["-mcpu=x86_64_v4", "-DLANES=16"],
+        "winograd_float32_avx2": ["-mcpu=x86_64_v3", "-DLANES=8"],
+        "bilinear_avx2": ["-mcpu=x86_64_v3"],
+    },
+    # Atomics of the first ARMv8, and no choice of others at run time, which would be a library's.
+    "aarch64": {
+        "winograd_float32_neon": ["-mcpu=generic", "-mno-outline-atomics", "-DLANES=4"],
+        "bilinear_neon": ["-mcpu=generic", "-mno-outline-atomics"],
+    },
 }
 # They call nothing but memset, so they run with whatever glibc the machine has.
 FLAGS = ["-std=c17", "-O3", "-ffp-contract=fast", "-ffreestanding", "-nostdlib", "-shared", "-fPIC"]
@@ -34,15 +41,20 @@ class Kernels(BuildHookInterface):
 
     def initialize(self, _version: str, build_data: dict[str, Any]) -> None:
         """Put the compiled variants beside their source, and into the wheel."""
-        if sys.platform != "linux" or platform.machine() != "x86_64":
+        machine = platform.machine()
+        if sys.platform != "linux" or machine not in VARIANTS:
             return
+        target = f"{machine}-linux-gnu.2.17"
         kernels = Path(self.root) / "model" / "kernels"
         # The compiler's wheel comes with the build's requirements, so that no machine has to have one.
         with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor() as threads:
-            made = [threads.submit(_compile, kernels, name, flags, cache) for name, flags in VARIANTS.items()]
+            made = [
+                threads.submit(_compile, kernels, name, ["-target", target, *flags], cache)
+                for name, flags in VARIANTS[machine].items()
+            ]
             build_data["artifacts"] += [f"model/kernels/{future.result()}" for future in made]
         build_data["pure_python"] = False
-        build_data["tag"] = "py3-none-manylinux_2_17_x86_64"
+        build_data["tag"] = f"py3-none-manylinux_2_17_{machine}"
 
 
 def _compile(kernels: Path, name: str, flags: list[str], cache: str) -> str:
@@ -55,7 +67,7 @@ def _compile(kernels: Path, name: str, flags: list[str], cache: str) -> str:
         return target.name
     # A running service keeps the file that it has loaded.
     made = target.with_suffix(f".{os.getpid()}.new")
-    options = ["-target", "x86_64-linux-gnu.2.17", *FLAGS, *flags, f"-DSOURCE={checksum}", "-o", made.name]
+    options = [*FLAGS, *flags, f"-DSOURCE={checksum}", "-o", made.name]
     environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
     command = [sys.executable, "-m", "ziglang", "cc", source.name, *options]
     subprocess.run(command, cwd=kernels, env=environment, check=True)

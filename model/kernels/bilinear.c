@@ -1,7 +1,7 @@
 /* A photo's bytes, resized bilinearly without antialiasing, times `scale` plus `shift` for each channel: the network's
  * input, in one step and without an array of anything in between.
  *
- * Compiled by hatch_build.py for processors with AVX2. SOURCE is a checksum of this file. model/kernels/bilinear.py calls
+ * Compiled by hatch_build.py for processors with AVX2 or NEON. SOURCE is a checksum of this file. model/kernels/bilinear.py calls
  * it, and says which two rows and columns of the photo each of the result lies between.
  */
 

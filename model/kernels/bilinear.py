@@ -1,4 +1,4 @@
-"""Photos to the network's input in one step, on x86 processors: compiled from bilinear.c."""
+"""Photos to the network's input in one step, on x86 and ARM: compiled from bilinear.c."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from model.kernels.compiled import AVX2, first_usable, load, openmp_functions
+from model.kernels.compiled import AVX2, NEON, first_usable, load, openmp_functions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SOURCE = Path(__file__).with_name("bilinear.c")
-LIBRARY = SOURCE.with_name("bilinear_avx2.so")
+VARIANTS = {"avx2": AVX2, "neon": NEON}
 
 
 class Work(ctypes.Structure):
@@ -117,5 +117,6 @@ def kernel() -> Kernel | None:
     openmp = openmp_functions()
     if openmp is None:
         return None
-    path = first_usable({LIBRARY: AVX2}, cost="photos take several times as long to resize")
+    paths = {SOURCE.with_name(f"bilinear_{name}.so"): needs for name, needs in VARIANTS.items()}
+    path = first_usable(paths, cost="photos take several times as long to resize")
     return None if path is None else Kernel(load(path, SOURCE, Work), openmp[0])

@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# What the processor must have, of torch.cpu.get_capabilities.
 AVX2 = "avx2", "fma3"
+NEON = ("neon",)
 
 
 def first_usable(variants: Mapping[Path, tuple[str, ...]], cost: str) -> Path | None:
     """The first of compiled files that this processor runs; None if there is none, or it is missing.
 
     Args:
-        variants: what the processor must have, of torch.cpu.get_capabilities, for each.
+        variants: what the processor must have for each.
         cost: of its being missing, for the log.
     """
     has = torch.cpu.get_capabilities()

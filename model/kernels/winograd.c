@@ -81,8 +81,10 @@ INLINE void put(cell *to, vector v) { store(to, v); }
 
 #endif
 
-/* Sums of so many tiles are multiplied at once by so many vectors of a matrix: as many as there are registers for. */
-enum { ROWS = 6, VECTORS = LANES == 16 ? 4 : 2 };
+/* Sums of so many tiles are multiplied at once by so many vectors of a matrix: as many as there are registers for, which are
+ * 16 with AVX2, and 32 with AVX-512 and NEON.
+ */
+enum { ROWS = 6, VECTORS = LANES == 8 ? 2 : 4 };
 
 /* Where the polynomials are evaluated: at 0, ±P, ±Q and infinity. Of all such points, about those that round bfloat16
  * least: docs/engine.md.
@@ -218,7 +220,7 @@ static void multiply_some(int64_t rows, int64_t vectors, int64_t channels, const
     switch (vectors) {
         BY_VECTORS(1)
         BY_VECTORS(2)
-#if LANES == 16
+#if LANES != 8
         BY_VECTORS(3)
         BY_VECTORS(4)
 #endif

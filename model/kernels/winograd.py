@@ -1,4 +1,4 @@
-"""3×3 convolutions with a quarter of the multiplications, on x86 processors: Winograd's F(4×4, 3×3), compiled from
+"""3×3 convolutions with a quarter of the multiplications, on x86 and ARM: Winograd's F(4×4, 3×3), compiled from
 winograd.c (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015).
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from model.kernels.compiled import AVX2, first_usable, load, openmp_functions
+from model.kernels.compiled import AVX2, NEON, first_usable, load, openmp_functions
 from model.kernels.quantization import IDENTITY, QuantParams
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ VARIANTS: dict[torch.dtype, dict[str, tuple[str, ...]]] = {
     torch.float32: {
         "float32_avx512": ("avx512_f", "avx512_vl", "avx512_bw", "avx512_dq"),
         "float32_avx2": AVX2,
+        "float32_neon": NEON,
     },
 }
 
@@ -92,8 +93,9 @@ class Kernel:
 def kernel_for(dtype: torch.dtype) -> Kernel | None:
     """The quickest variant that this processor runs; None if there is none, and convolutions are computed directly.
 
-    That is so where nothing was compiled (hatch_build.py: for Linux on x86), where torch has no OpenMP, and in other
-    numbers than float32 where the processor has AMX, by which a direct convolution is taken to be quicker (unmeasured).
+    That is so where nothing was compiled (hatch_build.py: for Linux on x86 and ARM), where torch has no OpenMP, and in
+    other numbers than float32 where the processor has AMX, by which a direct convolution is taken to be quicker
+    (unmeasured).
     """
     openmp = openmp_functions()
     if openmp is None or (dtype != torch.float32 and torch.cpu.get_capabilities().get("amx_bf16")):

@@ -135,7 +135,7 @@ def test_a_missing_or_broken_library_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = tmp_path / "bilinear_avx2.so"
-    monkeypatch.setattr(bilinear, "LIBRARY", broken)
+    monkeypatch.setattr(bilinear, "SOURCE", tmp_path / "bilinear.c")
     monkeypatch.setattr(bilinear, "openmp_functions", lambda: (0, 0))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(AVX2, True))
     bilinear.kernel.cache_clear()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FOLDER = Path(winograd.__file__).parent
-COMPILED = sys.platform == "linux" and platform.machine() == "x86_64"
+COMPILED = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
 NEEDS = {name: (dtype, needs) for dtype, names in VARIANTS.items() for name, needs in names.items()}
 # By how much of a result's spread its error may be; a direct convolution's is 3e-7, 0.0024, and for bytes 0.023.
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 0.012, torch.uint8: 0.027}
@@ -112,10 +112,12 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(not COMPILED, reason="compiled for Linux on x86 only")
+@pytest.mark.skipif(not COMPILED, reason="compiled for Linux on x86 and ARM only")
 def test_it_is_compiled_where_it_can_be_and_the_quickest_variant_is_taken() -> None:
     for dtype, names in VARIANTS.items():
-        assert all((FOLDER / f"winograd_{name}.so").exists() for name in names)
+        for name in names:
+            is_ours = name.endswith("neon") == (platform.machine() == "aarch64")
+            assert (FOLDER / f"winograd_{name}.so").exists() == is_ours
         fit = [name for name in names if usable(name)]
         amx = dtype != torch.float32 and torch.cpu.get_capabilities().get("amx_bf16")
         found = kernel_for(dtype)
