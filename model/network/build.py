@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torchvision
@@ -192,7 +193,7 @@ def _backbone(a: Architecture) -> BackboneWithFPN:
         # C2 … C5 are the outputs of poolings 2 … 5, whose strides are 4, 8, 16 and 32.
         pools = [n for n, layer in enumerate(body) if isinstance(layer, nn.MaxPool2d)]
         layers = {str(n): str(level) for level, n in enumerate(pools[1:])}
-        channels = [128, 256, 512, 512]
+        channels = [width for width, layer in pairwise(cfgs["D"]) if layer == "M"][1:]
     elif a.backbone in MOBILENETS:
         norm = _norm(a)
         body = torchvision.models.get_model(a.backbone, weights=None, norm_layer=norm).features

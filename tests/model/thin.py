@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torchvision.models.resnet import ResNet
+from torchvision.models.vgg import cfgs
 
 from model.data.shapes import CATEGORIES
 from model.network.architecture import SMALL
@@ -46,8 +47,8 @@ FIVE = {"L_cls", "L_box", "L_mask", "L_rpn_cls", "L_rpn_box"}
 
 
 @contextmanager
-def thin_resnets() -> Iterator[None]:
-    """Give torchvision's ResNets an eighth of their channels: a checkpoint has 3 MB instead of 180.
+def thin_backbones() -> Iterator[None]:
+    """Give torchvision's ResNets and VGG-16 an eighth of their channels: a checkpoint has 3 MB instead of 180.
 
     With one thread: with more, torch 2.14.1 writes beyond a buffer in the backward pass of 1×1 convolutions of stride 2
     with fewer than 16 input channels (mkldnn_convolution_backward_weights), and the process is aborted sooner or later.
@@ -61,6 +62,7 @@ def thin_resnets() -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ResNet, "_make_layer", make_thin_layer)
+        patch.setitem(cfgs, "D", [width if width == "M" else width // 8 for width in cfgs["D"]])
         # Skeletons have the full widths.
         patch.setattr(model_file, "has_skeleton", lambda _architecture: False)
         try:
@@ -70,6 +72,6 @@ def thin_resnets() -> Iterator[None]:
 
 
 def thin_if_deep(architecture: Architecture) -> AbstractContextManager[None]:
-    """thin_resnets() for ResNets of 101 layers and more; the others show what full widths do."""
+    """thin_backbones() for ResNets of 101 layers and more; the others show what full widths do."""
     deep = architecture.backbone in ("resnet101", "resnet152", "resnext101_32x8d")
-    return thin_resnets() if deep else nullcontext()
+    return thin_backbones() if deep else nullcontext()

@@ -17,7 +17,7 @@ from model.evaluation.coco import CATEGORY_FIGURES
 from model.evaluation.matching import METRICS
 from model.network.build import build
 from model.zoo import model_file
-from tests.model.thin import THIN, thin_resnets
+from tests.model.thin import THIN, thin_backbones
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     Shapes(seed=3, length=4, sides=(64, 96)).export(path / "data")
     torch.manual_seed(0)
     architecture = replace(THIN, proposals=20, max_size=96)
-    with thin_resnets():
+    with thin_backbones():
         model = model_file.describe("random", architecture, Shapes.categories)
         model_file.save(path / "random.safetensors", build(architecture), model, half=True)
         yield path

@@ -16,7 +16,7 @@ import pytest
 from app.cli.main import main
 from app.commands import network as cli_network
 from model.training.train import RunLog
-from tests.model.thin import THIN, thin_resnets
+from tests.model.thin import THIN, thin_backbones
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -41,7 +41,7 @@ def as_arguments(options: dict[str, Any]) -> list[str]:
 @contextmanager
 def tiny_networks() -> Iterator[None]:
     """Give `small` and all ResNets few channels: steps, checkpoints and calibration take an eighth of their time."""
-    with thin_resnets(), pytest.MonkeyPatch.context() as patch:
+    with thin_backbones(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli_network, "SMALL", TINY)
         yield
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model.data.shapes import Shapes
-from tests.model.thin import thin_resnets
+from tests.model.thin import thin_backbones
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module", autouse=True)
 def _thin() -> Iterator[None]:
-    with thin_resnets():
+    with thin_backbones():
         yield
 
 
