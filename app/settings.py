@@ -64,9 +64,9 @@ class Settings(BaseSettings):
     precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto",
         description="Number format of the forward pass. `auto`: the fastest that the hardware supports natively: "
-        "bfloat16 (CPUs with AMX, AMD's with AVX512-BF16, GPUs), on older GPUs float16, else float32. float16 is for "
-        "GPUs only. `int8`, for CPUs with AVX512-VNNI, is faster still, less exact, and needs a model that "
-        "`maskserve calibrate` has prepared.",
+        "bfloat16 (CPUs with AMX, AMD's with AVX512-BF16, GPUs from Ampere on), float16 on Volta and Turing, else "
+        "float32. float16 is for GPUs only. `int8`, for CPUs with AVX512-VNNI, is faster still, less exact, and needs "
+        "a model that `maskserve calibrate` has prepared.",
     )
     weights_dir: Path = Field(
         default_factory=default_folder,

@@ -134,12 +134,8 @@ def _write(path: Path, tensors: dict[str, Tensor], model: Model) -> None:
         "ap_source": model.ap_source,
         "training": model.training,
     }
-    if model.origin:
-        document["origin"] = model.origin
-    if model.object_extent:
-        document["object_extent"] = model.object_extent
-    if model.ranges:
-        document["ranges"] = model.ranges
+    optional = {"origin": model.origin, "object_extent": model.object_extent, "ranges": model.ranges}
+    document |= {name: value for name, value in optional.items() if value}
     if model.keypoints is not None:
         document["keypoints"] = asdict(model.keypoints)
     part = path.with_name(path.name + ".part")
