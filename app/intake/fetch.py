@@ -103,7 +103,7 @@ class Hosts:
 
 
 class PinnedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to an address only after every address of its name was found to be public, and to just that one."""
+    """Connects to a name's addresses, once each of them was found to be public, and to no others."""
 
     def __init__(self, acceptable: Callable[[Address], bool], lookups: Executor) -> None:
         self._acceptable = acceptable
@@ -125,12 +125,21 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
             found = await asyncio.get_running_loop().run_in_executor(self._lookups, look_up)
         except (OSError, UnicodeError) as error:
             raise httpcore.ConnectError(str(error)) from error
-        addresses = [str(entry[4][0]) for entry in found]
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         if not addresses or not all(self._acceptable(ipaddress.ip_address(a)) for a in addresses):
             raise httpcore.ConnectError("the name has an address that is not public")
-        opened = await self._backend.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
-        self._opened.append(opened)
-        return opened
+        failure: Exception | None = None
+        for address in addresses:
+            try:
+                opened = await self._backend.connect_tcp(
+                    address, port, timeout, local_address, socket_options
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+                continue
+            self._opened.append(opened)
+            return opened
+        raise httpcore.ConnectError("none of the name's addresses can be reached") from failure
 
     async def __aenter__(self) -> PinnedBackend:
         return self
@@ -162,7 +171,8 @@ class Fetcher:
         self._max_bytes = max_bytes
         self._seconds = seconds
         self._acceptable = acceptable
-        self._context = context
+        # Once: it reads the authorities' certificates, which takes 50 ms. Without hosts nothing is fetched.
+        self._context = context or (ssl.create_default_context() if hosts else None)
         self._lookups = ThreadPoolExecutor(LOOKUP_THREADS, "maskserve-lookup")
 
     async def get(self, url: str, arrived: Callable[[int], None]) -> bytes:
@@ -185,7 +195,10 @@ class Fetcher:
             async with self._answer(url) as response:
                 headers = {name.lower(): value for name, value in response.headers}
                 if response.status in (301, 302, 303, 307, 308) and b"location" in headers:
-                    url = urljoin(url, headers[b"location"].decode("latin-1"))
+                    try:
+                        url = urljoin(url, headers[b"location"].decode("latin-1"))
+                    except ValueError:
+                        raise UnusableUrl("The address redirects to what is no address.") from None
                     continue
                 if response.status != 200:
                     raise UnusableUrl(f"The address answers with status {response.status}, not with a file.")
@@ -231,7 +244,7 @@ class Fetcher:
         async with (
             backend,
             httpcore.AsyncConnectionPool(
-                ssl_context=self._context or ssl.create_default_context(),
+                ssl_context=self._context,
                 network_backend=backend,
                 max_keepalive_connections=0,
             ) as pool,

@@ -192,6 +192,7 @@ def test_a_redirect_to_an_allowed_host_is_followed() -> None:
         (redirect("http://localhost/"), "must begin with https"),
         (redirect("file:///etc/passwd"), "must begin with https"),
         (redirect("/photo.jpg"), "redirects more than 3 times"),
+        (redirect("https://[::1/"), "redirects to what is no address"),
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "status 404"),
         (b"nonsense\r\n\r\n", "could not be reached"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\ncut short", "could not be reached"),
@@ -238,6 +239,21 @@ def test_the_address_that_was_checked_is_the_one_that_is_asked() -> None:
 
     get(ok(), acceptable=acceptable)
     assert "127.0.0.1" in checked
+
+
+def test_the_next_address_of_a_name_is_asked_where_one_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    look_up = socket.getaddrinfo
+
+    def with_one_more(host: str, port: int, *more: Any, **options: Any) -> list[Any]:
+        found = look_up(host, port, *more, **options)
+        # Nothing listens at the second address of loopback.
+        return [(*entry[:4], ("127.0.0.2", port)) for entry in found if entry[4][0] == "127.0.0.1"] + found
+
+    monkeypatch.setattr(socket, "getaddrinfo", with_one_more)
+    content, asked = get(ok())
+    assert (content, len(asked)) == (FILE, 1)
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused() -> None:
