@@ -123,6 +123,11 @@ class Child(asyncio.Protocol):
         self._received = b""
         self._reply: asyncio.Future[bytes]
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether its connection has ended, so that it takes no more jobs."""
+        return self._transport is None or self._transport.is_closing()
+
     async def connect(self) -> None:
         """Return when it can take jobs. Raises DecoderLostError."""
         # It was killed before its turn came.
@@ -140,7 +145,7 @@ class Child(asyncio.Protocol):
         max_bytes: of the file, if that comes as base64.
         """
         self._reply = asyncio.get_running_loop().create_future()
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None or self.is_lost:
             self._reply.set_result(b"")
             return self._reply
         line = {
@@ -251,8 +256,8 @@ def why_lost(job: Job, exit_code: int) -> tuple[str, Problem]:
     """The reason to count, and the answer to a job whose process has ended by itself or been killed by others."""
     if exit_code == -signal.SIGXCPU:
         return "time", too_slow(job)
-    if exit_code == -signal.SIGKILL:
-        # By the kernel, where memory is short: the image is not at fault.
+    if exit_code in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
+        # By the kernel, where memory is short, or before it could ignore a signal: the image is not at fault.
         detail = "The decoder was killed from outside; memory may be short. Another replica may answer."
         return "outside", NotReady(detail, retry_after=RETRY_SECONDS)
     return "crash", UndecodableImage("The image cannot be decoded: the decoder gave up on it.")

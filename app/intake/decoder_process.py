@@ -53,7 +53,10 @@ MOST_GROWTH_BYTES = 64 << 20
 
 def main() -> None:
     """Answer jobs until standard input ends. The arguments: descriptor and length of the shared memory."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A signal to the whole process group is for the service: it still has images decoded while it drains. This process
+    # ends with its standard input, or is killed.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     descriptor, length = int(sys.argv[1]), int(sys.argv[2])
     shared = mmap.mmap(descriptor, length)
     os.close(descriptor)
@@ -145,15 +148,21 @@ class Process:
         """Let the kernel end a job that takes more than so many bytes, or seconds of processor time."""
         spent = resource.getrusage(resource.RUSAGE_SELF)
         end = math.ceil(spent.ru_utime + spent.ru_stime + seconds) + SPARE_SECONDS
-        resource.setrlimit(resource.RLIMIT_CPU, (end, resource.RLIM_INFINITY))
+        set_soft_limit(resource.RLIMIT_CPU, end)
         if size := self.address_space():
-            resource.setrlimit(resource.RLIMIT_AS, (size + memory + SPARE_BYTES, resource.RLIM_INFINITY))
+            set_soft_limit(resource.RLIMIT_AS, size + memory + SPARE_BYTES)
 
     def pixels(self, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
         """Where pixels are written: the beginning of the shared memory, from which the file has been copied."""
         if math.prod(shape) > len(self.shared):
             raise ImageTooBig(f"{shape[1]} × {shape[0]} pixels are too many.", (shape[1], shape[0]))
         return np.frombuffer(self.shared, np.uint8, math.prod(shape)).reshape(shape)
+
+
+def set_soft_limit(what: int, value: int) -> None:
+    """Set a soft limit, within the hard one that the process was started with: only root may raise that."""
+    _, hard = resource.getrlimit(what)
+    resource.setrlimit(what, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 if __name__ == "__main__":

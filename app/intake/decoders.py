@@ -41,8 +41,9 @@ SLOW_SECONDS = 0.25
 MAX_SLOW = 6
 # A process that is not needed any more is ended after so long.
 IDLE_SECONDS = 5.0
-# How long a process may take to start, and the first pause after one that did not.
+# How long a process may take to start.
 START_SECONDS = 30.0
+# The pause after one that did not; it doubles from failure to failure, up to the same.
 RETRY_SECONDS = 0.5
 # Processor time that a job may take. The slowest formats need 1 s for 24 million pixels, and for 40 MB (Zen 4).
 SECONDS_AT_LEAST = 1.0
@@ -104,8 +105,9 @@ class Decoders:
         if not self.memory.fits(memory):
             memory, decode_up_to = INSPECTION_FACTOR * size, 0
         seconds = SECONDS_AT_LEAST + size / INSPECTED_BYTES_PER_SECOND + decode_up_to / PIXELS_PER_SECOND
-        async with self.memory.held(memory if decode_up_to else 0):
-            found, pixels = await self._run(Job("inspect", file, memory, seconds, decode_up_to))
+        with self._turn_times.counted():
+            async with self.memory.held(memory if decode_up_to else 0):
+                found, pixels = await self._run(Job("inspect", file, memory, seconds, decode_up_to))
         return Inspection(found["format"], found["width"], found["height"], found["memory"], pixels)
 
     async def decode(self, file: ImageFile, found: Inspection) -> NDArray[np.uint8]:
@@ -118,8 +120,9 @@ class Decoders:
                 f"Decoding the {found.format} file takes {needed >> 20} MiB; "
                 f"the limit is {self.memory.limit >> 20} MiB."
             )
-        async with self.memory.held(needed):
-            _, pixels = await self._run(Job("decode", file, found.memory + size, seconds))
+        with self._turn_times.counted():
+            async with self.memory.held(needed):
+                _, pixels = await self._run(Job("decode", file, found.memory + size, seconds))
         if pixels is None:
             raise UndecodableImage("The decoder did not answer with pixels.")
         return pixels
@@ -147,30 +150,29 @@ class Decoders:
 
     async def _run(self, job: Job) -> tuple[dict[str, Any], NDArray[np.uint8] | None]:
         """One job's answer, and the pixels if it has decoded any."""
-        with self._turn_times.counted():
-            child = await self._turn()
-            started, reply = time.monotonic(), None
+        child = await self._turn()
+        started, reply = time.monotonic(), None
+        try:
+            if job.small:
+                child.write(job.file.content)
+                reply = child.ask(job, self.max_bytes)
+                await asyncio.wait({reply}, timeout=SLOW_SECONDS)
+        except BaseException:
+            job.abandoned.set()
+            self._spawn(self._supervise(child, job, started, reply))
+            raise
+        work = self._supervise(child, job, started, reply)
+        if reply is not None and reply.done():
+            # Nothing is left to wait for.
+            found, pixels = await work
+        else:
+            # A task of its own: whoever waits for it may leave, but the process is busy until it has answered.
+            task = self._spawn(work)
             try:
-                if job.small:
-                    child.write(job.file.content)
-                    reply = child.ask(job, self.max_bytes)
-                    await asyncio.wait({reply}, timeout=SLOW_SECONDS)
-            except BaseException:
+                found, pixels = await asyncio.shield(task)
+            except asyncio.CancelledError:
                 job.abandoned.set()
-                self._spawn(self._supervise(child, job, started, reply))
                 raise
-            work = self._supervise(child, job, started, reply)
-            if reply is not None and reply.done():
-                # Nothing is left to wait for.
-                found, pixels = await work
-            else:
-                # A task of its own: whoever waits for it may leave, but the process is busy until it has answered.
-                task = self._spawn(work)
-                try:
-                    found, pixels = await asyncio.shield(task)
-                except asyncio.CancelledError:
-                    job.abandoned.set()
-                    raise
         raise_if_refused(found, self.max_bytes)
         return found, pixels
 
@@ -241,6 +243,10 @@ class Decoders:
 
     def _dispatch(self) -> None:
         """Give turns to those who wait, as long as there are turns and processes."""
+        # The kernel ends these first where memory is short, also while they have nothing to do.
+        for child in [child for child in self._idle if child.is_lost]:
+            self._idle.remove(child)
+            self._end(child)
         while self._waiting and self._idle and self._running < self.turns:
             waiter = self._waiting.popleft()
             if not waiter.done():
@@ -270,10 +276,14 @@ class Decoders:
             self._end(self._idle.pop(0))
 
     def _provide(self, wanted: int) -> None:
-        """Start processes until there are so many."""
-        while not self._stopped and len(self._children) + self._starting < wanted:
+        """Start processes until there are so many; after one that did not start, not before its pause is over."""
+        while not self._stopped and self._retry is None and len(self._children) + self._starting < wanted:
             self._starting += 1
             self._spawn(self._add())
+
+    def _start_again(self) -> None:
+        self._retry = None
+        self._provide(self.turns + self._slow if self._waiting else 1)
 
     async def _add(self) -> None:
         """Start one process."""
@@ -286,16 +296,16 @@ class Decoders:
                 self._starting -= 1
             async with asyncio.timeout(START_SECONDS):
                 await child.connect()
-        except (OSError, TimeoutError, DecoderLostError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, jobs wait for a process
             if child is not None:
                 self._end(child)
             if self._stopped:
                 return
-            self._failed_starts += 1
             log.error("a decoder process could not be started: %r", error)  # noqa: TRY400 - its traceback tells nothing
-            self._retry = asyncio.get_running_loop().call_later(
-                min(RETRY_SECONDS * 2**self._failed_starts, START_SECONDS), self._provide, 1
-            )
+            if self._retry is None:
+                pause = min(RETRY_SECONDS * 2 ** min(self._failed_starts, 10), START_SECONDS)
+                self._failed_starts += 1
+                self._retry = asyncio.get_running_loop().call_later(pause, self._start_again)
             return
         if self._stopped:
             self._end(child)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import itertools
 import os
 import re
 import resource
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.intake import decoder_process
 from app.intake import decoders as module
 from app.intake.decoder_accounts import Memory, TurnTimes
 from app.intake.decoder_child import ImageFile
@@ -207,6 +209,76 @@ def test_a_process_that_dies_is_replaced(number: signal.Signals, problem: type[P
             assert (await pixels(decoders, PHOTO)).shape == (48, 64, 3)
 
     run(work)
+
+
+def test_signals_to_the_whole_process_group_end_no_decoder() -> None:
+    """As `kill -TERM -PGID` and systemd send them: images that were accepted are still decoded."""
+
+    async def work() -> None:
+        async with pool() as decoders:
+            await pixels(decoders, PHOTO)
+            (process,) = decoders.processes(busy=False)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                os.kill(process, number)
+            assert (await pixels(decoders, PHOTO)).shape == (48, 64, 3)
+            assert decoders.processes(busy=False) == [process]
+
+    run(work)
+
+
+def test_a_process_that_died_while_it_had_nothing_to_do_costs_no_job() -> None:
+    async def work() -> None:
+        async with pool() as decoders:
+            await pixels(decoders, PHOTO)
+            (process,) = decoders.processes(busy=False)
+            os.kill(process, signal.SIGKILL)
+            (child,) = decoders._idle
+            while not child.is_lost:
+                await asyncio.sleep(0.01)
+            assert (await pixels(decoders, PHOTO)).shape == (48, 64, 3)
+            assert decoders.killed == {}
+
+    run(work)
+
+
+@pytest.mark.parametrize("error", [BlockingIOError(), RuntimeError("can't start new thread")])
+def test_processes_that_cannot_be_started_are_tried_again_after_a_pause(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    tries: list[float] = []
+    start = module.Child
+
+    def fail_twice(shared_bytes: int) -> Any:
+        tries.append(time.monotonic())
+        if len(tries) <= 2:
+            raise error
+        return start(shared_bytes)
+
+    monkeypatch.setattr(module, "Child", fail_twice)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.1)
+
+    async def work() -> None:
+        async with pool() as decoders:
+            jobs = [asyncio.create_task(pixels(decoders, PHOTO)) for _ in range(5)]
+            assert len(await asyncio.gather(*jobs)) == 5
+
+    run(work)
+    # No job begins a try of its own, and the pause doubles.
+    first, second = (after - before for before, after in itertools.pairwise(tries[:3]))
+    assert len(tries) == 3
+    assert first >= 0.1
+    assert second >= 0.2
+
+
+@pytest.mark.parametrize(("hard", "expected"), [(resource.RLIM_INFINITY, 70), (100, 70), (50, 50)])
+def test_a_limit_stays_within_the_one_that_the_process_was_started_with(
+    monkeypatch: pytest.MonkeyPatch, hard: int, expected: int
+) -> None:
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (hard, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: limits.append(pair))
+    decoder_process.set_soft_limit(resource.RLIMIT_AS, 70)
+    assert limits == [(expected, hard)]
 
 
 def test_what_nobody_waits_for_any_more_is_ended_once_it_is_slow() -> None:
