@@ -146,9 +146,16 @@ class Service:
             on_fatal=self._on_fatal,
             on_attempt=self._on_attempt,
         )
-        # The worker has logged an error, and called _on_fatal.
+        try:
+            warm = self._worker.start()
+        except RuntimeError as error:
+            # The system has no thread left.
+            log.critical("the worker could not be started: %s", error)
+            self._fail("The worker could not be started.")
+            return
+        # The worker has logged an error of the warm-up, and called _on_fatal.
         with contextlib.suppress(Exception):
-            await self._worker.start()
+            await warm
             self.ready.set()
 
     async def _watch(self) -> None:
@@ -170,7 +177,11 @@ class Service:
         """
         if self._worker is None or self.failure is not None:
             return
-        status, timeout = self._worker.status(), self.settings.heartbeat_timeout
+        status = self._worker.status()
+        if status.state is State.FAILED:
+            # The worker says so itself, by _on_fatal.
+            return
+        timeout = self.settings.heartbeat_timeout
         if status.is_alive(timeout):
             if self.stalled:
                 log.warning("the device responds again")

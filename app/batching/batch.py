@@ -66,11 +66,6 @@ class Attempt:
     out_of_memory: bool = False
 
     @property
-    def pixels(self) -> int:
-        """Pixels of the images that were answered, as they were sent."""
-        return sum(entry.pixels for entry, _ in self.answers)
-
-    @property
     def input_pixels(self) -> int:
         """Pixels of their padded network inputs."""
         return sum(entry.bucket[0] * entry.bucket[1] for entry, _ in self.answers)

@@ -109,8 +109,8 @@ class Worker:
         """
         self._loop = asyncio.get_running_loop()
         self._warm = self._loop.create_future()
-        self._has_started = True
         self._lanes[0].thread.start()
+        self._has_started = True
         return self._warm
 
     async def segment(

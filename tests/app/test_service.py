@@ -226,6 +226,21 @@ def test_other_urls_are_refused(url: str) -> None:
 # Life cycle
 
 
+def test_a_worker_without_a_thread_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: Worker) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("app.batching.worker.Worker.start", start)
+    ended: list[int] = []
+
+    async def run() -> None:
+        async with serving(on_failure=lambda: ended.append(1), wait=False) as (client, _):
+            await until(lambda: bool(ended))
+            assert (await client.get("/healthz")).status_code == 503
+
+    asyncio.run(run())
+
+
 def test_a_hanging_device_turns_probes_red_fails_waiting_requests_and_ends_the_process() -> None:
     held, ended = Blocked(), []
 
