@@ -187,7 +187,9 @@ class RunLog:
 
         lines = [line for line in read_log(run / LOG) if line["step"] < first]
         if (run / LOG).exists():
-            (run / LOG).write_text("".join(json.dumps(line) + "\n" for line in lines))
+            part = run / f"{LOG}.part"
+            part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            part.replace(run / LOG)
         # Line-buffered, so that `tail -f` shows each step at once.
         self._log = (run / LOG).open("a", buffering=1)
         self._events = SummaryWriter(str(run / EVENTS), purge_step=first)

@@ -98,7 +98,8 @@ def train(
                 "%s: nothing is trained, the run is over after %d steps; give more --steps, or another --out",
                 run, state.step,
             )  # fmt: skip
-        return result
+        # A run that was not validated has no best model.
+        return result if result.exists() else run / LAST
     if group.first:
         record_environment(run, device, group.world)
     labels = {c.id: label for c, label in zip(model.categories, model.labels, strict=True)}

@@ -166,6 +166,14 @@ def test_run_ends_when_nothing_gets_better_and_stays_ended(scenes: Shapes, run: 
     train(scenes, MODEL, recipe, run, validate=scripted([], []), on_step=interrupt_at(3))
 
 
+def test_a_finished_run_that_was_not_validated_has_its_last_model(scenes: Shapes, run: Path) -> None:
+    recipe = replace(RECIPE, steps=1)
+    last = train(scenes, MODEL, recipe, run)
+    path = train(scenes, MODEL, replace(recipe, validate_every=1), run, validate=scripted([], []))
+    assert path == last
+    assert path.exists()
+
+
 def test_patience_outlives_an_interruption(scenes: Shapes, run: Path) -> None:
     recipe = replace(RECIPE, steps=9, validate_every=1, patience=2)
     with pytest.raises(_Interrupted):
