@@ -128,6 +128,7 @@ def column_runs(
     rule: str = "torchvision",
 ) -> ColumnRuns:
     """The same masks as runs of pixel columns, which can be compared and moved. Arguments as for `paste`."""
+    _check(probabilities, boxes, size, threshold, rule)
     placed = _place(probabilities, boxes, size, threshold, rule)
     return concatenate(
         [

@@ -38,11 +38,6 @@ class ColumnRuns:
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that the runs take."""
-        return self.columns.nbytes + self.tops.nbytes + self.bottoms.nbytes + self.bounds.nbytes
-
     def counts(self) -> Indices:
         """[N] runs of each mask."""
         return np.diff(self.bounds)
