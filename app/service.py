@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from app.batching.admission import Admission
 from app.batching.batch import Segmenter
-from app.batching.heartbeat import State
+from app.batching.heartbeat import WorkerState
 from app.batching.worker import Worker
 from app.http.unsent import UnsentAnswers
 from app.intake.decoders import Decoders
@@ -178,7 +178,7 @@ class Service:
         if self._worker is None or self.failure is not None:
             return
         status = self._worker.status()
-        if status.state is State.FAILED:
+        if status.state is WorkerState.FAILED:
             # The worker says so itself, by _on_fatal.
             return
         timeout = self.settings.heartbeat_timeout
@@ -277,7 +277,7 @@ class Service:
     async def drain(self) -> None:
         """Admit no more requests; return once every admitted one has its answer."""
         self.draining = True
-        if self._worker is not None and self._worker.status().state is State.READY:
+        if self._worker is not None and self._worker.status().state is WorkerState.READY:
             await self._worker.drain()
 
     async def stop(self) -> None:
@@ -285,7 +285,7 @@ class Service:
         self.draining = True
         for task in self._tasks:
             task.cancel()
-        if self._worker is not None and self._worker.status().state is not State.STARTING:
+        if self._worker is not None and self._worker.status().state is not WorkerState.STARTING:
             # A timeout means that a device call hangs; its thread is a daemon.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_SECONDS):

@@ -18,7 +18,7 @@ _OUT_OF_MEMORY = (
 
 
 class EngineError(ValueError):
-    """The engine cannot do what was asked: an unknown device or precision, no images, or images that fit no batch."""
+    """The engine cannot do what was asked: an unknown device or precision, or images that do not fit together."""
 
 
 class OutOfDeviceMemory(Exception):  # noqa: N818 - a state of the device, as `except` reads best

@@ -31,12 +31,12 @@ EXAMPLES = {
 }
 
 # Videos play from the browser's memory (blob:), and no text is ever parsed as markup (trusted types).
-STRICT = (
+PAGE_CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "media-src blob:; require-trusted-types-for 'script'; trusted-types 'none'; "
 )
 # Swagger UI sets styles from its script, and its icons are data: URLs.
-SWAGGER = (
+SWAGGER_CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; "
 )
@@ -46,7 +46,7 @@ NO_EMBEDDING = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 REVALIDATE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
 
 # For the files themselves, should one be opened as a page: nothing runs, and nothing is loaded.
-INERT = "default-src 'none'; style-src 'unsafe-inline'; sandbox; frame-ancestors 'none'"
+FILE_CSP = "default-src 'none'; style-src 'unsafe-inline'; sandbox; frame-ancestors 'none'"
 
 router = APIRouter(include_in_schema=False)
 
@@ -54,13 +54,13 @@ router = APIRouter(include_in_schema=False)
 @router.get("/")
 async def index() -> HTMLResponse:
     """The page to try the model on a picture."""
-    return page("index.html", STRICT)
+    return page("index.html", PAGE_CSP)
 
 
 @router.get("/docs")
 async def docs() -> HTMLResponse:
     """The API documentation in Swagger UI."""
-    return page("docs.html", SWAGGER)
+    return page("docs.html", SWAGGER_CSP)
 
 
 def page(name: str, policy: str) -> HTMLResponse:
@@ -85,7 +85,7 @@ class Files(StaticFiles):
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         """The response of Starlette, with these headers added."""
         response = super().file_response(*args, **kwargs)
-        response.headers.update({**REVALIDATE, "Content-Security-Policy": INERT, "Accept-Ranges": "none"})
+        response.headers.update({**REVALIDATE, "Content-Security-Policy": FILE_CSP, "Accept-Ranges": "none"})
         return response
 
 

@@ -114,7 +114,7 @@ class SegmentQuery(BaseModel):
     max_instances: Annotated[int | SkipJsonSchema[None], BeforeValidator(require_digits)] = Field(
         None,
         ge=1,
-        # Which it is, `params` knows.
+        # `params` checks the model's own limit.
         json_schema_extra={"maximum": MOST_MERGED},
         description="At most this many, those with the highest scores. The model has a number of its own, "
         "`max_instances` of `/model`, which is the default and the largest that is accepted. With `tile` it is "
@@ -166,7 +166,7 @@ class SegmentQuery(BaseModel):
             raise InvalidParameter(f'"{min(unused)}" is for images in tiles; it needs the parameter tile.')
         if self.max_instances is not None and self.tile is None and self.max_instances > model.max_instances:
             raise InvalidParameter(
-                refuse_value("max_instances", str(self.max_instances), model.max_instances)
+                describe_invalid_value("max_instances", str(self.max_instances), model.max_instances)
             )
         if self.max_instances is not None and self.max_instances > MOST_MERGED:
             given = str(self.max_instances)[:40]
@@ -217,7 +217,7 @@ def read_parameters(request: Request, most: int) -> tuple[SegmentQuery, int]:
     query, timeout_ms = DEFAULT_QUERY, MAX_TIMEOUT_MS
     if text := request.scope["query_string"]:
         try:
-            query = (_remembered if len(text) <= MOST_REMEMBERED_BYTES else _parse_query)(text)
+            query = (_parse_query_cached if len(text) <= MAX_CACHED_QUERY_BYTES else _parse_query)(text)
         except ValidationError as error:
             errors += error.errors()
         except InvalidParameter as problem:
@@ -240,16 +240,16 @@ def _parse_query(text: bytes) -> SegmentQuery:
     query = SegmentQuery.model_validate(
         {name: given.getlist(name) if name == "categories" else value for name, value in given.items()}
     )
-    refuse_repeated(given)
+    raise_if_repeated(given)
     return query
 
 
 # Most clients always send the same query.
-MOST_REMEMBERED_BYTES = 256
-_remembered = lru_cache(64)(_parse_query)
+MAX_CACHED_QUERY_BYTES = 256
+_parse_query_cached = lru_cache(64)(_parse_query)
 
 
-def refuse_repeated(query: QueryParams) -> None:
+def raise_if_repeated(query: QueryParams) -> None:
     """Raise InvalidParameter for a parameter that is given more than once and takes one value."""
     for name, count in Counter(name for name, _ in query.multi_items()).items():
         if count > 1 and name != "categories":
@@ -274,10 +274,10 @@ def explain_one(error: Mapping[str, Any], most: int) -> str:
         return f'There is no parameter "{name[:40]}". {suggest(name, SegmentQuery.model_fields)}'
     if name != TIMEOUT_HEADER and not value.strip():
         return f"{name} is empty; leave it out for its default."
-    return refuse_value(name, value, most)
+    return describe_invalid_value(name, value, most)
 
 
-def refuse_value(name: str, value: str, most: int) -> str:
+def describe_invalid_value(name: str, value: str, most: int) -> str:
     """The sentence about a parameter's value. most: as in `explain`."""
     return f'{name} must be {ACCEPTED[name].format(most=most)}, not "{value[:40]}".'
 

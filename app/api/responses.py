@@ -64,7 +64,7 @@ def line(
     index: int,
     request_id: str,
     model: Model,
-    image: NDArray[np.uint8],  # noqa: ARG001 - see above
+    image: NDArray[np.uint8],  # noqa: ARG001 - see below
     instances: Instances,
     *,
     mask_format: str,

@@ -1,5 +1,7 @@
-"""The response to several images: one line of JSON each, in the order sent, as soon as it and those before it are done.
-Of an image in tiles, lines with the number of tiles that are done come before it.
+"""The response to several images: one line of JSON each, in the order sent.
+
+A line is sent as soon as it and those before it are done. For an image in tiles, lines with the number of tiles that
+are done come before it.
 
 Each image passes admission on its own. The number of images of one request that are in flight is limited, so that a
 large form neither fills the queue nor piles up answers for a client that reads slowly.

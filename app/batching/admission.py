@@ -278,7 +278,12 @@ class Admission:
             )
 
     def raise_unless_decoded_within(self, seconds: float, wait: float) -> None:
-        """Raise QueueFull if a decoder will be free too late. wait: seconds until then; seconds: that there are."""
+        """Raise QueueFull if a decoder will be free too late.
+
+        Args:
+            seconds: that the request has left.
+            wait: seconds until a decoder is free.
+        """
         if wait > max(0.0, MAX_FORECAST_SHARE * seconds):
             raise self._queue_full(
                 "deadline",

@@ -27,11 +27,11 @@ def set_answers(answers: Iterable[tuple[Entry, SegmentResult | Problem]]) -> Non
 
 
 def expire(future: asyncio.Future[SegmentResult]) -> None:
-    """The deadline has passed."""
+    """Answer a caller whose deadline has passed."""
     if not future.done():
         future.set_exception(deadline_exceeded())
 
 
 def device_failed() -> NotReady:
-    """What everybody gets once the device is lost."""
+    """The answer to every request once the device is lost."""
     return NotReady("The device has failed; the service is being restarted.", retry_after=5)

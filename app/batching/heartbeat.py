@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 Activity = Literal["warm-up", "idle", "forward"]
 
 
-class State(enum.StrEnum):
+class WorkerState(enum.StrEnum):
     """The state of the worker; `failed` is final."""
 
     STARTING = "starting"
@@ -40,7 +40,7 @@ class Heartbeat:
 class Status:
     """What a probe may know. Nothing here depends on how many requests wait."""
 
-    state: State
+    state: WorkerState
     # Why it failed, if it did.
     reason: str | None
     # Of the thread that has been at it longest, of those that do something.
@@ -50,7 +50,7 @@ class Status:
     heartbeat_age: float
 
     @classmethod
-    def of(cls, state: State, reason: str | None, beats: Sequence[Heartbeat], now: float) -> Status:
+    def of(cls, state: WorkerState, reason: str | None, beats: Sequence[Heartbeat], now: float) -> Status:
         """From the last heartbeats of all threads."""
         shown = min(beats, key=lambda beat: (beat.activity == "idle", beat.since))
         oldest = min(beat.at for beat in beats)
@@ -62,6 +62,6 @@ class Status:
         That long without one means that a forward pass hangs or that the thread has ended, so `timeout` must exceed the
         longest batch. The warm-up has no limit here: the start-up probe decides how long a start may take.
         """
-        if self.state is State.FAILED:
+        if self.state is WorkerState.FAILED:
             return False
-        return self.state is State.STARTING or self.heartbeat_age < timeout
+        return self.state is WorkerState.STARTING or self.heartbeat_age < timeout

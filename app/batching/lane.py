@@ -77,7 +77,7 @@ class Lane:
                 self.beat("idle")
                 schedule.wait(self.number, HEARTBEAT_SECONDS)
                 return True
-            # Before another thread can fail, and answers all that runs.
+            # Under the lock: a thread that fails answers the batches of all lanes (Worker._clear).
             self.batch = turn.batch.live
         if turn.batch.expired:
             self._call_on_loop(set_answers, [(entry, deadline_exceeded()) for entry in turn.batch.expired])

@@ -3,8 +3,8 @@
 No threads, no tensors, no sleeping; the clock is passed in. admission.py decides who enters, lane.py runs the
 batches.
 
-`Queue` does no locking itself. The worker holds its one lock around every call, both from the event loop (put, discard)
-and from its threads (next_batch, drop_dead).
+`Queue` does no locking itself. `Schedule` guards it by its lock: the event loop puts and discards entries, the worker's
+threads take batches and drop dead ones.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Schedule:
         # Turns that want the device for themselves, and whether one has it.
         self._want_all, self._one_has_all = 0, False
 
-    # For whoever holds the lock
+    # Call these with the lock held
 
     def put(self, entry: Entry) -> None:
         """Append an entry."""
@@ -92,7 +92,7 @@ class Schedule:
 
     def take(self, lane: int) -> Turn | None:
         """The next batch for a lane, which may hold nothing but entries that are late; None if it has to wait."""
-        # So a lone image is always run by the first lane, whose threads are there.
+        # So the first lane runs a lone image, which all cores share: its OpenMP threads exist since the warm-up.
         if self._want_all or self.cores.passes < lane:
             return None
         cores = self.cores.take(len(self.queue), self._most_passes())
@@ -130,7 +130,7 @@ class Schedule:
         if self.cores.passes >= first:
             self._work[first].notify()
 
-    # For whoever does not hold it
+    # These take the lock themselves
 
     def end(self, turn: Turn) -> None:
         """A turn with a live batch is over."""

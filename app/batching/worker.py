@@ -16,7 +16,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from app.batching.answers import device_failed, expire, set_answers
-from app.batching.heartbeat import State, Status
+from app.batching.heartbeat import Status, WorkerState
 from app.batching.lane import Lane
 from app.batching.queue import Entry, SegmentResult
 from app.batching.schedule import Schedule
@@ -84,7 +84,7 @@ class Worker:
         self._schedule = Schedule(engine, max_batch_size, max_batch_pixels, clock)
         # Guards the schedule and the next two.
         self._lock = self._schedule.lock
-        self._state = State.STARTING
+        self._state = WorkerState.STARTING
         self._reason: str | None = None
         self._lanes = [
             Lane(
@@ -153,19 +153,19 @@ class Worker:
             del entry, future, image
 
     def _raise_unless_running(self) -> None:
-        if self._state is State.FAILED:
+        if self._state is WorkerState.FAILED:
             raise device_failed()
-        if self._state is State.STOPPED:
+        if self._state is WorkerState.STOPPED:
             raise Draining
-        if self._state is State.STARTING:
+        if self._state is WorkerState.STARTING:
             raise NotReady("The model is warming up.", retry_after=5)
 
     async def drain(self) -> None:
         """Refuse new requests with Draining; return once every admitted request has been answered."""
         with self._lock:
-            if self._state in {State.STARTING, State.READY}:
-                self._state = State.DRAINING
-            if self._state is not State.FAILED:
+            if self._state in {WorkerState.STARTING, WorkerState.READY}:
+                self._state = WorkerState.DRAINING
+            if self._state is not WorkerState.FAILED:
                 self._admission.close(Draining, accepted_pass=True)
         await self._admission.wait_until_empty()
 
@@ -175,8 +175,8 @@ class Worker:
         Limit it with `asyncio.timeout`: a device call that hangs never returns.
         """
         with self._lock:
-            if self._state is not State.FAILED:
-                self._state = State.STOPPED
+            if self._state is not WorkerState.FAILED:
+                self._state = WorkerState.STOPPED
                 self._admission.close(Draining)
             waiting = self._schedule.close()
         set_answers((entry, Draining()) for entry in waiting)
@@ -229,7 +229,7 @@ class Worker:
             self._on_attempt(attempt)
 
     def _on_warm(self) -> None:
-        if self._state is State.READY:
+        if self._state is WorkerState.READY:
             self._admission.open()
         if not self._warm.done():
             self._warm.set_result(None)
@@ -264,8 +264,8 @@ class Worker:
         with self._lock:
             for lane in self._lanes:
                 lane.beat("idle")
-            if self._state is State.STARTING:
-                self._state = State.READY
+            if self._state is WorkerState.STARTING:
+                self._state = WorkerState.READY
         for other in self._lanes[1:]:
             other.thread.start()
         self._call_on_loop(self._on_warm)
@@ -273,10 +273,10 @@ class Worker:
     def _fail(self, error: BaseException) -> None:
         log.critical("The device worker has failed; the process must be restarted.", exc_info=error)
         with self._lock:
-            if self._state is State.FAILED:
+            if self._state is WorkerState.FAILED:
                 # Another thread was first, and has answered all.
                 return
-            self._state = State.FAILED
+            self._state = WorkerState.FAILED
             self._reason = f"{type(error).__name__}: {error}"
             # Entries of a batch that have been answered keep their answers.
             pending = self._clear()
@@ -284,7 +284,7 @@ class Worker:
         self._call_on_loop(self._on_failure, pending, error)
 
     def _clear(self) -> list[Entry]:
-        """All entries that run or wait; none waits any more. For whoever holds the lock."""
+        """All entries that run or wait; none waits any more. The caller holds the lock."""
         return [*(entry for lane in self._lanes for entry in lane.batch), *self._schedule.queue.clear()]
 
     def _call_on_loop(self, callback: Callable[..., Any], *args: object) -> None:

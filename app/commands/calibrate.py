@@ -18,8 +18,8 @@ from model.images.files import find_images
 from model.inference.calibration import (
     MAX_IMAGES,
     measure_ranges,
-    refuse_int8,
     take_samples,
+    why_not_int8,
 )
 from model.zoo import catalogue, model_file, zoo
 
@@ -44,7 +44,7 @@ def run_calibration(name: str, images: Sequence[Path], out: Path | None, weights
     torch.set_num_threads(usable_cpus())
     try:
         network, model = zoo.load(name, weights_folder, runnable=False)
-        if why := refuse_int8(model.architecture):
+        if why := why_not_int8(model.architecture):
             return complain(why, BAD_FILE)
         if not images and model.categories != CATEGORIES:
             return complain(

@@ -21,7 +21,7 @@ from model.data.figures import Figures
 from model.data.shapes import PHOTO_PART, Shapes
 from model.evaluation.card import card
 from model.evaluation.sheets import sample_sheet
-from model.inference.calibration import MAX_IMAGES, measure_ranges, refuse_int8, take_samples
+from model.inference.calibration import MAX_IMAGES, measure_ranges, take_samples, why_not_int8
 from model.inference.engine import Engine
 from model.inference.tiling import object_extent, relative_extents
 from model.training.train import read_log
@@ -104,7 +104,7 @@ def _measure(network: Any, model: Model, dataset: Dataset) -> Model:
     with progress_bar(transient=True) as bar:
         count = min(MAX_IMAGES, len(dataset))
         shown = images(bar.track(take_samples(dataset), count, description="calibrating"))
-        if refuse_int8(a):
+        if why_not_int8(a):
             for _ in shown:
                 # It has its objects looked at.
                 pass

@@ -1,4 +1,4 @@
-"""What the decoder processes may take together, and how fast they are."""
+"""The memory that the decoder processes may take together, and how long a job has its turn."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 RATE_MEMORY = 10.0
 
 
-class Memory:
-    """Bytes that jobs take, within a limit. Who does not fit waits; smaller jobs pass meanwhile."""
+class MemoryBudget:
+    """Bytes that jobs take, within a limit. A job that does not fit waits; smaller ones pass meanwhile."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -28,7 +28,7 @@ class Memory:
         return self.used + size <= self.limit
 
     @asynccontextmanager
-    async def held(self, size: int) -> AsyncIterator[None]:
+    async def hold(self, size: int) -> AsyncIterator[None]:
         """Hold so many bytes, at most the limit, for the length of the block."""
         await self._take(size)
         try:
@@ -73,7 +73,7 @@ class TurnTimes:
         self._seconds = 0.0
 
     @contextmanager
-    def counted(self) -> Iterator[None]:
+    def count_pending(self) -> Iterator[None]:
         """Count a job as pending for the length of the block."""
         self.pending += 1
         try:
@@ -87,6 +87,6 @@ class TurnTimes:
         self._jobs = self._jobs * remembered + 1
         self._seconds = self._seconds * remembered + seconds
 
-    def expected(self) -> float:
+    def expected_seconds(self) -> float:
         """Seconds that all pending jobs will take, one after the other; 0 before the first measurement."""
         return self.pending * self._seconds / self._jobs if self._jobs else 0.0

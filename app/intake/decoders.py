@@ -13,7 +13,7 @@ import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from app.intake.decoder_accounts import Memory, TurnTimes
+from app.intake.decoder_accounts import MemoryBudget, TurnTimes
 from app.intake.decoder_child import (
     Child,
     DecoderLostError,
@@ -46,7 +46,7 @@ START_SECONDS = 30.0
 # The pause after one that did not; it doubles from failure to failure, up to the same.
 RETRY_SECONDS = 0.5
 # Processor time that a job may take. The slowest formats need 1 s for 24 million pixels, and for 40 MB (Zen 4).
-SECONDS_AT_LEAST = 1.0
+MIN_SECONDS = 1.0
 PIXELS_PER_SECOND = 8e6
 DECODED_BYTES_PER_SECOND = 2e6
 INSPECTED_BYTES_PER_SECOND = 4e6
@@ -75,7 +75,7 @@ class Decoders:
         """max_bytes: of an image file. max_pixels: of an image. max_text: bytes of the longest base64 text."""
         self.turns = turns
         self.max_bytes = max_bytes
-        self.memory = Memory(max_pixels * MEMORY_PER_PIXEL)
+        self.memory = MemoryBudget(max_pixels * MEMORY_PER_PIXEL)
         # Jobs that ended with their process, by reason: "time", "crash", "outside", "abandoned".
         self.killed: Counter[str] = Counter()
         self._shared_bytes = max(max_bytes, max_text, 3 * max_pixels)
@@ -93,7 +93,7 @@ class Decoders:
 
     def start(self) -> None:
         """Begin to start the first process, and return. The others start when jobs wait for them."""
-        self._provide(1)
+        self._ensure_processes(1)
 
     async def inspect(self, file: ImageFile, *, decode_up_to: int = 0) -> Inspection:
         """Format and size, and the pixels too of an image that has no more than `decode_up_to`: that saves a hop.
@@ -104,24 +104,24 @@ class Decoders:
         memory = INSPECTION_FACTOR * size + MEMORY_PER_PIXEL * decode_up_to
         if not self.memory.fits(memory):
             memory, decode_up_to = INSPECTION_FACTOR * size, 0
-        seconds = SECONDS_AT_LEAST + size / INSPECTED_BYTES_PER_SECOND + decode_up_to / PIXELS_PER_SECOND
-        with self._turn_times.counted():
-            async with self.memory.held(memory if decode_up_to else 0):
+        seconds = MIN_SECONDS + size / INSPECTED_BYTES_PER_SECOND + decode_up_to / PIXELS_PER_SECOND
+        with self._turn_times.count_pending():
+            async with self.memory.hold(memory if decode_up_to else 0):
                 found, pixels = await self._run(Job("inspect", file, memory, seconds, decode_up_to))
         return Inspection(found["format"], found["width"], found["height"], found["memory"], pixels)
 
     async def decode(self, file: ImageFile, found: Inspection) -> NDArray[np.uint8]:
         """The pixels, [H, W, 3] uint8 RGB, upright, in memory of their own. Raises what `inspect` raises."""
         size = len(file.content)
-        seconds = SECONDS_AT_LEAST + found.pixels / PIXELS_PER_SECOND + size / DECODED_BYTES_PER_SECOND
+        seconds = MIN_SECONDS + found.pixels / PIXELS_PER_SECOND + size / DECODED_BYTES_PER_SECOND
         needed = found.memory + 2 * size
         if needed > self.memory.limit:
             raise ImageTooLarge(
                 f"Decoding the {found.format} file takes {needed >> 20} MiB; "
                 f"the limit is {self.memory.limit >> 20} MiB."
             )
-        with self._turn_times.counted():
-            async with self.memory.held(needed):
+        with self._turn_times.count_pending():
+            async with self.memory.hold(needed):
                 _, pixels = await self._run(Job("decode", file, found.memory + size, seconds))
         if pixels is None:
             raise UndecodableImage("The decoder did not answer with pixels.")
@@ -129,7 +129,7 @@ class Decoders:
 
     def expected_wait(self) -> float:
         """Seconds until a job that comes now would have its turn."""
-        return self._turn_times.expected() / self.turns
+        return self._turn_times.expected_seconds() / self.turns
 
     def processes(self, *, busy: bool) -> list[int]:
         """Ids of the processes that run a job, or of the others."""
@@ -150,7 +150,7 @@ class Decoders:
 
     async def _run(self, job: Job) -> tuple[dict[str, Any], NDArray[np.uint8] | None]:
         """One job's answer, and the pixels if it has decoded any."""
-        child = await self._turn()
+        child = await self._wait_for_turn()
         started, reply = time.monotonic(), None
         try:
             if job.small:
@@ -229,7 +229,7 @@ class Decoders:
             log.warning("a decoder process ended with code %d, and was replaced", exit_code)
         return problem
 
-    async def _turn(self) -> Child:
+    async def _wait_for_turn(self) -> Child:
         """A process for one job, when it is this job's turn."""
         waiter: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
@@ -253,7 +253,7 @@ class Decoders:
                 self._running += 1
                 waiter.set_result(self._idle.pop())
         if self._waiting:
-            self._provide(self.turns + self._slow)
+            self._ensure_processes(self.turns + self._slow)
 
     def _release(self, child: Child, *, slow: bool, sound: bool) -> None:
         """A job has ended."""
@@ -264,28 +264,28 @@ class Decoders:
         if sound and not self._stopped:
             self._idle.append(child)
             if len(self._children) > self.turns:
-                asyncio.get_running_loop().call_later(IDLE_SECONDS, self._shrink)
+                asyncio.get_running_loop().call_later(IDLE_SECONDS, self._end_surplus)
         else:
             self._end(child)
-            self._provide(1)
+            self._ensure_processes(1)
         self._dispatch()
 
-    def _shrink(self) -> None:
+    def _end_surplus(self) -> None:
         """End processes that a slow job has made necessary."""
         while self._idle and len(self._children) > self.turns + self._slow:
             self._end(self._idle.pop(0))
 
-    def _provide(self, wanted: int) -> None:
+    def _ensure_processes(self, wanted: int) -> None:
         """Start processes until there are so many; after one that did not start, not before its pause is over."""
         while not self._stopped and self._retry is None and len(self._children) + self._starting < wanted:
             self._starting += 1
-            self._spawn(self._add())
+            self._spawn(self._start_process())
 
     def _start_again(self) -> None:
         self._retry = None
-        self._provide(self.turns + self._slow if self._waiting else 1)
+        self._ensure_processes(self.turns + self._slow if self._waiting else 1)
 
-    async def _add(self) -> None:
+    async def _start_process(self) -> None:
         """Start one process."""
         child: Child | None = None
         try:

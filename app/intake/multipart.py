@@ -18,18 +18,22 @@ from app.problems import BodyTooLarge, MalformedRequest
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-HEADER_BYTES = 8 << 10  # of one part; browsers and HTTP libraries send about 150
+# Of one part; browsers and HTTP libraries send about 150.
+HEADER_BYTES = 8 << 10
 FILENAME_EXTENDED = re.compile(r";\s*filename\*\s*=", re.IGNORECASE)
-BOUNDARY_BYTES = 256  # RFC 2046, section 5.1.1 allows 70
+# RFC 2046, section 5.1.1 allows 70.
+BOUNDARY_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
 class FormLimits:
     """What the images of a form may have."""
 
-    image_bytes: int  # each
+    # Of each.
+    image_bytes: int
     images: int
-    form_bytes: int  # together
+    # Of all together.
+    form_bytes: int
 
     def form_too_large(self) -> BodyTooLarge:
         """The problem of a form with too many bytes; if only one image is taken, that is the image's."""
@@ -142,7 +146,8 @@ class Form:
                 "Options belong in the address, as in /segment?score_threshold=0.7."
             )
         if len(self.parts) == self.limits.images:
-            raise BodyTooLarge(f"A form may have at most {self.limits.images} images here.")
+            count = self.limits.images
+            raise BodyTooLarge(f"A form may have at most {count} image{'s' * (count != 1)} here.")
         encoding = self.headers.get("content-transfer-encoding", "binary").strip().lower()
         if encoding not in ("binary", "8bit", "7bit"):
             raise MalformedRequest(

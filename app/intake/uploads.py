@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from starlette.datastructures import Headers
     from starlette.types import Message, Receive
 
-HOW = (
+HOW_TO_SEND = (
     "Send the image as a form (curl -F image=@photo.jpg …), as the body itself "
     '(curl -H \'Content-Type: image/jpeg\' --data-binary @photo.jpg …) or as JSON {"image": "<base64>"}.'
 )
@@ -94,7 +94,7 @@ async def read_uploads(
             raise BodyTooSlow(f"Nothing of the body arrived for {STALL_SECONDS:g} seconds.") from None
         raise BodyTooSlow(f"The body did not arrive completely within {seconds:g} seconds.") from None
     if not any(upload.content or upload.url for upload in uploads):
-        raise MalformedRequest(f"There is no image in the request. {HOW}")
+        raise MalformedRequest(f"There is no image in the request. {HOW_TO_SEND}")
     return uploads
 
 
@@ -111,7 +111,7 @@ async def read_body(
         parts = await image_parts(body, parameters.get(b"boundary", b""), limits)
         return [Upload(part.content, "" if part.is_file else FILE_ADVICE) for part in parts]
     if kind.startswith(b"multipart/"):
-        raise MalformedRequest(f"{kind.decode('latin-1')} is not read here. {HOW}")
+        raise MalformedRequest(f"{kind.decode('latin-1')} is not read here. {HOW_TO_SEND}")
     if is_json(kind) or kind == b"text/plain":
         limit = json_bytes(max_bytes)
         text = await whole(chunks(headers, receive, BodyTooLarge.beyond(max_bytes), limit, arrived))
@@ -164,7 +164,7 @@ def from_unnamed(content: bytes) -> Upload:
     """What `curl --data-binary` sends where no Content-Type is given: it calls the image a form."""
     # Every accepted image format has bytes outside printable ASCII near its start; an HTML form has none.
     if content and all(0x20 <= byte < 0x7F for byte in content[:64]):
-        raise MalformedRequest(f"The body is an HTML form (application/x-www-form-urlencoded). {HOW}")
+        raise MalformedRequest(f"The body is an HTML form (application/x-www-form-urlencoded). {HOW_TO_SEND}")
     return Upload(content, LINE_BREAK_ADVICE)
 
 
@@ -228,7 +228,7 @@ def _explain_json(body: bytes) -> Upload:
     except orjson.JSONDecodeError as error:
         where = "" if _is_utf8(body) else ": it is not in UTF-8"
         where = where or f": line {error.lineno}, column {error.colno}"
-        raise MalformedRequest(f"The body is not valid JSON{where}. {HOW}") from None
+        raise MalformedRequest(f"The body is not valid JSON{where}. {HOW_TO_SEND}") from None
     if isinstance(document, dict) and isinstance(url := document.get("url"), str) and len(document) == 1:
         return Upload(b"", url=url)
     if not isinstance(document, dict) or (document and "image" not in document):

@@ -39,7 +39,7 @@ MAX_SAMPLES = 1 << 18
 _INT8 = "int8 is for ResNet, ResNeXt and VGG-16 backbones with a pyramid that has no GroupNorm"
 
 
-def refuse_int8(architecture: Architecture) -> str:
+def why_not_int8(architecture: Architecture) -> str:
     """Why an architecture cannot run in int8 and what it can run in, or nothing if it can.
 
     Hard swish, squeeze-and-excitation, GroupNorm in the pyramid, single maps and the fallback cannot.
@@ -125,7 +125,7 @@ def measure_ranges(network: Any, architecture: Architecture, images: Iterable[np
 
     Raises ValueError where there are no images or an architecture is not for int8.
     """
-    if why := refuse_int8(architecture):
+    if why := why_not_int8(architecture):
         raise ValueError(why)
     form = _RecordingFormat(
         torch.device("cpu"), torch.float32, {m: name for name, m in network.named_modules()}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from model.errors import EngineError
-from model.inference.calibration import is_calibrated, refuse_int8
+from model.inference.calibration import is_calibrated, why_not_int8
 from model.kernels import int8
 from model.kernels.convolution import Format
 from model.kernels.processor import is_quick_in_bfloat16
@@ -38,7 +38,7 @@ def choose_formats(network: Any, model: Model, device: torch.device, precision: 
     if precision != "int8":
         same = Format(device, getattr(torch, precision))
         return Formats(same, same, same)
-    if why := refuse_int8(model.architecture):
+    if why := why_not_int8(model.architecture):
         raise EngineError(why)
     if not is_calibrated(network, model.ranges):
         raise EngineError(

@@ -131,7 +131,7 @@ class ProposalGenerator:
         logits, cell = maps.objectness[level], self._cell_anchors[level]
         height, width = maps.shapes[level]
         count = min(self._pre_nms_top_n, int(logits.shape[1]))
-        # Many are 1, and the first of them are the best.
+        # A stable sort, and no topk: many probabilities round to 1, and of equals the first counts as the best.
         if self._by_probability:
             with one_thread():
                 probabilities = logits.sigmoid()

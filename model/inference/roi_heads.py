@@ -37,8 +37,8 @@ MAX_CANDIDATES = 1024
 # that once they are upsampled. On a CPU 64 are no quicker than 40, and took 45 MB more for tiles of `nuclei`; 32 are
 # slower by 8 %.
 MASKS_AT_ONCE = {"cpu": 40, "cuda": 1024}
-# The last layers are given multiples of so many; on a GPU instance_heads.py sees to it.
-MASKS_ALIKE = {"cpu": 8, "cuda": 1}
+# On a CPU the last layers get multiples of so many masks; for a GPU instance_heads.py pads.
+MASK_MULTIPLE = {"cpu": 8, "cuda": 1}
 
 # Boxes [N, 4], scores [N], labels [N] (network classes).
 Detections = tuple["Tensor", "Tensor", "Tensor"]
@@ -279,8 +279,8 @@ class MaskHead:
             x = conv(x)
         x = x.permute(0, 2, 3, 1)
         count, depth = len(x), self._class_weight.shape[1]
-        # For the reason that Linear has.
-        spare = -count % MASKS_ALIKE[x.device.type]
+        # Padded for the reason that `Linear` has.
+        spare = -count % MASK_MULTIPLE[x.device.type]
         x = self._up(functional.pad(x, (0,) * 7 + (spare,)) if spare else x)  # [N, bins, bins, 4 D]
         weight = self._class_weight[functional.pad(labels, (0, spare))][..., None]
         logits = torch.bmm(x.reshape(len(x), -1, depth), weight)[:count]

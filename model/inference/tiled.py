@@ -11,7 +11,7 @@ import torch
 from model.inference.tiling import MOST_MERGED, Tiling
 from model.instances import Instances
 from model.masks import merge
-from model.masks.merge import Detections
+from model.masks.merge import TileDetections
 from model.masks.paste import column_runs
 from model.masks.runs import empty, rectangles
 
@@ -51,7 +51,7 @@ class TiledImage:
         self.layout = layout
         self.options = replace(options, max_instances=None, masks=True)
         self._wanted = options
-        self._parts: list[Detections] = []
+        self._parts: list[TileDetections] = []
         # Of all tiles alike.
         self._keypoints_from = 0.0
         self._count = 0
@@ -64,7 +64,7 @@ class TiledImage:
         left, top, right, bottom = self.layout.tiles[number].tolist()
         return image[top:bottom, left:right]
 
-    def locate(self, number: int, found: Instances) -> Detections | None:
+    def locate(self, number: int, found: Instances) -> TileDetections | None:
         """What was found in a tile and is not left to another one, in pixels of the image; None if nothing is."""
         if not len(found):
             return None
@@ -77,7 +77,7 @@ class TiledImage:
             masks = rectangles(np.clip(whole, 0, size).astype(np.int64))
         else:
             masks = column_runs(found.probabilities, found.boxes, found.size, rule=found.pasting)
-        located = Detections(
+        located = TileDetections(
             boxes + np.array([left, top, left, top], dtype=np.float32),
             found.scores.numpy(),
             found.labels.numpy(),
@@ -90,7 +90,7 @@ class TiledImage:
         located = merge.leave_to_others(located, number, self.layout)
         return located if len(located) else None
 
-    def add(self, found: Detections | None) -> None:
+    def add(self, found: TileDetections | None) -> None:
         """Keep what `locate` has made of a tile. Of all tiles, the best MOST_MERGED are kept at least.
 
         Most calls copy little; some sort up to 2 · MOST_MERGED detections, which takes half a second.

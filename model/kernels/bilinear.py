@@ -53,7 +53,7 @@ class Taps:
         return cls(first, (first + 1).clamp(max=before - 1), place - first)
 
 
-class Kernel:
+class ResizeKernel:
     """The compiled function."""
 
     def __init__(self, library: Any, parallel: int) -> None:
@@ -112,11 +112,11 @@ class Kernel:
 
 
 @cache
-def kernel() -> Kernel | None:
-    """It; None on other processors, and where nothing was compiled or torch has no OpenMP."""
+def kernel() -> ResizeKernel | None:
+    """The compiled function; None on other processors, and where nothing was compiled or torch has no OpenMP."""
     openmp = openmp_functions()
     if openmp is None:
         return None
     paths = {SOURCE.with_name(f"bilinear_{name}.so"): needs for name, needs in VARIANTS.items()}
     path = first_usable(paths, cost="photos take several times as long to resize")
-    return None if path is None else Kernel(load(path, SOURCE, Work), openmp[0])
+    return None if path is None else ResizeKernel(load(path, SOURCE, Work), openmp[0])

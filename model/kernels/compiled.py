@@ -44,7 +44,7 @@ def load(path: Path, source: Path, work: type[ctypes.Structure]) -> Any:
     """The library, of ctypes.
 
     Args:
-        path: of it.
+        path: of the compiled file.
         source: the file that it was compiled from.
         work: the structure that it takes.
 

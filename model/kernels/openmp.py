@@ -22,7 +22,7 @@ _SETTERS = ("omp_set_num_threads", "MKL_Set_Num_Threads_Local")
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """It, or what has loaded it; None where torch lies otherwise than in its wheels for Linux."""
+    """libtorch_cpu, which has loaded OpenMP; None where torch lies otherwise than in its wheels for Linux."""
     try:
         return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
     except OSError:

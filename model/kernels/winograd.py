@@ -54,7 +54,7 @@ class Work(ctypes.Structure):
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class WinogradKernel:
     """A compiled variant, and the threads that it runs on."""
 
     # Of ctypes.
@@ -69,7 +69,7 @@ class Kernel:
     far: float
 
     @classmethod
-    def load(cls, path: Path, openmp: tuple[int, int]) -> Kernel:
+    def load(cls, path: Path, openmp: tuple[int, int]) -> WinogradKernel:
         """Raises EngineError if there is no way to load it, or it is of another version."""
         library = load(path, SOURCE, Work)
         lanes, vectors = (ctypes.c_int64.in_dll(library, name).value for name in ("lanes", "vectors"))
@@ -90,7 +90,7 @@ class Kernel:
 
 
 @cache
-def kernel_for(dtype: torch.dtype) -> Kernel | None:
+def kernel_for(dtype: torch.dtype) -> WinogradKernel | None:
     """The quickest variant that this processor runs; None if there is none, and convolutions are computed directly.
 
     That is so where nothing was compiled (hatch_build.py: for Linux on x86 and ARM), where torch has no OpenMP, and in
@@ -103,7 +103,7 @@ def kernel_for(dtype: torch.dtype) -> Kernel | None:
     variants = VARIANTS.get(dtype, {})
     paths = {Path(__file__).with_name(f"winograd_{name}.so"): needs for name, needs in variants.items()}
     path = first_usable(paths, cost="3×3 convolutions take two or three times as long")
-    return None if path is None else Kernel.load(path, openmp)
+    return None if path is None else WinogradKernel.load(path, openmp)
 
 
 def should_use_winograd(x: Tensor, outputs: int) -> bool:
@@ -130,7 +130,7 @@ class Winograd:
         self,
         weight: Tensor,
         bias: Tensor,
-        kernel: Kernel,
+        kernel: WinogradKernel,
         dtype: torch.dtype,
         *,
         relu: bool,

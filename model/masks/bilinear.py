@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
     Doubles = NDArray[np.float64]
     Indices = NDArray[np.int64]
-    Kernel = Callable[["Floats", "Pixels", "Rounding"], "Floats"]
+    Interpolate = Callable[["Floats", "Pixels", "Rounding"], "Floats"]
 
 # ATen takes its channels-last kernel up to this height + width, the separable one above (UpSampleKernel.cpp).
 WEIGHTED_SUM_LIMIT = 128
@@ -56,7 +56,7 @@ class Rounding(NamedTuple):
 def values(grids: Floats, pixels: Pixels) -> Floats:
     """The pixels, [K] float32, as `interpolate(..., mode="bilinear", align_corners=False)` computes them.
 
-    grids: [N, S, S]. Raises RuntimeError where `known()` is false.
+    grids: [N, S, S]. Raises RuntimeError where `rounding_is_known()` is false.
     """
     weighted = pixels.height + pixels.width <= WEIGHTED_SUM_LIMIT
     result = np.empty(len(weighted), dtype=np.float32)
@@ -127,7 +127,7 @@ def rounding_is_known() -> bool:
 
 
 @cache
-def _rounding(kernel: Kernel) -> Rounding | None:
+def _rounding(kernel: Interpolate) -> Rounding | None:
     """The one way of rounding that gives torch's own bits from noise; None where none of them does."""
     noise = np.random.default_rng(0).random((1, 30, 30), dtype=np.float32)
     small, large = (

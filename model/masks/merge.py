@@ -48,7 +48,7 @@ COVERED = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Detections:
+class TileDetections:
     """What was found in tiles, in pixels of the image."""
 
     boxes: Floats  # [N, 4] xyxy
@@ -63,9 +63,9 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def take(self, index: Indices) -> Detections:
+    def take(self, index: Indices) -> TileDetections:
         """Some of them, in the order given; index: [M]."""
-        return Detections(
+        return TileDetections(
             self.boxes[index],
             self.scores[index],
             self.labels[index],
@@ -75,15 +75,15 @@ class Detections:
             self.has_masks,
         )
 
-    def best(self, count: int | None = None) -> Detections:
+    def best(self, count: int | None = None) -> TileDetections:
         """Those with the highest scores, in an order that depends on nothing else; count: None for all."""
         columns = (self.masks.areas(), self.tiles, *self.boxes.T[::-1], self.labels, -self.scores)
         return self.take(np.lexsort(columns)[:count])
 
 
-def concatenate(parts: Sequence[Detections]) -> Detections:
+def concatenate(parts: Sequence[TileDetections]) -> TileDetections:
     """The detections of several, at least one, one after the other."""
-    return Detections(
+    return TileDetections(
         np.concatenate([part.boxes for part in parts]),
         np.concatenate([part.scores for part in parts]),
         np.concatenate([part.labels for part in parts]),
@@ -121,7 +121,7 @@ class Layout:
         return tiles[is_near]
 
 
-def leave_to_others(found: Detections, number: int, layout: Layout) -> Detections:
+def leave_to_others(found: TileDetections, number: int, layout: Layout) -> TileDetections:
     """All but what another tile has inside its borders, with clearly more around it: that one decides.
 
     What has no pixel is left out, too: nothing tells what it belongs to.
@@ -137,7 +137,7 @@ def leave_to_others(found: Detections, number: int, layout: Layout) -> Detection
     return found.take(np.flatnonzero(~seen))
 
 
-def merge(found: Detections, layout: Layout) -> Detections:
+def merge(found: TileDetections, layout: Layout) -> TileDetections:
     """The objects of the image, by descending score. Each has the number of the tile that its best part comes from.
 
     Args:
@@ -179,7 +179,7 @@ def _without_duplicates(complete: Flags, pairs: Pairs) -> Flags:
     return kept
 
 
-def _unite(found: Detections, is_part: Flags, pairs: Pairs) -> Detections:
+def _unite(found: TileDetections, is_part: Flags, pairs: Pairs) -> TileDetections:
     """The objects that cut parts are of; one without a counterpart stays as it is. is_part: [N]."""
     parts = np.flatnonzero(is_part)
     joined = is_part[pairs.first] & is_part[pairs.second]
@@ -218,7 +218,9 @@ def _unite(found: Detections, is_part: Flags, pairs: Pairs) -> Detections:
     return replace(best, boxes=boxes, masks=masks, keypoints=keypoints)
 
 
-def _with_whole(whole: Detections, objects: Detections, complete: int, layout: Layout) -> Detections:
+def _with_whole(
+    whole: TileDetections, objects: TileDetections, complete: int, layout: Layout
+) -> TileDetections:
     """The objects of the tiles, and those of the whole image where the tiles have less.
 
     Args:
@@ -262,7 +264,9 @@ def _exceeds(boxes: Floats, size: tuple[int, int]) -> Flags:
     return np.asarray((sides > np.array(size[::-1])).any(axis=1))
 
 
-def _shared(everything: Detections, count: int, size: tuple[int, int]) -> Iterator[tuple[Indices, Indices]]:
+def _shared(
+    everything: TileDetections, count: int, size: tuple[int, int]
+) -> Iterator[tuple[Indices, Indices]]:
     """For each of the first `count` detections: the later ones that share pixels with it, and how many pixels."""
     is_later = (np.arange(len(everything)) >= count).astype(np.int64)
     frame = np.array([[0, 0, size[1], size[0]]], dtype=np.int64)

@@ -40,7 +40,7 @@ TERMS = {
 
 
 @dataclass(slots=True)
-class State:
+class TrainingState:
     """Everything that a step changes."""
 
     # Steps that are done, which is the number of the next one.
@@ -58,7 +58,7 @@ class State:
 
 def start(
     model: model_file.Model, recipe: Recipe, device: str, initial: nn.Module | None, group: Group
-) -> State:
+) -> TrainingState:
     """Build the network on its device, ready for training, and its optimiser.
 
     Args:
@@ -111,7 +111,7 @@ def start(
     average = None
     if recipe.ema:
         average = AveragedModel(network, multi_avg_fn=_ema_with_warmup(recipe.ema), use_buffers=True)
-    return State(0, network, optimizer, average)
+    return TrainingState(0, network, optimizer, average)
 
 
 def freeze(network: nn.Module, stages: int) -> None:
@@ -131,7 +131,7 @@ def freeze(network: nn.Module, stages: int) -> None:
 
 
 def step(
-    state: State, batch: Batch, recipe: Recipe, device: str, group: Group, *, autocast: bool
+    state: TrainingState, batch: Batch, recipe: Recipe, device: str, group: Group, *, autocast: bool
 ) -> dict[str, float]:
     """Run one step of the optimiser; return the losses by the paper's names, and their sum as "L".
 
@@ -252,7 +252,7 @@ def _losses(
 
 
 def _name_nonfinite(
-    state: State, batch: Batch, recipe: Recipe, device: str, group: Group, *, autocast: bool
+    state: TrainingState, batch: Batch, recipe: Recipe, device: str, group: Group, *, autocast: bool
 ) -> str:
     """The images of a batch, and which of them cause the failure even alone, as the end of an error message."""
     guilty = []

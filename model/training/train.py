@@ -26,7 +26,7 @@ from model.training.run_folder import (
     record_settings,
     save_checkpoint,
 )
-from model.training.step import TERMS, State, start, step, uses_bfloat16
+from model.training.step import TERMS, TrainingState, start, step, uses_bfloat16
 from model.zoo import model_file
 
 if TYPE_CHECKING:
@@ -158,7 +158,9 @@ def train(
     return result
 
 
-def _validate(state: State, validate: Callable[[Path, int], float], recipe: Recipe, run: Path) -> float:
+def _validate(
+    state: TrainingState, validate: Callable[[Path, int], float], recipe: Recipe, run: Path
+) -> float:
     """Validate the weights file of this step, copy it if it is the best so far, and return its score."""
     score = validate(run / LAST, state.step)
     better = score > state.best
@@ -173,7 +175,7 @@ def _validate(state: State, validate: Callable[[Path, int], float], recipe: Reci
     return score
 
 
-def _save_checkpoint(state: State, run: Path) -> None:
+def _save_checkpoint(state: TrainingState, run: Path) -> None:
     document = {
         "step": state.step,
         "network": state.network.state_dict(),
@@ -184,7 +186,7 @@ def _save_checkpoint(state: State, run: Path) -> None:
     save_checkpoint(run, document)
 
 
-def _resume(state: State, run: Path, device: str) -> bool:
+def _resume(state: TrainingState, run: Path, device: str) -> bool:
     """Continue from the checkpoint in the run folder; return whether there is one."""
     document = load_checkpoint(run, device)
     if document is None:
@@ -203,7 +205,7 @@ def _resume(state: State, run: Path, device: str) -> bool:
     return True
 
 
-def save_model(state: State, model: model_file.Model, recipe: Recipe, run: Path) -> None:
+def save_model(state: TrainingState, model: model_file.Model, recipe: Recipe, run: Path) -> None:
     """Write the averaged weights, or without averaging the network's own, as model.safetensors in the run folder."""
     saved = build_uninitialized(model.architecture)
     network = state.network if state.average is None else state.average.module

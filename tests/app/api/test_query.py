@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from app.api.query import (
+    MAX_CACHED_QUERY_BYTES,
     MAX_TIMEOUT_MS,
-    MOST_REMEMBERED_BYTES,
     TIMEOUT_HEADER,
     SegmentParams,
     SegmentQuery,
@@ -185,7 +185,7 @@ def test_parameters_that_come_again_are_read_as_at_the_first_time() -> None:
         except InvalidParameter as problem:
             return problem.detail
 
-    long = "categories=" + "dog," * MOST_REMEMBERED_BYTES
+    long = "categories=" + "dog," * MAX_CACHED_QUERY_BYTES
     for _ in range(2):
         assert read("") == (SegmentQuery(), MAX_TIMEOUT_MS)
         assert read("masks=none", b"20", b"x") == (SegmentQuery(masks="none"), 20)

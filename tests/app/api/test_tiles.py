@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from model.instances import Instances, Options
-    from model.masks.merge import Detections
+    from model.masks.merge import TileDetections
 
 # In tiles of 64 pixels that overlap by a fifth: 4 × 3, and with the whole image one more.
 LARGE = picture("PNG", 200, 150)
@@ -154,7 +154,7 @@ def test_detections_are_kept_one_tile_at_a_time_and_off_the_event_loop(
     adding = threading.Lock()
 
     class Recording(TiledImage):
-        def add(self, found: Detections | None) -> None:
+        def add(self, found: TileDetections | None) -> None:
             assert adding.acquire(blocking=False)
             names.append(threading.current_thread().name)
             super().add(found)

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 import app.batching.lane
-from app.batching.heartbeat import Heartbeat, State, Status
+from app.batching.heartbeat import Heartbeat, Status, WorkerState
 from app.problems import QueueFull
 from tests.app.batching.fakes import POISON, Clock, gather, on_a_loop, picture, started
 
@@ -86,10 +86,10 @@ def test_heartbeat_knows_since_when_an_activity_lasts(before, activity, since):
     assert Heartbeat(at=5, activity=before, since=3).next(9, activity) == Heartbeat(9, activity, since)
 
 
-@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("state", list(WorkerState))
 def test_without_a_heartbeat_only_a_starting_worker_is_alive(state):
     silent = Status(state, None, "forward", 99, heartbeat_age=99)
-    assert silent.is_alive(timeout=10) == (state is State.STARTING)
+    assert silent.is_alive(timeout=10) == (state is WorkerState.STARTING)
 
 
 @on_a_loop

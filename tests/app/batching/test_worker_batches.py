@@ -6,7 +6,7 @@ import asyncio
 import random
 import threading
 
-from app.batching.heartbeat import State
+from app.batching.heartbeat import WorkerState
 from app.problems import Problem
 from model.instances import Options
 from tests.app.batching.fakes import POISON, Clock, gather, on_a_loop, picture, started
@@ -106,4 +106,4 @@ async def test_many_clients_of_mixed_shapes_that_come_and_go_all_get_their_own_a
         assert harness.worker.waiting == (0, 0)
         assert (harness.admission.requests, harness.admission.pixels) == (0, 0)
         assert all(len(shapes) == 1 for shapes in harness.engine.shapes)
-        assert harness.worker.status().state is State.READY
+        assert harness.worker.status().state is WorkerState.READY

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from app.batching.heartbeat import State
+from app.batching.heartbeat import WorkerState
 from app.problems import DeadlineExceeded, NotReady
 from model.errors import DeviceFailed
 from tests.app.batching.fakes import PATIENCE, POISON, Clock, Harness, gather, on_a_loop, picture, started
@@ -221,7 +221,7 @@ async def test_lost_device_fails_what_runs_beside_it_and_is_told_once():
         assert all(isinstance(result, NotReady) for result in results[1:])
         held.set()
         await harness.worker.stop()
-        assert harness.worker.status().state is State.FAILED
+        assert harness.worker.status().state is WorkerState.FAILED
         assert [str(error) for error in harness.fatal] == ["gone"]
         assert harness.worker.status().reason == "DeviceFailed: gone"
         assert not any(lane.thread.is_alive() for lane in harness.worker._lanes)
@@ -336,7 +336,7 @@ async def test_stop_during_the_warm_up_ends_all_threads():
     await asyncio.sleep(0)
     held.set()
     await stopping
-    assert harness.worker.status().state is State.STOPPED
+    assert harness.worker.status().state is WorkerState.STOPPED
     assert not any(lane.thread.is_alive() for lane in harness.worker._lanes)
 
 

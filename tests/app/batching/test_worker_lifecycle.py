@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from app.batching.heartbeat import State
+from app.batching.heartbeat import WorkerState
 from app.problems import Draining, NotReady
 from model.errors import DeviceFailed
 from model.instances import Options
@@ -30,11 +30,11 @@ async def test_admission_opens_only_after_the_warm_up_which_runs_on_the_device_t
     started = harness.worker.start()
     with pytest.raises(NotReady):
         await harness.ask(picture(1))
-    assert harness.worker.status().state is State.STARTING
+    assert harness.worker.status().state is WorkerState.STARTING
     assert harness.worker.status().is_alive(timeout=0)
     harness.gate.set()
     await started
-    assert harness.worker.status().state is State.READY
+    assert harness.worker.status().state is WorkerState.READY
     assert await harness.ask(picture(1)) == 1
     assert harness.engine.threads == set(threads)
     await harness.worker.stop()
@@ -55,14 +55,14 @@ async def test_drain_finishes_admitted_requests_and_refuses_new_ones():
             assert refused.value.retry_after
             harness.gate.set()
             assert await gather([first, queued]) == [0, 1]
-            assert harness.worker.status().state is State.DRAINING
+            assert harness.worker.status().state is WorkerState.DRAINING
             decoded = await harness.worker.segment(permit, picture(2), Options(), harness.clock() + 1000)
             assert int(decoded.instances.labels[0]) == 2
             assert not draining.done()
         await draining
         assert harness.worker.status().is_alive(timeout=5)
         await harness.worker.stop()
-        assert harness.worker.status().state is State.STOPPED
+        assert harness.worker.status().state is WorkerState.STOPPED
         assert not harness.worker._lanes[0].thread.is_alive()
         assert harness.fatal == []
 
@@ -138,7 +138,7 @@ async def test_fatal_error_answers_all_requests_with_not_ready_and_is_reported(e
     assert harness.fatal == [error]
 
     status = harness.worker.status()
-    assert status.state is State.FAILED
+    assert status.state is WorkerState.FAILED
     assert str(error) in status.reason
     assert not status.is_alive(timeout=math.inf)
 
@@ -151,7 +151,7 @@ async def test_fatal_error_answers_all_requests_with_not_ready_and_is_reported(e
     with pytest.raises(NotReady):
         await harness.ask(picture(4))
     await harness.worker.stop()
-    assert harness.worker.status().state is State.FAILED
+    assert harness.worker.status().state is WorkerState.FAILED
     assert harness.engine.calls == [[0], [1, 2]]
 
 
@@ -189,7 +189,7 @@ async def test_failed_warm_up_stops_the_start():
     with pytest.raises(RuntimeError, match="no kernel image"):
         await harness.worker.start()
     assert harness.fatal == [error]
-    assert harness.worker.status().state is State.FAILED
+    assert harness.worker.status().state is WorkerState.FAILED
     with pytest.raises(NotReady):
         await harness.ask(picture(1))
     await harness.worker.stop()
@@ -207,9 +207,9 @@ def test_results_for_a_closed_loop_do_not_crash_the_thread(caplog):
     harness.gate.set()
     thread = harness.worker._lanes[0].thread
     with harness.worker._lock:
-        harness.worker._state = State.STOPPED
+        harness.worker._state = WorkerState.STOPPED
         harness.worker._schedule.close()
     thread.join(PATIENCE)
     assert not thread.is_alive()
-    assert harness.worker.status().state is State.STOPPED
+    assert harness.worker.status().state is WorkerState.STOPPED
     assert "event loop has ended" in caplog.text

@@ -21,7 +21,7 @@ from PIL import Image
 
 from app.intake import decoder_process
 from app.intake import decoders as module
-from app.intake.decoder_accounts import Memory, TurnTimes
+from app.intake.decoder_accounts import MemoryBudget, TurnTimes
 from app.intake.decoder_child import ImageFile
 from app.intake.decoders import Decoders
 from app.problems import (
@@ -126,7 +126,7 @@ def test_small_images_are_decoded_when_they_are_inspected() -> None:
             assert (await decoders.inspect(file, decode_up_to=64 * 48 - 1)).decoded is None
             with pytest.raises(UndecodableImage, match="truncated"):
                 await decoders.inspect(ImageFile(PHOTO[:-200]), decode_up_to=64 * 48)
-            async with decoders.memory.held(decoders.memory.limit):
+            async with decoders.memory.hold(decoders.memory.limit):
                 assert (await decoders.inspect(file, decode_up_to=64 * 48)).decoded is None
             assert decoders.memory.used == 0
 
@@ -165,7 +165,7 @@ def test_each_kind_of_bad_image_has_its_problem() -> None:
 def test_an_image_that_takes_too_long_is_ended_and_nobody_waits_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "SECONDS_AT_LEAST", 0.5)
+    monkeypatch.setattr(module, "MIN_SECONDS", 0.5)
     monkeypatch.setattr(module, "PIXELS_PER_SECOND", 1e9)
 
     async def work() -> None:
@@ -397,10 +397,10 @@ def test_jobs_that_wait_are_cancelled_without_a_trace() -> None:
 
 def test_who_does_not_fit_waits_and_smaller_ones_pass() -> None:
     async def work() -> None:
-        memory, order = Memory(100), []
+        memory, order = MemoryBudget(100), []
 
         async def job(name: str, size: int) -> None:
-            async with memory.held(size):
+            async with memory.hold(size):
                 order.append(name)
                 await asyncio.sleep(0)
 
@@ -413,9 +413,9 @@ def test_who_does_not_fit_waits_and_smaller_ones_pass() -> None:
 
 def test_a_cancelled_job_holds_no_memory() -> None:
     async def work() -> None:
-        memory = Memory(100)
-        async with memory.held(100):
-            waiting = asyncio.create_task(memory.held(50).__aenter__())
+        memory = MemoryBudget(100)
+        async with memory.hold(100):
+            waiting = asyncio.create_task(memory.hold(50).__aenter__())
             await asyncio.sleep(0)
             waiting.cancel()
         assert memory.used == 0
@@ -425,13 +425,13 @@ def test_a_cancelled_job_holds_no_memory() -> None:
 
 def test_what_pending_jobs_will_take_is_told_by_the_turns_of_late() -> None:
     times = TurnTimes()
-    with times.counted():
-        assert times.expected() == 0
+    with times.count_pending():
+        assert times.expected_seconds() == 0
         times.add(2.0)
-        with times.counted():
-            assert times.expected() == pytest.approx(4.0)
+        with times.count_pending():
+            assert times.expected_seconds() == pytest.approx(4.0)
     for _ in range(100):
         times.add(1.0)
-    with times.counted():
-        assert times.expected() == pytest.approx(1.0, rel=0.01)
-    assert times.expected() == 0
+    with times.count_pending():
+        assert times.expected_seconds() == pytest.approx(1.0, rel=0.01)
+    assert times.expected_seconds() == 0

@@ -249,7 +249,9 @@ REFUSED = [
     pytest.param(b"x", "multipart/mixed; boundary=B", MalformedRequest, "multipart/mixed is not", id="mixed"),
     pytest.param(form(), FORM, MalformedRequest, "no part named image|cannot be read", id="no part"),
     pytest.param(form((FILE, PHOTO), end=""), FORM, MalformedRequest, "breaks off", id="no closing boundary"),
-    pytest.param(form((FILE, PHOTO), (FILE, PHOTO)), FORM, BodyTooLarge, "at most 1 images", id="two images"),
+    pytest.param(
+        form((FILE, PHOTO), (FILE, PHOTO)), FORM, BodyTooLarge, "at most 1 image here", id="two images"
+    ),
     pytest.param(
         form((FIELD.replace("image", "file"), PHOTO)), FORM, MalformedRequest, 'part "file"', id="other part"
     ),

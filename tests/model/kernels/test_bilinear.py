@@ -24,7 +24,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 
 @pytest.fixture(scope="module")
-def kernel() -> bilinear.Kernel:
+def kernel() -> bilinear.ResizeKernel:
     has = torch.cpu.get_capabilities()
     if sys.platform != "linux" or platform.machine() != "x86_64" or not all(map(has.get, AVX2)):
         pytest.skip("not for this processor")
@@ -40,7 +40,7 @@ def photo(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_same_size_is_exact(kernel: bilinear.Kernel, dtype: torch.dtype) -> None:
+def test_same_size_is_exact(kernel: bilinear.ResizeKernel, dtype: torch.dtype) -> None:
     image = photo(37, 53)
     result = torch.empty(37, 53, 3, dtype=dtype)
     kernel(image, result, torch.ones(3), torch.zeros(3))
@@ -51,7 +51,7 @@ def test_same_size_is_exact(kernel: bilinear.Kernel, dtype: torch.dtype) -> None
     "size", [(97, 301, 64, 200), (97, 301, 211, 640), (1, 300, 32, 64), (900, 60, 150, 10)]
 )
 def test_it_is_torchs_kernel_for_several_threads(
-    kernel: bilinear.Kernel, size: tuple[int, int, int, int]
+    kernel: bilinear.ResizeKernel, size: tuple[int, int, int, int]
 ) -> None:
     image, result = photo(*size[:2]), torch.empty(*size[2:], 3)
     kernel(image, result, torch.ones(3), torch.zeros(3))
@@ -62,7 +62,7 @@ def test_it_is_torchs_kernel_for_several_threads(
     torch.testing.assert_close(result, expected[0].permute(1, 2, 0), atol=4e-5, rtol=0)
 
 
-def test_half_way_between_two_bfloat16_the_even_one_is_taken(kernel: bilinear.Kernel) -> None:
+def test_half_way_between_two_bfloat16_the_even_one_is_taken(kernel: bilinear.ResizeKernel) -> None:
     values = 1 + torch.arange(-8, 256) / 256  # half of them lie so
     for value in values.tolist():
         result = torch.empty(1, 1, 3, dtype=torch.bfloat16)
@@ -73,7 +73,7 @@ def test_half_way_between_two_bfloat16_the_even_one_is_taken(kernel: bilinear.Ke
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("threads", [2, 3, 8])
 def test_any_number_of_threads_gives_the_same(
-    kernel: bilinear.Kernel, dtype: torch.dtype, threads: int
+    kernel: bilinear.ResizeKernel, dtype: torch.dtype, threads: int
 ) -> None:
     results = [torch.empty(150, 211, 3, dtype=dtype) for _ in range(2)]
     for count, result in zip((1, threads), results, strict=True):
@@ -83,7 +83,9 @@ def test_any_number_of_threads_gives_the_same(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_nothing_is_written_beside_a_part_of_an_array(kernel: bilinear.Kernel, dtype: torch.dtype) -> None:
+def test_nothing_is_written_beside_a_part_of_an_array(
+    kernel: bilinear.ResizeKernel, dtype: torch.dtype
+) -> None:
     around = torch.full((40, 50, 3), 7.0, dtype=dtype)
     kernel(photo(90, 61), around[3:33, 4:45], SCALE, SHIFT)
     alone = torch.empty(30, 41, 3, dtype=dtype)
@@ -94,7 +96,7 @@ def test_nothing_is_written_beside_a_part_of_an_array(kernel: bilinear.Kernel, d
 
 
 @pytest.mark.parametrize("step", ["rows", "columns", "upside down", "mirrored"])
-def test_parts_of_photos_are_read_where_they_are(kernel: bilinear.Kernel, step: str) -> None:
+def test_parts_of_photos_are_read_where_they_are(kernel: bilinear.ResizeKernel, step: str) -> None:
     whole = photo(80, 90)
     part = {
         "rows": whole[5:75:2, 3:83],
@@ -121,12 +123,14 @@ def test_parts_of_photos_are_read_where_they_are(kernel: bilinear.Kernel, step: 
         (photo(4, 4), torch.empty(4, 4, 3, device="meta")),
     ],
 )
-def test_other_arrays_are_refused(kernel: bilinear.Kernel, image: np.ndarray, result: torch.Tensor) -> None:
+def test_other_arrays_are_refused(
+    kernel: bilinear.ResizeKernel, image: np.ndarray, result: torch.Tensor
+) -> None:
     with pytest.raises(ValueError, match="not"):
         kernel(image, result, SCALE, SHIFT)
 
 
-def test_numbers_of_other_channels_are_refused(kernel: bilinear.Kernel) -> None:
+def test_numbers_of_other_channels_are_refused(kernel: bilinear.ResizeKernel) -> None:
     with pytest.raises(ValueError, match="three channels"):
         kernel(photo(4, 4), torch.empty(4, 4, 3), SCALE[:1], SHIFT)
 

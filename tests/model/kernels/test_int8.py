@@ -16,7 +16,7 @@ from bench.synthetic_weights import synthetic_weights
 from model.data.shapes import Shapes
 from model.errors import EngineError
 from model.images.decode import decode
-from model.inference.calibration import is_calibrated, measure_ranges, refuse_int8, take_samples
+from model.inference.calibration import is_calibrated, measure_ranges, take_samples, why_not_int8
 from model.inference.devices import resolve_precision
 from model.inference.engine import Engine
 from model.inference.features import FeatureExtractor
@@ -285,9 +285,9 @@ def test_mobilenets_are_refused_by_name(backbone: str) -> None:
     ],
 )
 def test_what_cannot_run_in_int8_is_named_with_what_can(changes: dict[str, Any], kind: str) -> None:
-    assert refuse_int8(THIN) == ""
-    assert refuse_int8(replace(THIN, fpn_norm=True)) == ""
-    why = refuse_int8(replace(THIN, **changes))
+    assert why_not_int8(THIN) == ""
+    assert why_not_int8(replace(THIN, fpn_norm=True)) == ""
+    why = why_not_int8(replace(THIN, **changes))
     assert re.match(f"{kind}.* cannot run in int8; .*--precision bfloat16", why)
 
 

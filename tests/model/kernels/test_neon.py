@@ -68,11 +68,11 @@ def emulate(program: Path, work: Any, sizes: dict[str, int]) -> None:
 
 
 @pytest.fixture(scope="module")
-def convolve(tmp_path_factory: pytest.TempPathFactory) -> winograd.Kernel:
+def convolve(tmp_path_factory: pytest.TempPathFactory) -> winograd.WinogradKernel:
     folder = tmp_path_factory.mktemp("winograd")
     program = compile_for_arm(folder, winograd.SOURCE, "convolve", "-DHAS_SCRATCH")
 
-    class Emulated(winograd.Kernel):
+    class Emulated(winograd.WinogradKernel):
         def run(self, work: winograd.Work) -> None:
             numbers = {
                 "x": work.images * work.x_image,
@@ -98,7 +98,7 @@ def convolve(tmp_path_factory: pytest.TempPathFactory) -> winograd.Kernel:
 )
 @pytest.mark.parametrize(("relu", "has_residual"), [(False, False), (True, False), (True, True)])
 def test_convolutions_are_torchs(  # noqa: PLR0917
-    convolve: winograd.Kernel,
+    convolve: winograd.WinogradKernel,
     batch: int,
     height: int,
     width: int,
@@ -123,7 +123,7 @@ def test_convolutions_are_torchs(  # noqa: PLR0917
 
 
 @pytest.fixture(scope="module")
-def resize(tmp_path_factory: pytest.TempPathFactory) -> bilinear.Kernel:
+def resize(tmp_path_factory: pytest.TempPathFactory) -> bilinear.ResizeKernel:
     program = compile_for_arm(tmp_path_factory.mktemp("bilinear"), bilinear.SOURCE, "resize")
 
     class Library:
@@ -141,10 +141,12 @@ def resize(tmp_path_factory: pytest.TempPathFactory) -> bilinear.Kernel:
             result = work.height * work.result_row * (2 if work.is_bfloat16 else 4)
             emulate(program, work, {"photo": (last + 1) * work.photo_row, **axes, "result": result})
 
-    return bilinear.Kernel(Library, 0)
+    return bilinear.ResizeKernel(Library, 0)
 
 
-def resized(kernel: bilinear.Kernel, photo: np.ndarray, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+def resized(
+    kernel: bilinear.ResizeKernel, photo: np.ndarray, size: tuple[int, int], dtype: torch.dtype
+) -> Tensor:
     result = torch.zeros(*size, 3, dtype=dtype)
     kernel(photo, result, torch.tensor([0.1, 0.2, 0.3]), torch.tensor([-1.0, 0.0, 1.0]))
     return result
@@ -153,7 +155,7 @@ def resized(kernel: bilinear.Kernel, photo: np.ndarray, size: tuple[int, int], d
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("before", "after"), [((30, 40), (17, 23)), ((5, 7), (64, 50)), ((1, 1), (3, 3))])
 def test_photos_become_what_they_become_on_x86_bit_for_bit(
-    resize: bilinear.Kernel, before: tuple[int, int], after: tuple[int, int], dtype: torch.dtype
+    resize: bilinear.ResizeKernel, before: tuple[int, int], after: tuple[int, int], dtype: torch.dtype
 ) -> None:
     ours = bilinear.kernel()
     if ours is None:

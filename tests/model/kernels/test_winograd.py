@@ -20,7 +20,7 @@ from model.kernels import winograd
 from model.kernels.compiled import openmp_functions
 from model.kernels.int8 import QuantizedTensor
 from model.kernels.quantization import IDENTITY, QuantParams
-from model.kernels.winograd import VARIANTS, Kernel, Winograd, kernel_for, should_use_winograd
+from model.kernels.winograd import VARIANTS, Winograd, WinogradKernel, kernel_for, should_use_winograd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -50,10 +50,10 @@ EACH, EACH_OF_FLOATS = (
 )
 
 
-def loaded(variant: str) -> Kernel:
+def loaded(variant: str) -> WinogradKernel:
     openmp = openmp_functions()
     assert openmp is not None
-    return Kernel.load(FOLDER / f"winograd_{variant}.so", openmp)
+    return WinogradKernel.load(FOLDER / f"winograd_{variant}.so", openmp)
 
 
 class Problem:
@@ -344,14 +344,14 @@ def test_nor_one_whose_source_has_changed(
         compiled = (FOLDER / library).read_bytes()
         (tmp_path / library).write_bytes(compiled.replace(b"\0work_bytes\0", b"\0work_words\0"))
     with pytest.raises(EngineError, match=r"was compiled from another version's"):
-        Kernel.load((FOLDER if changed == "source" else tmp_path) / library, (0, 0))
+        WinogradKernel.load((FOLDER if changed == "source" else tmp_path) / library, (0, 0))
 
 
 def test_one_that_cannot_be_loaded_is_said_in_one_line(tmp_path: Path) -> None:
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"no library")
     with pytest.raises(EngineError, match=r"broken\.so cannot be loaded: "):
-        Kernel.load(broken, (0, 0))
+        WinogradKernel.load(broken, (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_one_that_cannot_be_loaded_is_said_in_one_line(tmp_path: Path) -> None:
 def test_rule_that_says_where_it_pays(
     shape: tuple[int, ...], outputs: int, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernel: Any = Kernel(None, (0, 0), lanes=16, vectors=4, near=0.5, far=1.5)
+    kernel: Any = WinogradKernel(None, (0, 0), lanes=16, vectors=4, near=0.5, far=1.5)
     monkeypatch.setattr(winograd, "kernel_for", lambda dtype: kernel if dtype == torch.float32 else None)
     assert should_use_winograd(torch.empty(shape, device="meta"), outputs) is expected
     assert should_use_winograd(torch.empty(shape, device="meta", dtype=torch.float16), outputs) is False

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from model.inference.tiling import Tiling
 from model.masks import merge as merging
 from model.masks import rle
-from model.masks.merge import Detections, Layout, concatenate, leave_to_others
+from model.masks.merge import Layout, TileDetections, concatenate, leave_to_others
 from model.masks.runs import ColumnRuns, empty, from_turns, rectangles
 from model.network.architecture import V1
 from model.zoo.model_file import describe
@@ -70,7 +70,7 @@ def scene(seed: int, side: int, count: int) -> NDArray[np.int64]:
     return numbers
 
 
-def cut(numbers: NDArray[np.int64], layout: Layout) -> list[Detections]:
+def cut(numbers: NDArray[np.int64], layout: Layout) -> list[TileDetections]:
     """What a perfect network finds in each tile: each object's pixels there, with a score of their own."""
     random = np.random.default_rng(0)
     parts = []
@@ -81,7 +81,7 @@ def cut(numbers: NDArray[np.int64], layout: Layout) -> list[Detections]:
         scores = random.uniform(0.5, 1, len(seen)).astype(np.float32)
         boxes = masks.boxes().astype(np.float32)
         tiles, none = np.full(len(seen), tile), np.zeros((len(seen), 0, 4), np.float32)
-        parts.append(Detections(boxes, scores, 1 + seen % 2, tiles, masks, none))
+        parts.append(TileDetections(boxes, scores, 1 + seen % 2, tiles, masks, none))
     return parts
 
 
@@ -91,7 +91,7 @@ def layout_of(side: int, tile: int, overlap: float, *, whole: bool = False) -> L
     return layout
 
 
-def leave(found: Detections, layout: Layout) -> Detections:
+def leave(found: TileDetections, layout: Layout) -> TileDetections:
     """What each tile does not leave to another one."""
     return concatenate(
         [
@@ -101,11 +101,11 @@ def leave(found: Detections, layout: Layout) -> Detections:
     )
 
 
-def merge(found: Detections, layout: Layout) -> Detections:
+def merge(found: TileDetections, layout: Layout) -> TileDetections:
     return merging.merge(leave(found, layout), layout)
 
 
-def same(one: Detections, other: Detections) -> bool:
+def same(one: TileDetections, other: TileDetections) -> bool:
     return all(
         np.array_equal(first, second)
         for first, second in (
@@ -162,11 +162,11 @@ WITH_WHOLE = Layout((100, 160), np.array([*PAIR.tiles.tolist(), [0, 0, 160, 100]
 Found = tuple[int, float, int, tuple[int, int, int, int]]
 
 
-def detections(*found: Found) -> Detections:
+def detections(*found: Found) -> TileDetections:
     """Rectangles: the number of the tile, score, category, and xyxy in the image."""
     tiles, scores, labels, boxes = (np.array(column) for column in zip(*found, strict=True))
     masks, none = rectangles(boxes), np.zeros((len(found), 0, 4), np.float32)
-    return Detections(boxes.astype(np.float32), scores.astype(np.float32), labels, tiles, masks, none)
+    return TileDetections(boxes.astype(np.float32), scores.astype(np.float32), labels, tiles, masks, none)
 
 
 def merged(layout: Layout, *found: Found) -> list[tuple[float, list[int]]]:
@@ -302,7 +302,7 @@ def test_no_bitmap_of_a_huge_image_is_made() -> None:
         ]
     )
     clipped = np.concatenate([boxes[:, :2], np.minimum(boxes[:, 2:], layout.tiles[tiles, 2:])], axis=1)
-    found = Detections(
+    found = TileDetections(
         clipped.astype(np.float32),
         np.ones(1000, np.float32),
         np.ones(1000, np.int64),

@@ -187,7 +187,7 @@ def page(browser: Browser) -> Iterator[Page]:
             route.fulfill(
                 path=pages.PAGE / "index.html",
                 headers={
-                    "Content-Security-Policy": pages.STRICT + pages.NO_EMBEDDING,
+                    "Content-Security-Policy": pages.PAGE_CSP + pages.NO_EMBEDDING,
                     "Content-Type": "text/html",
                 },
             )
