@@ -57,17 +57,29 @@ export function setUp(state, { canRepeat, repeat, cancel, enter }) {
     get("try-again").hidden = refused || problem?.status === 401 || !canRepeat();
     get("status").textContent = ""; // screen readers read out the alert itself
   });
-  get("try-again").addEventListener("click", repeat);
-  get("dismiss").addEventListener("click", () => state.set({ problem: null }));
-  get("cancel").addEventListener("click", cancel);
+  // Buttons that hide themselves would leave the keyboard's focus nowhere.
+  const act = (/** @type {string} */ id, /** @type {() => void} */ action) =>
+    get(id).addEventListener("click", () => {
+      action();
+      get("stage").focus({ preventScroll: true });
+    });
+  act("try-again", repeat);
+  act("dismiss", () => state.set({ problem: null }));
+  act("cancel", cancel);
   const field = /** @type {HTMLInputElement} */ (get("key"));
+  field.addEventListener("input", () => field.setCustomValidity(""));
   get("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    if (field.value.trim()) {
-      key.set(field.value.trim());
+    const value = field.value.trim();
+    if (!/^[!-~]*$/.test(value)) {
+      field.setCustomValidity("A key has only letters, digits and signs of ASCII, without spaces.");
+      field.reportValidity();
+    } else if (value) {
+      key.set(value);
       field.value = "";
       state.set({ problem: null });
       enter();
+      get("stage").focus({ preventScroll: true });
     }
   });
   get("forget-key").addEventListener("click", () => {

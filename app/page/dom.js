@@ -47,12 +47,17 @@ export async function copy(text) {
     await navigator.clipboard.writeText(text);
     return;
   }
+  const focused = /** @type {HTMLElement | null} */ (document.activeElement);
   const area = create("textarea", { readonly: "", class: "offscreen" });
   area.value = text;
   document.body.append(area);
   area.select();
-  document.execCommand("copy");
+  const isCopied = document.execCommand("copy");
   area.remove();
+  focused?.focus();
+  if (!isCopied) {
+    throw new Error("The browser does not copy.");
+  }
 }
 
 /**
@@ -70,6 +75,8 @@ export function copies(button, text) {
     } catch {
       button.textContent = "Not allowed";
     }
+    // The button's own label hides its text from screen readers.
+    get("status").textContent = button.textContent;
     clearTimeout(timer);
     timer = window.setTimeout(() => (button.textContent = label), 1500);
   });

@@ -10,11 +10,13 @@ export class FilmBar {
    * @param {HTMLElement} bar
    * @param {(frame: Frame, signal: AbortSignal) => Promise<void>} show segments a frame and shows it
    * @param {(problem: Problem) => void} complain
+   * @param {() => void} ended called when nothing runs any more, whether a frame was shown or not
    */
-  constructor(bar, show, complain) {
+  constructor(bar, show, complain, ended) {
     this.bar = bar;
     this.show = show;
     this.complain = complain;
+    this.ended = ended;
     const find = (/** @type {string} */ name) => /** @type {HTMLElement} */ (bar.querySelector(name));
     this.pause = find(".pause");
     this.position = find(".position");
@@ -25,7 +27,10 @@ export class FilmBar {
     /** @type {(() => void) | null} */ this.proceed = null; // set while paused
     this.paused = false;
     this.pause.addEventListener("click", () => (this.paused ? this.resume() : this.hold()));
-    find(".stop").addEventListener("click", () => this.stop());
+    find(".stop").addEventListener("click", () => {
+      this.stop();
+      this.ended();
+    });
   }
 
   /** @param {File} file */
@@ -43,12 +48,14 @@ export class FilmBar {
     const controller = new AbortController();
     this.running = controller;
     let film;
+    let isComplete = false;
     try {
       film = await open();
       if (controller.signal.aborted) {
         return;
       }
       await this.play(film, controller.signal);
+      isComplete = true;
     } catch (error) {
       if (!controller.signal.aborted) {
         this.complain(asProblem(error));
@@ -56,7 +63,7 @@ export class FilmBar {
     } finally {
       film?.close();
       if (this.running === controller) {
-        this.finish(film);
+        this.finish(isComplete && !film?.live && this.progress.value > 0);
       }
     }
   }
@@ -70,6 +77,7 @@ export class FilmBar {
     this.bar.classList.toggle("live", film.live);
     this.position.textContent = "";
     this.rate.textContent = "";
+    this.progress.value = 0;
     this.pause.hidden = false;
     this.resume();
     await run(film, {
@@ -118,17 +126,18 @@ export class FilmBar {
   }
 
   /**
-   * The video has ended; its rate stays visible.
-   * @param {Film | undefined} film
+   * The video has ended. If all of it was shown, its rate stays visible.
+   * @param {boolean} isComplete
    */
-  finish(film) {
+  finish(isComplete) {
     this.running = null;
     this.pause.hidden = true;
-    if (film && !film.live && this.progress.value > 0) {
+    if (isComplete) {
       this.progress.value = 1;
     } else {
       this.bar.hidden = true;
     }
+    this.ended();
   }
 }
 

@@ -100,6 +100,10 @@ export class Film {
    */
   async frame(time) {
     const { video, canvas } = this;
+    const stream = /** @type {MediaStream | null} */ (video.srcObject);
+    if (stream?.getVideoTracks()[0]?.readyState === "ended") {
+      throw new Error("The camera was disconnected.");
+    }
     if (!this.live && Math.abs(video.currentTime - time) > 1e-6) {
       const seeked = event(video, "seeked");
       video.currentTime = time;

@@ -37,18 +37,20 @@ const state = new State({
 let asking = null;
 /** @type {File | null} sent again by "Try again" */
 let latest = null;
+let opened = 0; // pictures, videos and cameras
 
 const stage = new Stage(get("stage"), (view) => {
   const { picture } = state.values;
   get("zoom").textContent = picture ? `${Math.round(view.scale * 100)} %` : "–";
   get("stage").classList.toggle("zoomed", !stage?.viewport.fitted);
 });
-const film = new FilmBar(get("film"), showFrame, (problem) => state.set({ problem, busy: false }));
+const film = new FilmBar(get("film"), showFrame, complain, () => state.set({ busy: false }));
 
 /** Segment an image file, or run a video file. @param {File} file */
 function open(file) {
   asking?.abort();
   film.stop();
+  opened += 1;
   latest = file;
   state.set({ problem: null });
   if (file.type.startsWith("video/")) {
@@ -92,7 +94,7 @@ async function showImage(file) {
     );
     const picture = (await reading) ?? new Picture(file.name, file, answer.width, answer.height, []);
     if (!signal.aborted) {
-      state.set({ picture: picture.fitting(answer), answer, busy: false });
+      state.set({ picture: picture.fitting(answer), answer, busy: false, problem: null });
       announce(summary());
     }
   } catch (error) {
@@ -136,11 +138,17 @@ function replace(picture) {
   }
 }
 
-/** @param {unknown} error */
+/** The request in progress has failed. @param {unknown} error */
 function fail(error) {
+  state.set({ busy: false });
+  complain(error);
+}
+
+/** Something else has. @param {unknown} error */
+function complain(error) {
   const problem =
     error instanceof Problem ? error : new Problem("The answer cannot be read", String(/** @type {Error} */ (error).message));
-  state.set({ busy: false, problem });
+  state.set({ problem });
 }
 
 /** @param {string} text shown while the page waits */
@@ -225,7 +233,7 @@ function setUpFiles() {
       try {
         save(await png(picture, stage.scene.instances, state.values), `${stem(picture.name)}-instances.png`);
       } catch (error) {
-        fail(new Problem("No picture was made", String(/** @type {Error} */ (error).message)));
+        complain(new Problem("No picture was made", String(/** @type {Error} */ (error).message)));
       }
     }
   });
@@ -242,6 +250,7 @@ function setUpFiles() {
   webcam.title = navigator.mediaDevices ? "" : "Browsers give a camera only to HTTPS and localhost";
   webcam.addEventListener("click", () => {
     asking?.abort();
+    opened += 1;
     latest = null;
     begin("Starting the camera …");
     film.openWebcam();
@@ -297,6 +306,6 @@ list.setUp(state);
 tiling.setUp(state, cutAnew);
 evidence.setUp(state);
 sources.listen(open);
-sources.examples(open, fail);
+sources.examples(open, complain, () => opened);
 enter();
 document.documentElement.dataset.ready = "";

@@ -23,11 +23,9 @@ export async function showModel(known, refused) {
       known(found);
       return;
     } catch (error) {
-      if (!(error instanceof Problem)) {
-        throw error;
-      }
-      get("model").textContent = error.detail;
-      if (error.status === 401) {
+      // What is no Problem is a description that broke off, or another server's.
+      get("model").textContent = error instanceof Problem ? error.detail : "The model's description cannot be read.";
+      if (error instanceof Problem && error.status === 401) {
         refused(error);
         return;
       }

@@ -51,11 +51,31 @@ export class Problem extends Error {
   }
 }
 
+let ownKey = ""; // where the browser stores nothing for the page
+
 /** The API key, kept until the tab is closed. */
 export const key = {
-  get: () => sessionStorage.getItem(KEY) ?? "",
-  set: (/** @type {string} */ value) => sessionStorage.setItem(KEY, value),
-  forget: () => sessionStorage.removeItem(KEY),
+  get: () => {
+    try {
+      return sessionStorage.getItem(KEY) ?? "";
+    } catch {
+      return ownKey;
+    }
+  },
+  set: (/** @type {string} */ value) => {
+    try {
+      sessionStorage.setItem(KEY, value);
+    } catch {
+      ownKey = value;
+    }
+  },
+  forget: () => {
+    try {
+      sessionStorage.removeItem(KEY);
+    } catch {
+      ownKey = "";
+    }
+  },
 };
 
 /**

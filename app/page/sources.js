@@ -48,23 +48,32 @@ export function listen(open) {
  * The example images. Each is a link to its file, which also works without this script.
  * @param {(file: File) => void} open
  * @param {(error: unknown) => void} complain
+ * @param {() => number} opened how many pictures were opened: one that is chosen later is not replaced
  */
-export function examples(open, complain) {
+export function examples(open, complain, opened) {
+  let clicks = 0;
   for (const link of /** @type {NodeListOf<HTMLAnchorElement>} */ (document.querySelectorAll("#examples a"))) {
     link.addEventListener("click", async (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) {
         return;
       }
       event.preventDefault();
+      clicks += 1;
+      const [click, before] = [clicks, opened()];
+      const isLatest = () => click === clicks && before === opened();
       try {
         const response = await fetch(link.href);
         if (!response.ok) {
           throw new Error(`Status ${response.status}`);
         }
         const content = await response.blob();
-        open(new File([content], link.pathname.split("/").pop() ?? "example", { type: content.type }));
+        if (isLatest()) {
+          open(new File([content], link.pathname.split("/").pop() ?? "example", { type: content.type }));
+        }
       } catch (error) {
-        complain(error);
+        if (isLatest()) {
+          complain(error);
+        }
       }
     });
     // A service that was installed without the examples shows none.

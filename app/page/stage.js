@@ -46,6 +46,16 @@ export class Stage {
     this.scene = { picture: null, instances: [], opacity: 0.4, labels: true, focus: null, model: null };
     this.awaited = new Set();
     new ResizeObserver(() => this.resize()).observe(element);
+    this.watchDensity();
+  }
+
+  /** Make new canvases when the window moves to a screen of another density; its own size stays. */
+  watchDensity() {
+    const changed = () => {
+      this.resize();
+      this.watchDensity();
+    };
+    matchMedia(`(resolution: ${window.devicePixelRatio}dppx)`).addEventListener("change", changed, { once: true });
   }
 
   /** Canvas pixels per CSS pixel of the picture. */
@@ -87,6 +97,7 @@ export class Stage {
     }
     this.layer = new Layer(this.masks.width, this.masks.height);
     this.drawAll();
+    this.onView(this.viewport.view);
   }
 
   /**

@@ -77,6 +77,8 @@ export class Viewport {
 
   /** Keep the picture on the stage: centred if it is smaller, without gaps at the edges if it is larger. */
   settle() {
+    // The stage may have grown.
+    this.fitted ||= this.view.scale <= this.fitScale;
     const scale = this.fitted ? this.fitScale : Math.max(this.view.scale, this.fitScale);
     const along = (/** @type {number} */ start, /** @type {number} */ stage, /** @type {number} */ image) =>
       image <= stage ? (stage - image) / 2 : Math.min(0, Math.max(start, stage - image));
