@@ -16,6 +16,7 @@ from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy/gateway"
+PAGE = ["~", "^/(page|swagger-ui)/"]
 FOR_RAY = ROOT / "deploy/ray/gateway"
 DEFAULTS = Settings()
 
@@ -100,7 +101,8 @@ def test_idle_connections_are_closed_by_the_gateway_before_the_service_does() ->
 
 def test_no_connection_to_ray_outlasts_the_replicas_that_its_proxy_knew() -> None:
     replicas = within(parse_alone(FOR_RAY / "replicas.conf"), "upstream replicas")
-    assert {directive["directive"] for directive in replicas} == {"zone", "server"}
+    assert {directive["directive"] for directive in replicas} == {"zone", "server", "keepalive_requests"}
+    assert value(replicas, "keepalive_requests") == ["1"]
 
 
 def test_what_fails_is_sent_again_and_what_is_refused_for_load_is_not(server: list[dict[str, Any]]) -> None:
@@ -159,10 +161,21 @@ def test_one_client_cannot_fill_the_temporary_files(
     assert int(connections) * max(int(size.removesuffix("m")) for size in files) <= int(room)
 
 
+def test_a_browser_may_fetch_all_modules_of_the_page_at_once(server: list[dict[str, Any]]) -> None:
+    """Over HTTP/2 each request counts as a connection."""
+    page = within(server, " ".join(["location", *PAGE]))
+    modules = len(list((ROOT / "app" / "page").glob("*.js")))
+    assert int(value(page, "limit_conn")[1]) > modules
+    # None of them leaves a temporary file, which the limit is for.
+    assert value(page, "client_max_body_size") == ["1k"]
+
+
 def test_every_refusal_of_the_gateway_is_a_problem_document(server: list[dict[str, Any]]) -> None:
     handled = {int(s) for d in server if d["directive"] == "error_page" for s in d["args"][:-2]}
     assert handled >= {413, 429, 500, 502, 503, 504}
-    locations = [d for d in server if d["directive"] == "location" and d["args"] not in (["/"], ["@again"])]
+    locations = [
+        d for d in server if d["directive"] == "location" and d["args"] not in (["/"], ["@again"], PAGE)
+    ]
     assert len(locations) == 5
     for location in locations:
         assert value(location["block"], "default_type") == ["application/problem+json"]
