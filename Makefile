@@ -85,7 +85,7 @@ $(READY): requirements.lock requirements-build.lock pyproject.toml hatch_build.p
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "maskserve needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 …"; exit 1; }
 	@test -x $(BIN)/uv || { $(PYTHON) -m venv --without-pip $(VENV) \
 	    && awk '/^[^ ]/ {uv = /^uv==/} uv' requirements-build.lock > $(VENV)/uv.lock \
-	    && if $(PYTHON) -c 'import pip' 2>/dev/null; then pip="$(PYTHON) -m pip --python $(BIN)/python"; \
+	    && if $(PYTHON) -m pip --python $(BIN)/python --version >/dev/null 2>&1; then pip="$(PYTHON) -m pip --python $(BIN)/python"; \
 	    else pip="$(BIN)/python -m pip"; $(BIN)/python -m ensurepip >/dev/null; fi \
 	    && $$pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock; }
 	@echo "installing dependencies into $(VENV) …"
@@ -118,8 +118,8 @@ else
 	        test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing the package chromium with apt-get …" \
 	        && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium >/dev/null 2>&1; } \
 	    || { echo "installing Playwright's Chromium in your home folder …" && $(BIN)/playwright install chromium; } \
-	    || echo "no Chromium: the tests of the page will be skipped"
-	@touch $@
+	    || { echo "no Chromium: the tests of the page will be skipped"; exit 0; } \
+	    && touch $@
 endif
 
 clean:  ## remove the virtual environment and caches

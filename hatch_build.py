@@ -42,7 +42,8 @@ class Kernels(BuildHookInterface):
     def initialize(self, _version: str, build_data: dict[str, Any]) -> None:
         """Put the compiled variants beside their source, and into the wheel."""
         machine = platform.machine()
-        if sys.platform != "linux" or machine not in VARIANTS:
+        # The wheel's tag is glibc's.
+        if sys.platform != "linux" or machine not in VARIANTS or platform.libc_ver()[0] != "glibc":
             return
         target = f"{machine}-linux-gnu.2.17"
         kernels = Path(self.root) / "model" / "kernels"

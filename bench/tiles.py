@@ -186,7 +186,7 @@ def main() -> None:
         ratios = asyncio.run(service_against_engine(engine, mosaic, tiling, options))
         print(f"service, of the engine alone: {', '.join(f'{ratio:.1%}' for ratio in ratios)}")
     if options.sahi:
-        layout = tiling.cut(*size, engine.model.architecture)
+        layout = tiling.cut(*size, engine.model)
         if layout is None or layout.has_whole:
             raise SystemExit("--sahi takes a mosaic larger than a tile, and --no-whole")
         ours = measure(engine, mosaic, replace(everything, score_threshold=SAHI_SCORE), tiling, ids)
@@ -206,7 +206,7 @@ async def service_against_engine(
     engine: TimedEngine, mosaic: NDArray[np.uint8], tiling: Tiling, options: argparse.Namespace
 ) -> list[float]:
     """Tiles a second of the service, as a part of the engine's, in each of three rounds."""
-    layout = tiling.cut(*mosaic.shape[:2], engine.model.architecture)
+    layout = tiling.cut(*mosaic.shape[:2], engine.model)
     if layout is None:
         raise SystemExit("--service takes a mosaic larger than a tile")
     tiles = TiledImage(layout, Options())
@@ -217,7 +217,8 @@ async def service_against_engine(
     ratios = []
     with tempfile.TemporaryDirectory() as folder, Replica(
         "service", Path(folder), model=options.model, precision=options.precision, request_timeout=3600,
-        max_upload_bytes=len(file.getvalue()) + 1000,
+        max_upload_bytes=len(file.getvalue()) + 1000, max_queue_bytes=max(2 * len(file.getvalue()), 256 << 20),
+        max_image_pixels=mosaic.size,
     ) as replica:  # fmt: skip
         replica.start()
         await replica.until_ready()
