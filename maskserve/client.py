@@ -7,6 +7,7 @@ limit how many requests they have open and how large an answer they read.
 from __future__ import annotations
 
 import asyncio
+import math
 import weakref
 from collections import deque
 from functools import partial
@@ -38,6 +39,8 @@ CONCURRENCY = 8
 MAX_ANSWER_BYTES = 256 << 20
 CONNECT_SECONDS = 10.0
 TIME_LIMIT = "X-Request-Timeout-Ms"
+# The longest time that the service takes.
+MOST_MILLISECONDS = 999_999_999
 
 T = TypeVar("T")
 
@@ -64,9 +67,17 @@ class AsyncClient:
             concurrency: requests open at once.
             max_answer_bytes: a larger answer is an AnswerError.
             transport: httpx's; for tests, Unix sockets and proxies.
+
+        Raises ValueError for what is no address.
         """
+        try:
+            address = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"{url!r} is no address: {error}") from None
+        if address.scheme not in ("http", "https"):
+            raise ValueError(f"{url!r} is no address; write http://HOST:PORT")
         self.concurrency = concurrency
-        self.deadline = deadline
+        self.deadline = None if deadline == math.inf else deadline
         self.max_answer_bytes = max_answer_bytes
         self._slots = asyncio.Semaphore(concurrency)
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
@@ -155,7 +166,7 @@ class AsyncClient:
             headers = dict(request.get("headers", {}))
             if until is not None:
                 left = until - asyncio.get_running_loop().time()
-                headers[TIME_LIMIT] = str(max(1, int(left * 1000)))
+                headers[TIME_LIMIT] = str(min(max(1, int(left * 1000)), MOST_MILLISECONDS))
             try:
                 async with self._http.stream(**{**request, "headers": headers}) as response:
                     return await read_answer(response, self.max_answer_bytes)

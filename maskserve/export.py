@@ -10,6 +10,7 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -166,7 +167,7 @@ def label_studio(
     names = keypoint_names(categories)
     return [
         {
-            "data": {"image": prefix + name},
+            "data": {"image": prefix + quote(name)},
             "predictions": [
                 {
                     "model_version": result.model,

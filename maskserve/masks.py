@@ -57,7 +57,9 @@ def _read_runs(segmentation: Mapping[str, Any], size: tuple[int, int]) -> NDArra
         raise ValueError(f"a mask of {segmentation['size']} pixels in an image of {list(size)}")
     counts = segmentation["counts"]
     runs = np.array(parse_counts(counts) if isinstance(counts, str) else counts, dtype=np.int64)
-    if runs.ndim != 1 or runs.min(initial=0) < 0 or int(runs.sum()) != size[0] * size[1]:
+    # Each on its own first: huge ones could add up to the right number modulo 2^64.
+    pixels = size[0] * size[1]
+    if runs.ndim != 1 or runs.min(initial=0) < 0 or runs.max(initial=0) > pixels or int(runs.sum()) != pixels:
         raise ValueError(f"the run lengths do not add up to the mask's {size[0] * size[1]} pixels")
     return runs
 

@@ -89,12 +89,27 @@ def image_file(image: Source) -> bytes:
         case str() | Path():
             return Path(image).read_bytes()
         case Image.Image():
-            return encode_png(image.convert("RGB"))
+            return _encode(image)
     if image.dtype != np.uint8:
         raise TypeError(f"pixels are uint8 from 0 to 255, not {image.dtype}")
     if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or not image.size:
         raise ValueError(f"pixels are an array [H, W, 3] or [H, W], not {list(image.shape)}")
     return encode_png(Image.fromarray(image))
+
+
+def _encode(image: Image.Image) -> bytes:
+    """The file of a Pillow image that the service reads as it would read the one that the image came from."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        # More than 8 bits: the service scales them, by rules that depend on the format.
+        content = io.BytesIO()
+        image.save(content, "PNG" if image.format == "PNG" else "TIFF")
+        return content.getvalue()
+    if image.has_transparency_data:
+        # On white, as the service lays it.
+        transparent = image.convert("RGBA")
+        image = Image.new("RGB", transparent.size, "white")
+        image.paste(transparent, mask=transparent.getchannel("A"))
+    return encode_png(image.convert("RGB"))
 
 
 def encode_png(image: Image.Image) -> bytes:

@@ -246,7 +246,8 @@ def paste_png(content: bytes, corner: tuple[int, int], size: tuple[int, int]) ->
             if left < 0 or top < 0 or left + image.width > width or top + image.height > height:
                 raise ValueError(f"a box of {image.width} × {image.height} pixels at {left}, {top}")
             bitmap = np.asarray(image.convert("L")) > 0
-    except (OSError, Image.DecompressionBombError) as error:
+    # SyntaxError: Pillow's, of a damaged chunk.
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"no PNG file: {error}") from error
     mask = np.zeros(size, dtype=np.bool_)
     mask[top : top + bitmap.shape[0], left : left + bitmap.shape[1]] = bitmap

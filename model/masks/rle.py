@@ -223,5 +223,6 @@ def decompress(text: bytes) -> NDArray[np.int64]:
 
 
 def _check(runs: NDArray[np.int64], area: int) -> None:
-    if runs.min(initial=0) < 0 or int(runs.sum()) != area:
+    # Each on its own first: huge ones could add up to the right number modulo 2^64.
+    if runs.min(initial=0) < 0 or runs.max(initial=0) > area or int(runs.sum()) != area:
         raise ValueError(f"the run lengths do not add up to the mask's {area} pixels")

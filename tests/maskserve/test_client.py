@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 
 from maskserve import AsyncClient, Client, Result, ServiceError, UnreachableError
+from maskserve.requests import image_file
+from model.images.decode import decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +59,43 @@ def client(handle: Callable[[httpx.Request], Any], **settings: Any) -> Client:
 
 
 # Requests and answers
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(np.linspace(0, 3000, 64 * 48).reshape(48, 64).astype(np.uint16)),
+        Image.fromarray(np.linspace(0, 1, 64 * 48, dtype=np.float32).reshape(48, 64)),
+        Image.new("RGBA", (64, 48), (200, 10, 10, 100)),
+        Image.new("LA", (64, 48), (90, 0)),
+        Image.new("P", (64, 48), 3),
+        Image.new("1", (64, 48), 1),
+    ],
+    ids=lambda image: str(image.mode),
+)
+def test_a_pillow_image_is_read_as_its_file_is(image: Image.Image) -> None:
+    file = io.BytesIO()
+    image.save(file, "TIFF" if image.mode in ("I;16", "F") else "PNG")
+    np.testing.assert_array_equal(decode(image_file(image)), decode(file.getvalue()))
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "http://localhost:abc", "ftp://localhost"])
+def test_what_is_no_address_is_said_at_once(url: str) -> None:
+    with pytest.raises(ValueError, match="is no address"):
+        Client(url)
+
+
+@pytest.mark.parametrize("deadline", [float("inf"), 1e12])
+def test_a_deadline_may_be_far_away(deadline: float) -> None:
+    told: list[str] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        told.append(request.headers.get("X-Request-Timeout-Ms", "none"))
+        return httpx.Response(200, json=ANSWER)
+
+    with client(handle, deadline=deadline) as connected:
+        connected.segment(IMAGE)
+    assert told == ["none" if deadline == float("inf") else "999999999"]
 
 
 def test_what_is_asked_reaches_the_service() -> None:

@@ -46,6 +46,8 @@ def test_runs_may_be_a_list_of_numbers() -> None:
         {"size": [40_000, 40_000], "counts": [0, 1_600_000_000]},
         {"size": [4, 4], "counts": [0, 17]},
         {"size": [4, 4], "counts": [-1, 17]},
+        # Modulo 2^64 their sum is right.
+        {"size": [4, 4], "counts": [2**63 - 1, 2**63 - 1, 2 + 16]},
         {"size": [4, 4], "counts": [[16]]},
         {"size": [4, 4], "counts": ""},
         {"size": [4, 4], "counts": "P"},

@@ -88,6 +88,7 @@ def test_from_coco_reads_plain_counts_as_pycocotools_does() -> None:
     [
         pytest.param({"size": [4, 5], "counts": "3"}, id="too-few-pixels"),
         pytest.param({"size": [4, 5], "counts": [3, -3, 20]}, id="negative-run"),
+        pytest.param({"size": [4, 5], "counts": [2**63 - 1, 2**63 - 1, 22]}, id="overflow"),
         pytest.param({"size": [4, 5], "counts": ""}, id="empty-string"),
         pytest.param({"size": [4, 5], "counts": "P"}, id="unfinished-number"),
         pytest.param({"size": [4, 5], "counts": " !"}, id="foreign-characters"),
