@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import orjson
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from app.commands.terminal import progress_bar
@@ -119,7 +120,7 @@ def _print_findings(found: Findings) -> None:
         table.add_column("category")
         table.add_column("objects", justify="right")
         for name, count in found.per_category.items():
-            table.add_row(name, str(count))
+            table.add_row(escape(name), str(count))
         console.print(table)
     for errors in (True, False):
         for kind, count in found.counts.items():
@@ -143,6 +144,13 @@ def _print_findings(found: Findings) -> None:
         console.print("\nThis folder can be used for training.", style="green")
 
 
+def refuse_labelled(folder: Path) -> None:
+    """End the command where it would write over labels."""
+    if (labels := folder / "instances.json").exists():
+        typer.echo(f"{labels} is there already; name a folder without labels, or delete it", err=True)
+        raise typer.Exit(1)
+
+
 @data.command()
 def take(
     path: Folder,
@@ -163,10 +171,11 @@ def take(
     from model.data import DatasetError  # noqa: PLC0415 - imports NumPy and Pillow
     from model.data.subset import take as copy  # noqa: PLC0415 - likewise
 
+    refuse_labelled(out)
     try:
         names = categories.split(",") if categories else None
         taken = copy(path, out, count, names, images, split=split, skip=skip)
-    except DatasetError as error:
+    except (DatasetError, OSError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     typer.echo(f"{out}: {taken.images} images, {taken.objects} objects of {', '.join(taken.categories)}")
@@ -203,12 +212,14 @@ def convert(
 
     try:
         names = None if parts is None else read_parts(parts)
+        for folder in [out] if names is None else [out / part for part in ("train", *names)]:
+            refuse_labelled(folder)
         with progress_bar() as bar:
             task = bar.add_task("converting", total=None)
             made = convert_folder(
                 path, out, category, names, lambda done, total: bar.update(task, completed=done, total=total)
             )
-    except DatasetError as error:
+    except (DatasetError, OSError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     for part in made.values():
@@ -254,5 +265,6 @@ def draw(
     except ValueError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
+    refuse_labelled(out)
     scenes.export(out)
     typer.echo(f"{out}: {count} scenes of {', '.join(c.name for c in scenes.categories)}")

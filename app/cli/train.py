@@ -25,6 +25,7 @@ from app.cli.augmentation import (  # noqa: TC001 - typer reads them
 )
 from app.cli.detections import Detections, Nms, Paste  # noqa: TC001 - typer reads them
 from app.cli.evaluate import Data, Images, LooseNames, SkipDamaged, Split  # noqa: TC001 - typer reads them
+from app.cli.options import read_settings
 from app.commands.source import Source
 
 
@@ -298,6 +299,6 @@ def train(
         raise typer.BadParameter(f"--keypoints is auto or none, not {keypoints!r:.60}")
     network = NetworkOptions(
         architecture, pooling, masks, initial, backbone, channels, input_sides, detections, anchors, paste, nms,
-        keypoints == "auto",
+        keypoints == "auto", read_settings().weights_dir,
     )  # fmt: skip
     raise typer.Exit(run_training(source, out, network, device, overrides, recipe=recipe))

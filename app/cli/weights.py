@@ -229,7 +229,7 @@ def errors_in_one_line() -> Iterator[None]:
     """Print an error as one line on stderr, and exit with 1."""
     try:
         yield
-    except WeightsError as error:
+    except (WeightsError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
 

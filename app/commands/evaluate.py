@@ -12,6 +12,7 @@ import orjson
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from app.api import query
@@ -78,6 +79,9 @@ def run_evaluation(
         return complain(missing, BAD_USAGE)
     torch.set_num_threads(usable_cpus())
     try:
+        if plots is not None:
+            # Before the work.
+            plots.mkdir(parents=True, exist_ok=True)
         engine = Engine.load(model, device=device, precision=precision, weights_folder=weights_folder)
         dataset = open_evaluation_data(source.data, source, boxes=engine.model.architecture.mask_convs == 0)
         given = {name: value for name, value in tiles.items() if value is not None}
@@ -89,11 +93,9 @@ def run_evaluation(
         evaluation = evaluate_with_progress(
             engine, dataset, samples, score_threshold=score_threshold, tiling=tiling
         )
-        if plots is not None:
-            draw_plots(evaluation, engine, dataset, samples, plots, tiling=tiling)
     except InvalidParameter as problem:
         return complain(problem.detail, BAD_USAGE)
-    except (*LOAD_ERRORS, DatasetError, TilingError) as error:
+    except (*LOAD_ERRORS, DatasetError, TilingError, OSError) as error:
         typer.echo(str(error), err=True)
         return 1
     if as_json:
@@ -102,6 +104,12 @@ def run_evaluation(
         print_tables(evaluation)
     for reason in evaluation.unreadable:
         typer.echo(f"skipped: {reason}", err=True)
+    if plots is not None:
+        try:
+            draw_plots(evaluation, engine, dataset, samples, plots, tiling=tiling)
+        except (DatasetError, OSError) as error:
+            typer.echo(f"no plots: {error}", err=True)
+            return 1
     return 0
 
 
@@ -265,7 +273,9 @@ def print_tables(evaluation: Evaluation) -> None:
         for figure in CATEGORY_COLUMNS:
             table.add_column(figure, justify="right")
         for category, values in own.per_category.items():
-            table.add_row(category, *(format_figure(values.get(figure, -1.0)) for figure in CATEGORY_COLUMNS))
+            table.add_row(
+                escape(category), *(format_figure(values.get(figure, -1.0)) for figure in CATEGORY_COLUMNS)
+            )
         console.print(table)
     if evaluation.matching is not None:
         console.print(_matching_table(evaluation.matching))
@@ -275,7 +285,7 @@ def print_tables(evaluation: Evaluation) -> None:
         for heading in ("category", "AP", "AP50"):
             table.add_column(heading, justify="left" if heading == "category" else "right")
         for category, (ap, ap50) in cityscapes.per_category.items():
-            table.add_row(category, format_figure(ap), format_figure(ap50))
+            table.add_row(escape(category), format_figure(ap), format_figure(ap50))
         table.add_section()
         table.add_row("mean", format_figure(cityscapes.ap), format_figure(cityscapes.ap50))
         console.print(table)

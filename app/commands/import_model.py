@@ -73,7 +73,11 @@ def run(
 
 def _as_file(text: str) -> Path | None:
     path = Path(text)
-    return path if path.suffix in (".txt", ".json", ".names") or path.is_file() else None
+    try:
+        return path if path.suffix in (".txt", ".json", ".names") or path.is_file() else None
+    except OSError:
+        # Longer than a file's name may be: names, separated by commas.
+        return None
 
 
 def _check(imported: ImportedModel, images: Sequence[Path]) -> int:

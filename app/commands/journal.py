@@ -96,9 +96,15 @@ class AnswerJournal:
                 places[path] = (self.path, offset)
         return Answers({path: places[path] for path in self._names if path in places})
 
-    def add(self, path: Path, result: Result) -> None:
-        """Append the answer for an image. Call it when all else that belongs to the image has been written."""
-        self._write({"image": self._names[path], "state": file_state(path), "answer": result.document})
+    def add(self, path: Path, result: Result, state: list[int]) -> None:
+        """Append the answer for an image. Call it when all else that belongs to the image has been written.
+
+        Args:
+            path: of the image.
+            result: the answer.
+            state: as `file_state` had it before the file was read.
+        """
+        self._write({"image": self._names[path], "state": state, "answer": result.document})
 
     def add_failure(self, path: Path, reason: str) -> None:
         """Append why an image has no answer. It is tried again when the journal is continued."""

@@ -46,11 +46,14 @@ class LabelIds:
     def image_ids(self, files: Iterable[Path]) -> dict[Path, Any]:
         """The id of each file. Raises DatasetError for one that the labels do not list, or list several times."""
         found = {}
+        owners: dict[Any, Path] = {}
         for file in files:
             ids = next((self.images[key] for key in _keys(file.as_posix()) if key in self.images), [])
             if len(ids) != 1:
                 what = "lists several images of this name" if ids else "does not list this image"
                 raise DatasetError(f"{file}: {self.path} {what}, so its results would have no id")
+            if (other := owners.setdefault(ids[0], file)) != file:
+                raise DatasetError(f"{other} and {file} would both be the image {ids[0]!r} of {self.path}")
             found[file] = ids[0]
         return found
 

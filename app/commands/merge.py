@@ -55,6 +55,8 @@ class Shards:
                 self.categories = self.categories or entry["categories"]
                 if self.categories != entry["categories"]:
                     raise ValueError(f"{file} was made with another model than the shards before it")
+            elif "image" not in entry:
+                raise ValueError(f"{file} has a line that is no answer")
             elif not shard.has(entry["image"]):
                 raise ValueError(f"{file}: {entry['image']} does not belong to this shard")
             elif "answer" in entry:

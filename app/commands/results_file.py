@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,9 @@ class ResultsFile:
         temporary = self.path.with_name(f"{self.path.name}.tmp")
         with temporary.open("wb") as file:
             file.writelines(pieces)
+            file.flush()
+            # The journal is deleted after it.
+            os.fsync(file.fileno())
         temporary.replace(self.path)
 
     def _checked(self, answer: Result) -> Result:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
@@ -13,7 +13,8 @@ import orjson
 import typer
 from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
-from app.commands.journal import AnswerJournal
+from app.commands.image_files import expand_folders
+from app.commands.journal import AnswerJournal, file_state
 from app.commands.label_ids import LabelIds
 from app.commands.results_file import CannotWrite
 from app.commands.shard import Shard, name_images
@@ -28,7 +29,6 @@ from app.commands.terminal import (
 )
 from maskserve import AnswerError, MaskserveError, Result
 from model.data import DatasetError
-from model.images.files import find_images, nothing_found
 from model.images.formats import ImageError
 
 if TYPE_CHECKING:
@@ -107,10 +107,11 @@ class Output:
         """
         if self.file is None:
             return nullcontext()
+        names = name_images(files)
         if self.shard is None:
             return AnswerJournal(self.file.path, {"options": options}, {path: str(path) for path in files})
         header = {"options": options, "shard": str(self.shard)}
-        return AnswerJournal(self.shard.file(self.file.path), header, name_images(files), is_result=True)
+        return AnswerJournal(self.shard.file(self.file.path), header, names, is_result=True)
 
 
 def run(
@@ -147,7 +148,8 @@ def run(
     except OSError as error:
         return complain(file_error(error), BAD_FILE)
     for path, reason in unread.items():
-        typer.echo(f"maskserve: {path}: {reason}", err=True)
+        shown = str(path).encode(errors="replace").decode()
+        typer.echo(f"maskserve: {shown}: {reason}", err=True)
     with journal as answered:
         return segment_all(Job(files, len(unread), options, overlays, labels), opened, output, answered)
 
@@ -173,7 +175,9 @@ def segment_all(
         with opened as segmenter, bar:
             task = bar.add_task("segmenting", total=len(files), completed=len(done))
             failed = 0
-            outcomes = zip(pending, segmenter.segment_many(pending, **job.options), strict=True)
+            states: dict[Path, list[int]] = {}
+            sent = note_states(pending, states)
+            outcomes = zip(pending, segmenter.segment_many(sent, **job.options), strict=True)
             for path, outcome in (
                 write_overlays(outcomes, job.overlays, segmenter.model) if job.overlays else outcomes
             ):
@@ -187,7 +191,7 @@ def segment_all(
                 elif journal is not None:
                     if output.file is not None and output.shard is None:
                         output.file.check_answer(outcome)
-                    journal.add(path, outcome)
+                    journal.add(path, outcome, states.pop(path, []))
                 else:
                     print_result(path, outcome, as_json=output.as_json)
             # Where nothing was answered, as without a service, results of an earlier command stay.
@@ -220,30 +224,13 @@ def segment_all(
     return 0
 
 
-def expand_folders(
-    images: Sequence[Path], shard: Shard | None = None
-) -> tuple[dict[Path, Path], dict[Path, str]]:
-    """Image file → the folder that it was found in, or lies in; pictures in the folders that are not read → why.
-
-    Raises ValueError for a folder without images.
-
-    Args:
-        images: files and folders.
-        shard: the images that are taken, of which there may be none; by default all.
-    """
-    files: dict[Path, Path] = {}
-    others: dict[Path, str] = {}
+def note_states(images: Iterable[Path], states: dict[Path, list[int]]) -> Iterator[Path]:
+    """The images, whose states are noted as each is handed on: what is written meanwhile is another image."""
     for path in images:
-        if not path.is_dir():
-            if shard is None or shard.has(path.name):
-                files[path] = path.parent
-            continue
-        found, unread = find_images(path, recursive=True, select=None if shard is None else shard.has)
-        if not found and shard is None:
-            raise ValueError(nothing_found(path, unread))
-        files |= dict.fromkeys(found, path)
-        others |= unread
-    return files, others
+        # What is not there any more has no answer.
+        with suppress(OSError):
+            states[path] = file_state(path)
+        yield path
 
 
 def overlay_paths(files: Mapping[Path, Path], images: Sequence[Path], output: Output) -> Mapping[Path, Path]:
@@ -297,7 +284,11 @@ def write_overlays(
             if model is None and any("keypoints" in found.record for found in outcome.instances):
                 model = describe()
             content = draw_overlay(path.read_bytes(), outcome, overlays[path].suffix, model)
-        except (AnswerError, ImageError) as error:
+        except OSError as error:
+            yield path, error
+            continue
+        # ValueError: the image has another size than when it was segmented.
+        except (AnswerError, ImageError, ValueError) as error:
             yield path, AnswerError(str(error))
             continue
         overlays[path].parent.mkdir(parents=True, exist_ok=True)

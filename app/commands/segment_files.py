@@ -14,9 +14,11 @@ from app.commands.terminal import BAD_FILE, BAD_USAGE
 from app.problems import InvalidParameter
 from app.runtime.loading import LOAD_ERRORS, load_engine
 from maskserve import AnswerError, Result
+from model.errors import EngineError, OutOfDeviceMemory
 from model.images.decode import ImageError, decode
 from model.inference.tiled import segment_tiled
 from model.inference.tiling import TilingError
+from model.messages import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -44,6 +46,9 @@ class LocalSegmenter:
                 yield error
             except (ImageError, TilingError) as error:
                 yield AnswerError(str(error))
+            # Of this image alone, as the service's worker takes it, unless the device is lost.
+            except (EngineError, OutOfDeviceMemory, RuntimeError) as error:
+                yield AnswerError(f"the model failed on it: {first_line(error)}")
 
     def model(self) -> Mapping[str, Any]:
         """Which categories and keypoints the model has."""

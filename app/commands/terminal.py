@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -57,7 +58,7 @@ def print_instances(name: str, document: Mapping[str, Any], milliseconds: float 
         rows.add_column(heading, justify="right")
     for record in records:
         box = [f"{number:.1f}" for number in record["bbox"]]
-        rows.add_row(record["category"], f"{record['score']:.4f}", *box, f"{record['area']:.0f}")
+        rows.add_row(escape(record["category"]), f"{record['score']:.4f}", *box, f"{record['area']:.0f}")
     console = Console(highlight=False)
     took = "" if milliseconds is None else f", {milliseconds:.0f} ms"
     title = f"{name}: {size['width']} × {size['height']}, {found}{took} ({document['model']})"

@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from app.cli.main import cli
+from app.commands.import_model import _as_file
 from model.inference.engine import Engine
 from model.instances import Options
 from model.network.architecture import SMALL
@@ -72,6 +73,8 @@ def test_names_come_from_a_file_too_and_ids_from_annotations(checkpoint: Path, t
     _, named = model_file.read(tmp_path / "a.safetensors")
     _, numbered = model_file.read(tmp_path / "b.safetensors")
     assert [c.name for c in named.categories] == ["bolt", "nut", "gear"]
+    # More letters than a file's name may have.
+    assert _as_file(",".join(f"category {n}" for n in range(80))) is None
     assert [(c.id, c.name) for c in numbered.categories] == [(2, "bolt"), (5, "nut"), (9, "gear")]
 
 

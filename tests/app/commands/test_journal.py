@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from app.commands.journal import AnswerJournal
+from app.commands.journal import AnswerJournal, file_state
 from maskserve import Result
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def write(out: Path, images: list[Path], added: list[Path]) -> Path:
     """A journal with answers for the added ones; its path."""
     with AnswerJournal(out, OPTIONS, names(images)) as journal:
         for path in added:
-            journal.add(path, answer(path.name))
+            journal.add(path, answer(path.name), file_state(path))
     return journal.path
 
 
@@ -53,6 +53,16 @@ def names(images: list[Path]) -> dict[Path, str]:
 def test_answers_come_back_in_the_order_of_the_files(tmp_path: Path, images: list[Path]) -> None:
     write(tmp_path / "out.json", images, images[::-1])
     assert read(tmp_path / "out.json", images) == [(path, path.name) for path in images]
+
+
+def test_an_image_that_changed_after_it_was_read_has_no_answer(tmp_path: Path, images: list[Path]) -> None:
+    first, second = images
+    with AnswerJournal(tmp_path / "out.json", OPTIONS, names(images)) as journal:
+        state = file_state(first)
+        first.write_bytes(b"another image")
+        journal.add(first, answer(first.name), state)
+        journal.add(second, answer(second.name), file_state(second))
+    assert read(tmp_path / "out.json", images) == [(second, second.name)]
 
 
 def test_an_image_that_changed_has_no_answer_any_more(tmp_path: Path, images: list[Path]) -> None:

@@ -35,6 +35,12 @@ def test_same_name_in_two_folders_is_told_apart_by_the_folder(tmp_path: Path) ->
         ids.image_ids([Path("photos/1.jpg")])
 
 
+def test_two_files_are_not_the_same_image(tmp_path: Path) -> None:
+    ids = labels(tmp_path, {7: "val/1.jpg"}, {})
+    with pytest.raises(DatasetError, match=r"train/1\.jpg and .*val/1\.jpg would both be the image 7"):
+        ids.image_ids([Path("photos/train/1.jpg"), Path("photos/val/1.jpg")])
+
+
 def test_image_that_the_labels_do_not_list_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"b\.jpg: .*instances\.json does not list this image"):
         labels(tmp_path, {1: "a.jpg"}, {}).image_ids([Path("b.jpg")])

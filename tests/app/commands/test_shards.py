@@ -129,8 +129,9 @@ def test_what_does_not_belong_together_is_not_merged(
     assert "in 2 and in 3 parts" in complaint()
 
 
-def test_images_of_the_same_name_are_refused_in_shards(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("shard", [Shard(1, 2), None])
+def test_images_of_the_same_name_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], shard: Shard | None
 ) -> None:
     (tmp_path / "photos.json.d").mkdir()
     shutil.copytree(folder, tmp_path / "other")
@@ -139,6 +140,18 @@ def test_images_of_the_same_name_are_refused_in_shards(
     from app.commands.segment import Output, run
     from tests.app.commands.shard_worker import QuickSegmenter
 
-    output = Output(ResultsFile(tmp_path / "out.json"), None, as_json=False, shard=Shard(1, 2))
+    output = Output(ResultsFile(tmp_path / "out.json"), None, as_json=False, shard=shard)
     assert run([folder, tmp_path / "other"], {}, lambda: nullcontext(QuickSegmenter()), output) == 2
     assert "would have the same name in the results" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode there")
+def test_a_name_that_is_not_utf_8_ends_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nameless = folder / os.fsdecode(b"caf\xe9.jpg")
+    nameless.write_text("5")
+    segment(folder, tmp_path / "out.json", None)
+    said = capsys.readouterr().err
+    assert "its name is not UTF-8; rename it" in said
+    assert json.loads((tmp_path / "out.json").read_text())
