@@ -38,6 +38,8 @@ FIRST_INSTANCE = (
     1000
 )
 SPLITS = ("train", "val", "test")
+# SyntaxError: Pillow's, of a PNG's damaged chunk.
+PILLOW_ERRORS = OSError, SyntaxError, ValueError
 PHOTO, INSTANCES = "_leftImg8bit.png", "_gtFine_instanceIds.png"
 
 
@@ -80,7 +82,7 @@ class Cityscapes:
             try:
                 with Image.open(self._photos[index]) as photo:
                     self._sizes[index] = photo.height, photo.width
-            except OSError as error:
+            except PILLOW_ERRORS as error:
                 raise DatasetError(f"{self._photos[index]}: {error}") from error
         return self._sizes[index]
 
@@ -90,7 +92,7 @@ class Cityscapes:
         try:
             with Image.open(path) as picture:
                 ids = np.array(picture)
-        except OSError as error:
+        except PILLOW_ERRORS as error:
             raise DatasetError(f"{path}: {error}") from error
         if ids.ndim != 2:
             raise DatasetError(f"{path}: an instance map has one channel, this has shape {list(ids.shape)}")

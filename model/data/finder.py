@@ -10,6 +10,7 @@ import os
 import re
 import stat
 import unicodedata
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 ENOUGH = 200_000
 # What Label Studio puts before the name of an uploaded file.
 UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")
+# Missing files for which one of a similar name is looked for.
+MOST_SEARCHES = 5
 # Names by which the folder is chosen.
 SAMPLE = 40
 
@@ -45,6 +48,7 @@ class ImageFinder:
         self._real: dict[Path, Path] = {}
         self._by_path: dict[str, list[Path]] | None = None
         self._by_name: dict[str, list[Path]] = {}
+        self._searched = 0
         few = names[:: max(1, len(names) // SAMPLE)]
         ranks = {root: sum(self._rank(root, name) for name in few) for root in self.roots}
         self.root = max(self.roots, key=lambda root: ranks[root], default=roots[0])
@@ -142,7 +146,11 @@ class ImageFinder:
         raise NotFound(self._missing(name, last))
 
     def _missing(self, name: str, last: str) -> str:
-        near = get_close_matches(last, list(self._by_name)[:20_000], 1, 0.8)
+        # It takes a tenth of a second, and all images of a wrong folder are missing.
+        self._searched += 1
+        near = []
+        if self._searched <= MOST_SEARCHES:
+            near = get_close_matches(last, list(self._by_name)[:20_000], 1, 0.8)
         known = sum(map(len, self._by_name.values()))
         others = [str(root) for root in self.roots if root != self.root]
         shown = name if name.isprintable() else repr(name)
@@ -156,7 +164,11 @@ class ImageFinder:
 def spellings(name: str) -> list[PurePosixPath]:
     """The relative paths that a name may stand for: as it is first, then as other systems and addresses write it."""
     plain = name
-    address = urlsplit(name) if "://" in name[:12] or "data/local-files/?" in name else None
+    address = None
+    if "://" in name[:12] or "data/local-files/?" in name:
+        # A name that is no address after all has a bracket.
+        with suppress(ValueError):
+            address = urlsplit(name)
     # Label Studio has the path in the query, all others in the address.
     if address is not None:
         query = parse_qs(address.query).get("d", [])

@@ -140,7 +140,8 @@ def _parts(labels: Path) -> list[str]:
 
 def _around(labels: Path) -> list[Path]:
     """Folders where the images of a label file may lie: its own subset's first, the widest last."""
-    folder = labels.parent
+    # A relative path may end above its first part.
+    folder = labels.absolute().parent
     bases = [folder, folder.parent] if folder.name.lower() in FOLDERS else [folder]
     parts = list(dict.fromkeys(_parts(labels)))
     names = {name.lower() for kind in [split_of(labels)] if kind for name in SPLITS[kind]}

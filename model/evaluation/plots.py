@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 WINDOW = 101
 # Size of letters in pictures of text, pixels: sharp at the plots' 110 dots an inch.
 PICTURE_SIZE = 40
+# Of a side of a plot: 44 million pixels.
+MOST_INCHES = 60.0
 
 
 def training_curve(log: Sequence[dict[str, float]], path: Path) -> None:
@@ -145,14 +147,17 @@ def confusion_matrix(confusion: Confusion, path: Path) -> None:
     names.append(BACKGROUND)
     totals = confusion.matrix.sum(1, keepdims=True)
     shares = confusion.matrix / np.maximum(totals, 1)
-    side = max(4.5, 0.42 * len(names) + 2)
+    side = min(max(4.5, 0.42 * len(names) + 2), MOST_INCHES)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes: Axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     # matplotlib draws ASCII. Other names are pictures beside the axes.
     ticks = [name if name.isascii() else "" for name in names]
-    axes.set_xticks(range(len(names)), ticks, rotation=90, parse_math=False)
-    axes.set_yticks(range(len(names)), ticks, parse_math=False)
+    if side == MOST_INCHES:
+        # They would be written over one another.
+        names, ticks = [], [""] * len(names)
+    axes.set_xticks(range(len(ticks)), ticks, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(ticks)), ticks, parse_math=False)
     for place, name in enumerate(names):
         if not name.isascii():
             picture = picture_of(name, PICTURE_SIZE)
@@ -164,7 +169,7 @@ def confusion_matrix(confusion: Confusion, path: Path) -> None:
         title=f"Counts at score ≥ {confusion.score_threshold:g}, IoU ≥ {IOU_THRESHOLD}",
     )
     # With more categories the numbers would be too small to read.
-    if len(names) <= 30:
+    if len(ticks) <= 30:
         for row, column in np.argwhere(confusion.matrix).tolist():
             ink = "white" if shares[row, column] > 0.5 else "black"
             axes.text(

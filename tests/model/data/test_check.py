@@ -196,6 +196,7 @@ def test_subset_holds_the_first_images_with_objects_of_the_categories(tmp_path: 
         theirs = whole[original[few.name(index)]]
         kept = np.isin(theirs.labels, [c.id for c in few.categories])
         assert np.array_equal(few[index].masks, theirs.masks[kept])
+    arguments[3] = str(tmp_path / "none")
     wrong = CliRunner().invoke(cli, [*arguments, "--categories", "dragon"])
     assert wrong.exit_code == 1
     assert "no category 'dragon'" in wrong.stderr
@@ -230,3 +231,10 @@ def test_drawn_folder_can_be_trained_on(tmp_path: Path) -> None:
     assert CliRunner().invoke(cli, command).exit_code == 0
     assert check(tmp_path / "scenes").errors == 0
     assert len(open_folder(tmp_path / "scenes")) == 2
+    # Labels are never written over.
+    labels = (tmp_path / "scenes" / "instances.json").read_bytes()
+    for again in (command, ["data", "take", str(tmp_path / "scenes"), str(tmp_path / "scenes")]):
+        refused = CliRunner().invoke(cli, again)
+        assert refused.exit_code == 1
+        assert "is there already" in refused.stderr
+    assert (tmp_path / "scenes" / "instances.json").read_bytes() == labels

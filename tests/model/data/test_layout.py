@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from model.data import DatasetError
+from model.data import DatasetError, finder
 from model.data.check import check
 from model.data.coco import open_folder
 from tests.model.data.folders import figures, picture, sound, write
@@ -146,6 +146,15 @@ def test_missing_image_says_where_it_was_looked_for_and_what_is_like_it(tmp_path
     text = str(refused.value)
     assert f"photo_01.jpeg is not in {tmp_path / 'images'}" in text
     assert "photo_01.jpg has a name like it" in text
+
+
+def test_names_alike_are_looked_for_a_few_times_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a wrong folder all images are missing, and each look takes a tenth of a second."""
+    looks: list[str] = []
+    monkeypatch.setattr(finder, "get_close_matches", lambda name, *_: looks.append(name) or [])
+    lay(tmp_path, "instances.json", named(*(f"{number}.png" for number in range(20))), "images/other.png")
+    assert check(tmp_path).counts["missing image file"] == 20
+    assert 0 < len(looks) <= finder.MOST_SEARCHES
 
 
 def test_image_of_another_subset_is_never_taken_for_one_that_is_missing(tmp_path: Path) -> None:

@@ -52,3 +52,11 @@ def test_letters_in_plots_are_those_of_the_overlay(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("model.evaluation.plots.picture_of", lambda *_: blank)
     for picture, without in zip(before, draw(("猫",), tmp_path / "b"), strict=True):
         assert (picture != without).any()
+
+
+def test_a_matrix_of_many_categories_is_a_picture_of_bounded_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.evaluation.plots.MOST_INCHES", 5.0)
+    picture, _ = draw(tuple(f"kind {number}" for number in range(30)), tmp_path / "a")
+    assert picture.shape == (550, 550)
