@@ -119,8 +119,7 @@ class Service:
         self.stalled = False
         # Set once the engine is loaded and warm.
         self.ready = asyncio.Event()
-        self._load = load
-        self._on_failure = on_failure
+        self._load, self._on_failure = load, on_failure
         self._engine: ServedEngine | None = None
         self._worker: Worker | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -153,8 +152,8 @@ class Service:
             log.critical("the worker could not be started: %s", error)
             self._fail("The worker could not be started.")
             return
-        # The worker has logged an error of the warm-up, and called _on_fatal.
         with contextlib.suppress(Exception):
+            # The worker has logged an error of it, and called _on_fatal.
             await warm
             self.ready.set()
 

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
     from app.batching.queue import Clock
 
-# Bounds of Retry-After, in seconds. The header has whole seconds, and 0 would make clients spin; beyond a minute, the
-# present rate says little about who will still be waiting.
+# Bounds of Retry-After, whole seconds: 0 would make clients spin, and nobody knows who waits in more than a minute.
 MIN_RETRY_AFTER = 1.0
 MAX_RETRY_AFTER = 60.0
 # Seconds of device time over which the measured rate forgets: many batches of a GPU, yet quick to follow the traffic.
@@ -183,9 +182,7 @@ class Admission:
         ):
             return False
         usual = self.input_pixels / self.requests if self.requests else 0.0
-        rate = self.pixels_per_second
-        wait = (self.input_pixels + usual) / rate if rate is not None else 0.0
-        return wait <= MAX_FORECAST_SHARE / 2 * seconds
+        return self._seconds_for(self.input_pixels + usual) <= MAX_FORECAST_SHARE / 2 * seconds
 
     def count_body(self) -> BodyBytes:
         """A counter for a body that is about to arrive."""
@@ -268,8 +265,7 @@ class Admission:
                 f"{self.max_pixels}.",
             )
         # With nothing else in flight the forecast is not applied: it could be wrong, and only a request can correct it.
-        rate = self.pixels_per_second
-        wait = (self.input_pixels + input_pixels) / rate if rate is not None else 0.0
+        wait = self._seconds_for(self.input_pixels + input_pixels)
         if self.requests and wait > MAX_FORECAST_SHARE * seconds:
             raise self._queue_full(
                 "deadline",
@@ -278,12 +274,7 @@ class Admission:
             )
 
     def raise_unless_decoded_within(self, seconds: float, wait: float) -> None:
-        """Raise QueueFull if a decoder will be free too late.
-
-        Args:
-            seconds: that the request has left.
-            wait: seconds until a decoder is free.
-        """
+        """Raise QueueFull if a decoder is free in `wait` seconds only, too late for a request that has `seconds`."""
         if wait > max(0.0, MAX_FORECAST_SHARE * seconds):
             raise self._queue_full(
                 "deadline",
@@ -315,11 +306,15 @@ class Admission:
             return None
         return self._served_pixels / self._served_seconds
 
-    def expected_wait(self) -> float | None:
-        """Seconds until all that is in flight now is answered, or None before the first measurement."""
+    def _seconds_for(self, input_pixels: float) -> float:
+        """Seconds of the device for so many pixels of network input; 0 before the first measurement."""
         rate = self.pixels_per_second
-        return None if rate is None else self.input_pixels / rate
+        return 0.0 if rate is None else input_pixels / rate
+
+    def expected_wait(self) -> float:
+        """Seconds until all that is in flight now is answered; 0 before the first measurement."""
+        return self._seconds_for(self.input_pixels)
 
     def retry_after(self) -> float:
         """Seconds after which a refused client should find room: the expected wait, within bounds."""
-        return min(max(self.expected_wait() or 0.0, MIN_RETRY_AFTER), MAX_RETRY_AFTER)
+        return min(max(self.expected_wait(), MIN_RETRY_AFTER), MAX_RETRY_AFTER)

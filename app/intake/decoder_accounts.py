@@ -11,8 +11,32 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+# Processor time that a job may take. The slowest formats need 1 s for 24 million pixels, and for 40 MB (Zen 4).
+MIN_SECONDS = 1.0
+PIXELS_PER_SECOND = 8e6
+DECODED_BYTES_PER_SECOND = 2e6
+INSPECTED_BYTES_PER_SECOND = 4e6
+# How long a process may take to start.
+START_SECONDS = 30.0
+# The pause after one that did not; it doubles from failure to failure, up to the same.
+RETRY_SECONDS = 0.5
 # The length of turns is forgotten after about so many seconds of them.
 RATE_MEMORY = 10.0
+
+
+def inspection_seconds(size: int, pixels: int) -> float:
+    """Processor time for a look at a file of so many bytes, and for decoding so many pixels at once."""
+    return MIN_SECONDS + size / INSPECTED_BYTES_PER_SECOND + pixels / PIXELS_PER_SECOND
+
+
+def decoding_seconds(size: int, pixels: int) -> float:
+    """Processor time for decoding a file of so many bytes to so many pixels."""
+    return MIN_SECONDS + size / DECODED_BYTES_PER_SECOND + pixels / PIXELS_PER_SECOND
+
+
+def restart_pause(failures: int) -> float:
+    """Seconds until another process is started, after so many that did not start and one more."""
+    return min(RETRY_SECONDS * 2.0 ** min(failures, 10), START_SECONDS)
 
 
 class MemoryBudget:

@@ -13,7 +13,7 @@ import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from app.intake.decoder_accounts import MemoryBudget, TurnTimes
+from app.intake import decoder_accounts as accounts
 from app.intake.decoder_child import (
     Child,
     DecoderLostError,
@@ -41,15 +41,6 @@ SLOW_SECONDS = 0.25
 MAX_SLOW = 6
 # A process that is not needed any more is ended after so long.
 IDLE_SECONDS = 5.0
-# How long a process may take to start.
-START_SECONDS = 30.0
-# The pause after one that did not; it doubles from failure to failure, up to the same.
-RETRY_SECONDS = 0.5
-# Processor time that a job may take. The slowest formats need 1 s for 24 million pixels, and for 40 MB (Zen 4).
-MIN_SECONDS = 1.0
-PIXELS_PER_SECOND = 8e6
-DECODED_BYTES_PER_SECOND = 2e6
-INSPECTED_BYTES_PER_SECOND = 4e6
 # Seconds by the clock for one of processor time, on a machine that has other things to do.
 CLOCK_FACTOR = 6.0
 # Memory of a look at a header, for each byte of the file.
@@ -75,7 +66,7 @@ class Decoders:
         """max_bytes: of an image file. max_pixels: of an image. max_text: bytes of the longest base64 text."""
         self.turns = turns
         self.max_bytes = max_bytes
-        self.memory = MemoryBudget(max_pixels * MEMORY_PER_PIXEL)
+        self.memory = accounts.MemoryBudget(max_pixels * MEMORY_PER_PIXEL)
         # Jobs that ended with their process, by reason: "time", "crash", "outside", "abandoned".
         self.killed: Counter[str] = Counter()
         self._shared_bytes = max(max_bytes, max_text, 3 * max_pixels)
@@ -89,7 +80,7 @@ class Decoders:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopped = False
         self._retry: asyncio.TimerHandle | None = None
-        self._turn_times = TurnTimes()
+        self._turn_times = accounts.TurnTimes()
 
     def start(self) -> None:
         """Begin to start the first process, and return. The others start when jobs wait for them."""
@@ -104,7 +95,7 @@ class Decoders:
         memory = INSPECTION_FACTOR * size + MEMORY_PER_PIXEL * decode_up_to
         if not self.memory.fits(memory):
             memory, decode_up_to = INSPECTION_FACTOR * size, 0
-        seconds = MIN_SECONDS + size / INSPECTED_BYTES_PER_SECOND + decode_up_to / PIXELS_PER_SECOND
+        seconds = accounts.inspection_seconds(size, decode_up_to)
         with self._turn_times.count_pending():
             async with self.memory.hold(memory if decode_up_to else 0):
                 found, pixels = await self._run(Job("inspect", file, memory, seconds, decode_up_to))
@@ -113,7 +104,7 @@ class Decoders:
     async def decode(self, file: ImageFile, found: Inspection) -> NDArray[np.uint8]:
         """The pixels, [H, W, 3] uint8 RGB, upright, in memory of their own. Raises what `inspect` raises."""
         size = len(file.content)
-        seconds = MIN_SECONDS + found.pixels / PIXELS_PER_SECOND + size / DECODED_BYTES_PER_SECOND
+        seconds = accounts.decoding_seconds(size, found.pixels)
         needed = found.memory + 2 * size
         if needed > self.memory.limit:
             raise ImageTooLarge(
@@ -294,7 +285,7 @@ class Decoders:
                 self._children.add(child)
             finally:
                 self._starting -= 1
-            async with asyncio.timeout(START_SECONDS):
+            async with asyncio.timeout(accounts.START_SECONDS):
                 await child.connect()
         except Exception as error:  # noqa: BLE001 - whatever it was, jobs wait for a process
             if child is not None:
@@ -303,7 +294,7 @@ class Decoders:
                 return
             log.error("a decoder process could not be started: %r", error)  # noqa: TRY400 - its traceback tells nothing
             if self._retry is None:
-                pause = min(RETRY_SECONDS * 2 ** min(self._failed_starts, 10), START_SECONDS)
+                pause = accounts.restart_pause(self._failed_starts)
                 self._failed_starts += 1
                 self._retry = asyncio.get_running_loop().call_later(pause, self._start_again)
             return

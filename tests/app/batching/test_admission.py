@@ -116,7 +116,7 @@ def test_retry_after_is_what_is_ahead_over_the_measured_rate(admission):
 
 def test_retry_after_is_at_least_one_second_before_anything_was_measured(admission):
     with admission.admit(900):
-        assert admission.expected_wait() is None
+        assert admission.expected_wait() == 0
         assert retry_after(admission, 200) == "1"
 
 

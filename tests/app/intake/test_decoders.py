@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.intake import decoder_process
+from app.intake import decoder_accounts, decoder_process
 from app.intake import decoders as module
 from app.intake.decoder_accounts import MemoryBudget, TurnTimes
 from app.intake.decoder_child import ImageFile
@@ -165,8 +165,8 @@ def test_each_kind_of_bad_image_has_its_problem() -> None:
 def test_an_image_that_takes_too_long_is_ended_and_nobody_waits_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "MIN_SECONDS", 0.5)
-    monkeypatch.setattr(module, "PIXELS_PER_SECOND", 1e9)
+    monkeypatch.setattr(decoder_accounts, "MIN_SECONDS", 0.5)
+    monkeypatch.setattr(decoder_accounts, "PIXELS_PER_SECOND", 1e9)
 
     async def work() -> None:
         async with pool() as decoders:
@@ -255,7 +255,7 @@ def test_processes_that_cannot_be_started_are_tried_again_after_a_pause(
         return start(shared_bytes)
 
     monkeypatch.setattr(module, "Child", fail_twice)
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(decoder_accounts, "RETRY_SECONDS", 0.1)
 
     async def work() -> None:
         async with pool() as decoders:
