@@ -12,7 +12,7 @@ from model.data.finder import fold, spellings
 from model.data.labels import file_name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 
@@ -56,6 +56,19 @@ class LabelIds:
                 raise DatasetError(f"{other} and {file} would both be the image {ids[0]!r} of {self.path}")
             found[file] = ids[0]
         return found
+
+    def lacking(self, categories: Sequence[Mapping[str, Any]]) -> str | None:
+        """Which categories of a model these labels have not, in one line; None if they have all.
+
+        Raises DatasetError if they have none: the results would be empty.
+        """
+        names = [str(category["name"]) for category in categories if category["name"] not in self.categories]
+        if not names:
+            return None
+        shown = ", ".join(names[:5]) + f" and {len(names) - 5} more" * (len(names) > 5)
+        if len(names) == len(categories):
+            raise DatasetError(f"{self.path} has none of the model's categories: {shown}")
+        return f"left out, because {self.path} has no such categories: {shown}"
 
     def rename(self, records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Records with the labels' category ids, without those of categories that the labels do not have."""

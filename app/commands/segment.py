@@ -199,14 +199,17 @@ def segment_all(
                 if output.shard is not None:
                     journal.add_categories(segmenter.model()["categories"])
                 else:
-                    categories = segmenter.model()["categories"] if output.file.needs_categories else []
+                    needed = output.file.needs_categories or job.labels is not None
+                    categories = segmenter.model()["categories"] if needed else []
+                    if job.labels is not None and (lacking := job.labels.lacking(categories)) is not None:
+                        typer.echo(f"maskserve: {lacking}", err=True)
                     output.file.write(answers, files, categories, job.labels)
             if journal is not None and (output.shard is not None or not (failed or job.unread)):
                 journal.finish()
     except KeyboardInterrupt:
         again = "; the same command continues from here" if journal is not None else ""
         return complain(f"interrupted{again}", INTERRUPTED)
-    except CannotWrite as error:
+    except (CannotWrite, DatasetError) as error:
         if journal is not None and not journal.answers():
             journal.finish()
         return complain(str(error), BAD_USAGE)

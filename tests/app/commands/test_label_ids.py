@@ -52,6 +52,15 @@ def test_categories_get_the_labels_ids_and_those_unknown_to_them_are_dropped(tmp
     assert [record["category_id"] for record in ids.rename(records)] == [70, 1]
 
 
+def test_categories_that_the_labels_lack_are_named(tmp_path: Path) -> None:
+    ids = labels(tmp_path, {1: "a.jpg"}, {70: "cat", 1: "dog"})
+    assert ids.lacking([{"name": "cat"}, {"name": "dog"}]) is None
+    others = [{"name": name} for name in ("cat", "a", "b", "c", "d", "e", "f")]
+    assert (ids.lacking(others) or "").endswith("no such categories: a, b, c, d, e and 1 more")
+    with pytest.raises(DatasetError, match=r"has none of the model's categories: Cat"):
+        ids.lacking([{"name": "Cat"}])
+
+
 def test_file_that_holds_no_labels_is_refused(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("[]")
     with pytest.raises(DatasetError, match="not COCO's instances format"):
