@@ -22,8 +22,14 @@ def is_unicode(path: Path) -> bool:
     return True
 
 
+def _is_below(file: Path, drawn: Path, folder: Path) -> bool:
+    """Whether a file lies in the overlays' folder, which lies in the one that is looked through."""
+    inner = drawn.resolve()
+    return inner != folder.resolve() and file.resolve().is_relative_to(inner)
+
+
 def expand_folders(
-    images: Sequence[Path], shard: Shard | None = None
+    images: Sequence[Path], shard: Shard | None = None, *, drawn: Path | None = None
 ) -> tuple[dict[Path, Path], dict[Path, str]]:
     """Image file → the folder that it was found in, or lies in; pictures in the folders that are not read → why.
 
@@ -32,6 +38,7 @@ def expand_folders(
     Args:
         images: files and folders.
         shard: the images that are taken, of which there may be none; by default all.
+        drawn: a folder that overlays are written to, and which is left out of those that it lies in.
     """
     files: dict[Path, Path] = {}
     others: dict[Path, str] = {}
@@ -42,7 +49,11 @@ def expand_folders(
             continue
         found, unread = find_images(path, recursive=True, select=None if shard is None else shard.has)
         unread |= {file: "its name is not UTF-8; rename it" for file in found if not is_unicode(file)}
-        found = [file for file in found if file not in unread]
+        found = [
+            file
+            for file in found
+            if file not in unread and (drawn is None or not _is_below(file, drawn, path))
+        ]
         if not found and shard is None:
             raise ValueError(nothing_found(path, unread))
         files |= dict.fromkeys(found, path)

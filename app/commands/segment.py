@@ -134,7 +134,7 @@ def run(
     try:
         if output.file is not None:
             output.file.check(options)
-        files, unread = expand_folders(images, output.shard)
+        files, unread = expand_folders(images, output.shard, drawn=output.overlay_folder or output.overlay)
         labels = None if output.file is None or output.file.ids is None else LabelIds.read(output.file.ids)
         if labels is not None:
             labels.image_ids(files)  # what has no id is said before the work

@@ -206,6 +206,7 @@ def _bitmaps(folder: Path) -> LabelledFile:
 def _cellpose(folder: Path) -> list[LabelledFile]:
     by_name = {file.stem: file for file in images_in(folder)}
     files = []
+    owners: dict[Path, Path] = {}
     for stem, masks in by_name.items():
         if (match := _CELLPOSE.fullmatch(stem)) is None:
             continue
@@ -213,6 +214,10 @@ def _cellpose(folder: Path) -> list[LabelledFile]:
         image = by_name.get(name) or by_name.get(f"{name}_img")
         if image is None:
             raise DatasetError(f"{masks}: there is no image {name} or {name}_img beside it")
+        if (other := owners.setdefault(image, masks)) != masks:
+            raise DatasetError(
+                f"{image}: both {other.name} and {masks.name} have its masks; remove one of them"
+            )
         files.append(LabelledFile(image.stem, image, [masks], is_label_image=True))
     return files
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from app.commands.image_files import expand_folders
 from app.commands.merge import merge
 from app.commands.results_file import ResultsFile
 from app.commands.shard import Shard, find_shards
@@ -155,3 +156,12 @@ def test_a_name_that_is_not_utf_8_ends_nothing(
     said = capsys.readouterr().err
     assert "its name is not UTF-8; rename it" in said
     assert json.loads((tmp_path / "out.json").read_text())
+
+
+def test_overlays_below_the_images_are_not_segmented(folder: Path) -> None:
+    whole, _ = expand_folders([folder])
+    found, _ = expand_folders([folder], drawn=folder / "more")
+    assert 0 < len(found) < len(whole)
+    assert not any(path.is_relative_to(folder / "more") for path in found)
+    # The folder that is asked for is looked through in any case.
+    assert expand_folders([folder / "more"], drawn=folder / "more")[0]

@@ -177,12 +177,21 @@ def image_missing(root: Path) -> str:
     return "there is no image n1 or n1_img beside it"
 
 
+def masks_twice(root: Path) -> str:
+    photo(root / "n1.png", 1)
+    for name in ("n1_masks.png", "n1_cp_masks.png"):
+        save(root / name, labels(1, np.uint8))
+    return "both n1_cp_masks.png and n1_masks.png have its masks"
+
+
 def several_images(root: Path) -> str:
     stardist(root / "train")
     return "2 images in images/, where one was expected"
 
 
-WRONG = [without_masks, mask_missing, other_size, fractions, no_image, image_missing, several_images]
+WRONG = [
+    without_masks, mask_missing, other_size, fractions, no_image, image_missing, masks_twice, several_images,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("make", WRONG)
