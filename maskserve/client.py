@@ -74,7 +74,7 @@ class AsyncClient:
             address = httpx.URL(url)
         except httpx.InvalidURL as error:
             raise ValueError(f"{url!r} is no address: {error}") from None
-        if address.scheme not in ("http", "https"):
+        if address.scheme not in ("http", "https") or not address.host:
             raise ValueError(f"{url!r} is no address; write http://HOST:PORT")
         self.concurrency = concurrency
         self.deadline = None if deadline == math.inf else deadline

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 MOST_CONTAINERS, MOST_VALUES = 1_000_000, 10_000_000
 
 
+# Tags of TIFF 6.0 that say how samples are shown.
+BITS_PER_SAMPLE, PHOTOMETRIC, DESCRIPTION, MAX_SAMPLE_VALUE = 258, 262, 270, 281
+
+
 class SegmentOptions(TypedDict, total=False):
     """The parameters of POST /segment."""
 
@@ -100,9 +104,18 @@ def image_file(image: Source) -> bytes:
 def _encode(image: Image.Image) -> bytes:
     """The file of a Pillow image that the service reads as it would read the one that the image came from."""
     if image.mode == "F" or image.mode.startswith("I"):
-        # More than 8 bits: the service scales them, by rules that depend on the format.
+        # More than 8 bits: the service scales them, by rules that depend on the format and on these tags of a TIFF.
         content = io.BytesIO()
-        image.save(content, "PNG" if image.format == "PNG" else "TIFF")
+        if image.format == "PNG":
+            return encode_png(image)
+        tags = getattr(image, "tag_v2", {})
+        kept = {tag: tags[tag] for tag in (PHOTOMETRIC, DESCRIPTION, MAX_SAMPLE_VALUE) if tag in tags}
+        bits = int(np.min(tags.get(BITS_PER_SAMPLE, 16)))
+        if bits < 16:
+            kept.setdefault(MAX_SAMPLE_VALUE, (1 << bits) - 1)
+        # Compressed, Pillow 13 writes 1 as the greatest value.
+        compression = None if MAX_SAMPLE_VALUE in kept else "tiff_adobe_deflate"
+        image.save(content, "TIFF", compression=compression, tiffinfo=kept)
         return content.getvalue()
     if image.has_transparency_data:
         # On white, as the service lays it.

@@ -107,7 +107,7 @@ def run_evaluation(
     if plots is not None:
         try:
             draw_plots(evaluation, engine, dataset, samples, plots, tiling=tiling)
-        except (DatasetError, OSError) as error:
+        except (*LOAD_ERRORS, DatasetError, TilingError, OSError) as error:
             typer.echo(f"no plots: {error}", err=True)
             return 1
     return 0

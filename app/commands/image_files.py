@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from app.commands.shard import Shard
 
 
+NOT_UNICODE = "its name is not UTF-8; rename it"
+
+
 def is_unicode(path: Path) -> bool:
     """Whether a path can be written in JSON; on Linux it may be any bytes."""
     try:
@@ -22,10 +25,12 @@ def is_unicode(path: Path) -> bool:
     return True
 
 
-def _is_below(file: Path, drawn: Path, folder: Path) -> bool:
-    """Whether a file lies in the overlays' folder, which lies in the one that is looked through."""
-    inner = drawn.resolve()
-    return inner != folder.resolve() and file.resolve().is_relative_to(inner)
+def _inner_folder(drawn: Path | None, folder: Path) -> Path | None:
+    """The overlays' folder, if it lies in the one that is looked through."""
+    if drawn is None:
+        return None
+    inner, outer = drawn.resolve(), folder.resolve()
+    return inner if inner != outer and inner.is_relative_to(outer) else None
 
 
 def expand_folders(
@@ -44,16 +49,19 @@ def expand_folders(
     others: dict[Path, str] = {}
     for path in images:
         if not path.is_dir():
-            if shard is None or shard.has(path.name):
+            if shard is not None and not shard.has(path.name):
+                continue
+            if is_unicode(path):
                 files[path] = path.parent
+            else:
+                others[path] = NOT_UNICODE
             continue
         found, unread = find_images(path, recursive=True, select=None if shard is None else shard.has)
-        unread |= {file: "its name is not UTF-8; rename it" for file in found if not is_unicode(file)}
-        found = [
-            file
-            for file in found
-            if file not in unread and (drawn is None or not _is_below(file, drawn, path))
-        ]
+        unread |= {file: NOT_UNICODE for file in found if not is_unicode(file)}
+        inner = _inner_folder(drawn, path)
+        if inner is not None:
+            found = [file for file in found if not file.resolve().is_relative_to(inner)]
+        found = [file for file in found if file not in unread]
         if not found and shard is None:
             raise ValueError(nothing_found(path, unread))
         files |= dict.fromkeys(found, path)

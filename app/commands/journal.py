@@ -15,7 +15,7 @@ import orjson
 from maskserve import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 K = TypeVar("K", bound=Hashable)
@@ -174,6 +174,23 @@ def file_state(path: Path) -> list[int]:
     """What changes when a file is written again: its size in bytes and the time of the change in nanoseconds."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
+
+
+def note_states(images: Iterable[Path], states: dict[Path, list[int]]) -> Iterator[Path]:
+    """The images, whose states are noted as each is handed on: what is written meanwhile is another image."""
+    for path in images:
+        # What is not there has no answer.
+        if (state := find_state(path)) is not None:
+            states[path] = state
+        yield path
+
+
+def find_state(path: Path) -> list[int] | None:
+    """The state of a file; None where there is none."""
+    try:
+        return file_state(path)
+    except OSError:
+        return None
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:

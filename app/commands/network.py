@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +56,8 @@ class NetworkOptions:
     nms: float | None = None
     # Whether keypoints are learned where the data has some.
     keypoints: bool = True
-    # Of downloaded weights.
-    weights_folder: Path = field(default_factory=catalogue.default_folder)
+    # Of downloaded weights; None is the usual one.
+    weights_folder: Path | None = None
 
 
 # Recipe → what its networks have, where the options say nothing.
@@ -98,7 +98,7 @@ def initialize(
             network,
             architecture,
             options.backbone,
-            options.weights_folder,
+            options.weights_folder or catalogue.default_folder(),
             tell=lambda line: typer.echo(line, err=True),
         )
     )
@@ -112,7 +112,7 @@ def _start_from_model(
         raise TrainingError("--initial and --backbone exclude each other: a model includes its backbone")
     if (options.pooling, options.masks) != ("align", "sigmoid"):
         raise TrainingError("--initial excludes --pooling and --masks: a model keeps its own")
-    network, model = zoo.load(name, options.weights_folder)
+    network, model = zoo.load(name, options.weights_folder or catalogue.default_folder())
     origin = {"initial": {"name": model.name, "sha256": model.sha256, "training": model.training}}
     if model.origin:
         origin["initial"]["origin"] = model.origin

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
@@ -14,7 +14,7 @@ import typer
 from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
 from app.commands.image_files import expand_folders
-from app.commands.journal import AnswerJournal, file_state
+from app.commands.journal import AnswerJournal, find_state, note_states
 from app.commands.label_ids import LabelIds
 from app.commands.results_file import CannotWrite
 from app.commands.shard import Shard, name_images
@@ -29,6 +29,7 @@ from app.commands.terminal import (
 )
 from maskserve import AnswerError, MaskserveError, Result
 from model.data import DatasetError
+from model.errors import DeviceFailed
 from model.images.formats import ImageError
 
 if TYPE_CHECKING:
@@ -176,12 +177,15 @@ def segment_all(
             task = bar.add_task("segmenting", total=len(files), completed=len(done))
             failed = 0
             states: dict[Path, list[int]] = {}
-            sent = note_states(pending, states)
+            sent = pending if journal is None else note_states(pending, states)
             outcomes = zip(pending, segmenter.segment_many(sent, **job.options), strict=True)
             for path, outcome in (
                 write_overlays(outcomes, job.overlays, segmenter.model) if job.overlays else outcomes
             ):
                 bar.advance(task)
+                state = states.pop(path, None)
+                if journal is not None and isinstance(outcome, Result) and state != find_state(path):
+                    outcome = AnswerError("it was written while it was segmented")  # noqa: PLW2901
                 if isinstance(outcome, Exception):
                     failed += 1
                     reason = failure_reason(outcome)
@@ -191,7 +195,7 @@ def segment_all(
                 elif journal is not None:
                     if output.file is not None and output.shard is None:
                         output.file.check_answer(outcome)
-                    journal.add(path, outcome, states.pop(path, []))
+                    journal.add(path, outcome, state or [])
                 else:
                     print_result(path, outcome, as_json=output.as_json)
             # Where nothing was answered, as without a service, results of an earlier command stay.
@@ -213,7 +217,8 @@ def segment_all(
         if journal is not None and not journal.answers():
             journal.finish()
         return complain(str(error), BAD_USAGE)
-    except MaskserveError as error:
+    # DeviceFailed: no other image could be segmented either.
+    except (MaskserveError, DeviceFailed) as error:
         return complain(str(error), BAD_FILE)
     except OSError as error:
         return complain(file_error(error), BAD_FILE)
@@ -225,15 +230,6 @@ def segment_all(
         file = output.file.path if output.shard is None else output.shard.file(output.file.path)
         typer.echo(f"maskserve: the results of {len(files)} images are in {file}", err=True)
     return 0
-
-
-def note_states(images: Iterable[Path], states: dict[Path, list[int]]) -> Iterator[Path]:
-    """The images, whose states are noted as each is handed on: what is written meanwhile is another image."""
-    for path in images:
-        # What is not there any more has no answer.
-        with suppress(OSError):
-            states[path] = file_state(path)
-        yield path
 
 
 def overlay_paths(files: Mapping[Path, Path], images: Sequence[Path], output: Output) -> Mapping[Path, Path]:

@@ -46,11 +46,16 @@ const stage = new Stage(get("stage"), (view) => {
 });
 const film = new FilmBar(get("film"), showFrame, complain, () => state.set({ busy: false }));
 
-/** Segment an image file, or run a video file. @param {File} file */
+/** Segment an image file, or run a video file, that somebody has chosen. @param {File} file */
 function open(file) {
+  opened += 1;
+  send(file);
+}
+
+/** @param {File} file */
+function send(file) {
   asking?.abort();
   film.stop();
-  opened += 1;
   latest = file;
   state.set({ problem: null });
   if (file.type.startsWith("video/")) {
@@ -259,7 +264,7 @@ function setUpFiles() {
 
 function repeat() {
   if (latest) {
-    open(latest);
+    send(latest);
   }
 }
 

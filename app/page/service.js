@@ -57,7 +57,7 @@ let ownKey = ""; // where the browser stores nothing for the page
 export const key = {
   get: () => {
     try {
-      return sessionStorage.getItem(KEY) ?? "";
+      return sessionStorage.getItem(KEY) ?? ownKey;
     } catch {
       return ownKey;
     }
@@ -70,10 +70,11 @@ export const key = {
     }
   },
   forget: () => {
+    ownKey = "";
     try {
       sessionStorage.removeItem(KEY);
     } catch {
-      ownKey = "";
+      // Nothing is stored.
     }
   },
 };

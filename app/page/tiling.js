@@ -42,7 +42,8 @@ export function setUp(state, repeat) {
   state.on(["model"], ({ model }) => {
     if (model?.tile_overlap) {
       // A value that somebody has chosen stays.
-      overlap.defaultValue = String(model.tile_overlap);
+      // In the field's own steps, in which it would be another value.
+      overlap.defaultValue = String(Math.round(100 * model.tile_overlap) / 100);
       take();
     }
   });

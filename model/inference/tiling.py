@@ -61,7 +61,9 @@ class Tiling:
             raise TilingError(f"An image has at most {MAX_SIDE} pixels a side, not {width} × {height}.")
         side, overlap = self.tile, self.overlap
         if side is None:
-            side = choose_tile(height, width, model.architecture, overlap or DEFAULT_OVERLAP)
+            side = choose_tile(
+                height, width, model.architecture, DEFAULT_OVERLAP if overlap is None else overlap
+            )
         if side is None or (height <= side and width <= side):
             return None
         if overlap is None:

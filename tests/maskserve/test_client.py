@@ -79,7 +79,31 @@ def test_a_pillow_image_is_read_as_its_file_is(image: Image.Image) -> None:
     np.testing.assert_array_equal(decode(image_file(image)), decode(file.getvalue()))
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "http://localhost:abc", "ftp://localhost"])
+@pytest.mark.parametrize(
+    "tags",
+    [{262: 0}, {281: 4095}, {270: "ImageJ=1.53\nmin=100.0\nmax=2000.0\n"}, {}],
+    ids=["white is zero", "12 bits", "range of ImageJ", "compressed"],
+)
+def test_an_opened_tiff_is_sent_as_it_is_shown(tags: dict[int, Any]) -> None:
+    file = io.BytesIO()
+    values = Image.fromarray(np.linspace(0, 3000, 64 * 48).reshape(48, 64).astype(np.uint16))
+    values.save(file, "TIFF", tiffinfo=tags, compression=None if tags else "tiff_lzw")
+    with Image.open(file) as image:
+        sent = image_file(image)
+    np.testing.assert_array_equal(decode(sent), decode(file.getvalue()))
+
+
+def test_a_photo_may_become_floats() -> None:
+    """Its file's compression is not one for floats."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48), "teal").save(file, "TIFF", compression="jpeg")
+    with Image.open(file) as image:
+        assert decode(image_file(image.convert("F"))).shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "http://localhost:abc", "ftp://localhost", "http:/localhost"]
+)
 def test_what_is_no_address_is_said_at_once(url: str) -> None:
     with pytest.raises(ValueError, match="is no address"):
         Client(url)

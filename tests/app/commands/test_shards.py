@@ -152,6 +152,7 @@ def test_a_name_that_is_not_utf_8_ends_nothing(
 ) -> None:
     nameless = folder / os.fsdecode(b"caf\xe9.jpg")
     nameless.write_text("5")
+    assert expand_folders([nameless]) == ({}, {nameless: "its name is not UTF-8; rename it"})
     segment(folder, tmp_path / "out.json", None)
     said = capsys.readouterr().err
     assert "its name is not UTF-8; rename it" in said
@@ -163,5 +164,6 @@ def test_overlays_below_the_images_are_not_segmented(folder: Path) -> None:
     found, _ = expand_folders([folder], drawn=folder / "more")
     assert 0 < len(found) < len(whole)
     assert not any(path.is_relative_to(folder / "more") for path in found)
-    # The folder that is asked for is looked through in any case.
+    # The folder that is asked for, and one that it lies in, are looked through in any case.
+    assert len(expand_folders([folder], drawn=folder.parent)[0]) == len(whole)
     assert expand_folders([folder / "more"], drawn=folder / "more")[0]
