@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from typer.testing import CliRunner
@@ -13,6 +13,8 @@ from app.commands.network import NetworkOptions
 from model.training.recipe import PROBABILITIES, STRENGTHS, Recipe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pytest
 
 NETWORK = [
@@ -50,15 +52,16 @@ def test_every_probability_and_strength_can_be_given(monkeypatch: pytest.MonkeyP
     words = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     network, overrides, recipe = started(monkeypatch, "--recipe", "nuclei", *words, *NETWORK)
     assert {name: value for name, value in overrides.items() if value is not None} == values
-    assert network == NetworkOptions(
+    assert replace(network, weights_folder=None) == NetworkOptions(
         input=(256, 320), anchors="8", detections=400, paste="detectron2", nms=0.4
     )
     assert recipe == "nuclei"
 
 
-def test_nothing_is_replaced_unless_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_replaced_unless_it_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MASKSERVE_WEIGHTS_DIR", str(tmp_path))
     network, overrides, recipe = started(monkeypatch)
-    assert network == NetworkOptions()
+    assert network == NetworkOptions(weights_folder=tmp_path)
     assert recipe == "small"
     assert set(overrides.values()) == {None}
     # `sizes` is taken apart by `choose_sizes`.
