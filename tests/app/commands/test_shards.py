@@ -146,7 +146,7 @@ def test_images_of_the_same_name_are_refused(
     assert "would have the same name in the results" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode there")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are Unicode")
 def test_a_name_that_is_not_utf_8_ends_nothing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

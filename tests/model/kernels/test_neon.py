@@ -97,7 +97,7 @@ def convolve(tmp_path_factory: pytest.TempPathFactory) -> winograd.WinogradKerne
     ],
 )
 @pytest.mark.parametrize(("relu", "has_residual"), [(False, False), (True, False), (True, True)])
-def test_convolutions_are_torchs(  # noqa: PLR0917
+def test_convolutions_are_torchs(  # noqa: PLR0917 - what pytest gives it
     convolve: winograd.WinogradKernel,
     batch: int,
     height: int,
