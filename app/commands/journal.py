@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import orjson
 
-from maskserve import Result
+from maskserve import AnswerError, Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    from app.commands.segment import Outcome
 
 K = TypeVar("K", bound=Hashable)
 
@@ -183,6 +185,18 @@ def note_states(images: Iterable[Path], states: dict[Path, list[int]]) -> Iterat
         if (state := find_state(path)) is not None:
             states[path] = state
         yield path
+
+
+def refuse_changed(
+    outcomes: Iterable[tuple[Path, Outcome]], states: Mapping[Path, list[int]]
+) -> Iterator[tuple[Path, Outcome]]:
+    """The outcomes, but an error for an image that was written since its state was noted."""
+    for path, outcome in outcomes:
+        is_same = path in states and states[path] == find_state(path)
+        if is_same or isinstance(outcome, Exception):
+            yield path, outcome
+        else:
+            yield path, AnswerError("it was written while it was segmented")
 
 
 def find_state(path: Path) -> list[int] | None:

@@ -14,7 +14,7 @@ import typer
 from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
 from app.commands.image_files import expand_folders
-from app.commands.journal import AnswerJournal, find_state, note_states
+from app.commands.journal import AnswerJournal, note_states, refuse_changed
 from app.commands.label_ids import LabelIds
 from app.commands.results_file import CannotWrite
 from app.commands.shard import Shard, name_images
@@ -178,14 +178,15 @@ def segment_all(
             failed = 0
             states: dict[Path, list[int]] = {}
             sent = pending if journal is None else note_states(pending, states)
+            outcomes: Iterable[tuple[Path, Outcome]]
             outcomes = zip(pending, segmenter.segment_many(sent, **job.options), strict=True)
-            for path, outcome in (
-                write_overlays(outcomes, job.overlays, segmenter.model) if job.overlays else outcomes
-            ):
+            if job.overlays:
+                outcomes = write_overlays(outcomes, job.overlays, segmenter.model)
+            if journal is not None:
+                outcomes = refuse_changed(outcomes, states)
+            for path, outcome in outcomes:
                 bar.advance(task)
-                state = states.pop(path, None)
-                if journal is not None and isinstance(outcome, Result) and state != find_state(path):
-                    outcome = AnswerError("it was written while it was segmented")  # noqa: PLW2901
+                state = states.pop(path, [])
                 if isinstance(outcome, Exception):
                     failed += 1
                     reason = failure_reason(outcome)
@@ -195,7 +196,7 @@ def segment_all(
                 elif journal is not None:
                     if output.file is not None and output.shard is None:
                         output.file.check_answer(outcome)
-                    journal.add(path, outcome, state or [])
+                    journal.add(path, outcome, state)
                 else:
                     print_result(path, outcome, as_json=output.as_json)
             # Where nothing was answered, as without a service, results of an earlier command stay.

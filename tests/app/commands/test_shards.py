@@ -167,3 +167,32 @@ def test_overlays_below_the_images_are_not_segmented(folder: Path) -> None:
     # The folder that is asked for, and one that it lies in, are looked through in any case.
     assert len(expand_folders([folder], drawn=folder.parent)[0]) == len(whole)
     assert expand_folders([folder / "more"], drawn=folder / "more")[0]
+
+
+@pytest.mark.parametrize("shard", [Shard(1, 1), None])
+def test_an_image_that_is_written_while_it_is_segmented_is_tried_again(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    shard: Shard | None,
+) -> None:
+    image = folder / "more" / "photo.1.jpg"
+    read = Path.read_text
+
+    def read_and_write(path: Path, *more: str) -> str:
+        text = read(path, *more)
+        if path == image and text == "1" * 40:
+            path.write_text("77")
+        return text
+
+    (folder / DAMAGED).unlink()
+    monkeypatch.setattr(Path, "read_text", read_and_write)
+    out = tmp_path / "out.json"
+    assert segment(folder, out, shard) == 1
+    assert f"{image}: it was written while it was segmented" in capsys.readouterr().err
+    assert segment(folder, out, shard) == 0
+    if shard is not None:
+        merge(ResultsFile(out))
+    scores = [record["score"] for record in json.loads(out.read_bytes()) if record["score"] == 0.7]
+    assert scores.count(0.7) >= 2
