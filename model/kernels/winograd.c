@@ -16,6 +16,7 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum { SIDE = 4, REACH = SIDE + 2, PRODUCTS = REACH * REACH };
+enum { LINE = 64 };  // bytes of a cache line
 
 typedef float vector __attribute__((vector_size(4 * LANES)));
 typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -154,13 +155,13 @@ INLINE struct Place place(const struct Work *work, int64_t tile) {
 }
 
 /* From the tiles' sums for one product to those for the next. Mostly odd cache lines, lest all want one place. */
-INLINE int64_t stride(int64_t channels, int64_t block) { return channels * block + 64 / sizeof(number); }
+INLINE int64_t stride(int64_t channels, int64_t block) { return channels * block + LINE / sizeof(number); }
 
 int64_t scratch_bytes(const struct Work *work) {
     const int64_t sums = PRODUCTS * stride(work->channels, work->block);
     const int64_t products = PRODUCTS * work->panel * work->block;
     const int64_t bytes = sizeof(cell) * work->channels + sizeof(number) * sums + sizeof(float) * products;
-    return (bytes + 63) / 64 * 64;
+    return (bytes + LINE - 1) / LINE * LINE;
 }
 
 /* sums: [36, stride], of each the tiles' channels. zeros: [channels]. */
@@ -193,11 +194,15 @@ static void transform(const struct Work *work, int64_t first, int64_t count, num
     }
 }
 
-/* products [rows, vectors] = sums [rows, channels] × matrix [channels / TOGETHER, vectors, TOGETHER] */
-INLINE void multiply(int rows, int vectors, int64_t channels, const number *sums, const number *matrix, float *products) {
+/* products [rows, vectors] = sums [rows, channels] × matrix [channels / TOGETHER, vectors, TOGETHER]. Meanwhile a cache line
+ * from `ahead` on is fetched into the second cache for each step of the sums.
+ */
+INLINE void multiply(int rows, int vectors, int64_t channels, const number *sums, const number *matrix, float *products,
+                     const char *ahead) {
     vector total[ROWS][VECTORS] = {0};
-    for (int64_t c = 0; c < channels; c += TOGETHER) {
+    for (int64_t c = 0; c < channels; c += TOGETHER, ahead += LINE) {
         vector columns[VECTORS];
+        __builtin_prefetch(ahead, 0, 2);
         for (int v = 0; v < vectors; v++, matrix += LANES * TOGETHER) columns[v] = *(const loose *)matrix;
         for (int r = 0; r < rows; r++)
             for (int v = 0; v < vectors; v++) total[r][v] = multiplied(total[r][v], sums + r * channels + c, columns[v]);
@@ -208,7 +213,7 @@ INLINE void multiply(int rows, int vectors, int64_t channels, const number *sums
 
 /* The same with numbers that the compiler knows: only so are the totals in registers. */
 #define BY_ROWS(rows, vectors) \
-    case rows: return multiply(rows, vectors, channels, sums, matrix, products);
+    case rows: return multiply(rows, vectors, channels, sums, matrix, products, ahead);
 #define BY_VECTORS(vectors) \
     case vectors: switch (rows) { \
         BY_ROWS(1, vectors) BY_ROWS(2, vectors) BY_ROWS(3, vectors) \
@@ -216,7 +221,7 @@ INLINE void multiply(int rows, int vectors, int64_t channels, const number *sums
     }
 
 static void multiply_some(int64_t rows, int64_t vectors, int64_t channels, const number *sums, const number *matrix,
-                          float *products) {
+                          float *products, const char *ahead) {
     switch (vectors) {
         BY_VECTORS(1)
         BY_VECTORS(2)
@@ -277,11 +282,15 @@ static void take_blocks(void *argument) {
         for (int64_t from = 0; from < work->depth; from += work->panel) {
             const int64_t panel = work->depth - from < work->panel ? work->depth - from : work->panel;
             const number *matrix = work->weights + PRODUCTS * channels * from;
+            const int64_t bytes = channels * panel * (int64_t)sizeof(number), fetched = channels / TOGETHER * LINE;
             for (int n = 0; n < PRODUCTS; n++, matrix += channels * panel)
-                for (int64_t tile = 0; tile < count; tile += ROWS)
+                for (int64_t tile = 0; tile < count; tile += ROWS) {
+                    // The next matrix: to wait for it took a fifth of the time and more.
+                    const char *ahead = (const char *)matrix + bytes + tile / ROWS * fetched % bytes;
                     multiply_some(count - tile < ROWS ? count - tile : ROWS, panel / LANES, channels,
                                   sums + n * stride(channels, block) + tile * channels, matrix,
-                                  products + (n * block + tile) * panel);
+                                  products + (n * block + tile) * panel, ahead);
+                }
             finish(work, first, count, from, panel, products);
         }
     }

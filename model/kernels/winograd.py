@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from model.kernels.compiled import AVX2, NEON, first_usable, load, openmp_functions
+from model.kernels.processor import has_amx
 from model.kernels.quantization import IDENTITY, QuantParams
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 SOURCE = Path(__file__).with_name("winograd.c")
 # In an axis: so many outputs of a tile, of so many inputs.
 SIDE, REACH = 4, 6
-# Tiles that a thread works on at once, at most: so few that their sums and products stay in a second cache of 1 MB (in
-# bfloat16, to 256 channels), so many that the matrices, which are read anew for each such block, do not weigh.
-BLOCK = 18
+# Tiles that a thread works on at once, at most, for each MB of second cache, of which up to 2 are counted: so few that
+# their sums and products stay there, so many that the matrices, which are read anew for each such block, do not weigh.
+BLOCK, MOST_CACHE = 18, 2
 # What the processor must have for a variant of the kernel, the quickest first.
 VARIANTS: dict[torch.dtype, dict[str, tuple[str, ...]]] = {
     torch.uint8: {"bytes_avx512": ("avx512_bf16", "avx512_vl", "avx512_bw", "avx512_dq")},
@@ -94,11 +95,10 @@ def kernel_for(dtype: torch.dtype) -> WinogradKernel | None:
     """The quickest variant that this processor runs; None if there is none, and convolutions are computed directly.
 
     That is so where nothing was compiled (hatch_build.py: for Linux on x86 and ARM), where torch has no OpenMP, and in
-    other numbers than float32 where the processor has AMX, by which a direct convolution is taken to be quicker
-    (unmeasured).
+    other numbers than float32 where the processor has AMX, by which a direct convolution is quicker.
     """
     openmp = openmp_functions()
-    if openmp is None or (dtype != torch.float32 and torch.cpu.get_capabilities().get("amx_bf16")):
+    if openmp is None or (dtype != torch.float32 and has_amx()):
         return None
     variants = VARIANTS.get(dtype, {})
     paths = {Path(__file__).with_name(f"winograd_{name}.so"): needs for name, needs in variants.items()}
@@ -240,9 +240,20 @@ class Winograd:
 
 
 def tiles_per_block(tiles: int, threads: int) -> int:
-    """How many tiles a thread works on at once, so that each gets as many such blocks as the others."""
-    blocks = -(-tiles // (BLOCK * threads)) * threads
+    """How many tiles a thread works on at once, so that each gets as many such blocks as the others.
+
+    Results do not depend on it.
+    """
+    most = BLOCK * second_cache()
+    blocks = -(-tiles // (most * threads)) * threads
     return -(-tiles // max(blocks, 1))
+
+
+@cache
+def second_cache() -> int:
+    """Megabytes of a core's, from 1 to MOST_CACHE; 1 where torch does not know."""
+    size = torch.cpu.get_capabilities().get("l2_cache_size", 0)
+    return min(max(int(size) // 2**20, 1), MOST_CACHE)
 
 
 def tile_count(height: int, width: int) -> int:
