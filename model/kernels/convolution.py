@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from model.kernels import onednn
 from model.kernels.openmp import one_thread
+from model.kernels.processor import has_amx
 from model.kernels.winograd import Winograd, kernel_for, should_use_winograd
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ class Linear:
     """x weightᵀ + bias, or with activation="relu": relu(x weightᵀ + bias).
 
     oneDNN computes it on a CPU, in float32 too. MKL, which torch would ask, sums in an order that depends on the number
-    of threads, and takes 8 to 20 % longer (2-core Zen 4).
+    of threads, and takes 8 to 20 % longer (2-core Zen 4). So does oneDNN's kernel for AMX, but not its convolutions.
     """
 
     def __init__(
@@ -232,8 +233,10 @@ class Linear:
         self._weight, self._bias = form.copy(weight), form.copy(bias)
         self._activation, self._rows = activation, rows
         self._fuses = form.fuses()
+        self._convolves = form.dtype == torch.bfloat16 and has_amx()
         if self._fuses:
-            self._weight = onednn.linear_weight(self._weight)
+            lay_out = onednn.pointwise_weight if self._convolves else onednn.linear_weight
+            self._weight = lay_out(self._weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., K] from x [..., D]."""
@@ -244,5 +247,8 @@ class Linear:
         rows = len(flat)
         if spare := -rows % self._rows:
             flat = functional.pad(flat, (0, 0, 0, spare))
-        y = onednn.linear(flat, self._weight, self._bias, self._activation)
+        if not rows:
+            return x.new_empty((*x.shape[:-1], len(self._bias)))
+        run = onednn.pointwise if self._convolves else onednn.linear
+        y = run(flat, self._weight, self._bias, self._activation)
         return y[:rows].view(*x.shape[:-1], y.shape[-1])

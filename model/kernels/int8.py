@@ -155,12 +155,12 @@ class Int8Conv(Layer):
         out: [B, K, H', W'], where the result is put as floats besides.
         """
         params = self._output_params
-        if params is not None and self.can_use_winograd and should_use_winograd(x.values, self.out_channels):
+        if params is None:
+            return self._float_conv(x)
+        if self.can_use_winograd and should_use_winograd(x.values, self.out_channels):
             values = self._winograd_conv(x, residual, params)
         else:
-            values = self._direct_conv(x, residual)
-        if params is None:
-            return values
+            values = self._direct_conv(x, residual, params)
         # In two steps, so that the difference, a whole number, is exact in bfloat16 too.
         if out is not None:
             torch.sub(values, torch.tensor(params.zero_point, dtype=out.dtype), out=out).mul_(params.scale)
@@ -182,12 +182,22 @@ class Int8Conv(Layer):
             return self._winograd(x.values, x_params=x.params)
         return self._winograd(x.values, residual.values, x_params=x.params, residual_params=residual.params)
 
-    def _direct_conv(self, x: QuantizedTensor, residual: QuantizedTensor | None) -> Tensor:
+    def _float_conv(self, x: QuantizedTensor) -> Tensor:
+        # Whole numbers first: scaled by oneDNN they differ in the last bits on one thread and on several (AMX).
+        weight = (self._weight_for(x), torch.ones_like(self._weight_scales), self._weight_zero_points)
+        inputs = (x.values, 1.0, x.params.zero_point, *weight, None)
+        run = torch.ops.onednn.qconv2d_pointwise
+        sums: Tensor = run(*inputs, *self._geometry(), 1.0, 0, torch.float32, "none", [], "")
+        scales = (self._weight_scales * x.params.scale)[:, None, None]
+        return sums.mul_(scales).add_(self._bias[:, None, None])
+
+    def _direct_conv(
+        self, x: QuantizedTensor, residual: QuantizedTensor | None, params: QuantParams
+    ) -> Tensor:
         weight = (self._weight_for(x), self._weight_scales, self._weight_zero_points)
         inputs = (x.values, x.params.scale, x.params.zero_point, *weight)
-        geometry = (self.stride, self.padding, self.dilation, self.groups)
-        params = self._output_params
-        result = (1.0, 0, torch.float32) if params is None else (params.scale, params.zero_point, torch.uint8)
+        geometry = self._geometry()
+        result = (params.scale, params.zero_point, torch.uint8)
         run = torch.ops.onednn.qconv2d_pointwise
         values: Tensor
         if residual is None:
@@ -198,6 +208,9 @@ class Int8Conv(Layer):
                 *inputs, residual.values, self._bias, *geometry, *result, *sum_of, self.activation, [], ""
             )
         return values
+
+    def _geometry(self) -> tuple[list[int], list[int], list[int], int]:
+        return self.stride, self.padding, self.dilation, self.groups
 
     def _weight_for(self, x: QuantizedTensor) -> Tensor:
         """The weight in the layout that oneDNN's kernel for an input shape reads. That of another shape gives the same
@@ -212,10 +225,7 @@ class Int8Conv(Layer):
                 self._weight_scales,
                 x.params.scale,
                 x.params.zero_point,
-                self.stride,
-                self.padding,
-                self.dilation,
-                self.groups,
+                *self._geometry(),
                 list(x.shape),
             )
         return self._packed[x.shape]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Padding, stride, dilation, groups.
 Geometry = tuple[list[int], list[int], list[int], int]
+_POINTWISE: Geometry = ([0, 0], [1, 1], [1, 1], 1)
 _OPS: Any = torch.ops.mkldnn
 
 
@@ -74,6 +75,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") ->
     """
     made: Tensor = _OPS._linear_pointwise(x, weight, bias, activation, [], "")
     return made
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") -> Tensor:
+    """As `linear`, as a convolution 1×1.
+
+    Args:
+        x: [R, D].
+        weight: from `pointwise_weight`.
+        bias: [K].
+        activation: "none" or "relu".
+    """
+    image = x[None, :, None].permute(0, 3, 1, 2)
+    return convolution(image, weight, bias, _POINTWISE, activation=activation)[0, :, :, 0].T
+
+
+def pointwise_weight(weight: Tensor, rows: int = 1000) -> Tensor:
+    """A weight [K, D] as `pointwise` reads it for so many rows, and nearly always for any number of them."""
+    kernel = weight[:, :, None, None].contiguous(memory_format=torch.channels_last)
+    return convolution_weight(kernel, _POINTWISE, [1, weight.shape[1], rows, 1])
 
 
 def linear_weight(weight: Tensor) -> Tensor:

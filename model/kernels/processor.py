@@ -14,8 +14,12 @@ def is_quick_in_bfloat16() -> bool:
     Intel's processors have AVX512-BF16 at half of the rate of float32, so that it takes them longer (docs/engine.md).
     They are quick by AMX, which virtual machines may not have.
     """
-    has = torch.cpu.get_capabilities()
-    return bool(has.get("amx_bf16") or (has.get("avx512_bf16") and not is_intel()))
+    return has_amx() or bool(torch.cpu.get_capabilities().get("avx512_bf16") and not is_intel())
+
+
+def has_amx() -> bool:
+    """Whether it multiplies matrices of bfloat16."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 @cache
