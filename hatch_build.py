@@ -24,11 +24,13 @@ VARIANTS = {
         "winograd_float32_avx512": ["-mcpu=x86_64_v4", "-DLANES=16"],
         "winograd_float32_avx2": ["-mcpu=x86_64_v3", "-DLANES=8"],
         "bilinear_avx2": ["-mcpu=x86_64_v3"],
+        "nms_avx2": ["-mcpu=x86_64_v3", "-ffp-contract=off"],
     },
     # Atomics of the first ARMv8, and no choice of others at run time, which would be a library's.
     "aarch64": {
         "winograd_float32_neon": ["-mcpu=generic", "-mno-outline-atomics", "-DLANES=4"],
         "bilinear_neon": ["-mcpu=generic", "-mno-outline-atomics"],
+        "nms_neon": ["-mcpu=generic", "-ffp-contract=off"],
     },
 }
 # They call nothing but memset, so they run with whatever glibc the machine has.

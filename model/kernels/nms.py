@@ -1,4 +1,4 @@
-"""Non-maximum suppression: on CPUs of no more boxes than are needed, on GPUs in matrices of a fixed size.
+"""Non-maximum suppression: on CPUs of no more boxes than are needed (nms.c), on GPUs in matrices of a fixed size.
 
 Nothing in the matrices depends on how many boxes are left, so that the host can queue all of it without waiting for an
 answer.
@@ -6,6 +6,7 @@ answer.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 from functools import cache
 from pathlib import Path
@@ -14,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from model.errors import EngineError
+from model.kernels.compiled import AVX2, NEON, first_usable, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
+SOURCE = Path(__file__).with_name("nms.c")
+VARIANTS = {"avx2": AVX2, "neon": NEON}
 LIBRARY = {".so", ".pyd", ".dylib"}
 # A box survives if no better survivor overlaps it. Each pass settles every box whose better ones are settled; so many
 # passes are needed as boxes stand in the longest row of which each would suppress the next. See docs/engine.md.
@@ -83,8 +87,48 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         scores: [K].
         iou_threshold: the largest intersection over union that two survivors may have.
     """
-    kept: Tensor = load_operators().nms(boxes, scores, iou_threshold)
-    return kept
+    suppress = kernel()
+    if suppress is None or boxes.device.type != "cpu" or boxes.dtype not in (torch.float32, torch.float64):
+        kept: Tensor = load_operators().nms(boxes, scores, iou_threshold)
+        return kept
+    order = scores.sort(descending=True, stable=True).indices
+    ends = boxes[order].T.contiguous()
+    areas, is_suppressed = torch.empty_like(ends[0]), torch.empty(len(order), dtype=torch.bool)
+    work = Work(
+        boxes=ends.data_ptr(),
+        areas=areas.data_ptr(),
+        is_suppressed=is_suppressed.data_ptr(),
+        count=len(order),
+        iou_threshold=iou_threshold,
+        is_double=boxes.dtype == torch.float64,
+    )
+    suppress(ctypes.addressof(work))
+    return order[~is_suppressed]
+
+
+class Work(ctypes.Structure):
+    """`struct Work` of nms.c, which describes it."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("boxes", "areas", "is_suppressed")),
+        ("count", ctypes.c_int64),
+        ("iou_threshold", ctypes.c_double),
+        ("is_double", ctypes.c_int64),
+    ]
+
+
+@cache
+def kernel() -> Callable[[int], None] | None:
+    """The compiled function, which takes the address of a `Work`; None on other processors, and where nothing was
+    compiled: torchvision's takes ten times as long.
+    """
+    paths = {SOURCE.with_name(f"nms_{name}.so"): needs for name, needs in VARIANTS.items()}
+    path = first_usable(paths, cost="suppression takes ten times as long")
+    if path is None:
+        return None
+    suppress: Any = load(path, SOURCE, Work).suppress
+    suppress.argtypes, suppress.restype = [ctypes.c_void_p], None
+    return suppress  # type: ignore[no-any-return]
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:

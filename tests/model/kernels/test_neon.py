@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from model.kernels import bilinear, winograd
+from model.kernels import bilinear, nms, winograd
 from model.kernels.winograd import Winograd
 
 if TYPE_CHECKING:
@@ -162,3 +162,22 @@ def test_photos_become_what_they_become_on_x86_bit_for_bit(
         pytest.skip("there is no kernel for this processor to compare with")
     photo = np.random.default_rng(0).integers(0, 256, (*before, 3), np.uint8)
     assert torch.equal(resized(resize, photo, after, dtype), resized(ours, photo, after, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_survivors_are_those_on_x86(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = compile_for_arm(tmp_path, nms.SOURCE, "suppress")
+
+    def suppress(address: int) -> None:
+        work = nms.Work.from_address(address)
+        number = work.count * dtype.itemsize
+        emulate(program, work, {"boxes": 4 * number, "areas": number, "is_suppressed": work.count})
+
+    corner = torch.rand(300, 2, generator=torch.Generator().manual_seed(0)) * 60
+    boxes = torch.cat([corner, corner + 1 + corner.flip(0) / 2], 1).to(dtype)
+    scores = boxes[:, 2] % 1
+    expected = nms.load_operators().nms(boxes, scores, 0.4)
+    monkeypatch.setattr(nms, "kernel", lambda: suppress)
+    assert torch.equal(nms.nms(boxes, scores, 0.4), expected)

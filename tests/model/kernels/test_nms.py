@@ -18,10 +18,12 @@ from model.kernels.nms import (
     MAX_PASSES,
     batched_nms,
     keep_mask,
+    kernel,
     load_operators,
     overlap_matrix,
     top_after_nms,
 )
+from model.kernels.nms import nms as compiled_nms
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,6 +118,27 @@ def test_the_best_of_the_first_few_are_the_best_of_all(room: float, most: int, l
     expected = order[nms(boxes[order], scores[order], 0.5).sort().values][:most]
     torch.testing.assert_close(top_after_nms(scores, most, run_nms), expected, rtol=0, atol=0)
     assert looked_at == looks
+
+
+@pytest.mark.skipif(kernel() is None, reason="there is no compiled kernel here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("room", [5.0, 100.0, 600.0])
+@pytest.mark.parametrize("count", [0, 1, 7, 64, 700])
+def test_compiled_suppression_is_torchvisions(count: int, room: float, dtype: torch.dtype) -> None:
+    boxes = scattered(count, room, count).to(dtype)
+    boxes[::7, 2:] = boxes[::7, :2]  # points
+    boxes[3::50] = torch.nan
+    boxes[1::9] = boxes[1::9].round()
+    # With ties.
+    scores = (torch.rand(count, generator=torch.Generator().manual_seed(1)) * 50).round().to(dtype)
+    for most in (0.0, 0.3, 0.5, 0.7, 1.0):
+        assert torch.equal(compiled_nms(boxes, scores, most), nms(boxes, scores, most))
+
+
+def test_without_a_compiled_kernel_it_is_torchvisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes, scores = scattered(90, 60.0), torch.rand(90)
+    monkeypatch.setattr("model.kernels.nms.kernel", lambda: None)
+    assert torch.equal(compiled_nms(boxes, scores, 0.5), nms(boxes, scores, 0.5))
 
 
 # torchvision's operators, without the package
