@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from model.kernels import dequantize
 from model.kernels.convolution import Format, Layer, fold
 from model.kernels.quantization import QuantParams, Ranges
 from model.kernels.winograd import Winograd, kernel_for, should_use_winograd
@@ -143,8 +144,9 @@ class Int8Conv(Layer):
         self._packed: dict[torch.Size, Tensor] = {}
         # Made when first needed.
         self._winograd: Winograd | None = None
+        # What fails does so now, not at the first image.
+        dequantize.kernel()
         if self.can_use_winograd:
-            # Fails now, not at the first image.
             kernel_for(torch.uint8)
 
     def __call__(
@@ -161,9 +163,8 @@ class Int8Conv(Layer):
             values = self._winograd_conv(x, residual, params)
         else:
             values = self._direct_conv(x, residual, params)
-        # In two steps, so that the difference, a whole number, is exact in bfloat16 too.
         if out is not None:
-            torch.sub(values, torch.tensor(params.zero_point, dtype=out.dtype), out=out).mul_(params.scale)
+            dequantize.dequantize(values, params, out)
         return QuantizedTensor(values, params)
 
     def _winograd_conv(
