@@ -30,7 +30,7 @@ from model.inference.proposals import ProposalGenerator
 from model.inference.results import to_instances
 from model.inference.roi_heads import BoxHead, MaskHead
 from model.instances import Options
-from model.kernels.nms import load_operators
+from model.kernels import nms
 from model.kernels.openmp import can_share, match_threads, use_threads
 from model.zoo import catalogue as weights
 from model.zoo import model_file, zoo
@@ -91,8 +91,7 @@ class Engine:
 
             self._fallback = TorchvisionFallback(network, form)
             return
-        # Otherwise the first image would find out that there are none.
-        load_operators()
+        nms.prepare(device)
         extract = FeatureExtractor(parts, formats.features)
         self._extract: Callable[[Tensor], FeatureMaps] = CudaGraphCache(extract) if self.batches else extract
         self._propose = ProposalGenerator(parts.rpn, device, conventions)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from model.kernels import onednn
+from model.kernels import amx_linear, onednn
 from model.kernels.openmp import one_thread
 from model.kernels.processor import has_amx
 from model.kernels.winograd import Winograd, kernel_for, should_use_winograd
@@ -213,7 +213,8 @@ class Linear:
     """x weightᵀ + bias, or with activation="relu": relu(x weightᵀ + bias).
 
     oneDNN computes it on a CPU, in float32 too. MKL, which torch would ask, sums in an order that depends on the number
-    of threads, and takes 8 to 20 % longer (2-core Zen 4). So does oneDNN's kernel for AMX, but not its convolutions.
+    of threads, and takes 8 to 20 % longer (2-core Zen 4). With AMX oneDNN's order depends on it too, but for
+    convolutions: there linear.c computes it, or else a convolution, which can take twice as long.
     """
 
     def __init__(
@@ -233,10 +234,15 @@ class Linear:
         self._weight, self._bias = form.copy(weight), form.copy(bias)
         self._activation, self._rows = activation, rows
         self._fuses = form.fuses()
-        self._convolves = form.dtype == torch.bfloat16 and has_amx()
-        if self._fuses:
-            lay_out = onednn.pointwise_weight if self._convolves else onednn.linear_weight
-            self._weight = lay_out(self._weight)
+        self._run = onednn.linear
+        if self._fuses and form.dtype == torch.bfloat16 and has_amx():
+            if amx_linear.can_run(*weight.shape):
+                self._run, self._rows = amx_linear.linear, 1
+                self._weight = amx_linear.lay_out(self._weight)
+            else:
+                self._run, self._weight = onednn.pointwise, onednn.pointwise_weight(self._weight)
+        elif self._fuses:
+            self._weight = onednn.linear_weight(self._weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., K] from x [..., D]."""
@@ -249,6 +255,5 @@ class Linear:
             flat = functional.pad(flat, (0, 0, 0, spare))
         if not rows:
             return x.new_empty((*x.shape[:-1], len(self._bias)))
-        run = onednn.pointwise if self._convolves else onednn.linear
-        y = run(flat, self._weight, self._bias, self._activation)
+        y = self._run(flat, self._weight, self._bias, self._activation)
         return y[:rows].view(*x.shape[:-1], y.shape[-1])

@@ -79,6 +79,12 @@ def load_operators() -> Any:
     return torch.ops.torchvision
 
 
+def prepare(device: torch.device) -> None:
+    """Load what suppresses boxes there, before the first image. Raises EngineError where it cannot be had."""
+    if kernel() is None or device.type != "cpu":
+        load_operators()
+
+
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """[N] int64: the boxes that no better survivor overlaps with an IoU above the threshold, by falling score.
 
