@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from model.kernels.compiled import first_usable, load, openmp_functions
+from model.kernels.compiled import load_first, openmp_functions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,12 +46,11 @@ def kernel() -> Callable[[Work], None] | None:
     no OpenMP.
     """
     openmp = openmp_functions()
-    paths = {SOURCE.with_name(f"linear_{name}.so"): needs for name, needs in VARIANTS.items()}
-    path = first_usable(paths, cost="bfloat16 takes a tenth longer")
-    # The kernel of the system has to be asked.
-    if openmp is None or path is None or not torch.cpu._init_amx():  # noqa: SLF001
+    library = load_first(SOURCE, VARIANTS, Work, cost="bfloat16 takes a tenth longer")
+    # The system has to be asked for it.
+    may_use_amx = getattr(torch.cpu, "_init_amx", lambda: False)
+    if openmp is None or library is None or not may_use_amx():
         return None
-    library = load(path, SOURCE, Work)
     apply: Any = library.apply
     apply.argtypes, apply.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
     library.scratch_bytes.argtypes, library.scratch_bytes.restype = [ctypes.c_void_p], ctypes.c_int64

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from model.kernels.compiled import AVX2, NEON, first_usable, load, openmp_functions
+from model.kernels.compiled import AVX2, NEON, load_first, openmp_functions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,8 +115,5 @@ class ResizeKernel:
 def kernel() -> ResizeKernel | None:
     """The compiled function; None on other processors, and where nothing was compiled or torch has no OpenMP."""
     openmp = openmp_functions()
-    if openmp is None:
-        return None
-    paths = {SOURCE.with_name(f"bilinear_{name}.so"): needs for name, needs in VARIANTS.items()}
-    path = first_usable(paths, cost="photos take several times as long to resize")
-    return None if path is None else ResizeKernel(load(path, SOURCE, Work), openmp[0])
+    library = load_first(SOURCE, VARIANTS, Work, cost="photos take several times as long to resize")
+    return None if openmp is None or library is None else ResizeKernel(library, openmp[0])

@@ -66,6 +66,15 @@ def load(path: Path, source: Path, work: type[ctypes.Structure]) -> Any:
     return library
 
 
+def load_first(
+    source: Path, variants: Mapping[str, tuple[str, ...]], work: type[ctypes.Structure], cost: str
+) -> Any | None:
+    """The library of the first variant of a source that this processor runs, as `first_usable` and `load` say."""
+    paths = {source.with_name(f"{source.stem}_{name}.so"): needs for name, needs in variants.items()}
+    path = first_usable(paths, cost)
+    return None if path is None else load(path, source, work)
+
+
 @cache
 def openmp_functions() -> tuple[int, int] | None:
     """Addresses of OpenMP's functions that run another on several threads, and number these. They are the ones that

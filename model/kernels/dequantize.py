@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from model.kernels.compiled import AVX2, first_usable, load, openmp_functions
+from model.kernels.compiled import AVX2, load_first, openmp_functions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,12 +42,10 @@ def kernel() -> Callable[[Work], None] | None:
     no OpenMP.
     """
     openmp = openmp_functions()
-    paths = {SOURCE.with_name(f"dequantize_{name}.so"): needs for name, needs in VARIANTS.items()}
-    path = first_usable(paths, cost="int8 takes a tenth longer")
-    if openmp is None or path is None:
+    library = load_first(SOURCE, VARIANTS, Work, cost="int8 takes a tenth longer")
+    if openmp is None or library is None:
         return None
-    parallel = openmp[0]
-    function: Any = load(path, SOURCE, Work).dequantize
+    parallel, function = openmp[0], library.dequantize
     function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
 
     def run(work: Work) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from model.errors import EngineError
-from model.kernels.compiled import AVX2, NEON, first_usable, load
+from model.kernels.compiled import AVX2, NEON, load_first
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,13 +126,12 @@ class Work(ctypes.Structure):
 @cache
 def kernel() -> Callable[[int], None] | None:
     """The compiled function, which takes the address of a `Work`; None on other processors, and where nothing was
-    compiled: torchvision's takes ten times as long.
+    compiled.
     """
-    paths = {SOURCE.with_name(f"nms_{name}.so"): needs for name, needs in VARIANTS.items()}
-    path = first_usable(paths, cost="suppression takes ten times as long")
-    if path is None:
+    library = load_first(SOURCE, VARIANTS, Work, cost="suppression takes ten times as long")
+    if library is None:
         return None
-    suppress: Any = load(path, SOURCE, Work).suppress
+    suppress: Any = library.suppress
     suppress.argtypes, suppress.restype = [ctypes.c_void_p], None
     return suppress  # type: ignore[no-any-return]
 
