@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 K = TypeVar("K", bound=Hashable)
 
 
+class OtherModel(ValueError):  # noqa: N818 - says what happened
+    """Answers of two models would be mixed."""
+
+
 class AnswerJournal:
     """One JSON line for each answer, after a line with what they depend on. Only one process at a time has it."""
 
@@ -98,6 +102,21 @@ class AnswerJournal:
                 places[path] = (self.path, offset)
         return Answers({path: places[path] for path in self._names if path in places})
 
+    def note_model(self, model: Mapping[str, Any]) -> None:
+        """Append which model answers from here on, unless it is there. model: as `GET /model` describes it.
+
+        Raises OtherModel if there are answers of another one.
+        """
+        noted = identify(model)
+        before = [entry["model"] for _, entry in entries(self.path) if "model" in entry]
+        if any(other != noted for other in before):
+            raise OtherModel(
+                f"{self.path} has answers of another model, {tell(before[0])}, than the one that would answer now, "
+                f"{tell(noted)}; delete it, or choose another --out"
+            )
+        if not before:
+            self._write({"model": noted})
+
     def add(self, path: Path, result: Result, state: list[int]) -> None:
         """Append the answer for an image. Call it when all else that belongs to the image has been written.
 
@@ -170,6 +189,16 @@ def entries(journal: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if entry is not None:
                 yield offset, entry
             offset += len(line)
+
+
+def identify(model: Mapping[str, Any]) -> dict[str, str | None]:
+    """What tells a model from others, and from itself before it was trained again. model: as `GET /model` has it."""
+    return {"name": model.get("name"), "sha256": model.get("sha256")}
+
+
+def tell(noted: Mapping[str, str | None]) -> str:
+    """A model that `identify` has identified, for a message."""
+    return f"{noted.get('name')} ({(noted.get('sha256') or 'of unknown weights')[:16]})"
 
 
 def file_state(path: Path) -> list[int]:

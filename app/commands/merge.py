@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from app.commands.journal import Answers, entries
+from app.commands.journal import Answers, entries, tell
 from app.commands.label_ids import LabelIds
 from app.commands.shard import Shard, find_shards
 from app.commands.terminal import BAD_FILE, BAD_USAGE, complain, file_error
@@ -39,6 +39,8 @@ class Shards:
         self.categories: list[dict[str, Any]] = []
         # Image → why it has no answer.
         self.failures: dict[str, str] = {}
+        # Shards of earlier versions do not say it.
+        self._model: dict[str, str | None] = {}
         self._places: dict[str, tuple[Path, int]] = {}
         for shard in sorted(found, key=lambda shard: shard.number):
             self._read(shard, found[shard])
@@ -51,6 +53,13 @@ class Shards:
                 self.options = self.options or entry["options"]
                 if self.options != entry["options"]:
                     raise ValueError(f"{file} was made with other options than the shards before it")
+            elif "model" in entry:
+                self._model = self._model or entry["model"]
+                if self._model != entry["model"]:
+                    raise ValueError(
+                        f"{file} was made with another model, {tell(entry['model'])}, than the shards before it, "
+                        f"{tell(self._model)}"
+                    )
             elif "categories" in entry:
                 self.categories = self.categories or entry["categories"]
                 if self.categories != entry["categories"]:

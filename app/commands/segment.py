@@ -14,7 +14,7 @@ import typer
 from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
 from app.commands.image_files import expand_folders
-from app.commands.journal import AnswerJournal, note_states, refuse_changed
+from app.commands.journal import AnswerJournal, OtherModel, note_states, refuse_changed
 from app.commands.label_ids import LabelIds
 from app.commands.results_file import CannotWrite
 from app.commands.shard import Shard, name_images
@@ -176,6 +176,8 @@ def segment_all(
         with opened as segmenter, bar:
             task = bar.add_task("segmenting", total=len(files), completed=len(done))
             failed = 0
+            if journal is not None and pending:
+                journal.note_model(segmenter.model())
             states: dict[Path, list[int]] = {}
             sent = pending if journal is None else note_states(pending, states)
             outcomes: Iterable[tuple[Path, Outcome]]
@@ -214,6 +216,8 @@ def segment_all(
     except KeyboardInterrupt:
         again = "; the same command continues from here" if journal is not None else ""
         return complain(f"interrupted{again}", INTERRUPTED)
+    except OtherModel as error:
+        return complain(str(error), BAD_USAGE)
     except (CannotWrite, DatasetError) as error:
         if journal is not None and not journal.answers():
             journal.finish()

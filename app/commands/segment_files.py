@@ -51,9 +51,11 @@ class LocalSegmenter:
                 yield AnswerError(f"the model failed on it: {first_line(error)}")
 
     def model(self) -> Mapping[str, Any]:
-        """Which categories and keypoints the model has."""
+        """Which model it is, with its categories and keypoints."""
         model = self.engine.model
         return {
+            "name": model.name,
+            "sha256": model.sha256,
             "categories": responses.describe_categories(model),
             "keypoints": responses.describe_keypoints(model),
         }

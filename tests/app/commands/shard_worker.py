@@ -33,6 +33,9 @@ STEP = 0.02
 class QuickSegmenter:
     """One instance for each digit of the file, with a score of it; a file of other characters is damaged."""
 
+    def __init__(self, sha256: str = "1" * 64) -> None:
+        self.sha256 = sha256
+
     def segment_many(self, images: Iterable[Path], **_: Any) -> Iterator[Result | AnswerError]:
         for path in images:
             text = path.read_text()
@@ -54,13 +57,13 @@ class QuickSegmenter:
             )
 
     def model(self) -> dict[str, Any]:
-        return {"categories": CATEGORIES}
+        return {"name": "quick", "sha256": self.sha256, "categories": CATEGORIES}
 
 
-def segment(folder: Path, out: Path, shard: Shard | None) -> int:
-    """`maskserve segment` without its engine; the exit code."""
+def segment(folder: Path, out: Path, shard: Shard | None, sha256: str = "1" * 64) -> int:
+    """`maskserve segment` without its engine; the exit code. sha256: of the model's file."""
     output = Output(ResultsFile(out, "coco"), None, as_json=False, shard=shard)
-    return run([folder], {"masks": "none"}, lambda: nullcontext(QuickSegmenter()), output)
+    return run([folder], {"masks": "none"}, lambda: nullcontext(QuickSegmenter(sha256)), output)
 
 
 def until_complete(folder: Path, out: Path, shard: Shard, chance: random.Random) -> int:

@@ -130,6 +130,30 @@ def test_what_does_not_belong_together_is_not_merged(
     assert "in 2 and in 3 parts" in complaint()
 
 
+def test_answers_of_a_model_before_and_after_it_was_trained_again_are_not_mixed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, trained_again = tmp_path / "out.json", "2" * 64
+    for shard in (Shard(1, 1), None):
+        assert segment(folder, out, shard) == 1
+        capsys.readouterr()
+        # The damaged image is not answered yet.
+        assert segment(folder, out, shard, trained_again) == 2
+        assert f"another model, quick ({'1' * 16}), than the one" in capsys.readouterr().err
+        assert segment(folder, out, shard) == 1
+    (folder / DAMAGED).write_text("5")
+    for shard in (Shard(1, 1), None):
+        assert segment(folder, out, shard) == 0
+        # Nothing is left to be answered.
+    assert segment(folder, out, Shard(1, 1), trained_again) == 0
+    Shard(1, 1).file(out).unlink()
+    segment(folder, out, Shard(1, 2))
+    segment(folder, out, Shard(2, 2), trained_again)
+    capsys.readouterr()
+    assert merge(ResultsFile(out)) == 2
+    assert f"another model, quick ({'2' * 16}), than the shards" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("shard", [Shard(1, 2), None])
 def test_images_of_the_same_name_are_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], shard: Shard | None
