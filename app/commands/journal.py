@@ -5,10 +5,9 @@ The result of a shard is such a journal too, renamed when it is complete.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Hashable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Self, TypeVar
 
 import orjson
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from app.commands.segment import Outcome
+    from app.commands.segmenter import Outcome
 
 K = TypeVar("K", bound=Hashable)
 
@@ -64,7 +63,7 @@ class AnswerJournal:
 
     def _start(self, header: dict[str, Any]) -> None:
         try:
-            fcntl.flock(self._lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._lines)
         except BlockingIOError:
             raise ValueError(
                 f"{self.path} is in use: another process writes the same results; wait for it, or choose another --out"
@@ -234,6 +233,18 @@ def find_state(path: Path) -> list[int] | None:
         return file_state(path)
     except OSError:
         return None
+
+
+def _lock(file: BinaryIO) -> None:
+    """Keep other processes from the file until it is closed. Raises BlockingIOError if another one has it.
+
+    The lock goes with the process, even a killed one, and leaves no file behind.
+    """
+    try:
+        import fcntl  # noqa: PLC0415 - there is none on Windows, where nothing is locked
+    except ImportError:
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:

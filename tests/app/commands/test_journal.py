@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -108,3 +109,13 @@ def test_results_of_other_options_are_not_touched(tmp_path: Path) -> None:
         AnswerJournal(tmp_path / "out.jsonl", {"masks": "none"}, {}, is_result=True)
     assert (tmp_path / "out.jsonl").read_bytes() == before
     assert not journal.path.exists()
+
+
+def test_where_there_are_no_such_locks_it_does_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with AnswerJournal(tmp_path / "out.json", {}, {}) as journal:
+        journal.add_categories([])
+    assert (tmp_path / "out.json.partial").read_text().count("\n") == 2
