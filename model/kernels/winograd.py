@@ -101,7 +101,7 @@ def kernel_for(dtype: torch.dtype) -> WinogradKernel | None:
     if openmp is None or (dtype != torch.float32 and has_amx()):
         return None
     variants = VARIANTS.get(dtype, {})
-    paths = {Path(__file__).with_name(f"winograd_{name}.so"): needs for name, needs in variants.items()}
+    paths = {SOURCE.with_name(f"winograd_{name}.so"): needs for name, needs in variants.items()}
     path = first_usable(paths, cost="3×3 convolutions take two or three times as long")
     return None if path is None else WinogradKernel.load(path, openmp)
 

@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,10 +16,13 @@ from PIL import Image
 from model.errors import EngineError
 from model.inference.engine import Engine
 from model.instances import Options
-from model.kernels import int8, winograd
+from model.kernels import amx_linear, bilinear, compiled, dequantize, int8, nms, winograd
 from model.zoo import model_file, zoo
 
 if TYPE_CHECKING:
+    import ctypes
+    from types import ModuleType
+
     from model.instances import Instances
 
 CPU = torch.device("cpu")
@@ -82,21 +85,34 @@ def test_an_engine_keeps_no_memory_of_its_network(runnable: bool) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("kernel", [amx_linear, bilinear, dequantize, nms, winograd])
 def test_a_kernel_that_cannot_be_loaded_is_said_when_the_engine_is(
-    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kernel: ModuleType, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if precision == "int8" and not int8.is_supported():
         pytest.skip("the processor has no AVX512-VNNI")
-    for name in ("bytes_avx512", "bfloat16_avx512", "float32_avx512", "float32_avx2"):
-        (tmp_path / f"winograd_{name}.so").write_bytes(b"no library")
-    monkeypatch.setattr(winograd, "__file__", str(tmp_path / "winograd.py"))
-    winograd.kernel_for.cache_clear()
+    loaded: list[Path] = []
+    for library in kernel.SOURCE.parent.glob(f"{kernel.SOURCE.stem}_*.so"):
+        (tmp_path / library.name).write_bytes(b"no library")
+    (tmp_path / kernel.SOURCE.name).write_bytes(kernel.SOURCE.read_bytes())
+    monkeypatch.setattr(kernel, "SOURCE", tmp_path / kernel.SOURCE.name)
+    load = getattr(kernel, "kernel", winograd.kernel_for)
+    real = compiled.load
+
+    def note(path: Path, source: Path, work: type[ctypes.Structure]) -> Any:
+        loaded.append(path)
+        return real(path, source, work)
+
+    monkeypatch.setattr(compiled, "load", note)
+    monkeypatch.setattr(winograd, "load", note)
+    load.cache_clear()
     try:
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.uint8}[precision]
         with contextlib.suppress(EngineError):
-            if winograd.kernel_for(dtype) is None:
-                pytest.skip("no kernel is made for this processor")
-        with pytest.raises(EngineError, match=r"winograd_\w+\.so cannot be loaded: [^\n]*$"):
+            Engine.load("shapes", device="cpu", precision=precision)
+        if not any(path.is_relative_to(tmp_path) for path in loaded):
+            pytest.skip("the engine needs no such kernel on this processor in this precision")
+        load.cache_clear()
+        with pytest.raises(EngineError, match=rf"{kernel.SOURCE.stem}_\w+\.so cannot be loaded: [^\n]*$"):
             Engine.load("shapes", device="cpu", precision=precision)
     finally:
-        winograd.kernel_for.cache_clear()
+        load.cache_clear()
