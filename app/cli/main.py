@@ -38,7 +38,7 @@ from app.version import version
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from app.commands.segment import Segmenter
+    from app.commands.segmenter import Segmenter
 
 cli = typer.Typer(
     name="maskserve",

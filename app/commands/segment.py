@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Unpack
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import typer
@@ -38,24 +38,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from app.commands.results_file import ResultsFile
-    from maskserve.requests import SegmentOptions
-
-Outcome = Result | MaskserveError | OSError
+    from app.commands.segmenter import Outcome, Segmenter
 
 # What the suffix of an overlay's file may be.
 OVERLAY_SUFFIXES = (".png", ".jpg", ".jpeg")
 # Exit code that shells use for Ctrl-C.
 INTERRUPTED = 130
-
-
-class Segmenter(Protocol):
-    """What finds the instances: a client of a service, or an engine in this process."""
-
-    def segment_many(self, images: Iterable[Path], **options: Unpack[SegmentOptions]) -> Iterator[Outcome]:
-        """The outcome for each image, in their order."""
-
-    def model(self) -> Mapping[str, Any]:
-        """Which model answers, with its categories."""
 
 
 class CannotStart(Exception):  # noqa: N818 - says what happened

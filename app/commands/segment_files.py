@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from app.commands.segment import Outcome
+    from app.commands.segmenter import Outcome
     from app.settings import Settings
     from maskserve.requests import SegmentOptions
     from model.inference.engine import Engine
