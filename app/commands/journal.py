@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Self, TypeVar
 import orjson
 
 from maskserve import AnswerError, Result
+from model.zoo.partial import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -48,8 +49,10 @@ class AnswerJournal:
         self._out = out
         self._is_result = is_result
         self._names = names
-        finished = is_result and out.exists() and not self.path.exists()
-        if finished:
+        # Of the next answers, where that is not written yet.
+        self._next_model: dict[str, str | None] | None = None
+        self._was_complete = is_result and out.exists() and not self.path.exists()
+        if self._was_complete:
             # Before the file is touched, because it may belong to something else.
             with out.open("rb") as lines:
                 self._check(lines.readline(), dict(header), out)
@@ -102,19 +105,22 @@ class AnswerJournal:
         return Answers({path: places[path] for path in self._names if path in places})
 
     def note_model(self, model: Mapping[str, Any]) -> None:
-        """Append which model answers from here on, unless it is there. model: as `GET /model` describes it.
+        """Have the next answers noted as this model's. model: as `GET /model` describes it.
 
-        Raises OtherModel if there are answers of another one.
+        Raises OtherModel if there are answers of another one; a complete file of results keeps its name then.
+        Answers of which a journal does not say it, as those of earlier versions, are taken for this model's.
         """
-        noted = identify(model)
-        before = [entry["model"] for _, entry in entries(self.path) if "model" in entry]
-        if any(other != noted for other in before):
+        noted = model_identity(model)
+        before = next((entry["model"] for _, entry in entries(self.path) if "model" in entry), None)
+        if before is None:
+            self._next_model = noted
+        elif before != noted:
+            if self._was_complete:
+                self.path.rename(self._out)
             raise OtherModel(
-                f"{self.path} has answers of another model, {tell(before[0])}, than the one that would answer now, "
-                f"{tell(noted)}; delete it, or choose another --out"
+                f"{self._out} has answers of another model, {model_label(before)}, than the one that would answer now, "
+                f"{model_label(noted)}; delete them, or choose another --out"
             )
-        if not before:
-            self._write({"model": noted})
 
     def add(self, path: Path, result: Result, state: list[int]) -> None:
         """Append the answer for an image. Call it when all else that belongs to the image has been written.
@@ -124,6 +130,9 @@ class AnswerJournal:
             result: the answer.
             state: as `file_state` had it before the file was read.
         """
+        if self._next_model is not None:
+            self._write({"model": self._next_model})
+            self._next_model = None
         self._write({"image": self._names[path], "state": state, "answer": result.document})
 
     def add_failure(self, path: Path, reason: str) -> None:
@@ -190,14 +199,14 @@ def entries(journal: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             offset += len(line)
 
 
-def identify(model: Mapping[str, Any]) -> dict[str, str | None]:
+def model_identity(model: Mapping[str, Any]) -> dict[str, str | None]:
     """What tells a model from others, and from itself before it was trained again. model: as `GET /model` has it."""
     return {"name": model.get("name"), "sha256": model.get("sha256")}
 
 
-def tell(noted: Mapping[str, str | None]) -> str:
-    """A model that `identify` has identified, for a message."""
-    return f"{noted.get('name')} ({(noted.get('sha256') or 'of unknown weights')[:16]})"
+def model_label(identity: Mapping[str, str | None]) -> str:
+    """A model for a message."""
+    return f"{identity.get('name')} ({shorten(identity.get('sha256') or 'of unknown weights')})"
 
 
 def file_state(path: Path) -> list[int]:

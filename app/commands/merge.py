@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from app.commands.journal import Answers, entries, tell
+from app.commands.journal import Answers, entries, model_label
 from app.commands.label_ids import LabelIds
 from app.commands.shard import Shard, find_shards
 from app.commands.terminal import BAD_FILE, BAD_USAGE, complain, file_error
@@ -57,8 +57,8 @@ class Shards:
                 self._model = self._model or entry["model"]
                 if self._model != entry["model"]:
                     raise ValueError(
-                        f"{file} was made with another model, {tell(entry['model'])}, than the shards before it, "
-                        f"{tell(self._model)}"
+                        f"{file} was made with another model, {model_label(entry['model'])}, than the shards "
+                        f"before it, {model_label(self._model)}"
                     )
             elif "categories" in entry:
                 self.categories = self.categories or entry["categories"]

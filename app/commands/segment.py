@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from app.commands.terminal import (
     print_instances,
     progress_bar,
 )
-from maskserve import AnswerError, MaskserveError, Result
+from maskserve import AnswerError, MaskserveError, Result, ServiceError
 from model.data import DatasetError
 from model.errors import DeviceFailed
 from model.images.formats import ImageError
@@ -165,7 +165,9 @@ def segment_all(
             task = bar.add_task("segmenting", total=len(files), completed=len(done))
             failed = 0
             if journal is not None and pending:
-                journal.note_model(segmenter.model())
+                # Where only images are passed on, as by some gateways, nobody knows the model.
+                with suppress(ServiceError):
+                    journal.note_model(segmenter.model())
             states: dict[Path, list[int]] = {}
             sent = pending if journal is None else note_states(pending, states)
             outcomes: Iterable[tuple[Path, Outcome]]
@@ -189,10 +191,11 @@ def segment_all(
                     journal.add(path, outcome, state)
                 else:
                     print_result(path, outcome, as_json=output.as_json)
-            # Where nothing was answered, as without a service, results of an earlier command stay.
+            # Where nothing was answered, results of an earlier command stay.
             if output.file is not None and journal is not None and (answers := journal.answers()):
                 if output.shard is not None:
-                    journal.add_categories(segmenter.model()["categories"])
+                    if pending:
+                        journal.add_categories(segmenter.model()["categories"])
                 else:
                     needed = output.file.needs_categories or job.labels is not None
                     categories = segmenter.model()["categories"] if needed else []

@@ -130,6 +130,17 @@ def test_what_does_not_belong_together_is_not_merged(
     assert "in 2 and in 3 parts" in complaint()
 
 
+def test_a_model_that_has_answered_nothing_is_not_noted(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    for file in folder.rglob("photo.*"):
+        file.write_text("damaged")
+    assert segment(folder, out, Shard(1, 1)) == 1
+    (folder / DAMAGED).write_text("5")
+    assert segment(folder, out, Shard(1, 1), "2" * 64) == 1
+    noted = [entry["model"] for entry in lines(Shard(1, 1).file(out)) if "model" in entry]
+    assert noted == [{"name": "quick", "sha256": "2" * 64}]
+
+
 def test_answers_of_a_model_before_and_after_it_was_trained_again_are_not_mixed(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,7 +150,8 @@ def test_answers_of_a_model_before_and_after_it_was_trained_again_are_not_mixed(
         capsys.readouterr()
         # The damaged image is not answered yet.
         assert segment(folder, out, shard, trained_again) == 2
-        assert f"another model, quick ({'1' * 16}), than the one" in capsys.readouterr().err
+        assert f"another model, quick ({'1' * 16}…), than the one" in capsys.readouterr().err
+        assert out.exists() if shard is None else shard.file(out).exists()
         assert segment(folder, out, shard) == 1
     (folder / DAMAGED).write_text("5")
     for shard in (Shard(1, 1), None):
@@ -151,7 +163,7 @@ def test_answers_of_a_model_before_and_after_it_was_trained_again_are_not_mixed(
     segment(folder, out, Shard(2, 2), trained_again)
     capsys.readouterr()
     assert merge(ResultsFile(out)) == 2
-    assert f"another model, quick ({'2' * 16}), than the shards" in capsys.readouterr().err
+    assert f"another model, quick ({'2' * 16}…), than the shards" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shard", [Shard(1, 2), None])
