@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from model.kernels.compiled import load_first, openmp_functions
+from model.kernels.processor import has_amx
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SOURCE = Path(__file__).with_name("linear.c")
-VARIANTS = {"amx": ("amx_bf16", "avx512_bf16", "avx512_f")}
+VARIANTS = {"amx": ("amx_bf16", "avx512_bf16", "avx512_vl", "avx512_bw", "avx512_dq")}
 # Of rows and columns, as linear.c has them, and of the depth.
 SIDE, STEP = 32, 32
 # At most: rows that a thread works on at once, and of the depth, for which a second cache of 2 MB has room.
@@ -47,9 +48,7 @@ def kernel() -> Callable[[Work], None] | None:
     """
     openmp = openmp_functions()
     library = load_first(SOURCE, VARIANTS, Work, cost="bfloat16 takes a tenth longer")
-    # The system has to be asked for it.
-    may_use_amx = getattr(torch.cpu, "_init_amx", lambda: False)
-    if openmp is None or library is None or not may_use_amx():
+    if openmp is None or library is None or not has_amx():
         return None
     apply: Any = library.apply
     apply.argtypes, apply.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
@@ -89,6 +88,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") ->
     run = kernel()
     if run is None:
         raise RuntimeError("there is no kernel for fully connected layers")
+    if x.dtype != torch.bfloat16 or x.shape[1] != 2 * weight.shape[1]:
+        raise ValueError(f"not for this weight: {x.dtype} {list(x.shape)}")
     x, bias = x.contiguous(), bias.float()
     result = x.new_empty((len(x), len(bias)))
     blocks = max(-(-len(x) // BLOCK), 1)

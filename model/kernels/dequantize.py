@@ -58,6 +58,8 @@ def dequantize(values: Tensor, params: QuantParams, out: Tensor) -> None:
     """Put what quantised values [B, K, H, W] uint8 stand for into `out` [B, K, H, W] float32 or bfloat16, both channels
     last.
     """
+    if out.shape != values.shape or out.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"not a place for these values: {out.dtype} {list(out.shape)}")
     run = kernel()
     # Rows of numbers that follow one another; where there is one image its step is nobody's business.
     whole = all(x.permute(0, 2, 3, 1).is_contiguous() for x in (values, out))

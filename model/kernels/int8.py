@@ -110,7 +110,8 @@ class Int8Format(Format):
 
 class Int8Conv(Layer):
     """activation(convolution(x) + bias + residual) in one kernel, rounded once: directly, summed in 32-bit integers,
-    or where `should_use_winograd` says so by Winograd, in bfloat16 and float32.
+    or where `should_use_winograd` says so by Winograd, in bfloat16 and float32. A result of floats is made of the sums
+    afterwards, without a residual.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class Int8Conv(Layer):
             norm: the BatchNorm behind it, which is folded in.
             activation: "none" or "relu".
         """
-        if activation not in ("none", "relu"):
+        if activation not in ("none", "relu") or (output_params is None and activation != "none"):
             raise TypeError(f"no way to prepare a convolution with {activation} in int8")
         super().__init__(conv, activation)
         weight, bias = fold(conv, norm)
@@ -158,6 +159,10 @@ class Int8Conv(Layer):
         """
         params = self._output_params
         if params is None:
+            if residual is not None or out is not None:
+                raise ValueError(
+                    "a convolution that gives floats takes no residual and no place for its result"
+                )
             return self._float_conv(x)
         if self.can_use_winograd and should_use_winograd(x.values, self.out_channels):
             values = self._winograd_conv(x, residual, params)

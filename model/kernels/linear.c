@@ -102,7 +102,7 @@ static void take(const struct Work *work, int64_t first, int64_t rows, int64_t p
                 const uint16_t *x = work->x + (first + r) * depth + d;
                 float *sums = scratch + (p * work->block + r) * SIDE;
                 set_shapes(smaller(left, TILE), below ? left - TILE : left);
-                // The first rows fetch what the next panel needs, in the last slice of the depth what nobody may need.
+                // The first rows fetch the next panel's part; after a part's last panel, what another thread may need.
                 const char *ahead = (const char *)(r ? weight : weight + depth * SIDE);
                 multiply(x, x + below * depth, row, weight, slice, sums, d == 0, ahead);
                 if (d + slice == depth) finish(work, first + r, left, (panel + p) * SIDE, sums);

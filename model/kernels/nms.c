@@ -1,4 +1,5 @@
-/* Which boxes survive non-maximum suppression, with the arithmetic of torchvision.ops.nms, one box with many at a time.
+/* Which boxes survive non-maximum suppression, with the arithmetic of torchvision.ops.nms on x86, one box with
+ * many at a time.
  *
  * Compiled by hatch_build.py for processors with AVX2 or NEON, without multiplications and sums in one step, which would
  * round otherwise. SOURCE is a checksum of this file. model/kernels/nms.py calls it.
@@ -21,7 +22,6 @@ const int64_t work_bytes = sizeof(struct Work), source = SOURCE;
 #define LARGER(a, b) ((a) < (b) ? (b) : (a))
 #define SMALLER(a, b) ((b) < (a) ? (b) : (a))
 
-/* The mask has as many bytes as a number, for the compiler to compute several of both at once. */
 #define SUPPRESS(name, number)                                                                                      \
     static void name(const struct Work *work) {                                                                     \
         const int64_t count = work->count;                                                                          \

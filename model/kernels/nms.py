@@ -97,6 +97,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     if suppress is None or boxes.device.type != "cpu" or boxes.dtype not in (torch.float32, torch.float64):
         kept: Tensor = load_operators().nms(boxes, scores, iou_threshold)
         return kept
+    if boxes.shape != (len(scores), 4):
+        raise ValueError(f"not boxes of {len(scores)} scores: {list(boxes.shape)}")
     order = scores.sort(descending=True, stable=True).indices
     ends = boxes[order].T.contiguous()
     areas, is_suppressed = torch.empty_like(ends[0]), torch.empty(len(order), dtype=torch.bool)

@@ -18,8 +18,11 @@ def is_quick_in_bfloat16() -> bool:
 
 
 def has_amx() -> bool:
-    """Whether it multiplies matrices of bfloat16."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    """Whether it multiplies matrices of bfloat16, and the system lets this process do so, which it asks for that."""
+    if not torch.cpu.get_capabilities().get("amx_bf16"):
+        return False
+    ask = getattr(torch.cpu, "_init_amx", lambda: False)
+    return bool(ask())
 
 
 @cache

@@ -161,6 +161,7 @@ def test_auto_precision_on_a_cpu_is_what_it_is_quickest_in(
 ) -> None:
     monkeypatch.setattr(processor, "is_intel", lambda: "intel" in instructions)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(instructions, True))
+    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: True, raising=False)
     assert resolve_precision("auto", CPU) == precision
 
 

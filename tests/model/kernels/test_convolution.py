@@ -137,10 +137,11 @@ def test_bfloat16_loses_what_its_eight_bits_lose() -> None:
 
 
 @pytest.mark.parametrize("form", [FLOAT, HALF], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [(5, 48), (2, 3, 4, 48), (0, 48)])
-def test_fully_connected_layers_are_torchs(form: Format, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("width", [24, 64])
+@pytest.mark.parametrize("shape", [(5, 64), (2, 3, 4, 64), (0, 64)])
+def test_fully_connected_layers_are_torchs(form: Format, shape: tuple[int, ...], width: int) -> None:
     torch.manual_seed(0)
-    x, weight, bias = torch.randn(shape).to(form.dtype), torch.randn(24, 48), torch.randn(24)
+    x, weight, bias = torch.randn(shape).to(form.dtype), torch.randn(width, 64), torch.randn(width)
     expected = functional.linear(x, weight.to(form.dtype), bias.to(form.dtype)).relu()
     torch.testing.assert_close(Linear(weight, bias, form, "relu")(x), expected)
 

@@ -21,6 +21,17 @@ def test_a_processor_is_intels_where_it_says_so(tmp_path: Path) -> None:
     assert not processor.is_intel(tmp_path / "none")
 
 
+@pytest.mark.parametrize("may_use", [True, False])
+def test_a_processor_has_amx_where_the_system_lets_it_be_used(
+    may_use: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: may_use, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert processor.has_amx() is may_use
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert not processor.has_amx()
+
+
 @pytest.mark.parametrize("intel", [True, False])
 def test_training_takes_bfloat16_by_itself_only_where_it_is_quicker(
     intel: bool, monkeypatch: pytest.MonkeyPatch

@@ -19,6 +19,7 @@ from model.errors import EngineError
 from model.kernels import winograd
 from model.kernels.compiled import openmp_functions
 from model.kernels.int8 import QuantizedTensor
+from model.kernels.processor import has_amx
 from model.kernels.quantization import IDENTITY, QuantParams
 from model.kernels.winograd import VARIANTS, Winograd, WinogradKernel, kernel_for, should_use_winograd
 
@@ -119,9 +120,9 @@ def test_it_is_compiled_where_it_can_be_and_the_quickest_variant_is_taken() -> N
             is_ours = name.endswith("neon") == (platform.machine() == "aarch64")
             assert (FOLDER / f"winograd_{name}.so").exists() == is_ours
         fit = [name for name in names if usable(name)]
-        amx = dtype != torch.float32 and torch.cpu.get_capabilities().get("amx_bf16")
+        amx = dtype != torch.float32 and has_amx()
         found = kernel_for(dtype)
-        assert (found is None) == (not fit or bool(amx))
+        assert (found is None) == (not fit or amx)
         assert found is None or found.library._name == str(FOLDER / f"winograd_{fit[0]}.so")
 
 
@@ -300,6 +301,7 @@ def test_processors(
 ) -> None:
     has = torch.cpu.get_capabilities() | lacking
     fresh.setattr(torch.cpu, "get_capabilities", lambda: has)
+    fresh.setattr(torch.cpu, "_init_amx", lambda: True, raising=False)
     found = kernel_for(dtype)
     assert (found and Path(found.library._name).stem) == (expected and f"winograd_{expected}")
 
@@ -314,7 +316,7 @@ def test_without_openmp_there_is_none(fresh: pytest.MonkeyPatch) -> None:
 def test_without_the_compiled_file_there_is_none_and_the_log_says_so(
     fresh: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fresh.setattr(winograd, "__file__", str(tmp_path / "winograd.py"))
+    fresh.setattr(winograd, "SOURCE", tmp_path / "winograd.c")
     assert kernel_for(torch.float32) is None
     assert "winograd_float32_avx2.so is not there" in caplog.text
     said = len(caplog.records)
