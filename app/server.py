@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 
-from app.http.connections import bounded
+from app.http.connections import make_protocol
 from app.intake.fetch import HostsError
 from app.keys import KeysError
 from app.main import create_app
@@ -94,7 +94,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 self.app,
-                http=bounded(settings.header_timeout, settings.send_timeout, settings.max_connections),
+                http=make_protocol(settings.header_timeout, settings.send_timeout, settings.max_connections),
                 log_config=None,
                 access_log=False,
                 server_header=False,

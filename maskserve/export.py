@@ -59,7 +59,9 @@ def coco_dataset(
     for name, result in results:
         images.append({"id": ids[name], "file_name": name, "width": result.width, "height": result.height})
         for record in result.to_coco(ids[name]):
-            annotations.append({"id": len(annotations) + 1, "iscrowd": 0, **record, **labelled(record)})
+            annotations.append(
+                {"id": len(annotations) + 1, "iscrowd": 0, **record, **label_keypoints(record)}
+            )
     kept = ["id", "name"]
     if not annotations or any(annotation.get("keypoints") for annotation in annotations):
         kept += ["keypoints", "skeleton"]
@@ -70,7 +72,7 @@ def coco_dataset(
     }
 
 
-def labelled(record: Mapping[str, Any]) -> dict[str, Any]:
+def label_keypoints(record: Mapping[str, Any]) -> dict[str, Any]:
     """The keypoints of a result in the form of a label: all of them visible (2). Nothing where it has none."""
     if record.get("keypoints") is None:
         return {}
@@ -202,7 +204,7 @@ def regions(instance: Instance, number: str, names: Mapping[int, Sequence[str]])
         value |= {"rotation": 0, "rectanglelabels": [instance.category]}
         yield {**whole, "type": "rectanglelabels", "from_name": "box", "value": value}
     else:
-        value = {"format": "rle", "rle": list(packed(instance.mask)), "brushlabels": [instance.category]}
+        value = {"format": "rle", "rle": list(pack(instance.mask)), "brushlabels": [instance.category]}
         yield {**whole, "type": "brushlabels", "from_name": "tag", "value": value}
     for place_of, (point, x, y) in enumerate(points):
         value = {"x": 100 * x / width, "y": 100 * y / height, "width": POINT, "keypointlabels": [point]}
@@ -223,7 +225,7 @@ def runs_by_row(bitmap: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.diff(turns, prepend=0, append=bitmap.size)
 
 
-def packed(mask: NDArray[np.bool_]) -> bytes:
+def pack(mask: NDArray[np.bool_]) -> bytes:
     """A mask as Label Studio's brush stores it: thi.ng's rle-pack of four equal bytes a pixel, 0 or 255.
 
     The header has the count of bytes (32 bits), the bits of a byte less one (5) and those of the four sizes of run

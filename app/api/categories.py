@@ -30,7 +30,7 @@ class CategoryNames:
         self._ids = {category.id for category in categories}
 
     @cached_property
-    def _folded(self) -> dict[str, list[str]]:
+    def _by_folded_name(self) -> dict[str, list[str]]:
         """The exact names by their folded form. Built only when an item is neither an exact name nor an id."""
         names: dict[str, list[str]] = {}
         for name in self._exact:
@@ -62,7 +62,7 @@ class CategoryNames:
                 return self._exact[name]
         if CATEGORY_ID.fullmatch(item.strip()) and int(item) in self._ids:
             return int(item)
-        names = self._folded.get(fold(item), [])
+        names = self._by_folded_name.get(fold(item), [])
         if len(names) > 1:
             raise InvalidParameter(
                 f'"{item.strip()[:40]}" fits several categories: {" and ".join(names)}. Use the exact name of one.'

@@ -273,7 +273,7 @@ async def answer(work: SegmentRequest, upload: Upload, body: BodyBytes, seconds:
                 image = found.decoded
                 if image is None:
                     image = await decoders.decode(file, found)
-                timings.passed("decode", timings.total() - started)
+                timings.add_stage("decode", timings.total() - started)
                 del file
                 body.release()
                 if layout is None:
@@ -283,8 +283,8 @@ async def answer(work: SegmentRequest, upload: Upload, body: BodyBytes, seconds:
                     segmented = await segment_tiles(
                         service, permit, image, tiles, expires=expires, progress=work.progress
                     )
-                timings.passed("queue", segmented.queue_seconds, ago=segmented.forward_seconds)
-                timings.passed("forward", segmented.forward_seconds)
+                timings.add_stage("queue", segmented.queue_seconds, ago=segmented.forward_seconds)
+                timings.add_stage("forward", segmented.forward_seconds)
                 work.record.update({"batch": segmented.batch_size, "instances": len(segmented.instances)})
                 with timings.stage("encode"):
                     return await loop.run_in_executor(

@@ -157,7 +157,7 @@ class NdjsonResponse(Response):
     async def _answer(self, index: int) -> bytes:
         """The line of one image."""
         try:
-            return await self._admitted(index)
+            return await self._segment_when_admitted(index)
         except Problem as raised:
             problem = raised
             cause: BaseException = raised.__cause__ or raised
@@ -173,7 +173,7 @@ class NdjsonResponse(Response):
             )
         return orjson.dumps({"index": index, **problem.document(self._id)})
 
-    async def _admitted(self, index: int) -> bytes:
+    async def _segment_when_admitted(self, index: int) -> bytes:
         """The line of one image. If admission refuses it, it waits until another image of the same request is done."""
         own = asyncio.current_task()
         while True:

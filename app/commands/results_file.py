@@ -77,7 +77,7 @@ class ResultsFile:
         Raises CannotWrite for answers that do not fit the format.
         """
         names = {path: path.relative_to(files[path]).as_posix() for path in answers}
-        named = ((names[path], self._checked(result)) for path, result in answers.items())
+        named = ((names[path], self._check(result)) for path, result in answers.items())
         ids: Mapping[str, Any] = image_ids(list(names.values()))
         match self.file_format:
             case "coco":
@@ -99,7 +99,7 @@ class ResultsFile:
             os.fsync(file.fileno())
         temporary.replace(self.path)
 
-    def _checked(self, answer: Result) -> Result:
+    def _check(self, answer: Result) -> Result:
         self.check_answer(answer)
         return answer
 

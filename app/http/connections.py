@@ -301,7 +301,7 @@ def _is_worth_logging(record: logging.LogRecord) -> bool:
     )
 
 
-def bounded(header_seconds: float, send_seconds: float, max_connections: int) -> type[asyncio.Protocol]:
+def make_protocol(header_seconds: float, send_seconds: float, max_connections: int) -> type[asyncio.Protocol]:
     """What uvicorn makes connections with.
 
     Args:

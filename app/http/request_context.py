@@ -66,9 +66,9 @@ class Timings:
         try:
             yield
         finally:
-            self.passed(name, self.clock() - started)
+            self.add_stage(name, self.clock() - started)
 
-    def passed(self, name: str, seconds: float, ago: float = 0.0) -> None:
+    def add_stage(self, name: str, seconds: float, ago: float = 0.0) -> None:
         """Record a stage that was measured elsewhere and ended `ago` seconds ago."""
         self.stages[name] = seconds
         self.begins[name] = self.total() - ago - seconds

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 
 from app.api import responses
 from maskserve import Instance, Result
-from maskserve.export import coco_dataset, coco_results, cvat, image_ids, label_studio, packed, runs_by_row
+from maskserve.export import coco_dataset, coco_results, cvat, image_ids, label_studio, pack, runs_by_row
 from model.data import Category
 from model.instances import Instances
 from model.masks.paste import decode, paste
@@ -161,7 +161,7 @@ def test_cvat_masks_are_run_lengths_of_the_box_by_rows() -> None:
         assert bitmap.sum() == true.sum()
 
 
-def unpacked(content: bytes) -> np.ndarray:
+def unpack(content: bytes) -> np.ndarray:
     """rle-pack, read as its specification (github.com/thi-ng/umbrella, packages/rle-pack) says."""
     bits = "".join(f"{byte:08b}" for byte in content)
     place = 0
@@ -187,11 +187,11 @@ def test_label_studio_masks_unpack_to_four_bytes_a_pixel() -> None:
     regions = task["predictions"][0]["result"]
     assert [region["value"]["brushlabels"] for region in regions] == [["person"], ["dog"], ["person"]]
     for region, true in zip(regions, true_masks(), strict=True):
-        pixels = unpacked(bytes(region["value"]["rle"])).reshape(*SIZE, 4)
+        pixels = unpack(bytes(region["value"]["rle"])).reshape(*SIZE, 4)
         np.testing.assert_array_equal(pixels, np.repeat(true[:, :, None] * 255, 4, axis=2))
 
 
 def test_runs_longer_than_a_field_are_parted() -> None:
     mask = np.ones((300, 300), np.bool_)
-    assert (unpacked(packed(mask)) == 255).all()
+    assert (unpack(pack(mask)) == 255).all()
     assert runs_by_row(mask).tolist() == [0, 90_000]

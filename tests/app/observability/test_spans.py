@@ -39,8 +39,8 @@ PATHS = ("/segment", "/readyz")
 
 async def segment(request: Request) -> Response:
     """Answers as the route of that name does: with stages, and with what is known of the batch."""
-    request.state.timings.passed("queue", 0.25, ago=0.5)
-    request.state.timings.passed("forward", 0.5)
+    request.state.timings.add_stage("queue", 0.25, ago=0.5)
+    request.state.timings.add_stage("forward", 0.5)
     request.state.record |= {"batch": 3, "instances": 7, "client": None}
     return Response(b"{}")
 
