@@ -264,10 +264,10 @@ def segment(
             raise typer.BadParameter(
                 "--model, --device, --precision and --overlay cannot be combined with --url."
             )
-        from app.commands.segment_url import Connection  # noqa: PLC0415 - likewise
+        from app.commands.segment_url import RemoteService  # noqa: PLC0415 - likewise
 
-        connection = Connection(url, api_key_file, deadline, concurrency)
-        raise typer.Exit(run(images, parameters, connection.open_client, output))
+        service = RemoteService(url, api_key_file, deadline, concurrency)
+        raise typer.Exit(run(images, parameters, service.open_client, output))
     settings = read_settings(model=model, device=device, precision=precision)
 
     def load() -> AbstractContextManager[Segmenter]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Connection:
+class RemoteService:
     """The service to ask, and how."""
 
     url: str

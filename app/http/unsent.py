@@ -38,7 +38,7 @@ class UnsentAnswers:
         # Most bytes at the same time since this was last set to 0.
         self.peak_bytes = 0
         # Those that moved last come last.
-        self._answers: dict[Answer, None] = {}
+        self._answers: dict[PendingAnswer, None] = {}
 
     def sender(self, scope: Scope, send: Send) -> Send:
         """An ASGI `send` that is bound to these limits. It raises ClientDisconnect once it has cut the client off."""
@@ -70,8 +70,8 @@ class UnsentAnswers:
         return send_in_pieces
 
     @contextmanager
-    def _hold(self, count: int, abort: Callable[[], None]) -> Iterator[Answer]:
-        answer = Answer(count, abort)
+    def _hold(self, count: int, abort: Callable[[], None]) -> Iterator[PendingAnswer]:
+        answer = PendingAnswer(count, abort)
         self._answers[answer] = None
         self.bytes += count
         self.peak_bytes = max(self.peak_bytes, self.bytes)
@@ -85,26 +85,26 @@ class UnsentAnswers:
         finally:
             self._drop(answer)
 
-    def _move(self, answer: Answer, count: int) -> None:
+    def _move(self, answer: PendingAnswer, count: int) -> None:
         if answer in self._answers:
             self.bytes -= count
             answer.left -= count
             del self._answers[answer]
             self._answers[answer] = None
 
-    def _drop(self, answer: Answer) -> None:
+    def _drop(self, answer: PendingAnswer) -> None:
         if answer in self._answers:
             del self._answers[answer]
             self.bytes -= answer.left
 
 
-class Answer:
+class PendingAnswer:
     """One answer that is being sent."""
 
     __slots__ = ("abort", "left")
 
     def __init__(self, left: int, abort: Callable[[], None]) -> None:
-        # Bytes.
+        # Bytes that the client has still to read.
         self.left = left
         # Cuts the connection off.
         self.abort = abort

@@ -73,7 +73,7 @@ class Inspection:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class DecoderJob:
     """What a decoder process is asked to do."""
 
     # "inspect" or "decode".
@@ -139,7 +139,7 @@ class Child(asyncio.Protocol):
         await loop.create_connection(lambda: self, sock=self._socket)
         await self.answer(self._reply)
 
-    def ask(self, job: Job, max_bytes: int) -> asyncio.Future[bytes]:
+    def ask(self, job: DecoderJob, max_bytes: int) -> asyncio.Future[bytes]:
         """Give it a job whose file lies in the shared memory; what comes back is for `answer`.
 
         max_bytes: of the file, if that comes as base64.
@@ -208,7 +208,7 @@ class Child(asyncio.Protocol):
                 self._shared.madvise(mmap.MADV_REMOVE, begin, end - begin)
         return pixels.reshape(shape)
 
-    async def forget(self, job: Job, shape: Sequence[int]) -> None:
+    async def forget(self, job: DecoderJob, shape: Sequence[int]) -> None:
         """Give the shared memory of a job back to the system, if it was much."""
         size = max(len(job.file.content), math.prod(shape) if shape else 0)
         if size > SMALL_BYTES and hasattr(mmap, "MADV_REMOVE"):
@@ -244,7 +244,7 @@ def _environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
-def too_slow(job: Job) -> UndecodableImage:
+def too_slow(job: DecoderJob) -> UndecodableImage:
     """The answer to a job that was ended at its limit."""
     return UndecodableImage(
         f"The image cannot be decoded: it takes more than {job.seconds:.1f} seconds of processor time, "
@@ -252,7 +252,7 @@ def too_slow(job: Job) -> UndecodableImage:
     )
 
 
-def why_lost(job: Job, exit_code: int) -> tuple[str, Problem]:
+def why_lost(job: DecoderJob, exit_code: int) -> tuple[str, Problem]:
     """The reason to count, and the answer to a job whose process has ended by itself or been killed by others."""
     if exit_code == -signal.SIGXCPU:
         return "time", too_slow(job)

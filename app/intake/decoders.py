@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from app.intake import decoder_accounts as accounts
 from app.intake.decoder_child import (
     Child,
+    DecoderJob,
     DecoderLostError,
     ImageFile,
     Inspection,
-    Job,
     raise_if_refused,
     too_slow,
     why_lost,
@@ -98,7 +98,7 @@ class Decoders:
         seconds = accounts.inspection_seconds(size, decode_up_to)
         with self._turn_times.count_pending():
             async with self.memory.hold(memory if decode_up_to else 0):
-                found, pixels = await self._run(Job("inspect", file, memory, seconds, decode_up_to))
+                found, pixels = await self._run(DecoderJob("inspect", file, memory, seconds, decode_up_to))
         return Inspection(found["format"], found["width"], found["height"], found["memory"], pixels)
 
     async def decode(self, file: ImageFile, found: Inspection) -> NDArray[np.uint8]:
@@ -113,7 +113,7 @@ class Decoders:
             )
         with self._turn_times.count_pending():
             async with self.memory.hold(needed):
-                _, pixels = await self._run(Job("decode", file, found.memory + size, seconds))
+                _, pixels = await self._run(DecoderJob("decode", file, found.memory + size, seconds))
         if pixels is None:
             raise UndecodableImage("The decoder did not answer with pixels.")
         return pixels
@@ -139,7 +139,7 @@ class Decoders:
                 self._end(child)
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _run(self, job: Job) -> tuple[dict[str, Any], NDArray[np.uint8] | None]:
+    async def _run(self, job: DecoderJob) -> tuple[dict[str, Any], NDArray[np.uint8] | None]:
         """One job's answer, and the pixels if it has decoded any."""
         child = await self._wait_for_turn()
         started, reply = time.monotonic(), None
@@ -168,7 +168,7 @@ class Decoders:
         return found, pixels
 
     async def _supervise(
-        self, child: Child, job: Job, started: float, reply: asyncio.Future[bytes] | None
+        self, child: Child, job: DecoderJob, started: float, reply: asyncio.Future[bytes] | None
     ) -> tuple[dict[str, Any], NDArray[np.uint8] | None]:
         """See to a job on a process that has its turn since `started`; afterwards the process is free again, or gone.
 
@@ -212,7 +212,7 @@ class Decoders:
                 self._turn_times.add(time.monotonic() - started)
             self._release(child, slow=slow, sound=sound)
 
-    def _problem(self, job: Job, exit_code: int) -> Problem:
+    def _problem(self, job: DecoderJob, exit_code: int) -> Problem:
         """What a job is answered whose process ended."""
         reason, problem = why_lost(job, exit_code)
         self.killed[reason] += 1

@@ -46,14 +46,14 @@ class FormLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FormPart:
     """One part of the form, named `image`."""
 
     content: bytes
     is_file: bool  # it came with a file name
 
 
-async def image_parts(body: AsyncIterator[bytes], boundary: bytes, limits: FormLimits) -> list[Part]:
+async def image_parts(body: AsyncIterator[bytes], boundary: bytes, limits: FormLimits) -> list[FormPart]:
     """The parts of a form, all of them named `image`, at least one.
 
     Raises MalformedRequest for a form that is damaged or has other parts, BodyTooLarge for images beyond the limits;
@@ -97,7 +97,7 @@ class Form:
 
     def __init__(self, limits: FormLimits) -> None:
         self.limits = limits
-        self.parts: list[Part] = []
+        self.parts: list[FormPart] = []
         self.bytes = 0  # of all parts
         self.content = bytearray()  # of the current part
         self.is_file = False
@@ -167,7 +167,7 @@ class Form:
 
     def on_part_end(self) -> None:
         """The image is complete."""
-        self.parts.append(Part(bytes(self.content), self.is_file))
+        self.parts.append(FormPart(bytes(self.content), self.is_file))
 
     def on_end(self) -> None:
         """The closing boundary was read."""
