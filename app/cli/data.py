@@ -174,11 +174,11 @@ def take(
     refuse_labelled(out)
     try:
         names = categories.split(",") if categories else None
-        taken = copy(path, out, count, names, images, split=split, skip=skip)
+        subset = copy(path, out, count, names, images, split=split, skip=skip)
     except (DatasetError, OSError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
-    typer.echo(f"{out}: {taken.images} images, {taken.objects} objects of {', '.join(taken.categories)}")
+    typer.echo(f"{out}: {subset.images} images, {subset.objects} objects of {', '.join(subset.categories)}")
 
 
 @data.command()

@@ -109,7 +109,7 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
         self._acceptable = acceptable
         self._lookups = lookups
         self._backend = httpcore.AnyIOBackend()
-        self._opened: list[httpcore.AsyncNetworkStream] = []
+        self._streams: list[httpcore.AsyncNetworkStream] = []
 
     async def connect_tcp(
         self,
@@ -131,14 +131,14 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
         failure: Exception | None = None
         for address in addresses:
             try:
-                opened = await self._backend.connect_tcp(
+                stream = await self._backend.connect_tcp(
                     address, port, timeout, local_address, socket_options
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
                 continue
-            self._opened.append(opened)
-            return opened
+            self._streams.append(stream)
+            return stream
         raise httpcore.ConnectError("none of the name's addresses can be reached") from failure
 
     async def __aenter__(self) -> PinnedBackend:
@@ -146,7 +146,7 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
 
     async def __aexit__(self, *_: object) -> None:
         """Close whatever was opened: httpcore leaves a connection open that is cancelled in its TLS handshake."""
-        for stream in self._opened:
+        for stream in self._streams:
             with suppress(Exception):
                 await stream.aclose()
 

@@ -13,9 +13,9 @@ export async function* lines(response) {
   /** @type {string[]} */ let parts = []; // of the line that is arriving: the last one may have megabytes
   try {
     for (let { value, done } = await reader.read(); !done; { value, done } = await reader.read()) {
-      const [end, ...begun] = /** @type {string} */ (value).split("\n");
+      const [end, ...rest] = /** @type {string} */ (value).split("\n");
       parts.push(end);
-      for (const part of begun) {
+      for (const part of rest) {
         yield JSON.parse(parts.join(""));
         parts = [part];
       }

@@ -37,7 +37,7 @@ const state = new State({
 let asking = null;
 /** @type {File | null} sent again by "Try again" */
 let latest = null;
-let opened = 0; // pictures, videos and cameras
+let openings = 0; // pictures, videos and cameras
 
 const stage = new Stage(get("stage"), (view) => {
   const { picture } = state.values;
@@ -48,7 +48,7 @@ const film = new FilmBar(get("film"), showFrame, complain, () => state.set({ bus
 
 /** Segment an image file, or run a video file, that somebody has chosen. @param {File} file */
 function open(file) {
-  opened += 1;
+  openings += 1;
   send(file);
 }
 
@@ -255,7 +255,7 @@ function setUpFiles() {
   webcam.title = navigator.mediaDevices ? "" : "Browsers give a camera only to HTTPS and localhost";
   webcam.addEventListener("click", () => {
     asking?.abort();
-    opened += 1;
+    openings += 1;
     latest = null;
     begin("Starting the camera …");
     film.openWebcam();
@@ -311,6 +311,6 @@ list.setUp(state);
 tiling.setUp(state, cutAnew);
 evidence.setUp(state);
 sources.listen(open);
-sources.examples(open, complain, () => opened);
+sources.examples(open, complain, () => openings);
 enter();
 document.documentElement.dataset.ready = "";

@@ -143,11 +143,11 @@ export async function segment(file, signal, tiling = null, progress = () => {}) 
     signal,
   });
   const stages = new Map(stagesOf(response.headers.get("Server-Timing") ?? ""));
-  const begun = performance.now();
+  const bodyStarted = performance.now();
   const document = tiling ? await lastLine(response, signal, progress) : await response.json();
   if (tiling) {
     // The headers came before the tiles; their time is known here only.
-    const took = performance.now() - begun;
+    const took = performance.now() - bodyStarted;
     stages.set("tiles", took).set("total", (stages.get("total") ?? 0) + took);
   }
   const roundTrip = performance.now() - started;

@@ -48,9 +48,9 @@ export function listen(open) {
  * The example images. Each is a link to its file, which also works without this script.
  * @param {(file: File) => void} open
  * @param {(error: unknown) => void} complain
- * @param {() => number} opened how many pictures were opened: one that is chosen later is not replaced
+ * @param {() => number} countOpenings how many pictures were opened: one that is chosen later is not replaced
  */
-export function examples(open, complain, opened) {
+export function examples(open, complain, countOpenings) {
   let clicks = 0;
   for (const link of /** @type {NodeListOf<HTMLAnchorElement>} */ (document.querySelectorAll("#examples a"))) {
     link.addEventListener("click", async (event) => {
@@ -59,8 +59,8 @@ export function examples(open, complain, opened) {
       }
       event.preventDefault();
       clicks += 1;
-      const [click, before] = [clicks, opened()];
-      const isLatest = () => click === clicks && before === opened();
+      const [click, before] = [clicks, countOpenings()];
+      const isLatest = () => click === clicks && before === countOpenings();
       try {
         const response = await fetch(link.href);
         if (!response.ok) {

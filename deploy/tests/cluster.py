@@ -197,10 +197,10 @@ class Rows:
 
         def killed() -> bool:
             # In the middle of a shard, some of whose answers are there.
-            begun = any(
+            shard_started = any(
                 file.read_bytes().count(b"\n") > 1 for file in photos.parent.glob("results.*.partial")
             )
-            actors = processes(b"ray::MapWorker") if begun else []
+            actors = processes(b"ray::MapWorker") if shard_started else []
             for actor in actors[:1]:
                 os.kill(actor, signal.SIGKILL)
             return bool(actors)

@@ -327,8 +327,8 @@ class Faults:
         """Every replica is stopped, which is not promised to be without failures: Prometheus must tell somebody."""
         await self.healthy()
         await self.compose("stop", *REPLICAS)
-        gone = await self.made[0].http.get("/readyz")
-        assert gone.status_code == 503, gone.text
+        answer = await self.made[0].http.get("/readyz")
+        assert answer.status_code == 503, answer.text
         await self.until(lambda: "MaskserveDown" in self.fired, "MaskserveDown fires")
         await self.compose("start", *REPLICAS)
         await self.healthy()

@@ -315,9 +315,9 @@ def test_before_it_drains_the_service_is_not_ready_but_still_answers() -> None:
         async with serving(drain_delay=3600) as (client, app):
             leaving = asyncio.ensure_future(app.state.service.begin_shutdown())
             await until(lambda: app.state.service.shutting_down)
-            unready = await client.get("/readyz")
-            assert unready.status_code == 503
-            assert unready.json()["type"] == "urn:maskserve:problem:draining"
+            readiness = await client.get("/readyz")
+            assert readiness.status_code == 503
+            assert readiness.json()["type"] == "urn:maskserve:problem:draining"
             assert (await client.get("/healthz")).status_code == 200
             assert (await client.post("/segment", content=PHOTO)).status_code == 200
             leaving.cancel()

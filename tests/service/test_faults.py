@@ -202,12 +202,12 @@ def test_a_client_that_leaves_the_queue_frees_its_place_and_its_image_never_runs
 
 def test_a_client_that_leaves_while_its_image_runs_does_not_affect_others(faulty: Any) -> None:
     async def scenario(client: Client) -> None:
-        gone = await client.metric("maskserve_requests_total", reason="client-gone")
+        before = await client.metric("maskserve_requests_total", reason="client-gone")
         leaving = await client.occupied()
         staying = client.send()
         leaving.cancel()
         assert (await staying).status_code == 200
-        await client.comes_to("maskserve_requests_total", gone + 1, reason="client-gone")
+        await client.comes_to("maskserve_requests_total", before + 1, reason="client-gone")
         assert await client.metric("maskserve_queue_requests") == 0
         assert await client.is_well()
 

@@ -197,14 +197,14 @@ def bodies(sent: list[dict[str, Any]]) -> list[bytes]:
 
 async def begin(app: FastAPI, request: httpx.Request) -> tuple[list[dict[str, Any]], Any]:
     """Start an exchange; what has been sent so far, and a function that ends the connection."""
-    gone = asyncio.Event()
+    disconnected = asyncio.Event()
     incoming = [{"type": "http.request", "body": request.read(), "more_body": False}]
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
         if incoming:
             return incoming.pop()
-        await gone.wait()
+        await disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def send(message: dict[str, Any]) -> None:
@@ -226,4 +226,4 @@ async def begin(app: FastAPI, request: httpx.Request) -> tuple[list[dict[str, An
     }
     task = asyncio.ensure_future(app(scope, receive, send))
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return sent, gone.set
+    return sent, disconnected.set

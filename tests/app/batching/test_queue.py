@@ -167,11 +167,11 @@ def test_discarding_what_was_taken_counts_nothing(queue, enqueue):
 
 
 def test_drop_dead_drops_what_died_after_it_was_taken(queue, enqueue, clock):
-    gone, late, fine = enqueue(), enqueue(deadline=clock.now + 1), enqueue()
-    taken = queue.next_batch(8, 10**9).live
-    gone.future.cancel()
+    cancelled, late, fine = enqueue(), enqueue(deadline=clock.now + 1), enqueue()
+    batch = queue.next_batch(8, 10**9).live
+    cancelled.future.cancel()
     clock.now += 2
-    partition = queue.drop_dead(taken)
+    partition = queue.drop_dead(batch)
     assert (partition.live, partition.expired) == ([fine], [late])
     assert queue.dropped == {"cancelled": 1, "expired": 1}
 
@@ -239,10 +239,10 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(
         target=inside,
         pixels=st.integers(1, 25),
-        patience=st.integers(1, 9),
+        timeout=st.integers(1, 9),
         bucket=st.sampled_from([(32, 32), (32, 64), (64, 32), (64, 64), (512, 512)]),
     )
-    def arrive(self, pixels, patience, bucket):
+    def arrive(self, pixels, timeout, bucket):
         room = len(self.places) < self.MAX_REQUESTS and self.admission.pixels + pixels <= self.MAX_PIXELS
         place = ExitStack()
         if not room:
@@ -255,7 +255,7 @@ class QueueMachine(RuleBasedStateMachine):
             IMAGE,
             permit.pixels,
             Options(),
-            self.clock.now + patience,
+            self.clock.now + timeout,
             self.loop.create_future(),
             bucket,
             self.clock.now,
@@ -336,8 +336,8 @@ class QueueMachine(RuleBasedStateMachine):
         for place in self.places.values():
             place.close()
         assert (self.admission.requests, self.admission.pixels) == (0, 0)
-        taken = self.queue.clear()
-        assert taken == self.waiting
+        cleared = self.queue.clear()
+        assert cleared == self.waiting
         self.loop.close()
 
 

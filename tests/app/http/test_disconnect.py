@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def run(test: Callable[[asyncio.Future[None], asyncio.Future[str]], Coroutine[Any, Any, None]]) -> None:
-    """gone: set when the client leaves. done: what the work waits for."""
+    """disconnected: set when the client leaves. done: what the work waits for."""
 
     async def bounded() -> None:
         loop = asyncio.get_running_loop()
@@ -25,9 +25,9 @@ def run(test: Callable[[asyncio.Future[None], asyncio.Future[str]], Coroutine[An
     asyncio.run(bounded())
 
 
-def receive_of(gone: asyncio.Future[None]) -> Callable[[], Coroutine[Any, Any, dict[str, Any]]]:
+def receive_of(disconnected: asyncio.Future[None]) -> Callable[[], Coroutine[Any, Any, dict[str, Any]]]:
     async def receive() -> dict[str, Any]:
-        await asyncio.shield(gone)
+        await asyncio.shield(disconnected)
         return {"type": "http.disconnect"}
 
     return receive
@@ -38,10 +38,10 @@ async def result_of(done: asyncio.Future[str]) -> str:
 
 
 def test_the_work_of_a_client_who_leaves_is_cancelled_and_the_request_goes_on_to_its_end() -> None:
-    async def test(gone: asyncio.Future[None], done: asyncio.Future[str]) -> None:
-        asyncio.get_running_loop().call_soon(gone.set_result, None)
+    async def test(disconnected: asyncio.Future[None], done: asyncio.Future[str]) -> None:
+        asyncio.get_running_loop().call_soon(disconnected.set_result, None)
         with pytest.raises(ClientDisconnect):
-            await cancel_on_disconnect(receive_of(gone), result_of(done))
+            await cancel_on_disconnect(receive_of(disconnected), result_of(done))
         assert done.cancelled()
         task = asyncio.current_task()
         assert task is not None
@@ -54,9 +54,9 @@ def test_the_work_of_a_client_who_leaves_is_cancelled_and_the_request_goes_on_to
 
 @pytest.mark.parametrize("turns_between", range(4))
 def test_a_result_stands_when_the_client_leaves_in_the_same_moment(turns_between: int) -> None:
-    async def test(gone: asyncio.Future[None], done: asyncio.Future[str]) -> None:
+    async def test(disconnected: asyncio.Future[None], done: asyncio.Future[str]) -> None:
         async def both() -> None:
-            gone.set_result(None)
+            disconnected.set_result(None)
             for _ in range(turns_between):
                 await asyncio.sleep(0)
             if not done.cancelled():
@@ -64,7 +64,7 @@ def test_a_result_stands_when_the_client_leaves_in_the_same_moment(turns_between
 
         other = asyncio.create_task(both())
         try:
-            found = await cancel_on_disconnect(receive_of(gone), result_of(done))
+            found = await cancel_on_disconnect(receive_of(disconnected), result_of(done))
         except ClientDisconnect:
             found = "found"
         # A cancellation that came too late would be raised here.
@@ -78,10 +78,10 @@ def test_a_result_stands_when_the_client_leaves_in_the_same_moment(turns_between
 
 @pytest.mark.parametrize("turns_between", range(5))
 def test_a_request_that_is_cancelled_is_not_taken_for_a_client_who_left(turns_between: int) -> None:
-    async def test(gone: asyncio.Future[None], done: asyncio.Future[str]) -> None:
-        request = asyncio.create_task(cancel_on_disconnect(receive_of(gone), result_of(done)))
+    async def test(disconnected: asyncio.Future[None], done: asyncio.Future[str]) -> None:
+        request = asyncio.create_task(cancel_on_disconnect(receive_of(disconnected), result_of(done)))
         await asyncio.sleep(0)
-        gone.set_result(None)
+        disconnected.set_result(None)
         for _ in range(turns_between):
             await asyncio.sleep(0)
         with pytest.raises(asyncio.CancelledError if request.cancel() else ClientDisconnect):
@@ -92,12 +92,12 @@ def test_a_request_that_is_cancelled_is_not_taken_for_a_client_who_left(turns_be
 
 
 def test_a_deadline_within_the_work_stays_a_deadline() -> None:
-    async def test(gone: asyncio.Future[None], done: asyncio.Future[str]) -> None:
+    async def test(disconnected: asyncio.Future[None], done: asyncio.Future[str]) -> None:
         async def work() -> str:
             async with asyncio.timeout(0):
                 return await done
 
         with pytest.raises(TimeoutError):
-            await cancel_on_disconnect(receive_of(gone), work())
+            await cancel_on_disconnect(receive_of(disconnected), work())
 
     run(test)

@@ -25,15 +25,15 @@ class Client:
 
     async def send(self, message: Message) -> None:
         if not self.cut_off.is_set():
-            reading, gone = (
+            reading, closing = (
                 asyncio.ensure_future(self.pieces.acquire()),
                 asyncio.ensure_future(self.cut_off.wait()),
             )
             try:
-                await asyncio.wait({reading, gone}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({reading, closing}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 reading.cancel()
-                gone.cancel()
+                closing.cancel()
         self.received.append(message)
 
 

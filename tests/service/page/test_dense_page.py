@@ -27,17 +27,17 @@ STEPS = """async () => {
   const median = (times) => times.sort((a, b) => a - b)[times.length >> 1];
   // What a change does at once, the layout that it asks for, and the next frame.
   const timed = async (change) => {
-    const begun = performance.now();
+    const started = performance.now();
     change();
     void list.scrollHeight;
     await frame();
-    return performance.now() - begun;
+    return performance.now() - started;
   };
   const times = {};
   const measure = async (name, count, change) => {
-    const taken = [];
-    for (let i = 0; i < count; i++) taken.push(await timed(() => change(i)));
-    times[name] = median(taken);
+    const durations = [];
+    for (let i = 0; i < count; i++) durations.push(await timed(() => change(i)));
+    times[name] = median(durations);
   };
   const hover = (i) => {
     const clientX = left + width * (0.2 + 0.6 * ((i * 0.37) % 1));

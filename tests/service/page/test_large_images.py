@@ -29,10 +29,10 @@ GROUND, INK = 60, 230
 LIMIT, YARDSTICKS = 400, 2
 # Milliseconds of a computation that is always the same, about 250 on an idle machine.
 YARDSTICK = """() => {
-  const begun = performance.now();
+  const started = performance.now();
   let x = 0;
   for (let i = 0; i < 4e7; i++) x = (x * 31 + i) | 0;
-  return x === 1 ? 0 : performance.now() - begun;
+  return x === 1 ? 0 : performance.now() - started;
 }"""
 # Half the side of the area around the image's middle that has only the instances that a test knows.
 QUIET = 300
@@ -115,9 +115,9 @@ def test_an_instance_larger_than_the_stage_is_painted_in_the_time_of_its_pixels(
           const mask = Mask.ofBox([0, 0, 4000, 3000], { width: 4000, height: 3000 });
           const time = (y) => {
             const times = [1, 2, 3].map(() => {
-              const begun = performance.now();
+              const started = performance.now();
               rasterise(mask, { scale: 1, x: -50, y }, 1600, 900, 3);
-              return performance.now() - begun;
+              return performance.now() - started;
             });
             return Math.min(...times);
           };

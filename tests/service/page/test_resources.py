@@ -81,14 +81,14 @@ def test_a_wait_ends_with_its_signal_and_leaves_no_listener(page: Page) -> None:
           const answer = await patiently(request, signal, () => {});
           // Aborted before the wait begins: the wait would be fifty seconds.
           const long = new Problem("Busy", "", { status: 429, retryAfter: 50 });
-          const begun = performance.now();
+          const started = performance.now();
           let reason = "";
           try {
             await patiently(() => Promise.reject(long), signal, () => controller.abort("left"));
           } catch (error) {
             reason = error;
           }
-          return { answer, listeners, reason, waited: performance.now() - begun };
+          return { answer, listeners, reason, waited: performance.now() - started };
         }"""
     )
     assert found["answer"] == "answer"
