@@ -50,7 +50,8 @@ class FormPart:
     """One part of the form, named `image`."""
 
     content: bytes
-    is_file: bool  # it came with a file name
+    # Whether it came with a file name.
+    is_file: bool
 
 
 async def image_parts(body: AsyncIterator[bytes], boundary: bytes, limits: FormLimits) -> list[FormPart]:
@@ -98,11 +99,14 @@ class Form:
     def __init__(self, limits: FormLimits) -> None:
         self.limits = limits
         self.parts: list[FormPart] = []
-        self.bytes = 0  # of all parts
-        self.content = bytearray()  # of the current part
+        # Bytes of all parts.
+        self.bytes = 0
+        # The content of the current part.
+        self.content = bytearray()
         self.is_file = False
         self.ended = False
-        self.headers: dict[str, str] = {}  # of the current part; names in lower case
+        # The headers of the current part; names are in lower case.
+        self.headers: dict[str, str] = {}
         self.header_bytes = 0
         self.header_name = bytearray()
         self.header_value = bytearray()

@@ -42,7 +42,8 @@ export function setUp(state, { canRepeat, repeat, cancel, enter }) {
       bar.setAttribute("aria-valuetext", text);
       get("tiles-text").textContent = text;
       if (tenths !== before) {
-        get("status").textContent = text; // screen readers would read out four lines a second
+        // Screen readers would read out four lines a second.
+        get("status").textContent = text;
       }
     }
   });
@@ -55,7 +56,8 @@ export function setUp(state, { canRepeat, repeat, cancel, enter }) {
     get("key-form").hidden = problem?.status !== 401;
     get("another").hidden = !refused;
     get("try-again").hidden = refused || problem?.status === 401 || !canRepeat();
-    get("status").textContent = ""; // screen readers read out the alert itself
+    // Screen readers read out the alert itself.
+    get("status").textContent = "";
   });
   // Buttons that hide themselves would leave the keyboard's focus nowhere.
   const act = (/** @type {string} */ id, /** @type {() => void} */ action) =>

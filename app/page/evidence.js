@@ -23,7 +23,8 @@ const STAGES = new Map([
   ["network", "network and browser"],
 ]);
 
-const SHOWN = 500; // instances in the raw JSON on the page: megabytes of text take seconds to lay out
+// Instances in the raw JSON on the page: megabytes of text take seconds to lay out.
+const SHOWN = 500;
 
 /** @param {State} state */
 export function setUp(state) {
@@ -51,7 +52,8 @@ export function setUp(state) {
   state.on(["answer"], ({ answer }) => {
     details.hidden = answer === null;
     if (details.open) {
-      write(); // only when it is open: a hundred masks are long
+      // Written only when it is open: a hundred masks are long.
+      write();
     }
   });
   copies(get("curl-copy"), () => texts.curl);

@@ -13,10 +13,12 @@ import { took } from "./timeline.js";
 
 // The shorter side of the picture in line widths and in font sizes, as in the overlay that the service draws.
 const LINES_PER_SIDE = 300;
-const LINES_PER_OBJECT = 8; // else the lines of a large picture would hide its small objects
+// Without this limit the lines of a large picture would hide its small objects.
+const LINES_PER_OBJECT = 8;
 const LETTERS_PER_SIDE = 40;
 const SMALLEST_LETTERS = 9;
-const BAND_PIXELS = 1 << 20; // painted at once: a large picture has no copy as a whole, and the page lives meanwhile
+// Pixels that are painted at once: a large picture is never copied as a whole, and the page stays responsive.
+const BAND_PIXELS = 1 << 20;
 
 /**
  * The picture at full size with instances drawn on it, band by band.
@@ -103,7 +105,8 @@ export function save(blob, name) {
   link.href = URL.createObjectURL(blob);
   link.download = name;
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // some browsers read it after the click
+  // Some browsers read the link after the click.
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
 /** A file name without its folder and suffix. @param {string} name */

@@ -24,7 +24,8 @@ export class FilmBar {
     this.progress = /** @type {HTMLProgressElement} */ (find("progress"));
     this.sampling = /** @type {HTMLSelectElement} */ (find("select"));
     /** @type {AbortController | null} */ this.running = null;
-    /** @type {(() => void) | null} */ this.proceed = null; // set while paused
+    // Set while the film is paused.
+    /** @type {(() => void) | null} */ this.proceed = null;
     this.paused = false;
     this.pause.addEventListener("click", () => (this.paused ? this.resume() : this.hold()));
     find(".stop").addEventListener("click", () => {

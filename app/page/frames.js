@@ -1,7 +1,9 @@
 // Takes frames from a video file or a webcam, each as an image file, and measures the rate.
 
-const QUALITY = 0.92; // of the JPEG that a frame is sent as
-const WINDOW = 20; // frames that the rate is averaged over
+// Quality of the JPEG that a frame is sent as.
+const QUALITY = 0.92;
+// Frames that the rate is averaged over.
+const WINDOW = 20;
 
 /**
  * @typedef {object} Frame
@@ -135,7 +137,8 @@ function silent() {
  */
 function event(video, name) {
   return new Promise((resolve, reject) => {
-    const listeners = new AbortController(); // removes both, whichever event comes first
+    // Removes both listeners, whichever event comes first.
+    const listeners = new AbortController();
     const { signal } = listeners;
     const on = (/** @type {string} */ type, /** @type {() => void} */ settle) =>
       video.addEventListener(type, () => (listeners.abort(), settle()), { signal });

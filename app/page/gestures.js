@@ -12,9 +12,12 @@
  * @property {() => void} release unpins
  */
 
-const STILL = 5; // CSS pixels that the pointer may move during a click
-const STEP = 60; // CSS pixels that an arrow key pans
-const ZOOM = 1.4; // of one key press
+// CSS pixels that the pointer may move during a click.
+const STILL = 5;
+// CSS pixels that an arrow key pans.
+const STEP = 60;
+// Factor by which one key press zooms.
+const ZOOM = 1.4;
 
 /**
  * @param {Stage} stage
@@ -75,7 +78,8 @@ function pointers(stage, actions) {
 
   element.addEventListener("pointerdown", (event) => {
     if (event.button === 0 && stage.scene.picture) {
-      wandered = down.size ? Infinity : 0; // two fingers never click
+      // A gesture with two fingers is never a click.
+      wandered = down.size ? Infinity : 0;
       down.set(event.pointerId, placeOn(element, event));
       element.setPointerCapture(event.pointerId);
     }

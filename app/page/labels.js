@@ -11,7 +11,8 @@ import { css, inkOn } from "./palette.js";
 // Share of the picture that chips may cover. Where all of them would cover more, those that are larger than their
 // instance are left out first, and then those of the lowest scores.
 const COVERED = 0.4;
-const LONGEST = 64; // letters of a shortened category
+// Letters that are shown of a long category.
+const LONGEST = 64;
 const FONT = "Inter, system-ui, sans-serif";
 
 /**

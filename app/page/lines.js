@@ -10,7 +10,8 @@ export async function* lines(response) {
     return;
   }
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  /** @type {string[]} */ let parts = []; // of the line that is arriving: the last one may have megabytes
+  // Pieces of the line that is arriving: the last one may have megabytes.
+  /** @type {string[]} */ let parts = [];
   try {
     for (let { value, done } = await reader.read(); !done; { value, done } = await reader.read()) {
       const [end, ...rest] = /** @type {string} */ (value).split("\n");
@@ -21,7 +22,8 @@ export async function* lines(response) {
       }
     }
   } finally {
-    await reader.cancel().catch(() => {}); // a connection that broke cannot be cancelled
+    // A connection that broke cannot be cancelled.
+    await reader.cancel().catch(() => {});
   }
   if (parts.join("").trim()) {
     yield JSON.parse(parts.join(""));

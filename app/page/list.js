@@ -11,7 +11,8 @@ import { visible } from "./state.js";
  * @typedef {import("./answer.js").Instance} Instance
  */
 
-const AT_ONCE = 200; // entries; the next ones follow when the browser has drawn these
+// Entries that are drawn at once; the next ones follow when the browser has drawn these.
+const AT_ONCE = 200;
 
 /**
  * One button for each instance. Pointing at it or focusing it highlights the instance; pressing it pins the instance
@@ -34,7 +35,8 @@ export function setUp(state) {
         await breathe();
       }
       if (own !== entries) {
-        return; // another answer has come
+        // Another answer has come.
+        return;
       }
       const some = instances.slice(first, first + AT_ONCE);
       some.forEach((instance) => own.set(instance, entry(instance, state)));

@@ -37,7 +37,8 @@ const state = new State({
 let asking = null;
 /** @type {File | null} sent again by "Try again" */
 let latest = null;
-let openings = 0; // pictures, videos and cameras
+// How many pictures, videos and cameras were opened.
+let openings = 0;
 
 const stage = new Stage(get("stage"), (view) => {
   const { picture } = state.values;

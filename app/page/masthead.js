@@ -5,10 +5,12 @@ import { model, Problem, queue } from "./service.js";
 
 /** @typedef {import("./service.js").Model} Model */
 
-const AGAIN = 2000; // milliseconds until a service that is not ready is asked again
+// Milliseconds until a service that is not ready is asked again.
+const AGAIN = 2000;
 const QUEUE_EVERY = 3000;
 const THEME = "maskserve-theme";
-const DEMONSTRATION = "shapes"; // the bundled model
+// The name of the bundled model.
+const DEMONSTRATION = "shapes";
 
 /**
  * Ask for the model until the service is ready.
@@ -102,7 +104,8 @@ export function setUpTheme() {
     try {
       return localStorage.getItem(THEME);
     } catch {
-      return null; // storage is disabled
+      // Storage is disabled.
+      return null;
     }
   };
   const show = (/** @type {string | null} */ theme) => {

@@ -1,6 +1,7 @@
 // Long work in short steps, between which the page answers its user.
 
-const STEP = 12; // milliseconds; with a frame's own work it stays below what a hand feels
+// Milliseconds of work in a step: with a frame's own work it stays below what a hand feels.
+const STEP = 12;
 
 /** Let the browser do what waits: input, a frame, other steps. @returns {Promise<void>} */
 export function breathe() {

@@ -20,7 +20,8 @@
 const OPAQUE = 255;
 const EDGE = 1;
 const INSIDE = 2;
-const ROUNDING = 0.75; // image pixels; lines that are one pixel wide are kept
+// How far corners are rounded, in image pixels; lines that are one pixel wide are kept.
+const ROUNDING = 0.75;
 
 /** Canvas pixels, composed in memory and drawn at once. */
 export class Layer {
@@ -30,7 +31,8 @@ export class Layer {
    */
   constructor(width, height) {
     this.image = new ImageData(width, height);
-    this.pixels = new Uint32Array(this.image.data.buffer); // alpha, blue, green, red from the highest byte down
+    // Alpha, blue, green, red from the highest byte down.
+    this.pixels = new Uint32Array(this.image.data.buffer);
   }
 
   /**
@@ -68,7 +70,8 @@ function blend(pixels, canvasWidth, { left, top, width, height, margin, rows, ki
   const line = ((OPAQUE << 24) | (blue << 16) | (green << 8) | red) >>> 0;
   const part = (/** @type {number} */ channel) => Math.round((channel * tint) / OPAQUE);
   const fill = ((tint << 24) | (part(blue) << 16) | (part(green) << 8) | part(red)) >>> 0;
-  const rest = Math.floor(((OPAQUE - tint) * 256) / OPAQUE); // of 256, so that a shift divides
+  // The weight of the pixel below, in 256ths, so that a shift divides.
+  const rest = Math.floor(((OPAQUE - tint) * 256) / OPAQUE);
   for (let row = 0; row < height; row++) {
     let place = (top + row) * canvasWidth + left;
     let source = margin * rows + margin + row;
@@ -162,7 +165,8 @@ export function rasterise(mask, { scale, x, y }, canvasWidth, canvasHeight, line
     }
   }
   if (filled === kinds.length) {
-    kinds.fill(INSIDE); // the canvas lies within the mask, far from its edge
+    // The canvas lies within the mask, far from its edge.
+    kinds.fill(INSIDE);
     return { left, top, width, height, margin, rows, kinds };
   }
   if (radius) {
@@ -185,7 +189,8 @@ export function rasterise(mask, { scale, x, y }, canvasWidth, canvasHeight, line
  */
 function round(bitmap, columns, rows, radius) {
   const window = 2 * radius + 1;
-  const sums = new Uint16Array(bitmap.length); // of the window in the column
+  // Sums of the window in the column.
+  const sums = new Uint16Array(bitmap.length);
   for (let first = 0; first < bitmap.length; first += rows) {
     let sum = 0;
     for (let row = 0; row < rows + radius; row++) {
@@ -197,7 +202,8 @@ function round(bitmap, columns, rows, radius) {
     }
   }
   const half = (window * window) / 2;
-  const across = new Uint32Array(rows); // of the windows in the columns around this one
+  // Sums of the windows in the columns around this one.
+  const across = new Uint32Array(rows);
   for (let column = 0; column < columns + radius; column++) {
     const entering = column * rows;
     const leaving = (column - window) * rows;
@@ -220,7 +226,8 @@ function round(bitmap, columns, rows, radius) {
 function eroded(bitmap, rows, distance) {
   const kept = new Uint8Array(bitmap.length);
   for (let first = 0; first < bitmap.length; first += rows) {
-    const column = bitmap.subarray(first, first + rows); // a search in all of the bitmap would find its end only
+    // Only this column: a search in the whole bitmap would go on past the column's end.
+    const column = bitmap.subarray(first, first + rows);
     let begin = column.indexOf(1);
     while (begin >= 0) {
       const found = column.indexOf(0, begin);

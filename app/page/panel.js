@@ -48,7 +48,8 @@ function categories(state) {
   state.on(["answer"], ({ answer }) => {
     const found = answer?.categories() ?? [];
     if (found.length && found.length === toggles.size && found.every(({ id }) => toggles.has(id))) {
-      return; // so that a toggle stays under the finger when a video's next frame arrives
+      // So that a toggle stays under the finger when a video's next frame arrives.
+      return;
     }
     toggles = new Map(
       found.map(({ id, name }) => {

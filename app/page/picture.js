@@ -60,8 +60,10 @@ export class Picture {
       return;
     }
     context.imageSmoothingEnabled = smooth;
-    context.imageSmoothingQuality = this.pieces.length > 1 ? "low" : "high"; // of a large piece "high" takes 100 ms
-    const across = (this.width * scale) / (last.left + last.width); // canvas pixels for each of the file's
+    // "high" takes 100 ms for a large piece.
+    context.imageSmoothingQuality = this.pieces.length > 1 ? "low" : "high";
+    // Canvas pixels for each pixel of the copy.
+    const across = (this.width * scale) / (last.left + last.width);
     const down = (this.height * scale) / (last.top + last.height);
     const { width, height } = context.canvas;
     for (const piece of this.pieces) {
@@ -92,8 +94,10 @@ function ends(first, length, whole, origin, scale) {
   return [place(first), place(first + length)];
 }
 
-const PIECE = 2048; // pixels a side: 16 MB, which the browser copies at once
-const SMALLEST = 1024; // pixels; copies of a picture are not made narrower
+// Side of a piece in pixels: 16 MB, which the browser copies at once.
+const PIECE = 2048;
+// Width in pixels below which no more copies of a picture are made.
+const SMALLEST = 1024;
 
 /**
  * @param {Blob} file
@@ -103,7 +107,8 @@ const SMALLEST = 1024; // pixels; copies of a picture are not made narrower
 export async function read(file, name) {
   let bitmap;
   try {
-    bitmap = await createImageBitmap(file); // upright by its EXIF orientation, as the service sees it
+    // Upright by its EXIF orientation, as the service sees it.
+    bitmap = await createImageBitmap(file);
   } catch {
     return null;
   }
@@ -150,6 +155,7 @@ function halve(bitmap) {
   return createImageBitmap(bitmap, {
     resizeWidth: Math.ceil(bitmap.width / 2),
     resizeHeight: Math.ceil(bitmap.height / 2),
-    resizeQuality: "low", // the mean of four pixels, which is all that half the size needs
+    // The mean of four pixels, which is all that half the size needs.
+    resizeQuality: "low",
   });
 }

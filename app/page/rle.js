@@ -81,7 +81,8 @@ export class Mask {
     this.left = columns.length ? columns[0] : 0;
     this.right = columns.length ? columns[columns.length - 1] + 1 : 0;
     this.tops = Int32Array.from(tops);
-    this.bottoms = Int32Array.from(bottoms); // one past the last row
+    // Each is one past the last row.
+    this.bottoms = Int32Array.from(bottoms);
     /** Column left + i has the strips offsets[i] to offsets[i + 1]. */
     this.offsets = new Int32Array(this.right - this.left + 1);
     for (const column of columns) {

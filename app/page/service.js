@@ -45,13 +45,15 @@ export class Problem extends Error {
     super(detail);
     this.title = title;
     this.detail = detail;
-    this.status = status; // 0 if there was no answer
+    // The HTTP status; 0 if there was no answer.
+    this.status = status;
     this.requestId = requestId;
     this.retryAfter = retryAfter;
   }
 }
 
-let ownKey = ""; // where the browser stores nothing for the page
+// The key where the browser stores nothing for the page.
+let ownKey = "";
 
 /** The API key, kept until the tab is closed. */
 export const key = {
@@ -182,7 +184,8 @@ async function lastLine(response, signal, progress) {
   throw new Problem("No answer", "The service closed the connection before the last tile was done.");
 }
 
-const PATIENCE = 60_000; // milliseconds
+// Milliseconds for which a request is repeated.
+const PATIENCE = 60_000;
 
 /**
  * Repeat a request when Retry-After says so: the service is full (429) or still loads its model (503).

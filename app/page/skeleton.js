@@ -8,8 +8,10 @@ import { css } from "./palette.js";
  * @typedef {import("./service.js").Model} Model
  */
 
-const RADIUS = 2; // of a dot, in outline widths
-const LIMB = 2; // width of a line, in outline widths
+// Radius of a dot, in outline widths.
+const RADIUS = 2;
+// Width of a line, in outline widths.
+const LIMB = 2;
 
 /**
  * @param {CanvasRenderingContext2D} context
@@ -29,7 +31,8 @@ export function drawSkeletons(context, instances, view, line, model) {
     context.strokeStyle = css(colour);
     context.lineWidth = LIMB * line;
     for (const [first, second] of category?.skeleton ?? []) {
-      const [a, b] = [places[first - 1], places[second - 1]]; // COCO counts keypoints from 1
+      // COCO counts keypoints from 1.
+      const [a, b] = [places[first - 1], places[second - 1]];
       if (a && b) {
         context.beginPath();
         context.moveTo(a.x, a.y);

@@ -15,7 +15,8 @@ export function listen(open) {
     if (file) {
       open(file);
     }
-    field.value = ""; // so that choosing the same file again is a change
+    // So that choosing the same file again is a change.
+    field.value = "";
   });
 
   document.addEventListener("paste", (event) => {
@@ -26,7 +27,8 @@ export function listen(open) {
     }
   });
 
-  let depth = 0; // elements that a dragged file has entered and not left
+  // Elements that a dragged file has entered and not left.
+  let depth = 0;
   const over = (/** @type {number} */ change) => {
     depth = Math.max(0, depth + change);
     document.body.classList.toggle("dropping", depth > 0);

@@ -19,13 +19,19 @@ import { Viewport } from "./viewport.js";
  * @property {import("./service.js").Model | null} model
  */
 
-const PIXELS_FROM = 6; // CSS pixels per image pixel from which on pixels are drawn as squares
-const LINES_PER_SIDE = 300; // the shorter side of the stage in outline widths …
-const LINE = { thinnest: 1.25, thickest: 2 }; // … within these bounds in CSS pixels
-const FOCUS = 1.5; // width of the highlighted outline, relative to the others
+// CSS pixels per image pixel from which on pixels are drawn as squares.
+const PIXELS_FROM = 6;
+// The shorter side of the stage in outline widths.
+const LINES_PER_SIDE = 300;
+// Bounds of an outline's width, in CSS pixels.
+const LINE = { thinnest: 1.25, thickest: 2 };
+// Width of the highlighted outline, relative to the others.
+const FOCUS = 1.5;
 const LETTERS = { small: 11, usual: 12 };
-const SMALL_STAGE = 480; // CSS pixels
-const MOST_SIDE = 8192; // canvas pixels; some phones refuse more
+// Captions are smaller on a stage that is narrower, in CSS pixels.
+const SMALL_STAGE = 480;
+// Longest side of a canvas, in its pixels; some phones refuse more.
+const MOST_SIDE = 8192;
 
 export class Stage {
   /**

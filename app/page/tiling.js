@@ -8,8 +8,10 @@ import { get } from "./dom.js";
  * @typedef {import("./service.js").Tiling} Tiling
  */
 
-const MUCH = 4; // times that an image is larger than what the model sees of it, from which on tiles are offered
-const SIDE = { least: 64, usual: 1024, most: 65535 }; // pixels, as the service accepts them
+// Times that an image is larger than what the model sees of it, from which on tiles are offered.
+const MUCH = 4;
+// Sides of a tile in pixels, as the service accepts them.
+const SIDE = { least: 64, usual: 1024, most: 65535 };
 
 /**
  * @param {State} state
@@ -38,7 +40,8 @@ export function setUp(state, repeat) {
     kind.value = "auto";
     change();
   });
-  take(); // browsers keep the values of fields when a page is reloaded
+  // Browsers keep the values of fields when a page is reloaded.
+  take();
   state.on(["model"], ({ model }) => {
     if (model?.tile_overlap) {
       // A value that somebody has chosen stays.

@@ -1,6 +1,7 @@
 // Records the duration of painting in the browser's performance timeline, for developer tools and tests.
 
-const KEPT = 500; // entries; a webcam would fill the memory in a day
+// Entries that are kept; a webcam would fill the memory in a day.
+const KEPT = 500;
 let kept = 0;
 
 /**

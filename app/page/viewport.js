@@ -2,12 +2,15 @@
 
 /** @typedef {import("./painter.js").View} View */
 
-const MOST = 40; // CSS pixels per image pixel, at most
-const LARGEST_FIT = 3; // CSS pixels per image pixel to which small pictures are enlarged at first
+// Most CSS pixels per image pixel.
+const MOST = 40;
+// CSS pixels per image pixel to which small pictures are enlarged at first.
+const LARGEST_FIT = 3;
 
 export class Viewport {
   constructor() {
-    this.width = 1; // of the stage
+    // The size of the stage.
+    this.width = 1;
     this.height = 1;
     this.imageWidth = 1;
     this.imageHeight = 1;
