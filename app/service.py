@@ -1,4 +1,4 @@
-"""What lives as long as the process: engine, worker, admission and thread pools, and their life cycle.
+"""What exists as long as the process: engine, worker, admission and thread pools, and their life cycle.
 
 load → warm up → serve → begin to shut down → drain → stop. The event loop runs from the start, so probes are always
 answered.

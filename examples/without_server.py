@@ -14,7 +14,7 @@ names = {category.id: category.name for category in engine.model.categories}
 
 image = decode(Path(sys.argv[1]).read_bytes())  # [H, W, 3] uint8, upright
 [found] = engine.segment([image], [Options(score_threshold=0.7)])
-# COCO run lengths, straight from the 28 × 28 maps of the mask head.
+# COCO RLE, straight from the 28 × 28 maps of the mask head.
 masks = paste(found.probabilities, found.boxes, found.size)
 for label, score, mask in zip(found.labels.tolist(), found.scores.tolist(), masks, strict=True):
     print(f"{names[label]:10} {score:.3f} {mask.area} pixels")

@@ -10,7 +10,7 @@ from maskserve.retry import retry_after
 if TYPE_CHECKING:
     import httpx
 
-# Of an answer that is no success; it is only quoted.
+# Most bytes of an answer that is no success; it is only quoted.
 MAX_PROBLEM_BYTES = 1 << 20
 
 

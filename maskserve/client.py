@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from maskserve.results import Result
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-# Seconds over all tries.
+# Seconds that a call may take over all tries.
 DEADLINE = 120.0
 # Requests open at once: about what one device takes as a batch.
 CONCURRENCY = 8

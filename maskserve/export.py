@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     Named = tuple[str, Result]
 
 WORD_BITS = 8
-# Sizes of a run length in Label Studio's format; the longest run has 65,536 values.
+# Sizes in bits of a run's length in Label Studio's format; the longest run has 65,536 values.
 LENGTH_BITS = (3, 4, 8, 16)
-# Of a keypoint in Label Studio, percent of the image's width.
+# Width of a keypoint in Label Studio, in percent of the image's width.
 POINT = 0.5
 
 
@@ -102,7 +102,7 @@ def named_points(instance: Instance, names: Mapping[int, Sequence[str]]) -> list
 def cvat(results: Iterable[Named], categories: Iterable[Mapping[str, Any]] = ()) -> str:
     """An XML document in "CVAT for images 1.1", with masks and skeletons.
 
-    A mask there is the run lengths of its box, row by row, the first one background. A label is of one kind: where an
+    A mask there is the RLE of its box, row by row, background first. A label is of one kind: where an
     instance has a mask too, its skeleton's label is the category's name and " skeleton".
 
     Args:
@@ -219,7 +219,7 @@ def regions(instance: Instance, number: str, names: Mapping[int, Sequence[str]])
 
 
 def runs_by_row(bitmap: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Run lengths of a bitmap row by row, background first."""
+    """The lengths of a bitmap's runs, row by row, background first."""
     flat = np.concatenate([[False], bitmap.reshape(-1)])
     turns = np.flatnonzero(flat[1:] != flat[:-1])
     return np.diff(turns, prepend=0, append=bitmap.size)
@@ -228,8 +228,8 @@ def runs_by_row(bitmap: NDArray[np.bool_]) -> NDArray[np.int64]:
 def pack(mask: NDArray[np.bool_]) -> bytes:
     """A mask as Label Studio's brush stores it: thi.ng's rle-pack of four equal bytes a pixel, 0 or 255.
 
-    The header has the count of bytes (32 bits), the bits of a byte less one (5) and those of the four sizes of run
-    lengths less one (4 each); then each run is a 1, the number of its size (2), its length less one, and the byte.
+    The header has the count of bytes (32 bits), the bits of a byte less one (5) and those of the four sizes of a
+    run's length less one (4 each); then each run is a 1, the number of its size (2), its length less one, and the byte.
     """
     header = [(mask.size * 4, 32), (WORD_BITS - 1, 5), *((bits - 1, 4) for bits in LENGTH_BITS)]
     fields = [format(value, f"0{bits}b") for value, bits in header]

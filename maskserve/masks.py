@@ -1,4 +1,4 @@
-"""Masks of an answer as bitmaps and back: COCO run lengths and polygons, one mask at a time, with NumPy alone.
+"""Masks of an answer as bitmaps and back: COCO RLE and polygons, one mask at a time, with NumPy alone.
 
 The engine's own encoder (`model.masks`) works on many masks at once and never makes a bitmap. The client needs the
 opposite and has to do without torch, so this is a second, small implementation; tests hold the two against each other.
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 FARTHEST = 1e6
 # Columns that the edges of one polygon cross, together: each takes 50 bytes while it is filled.
 MOST_CROSSINGS = 10_000_000
-# A count in COCO run lengths has 32 bits, its difference to another one more: seven groups of five bits.
+# A count in COCO RLE has 32 bits, its difference to another one more: seven groups of five bits.
 MOST_GROUPS = 7
 
 
 def decode_rle(segmentation: Mapping[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The mask [H, W] of COCO run lengths, in Fortran order.
+    """The mask [H, W] of COCO RLE, in Fortran order.
 
     segmentation: `size` as [height, width] and `counts` as a string or a list of runs, column by column, background
     first. size: (height, width) of the image.
@@ -60,12 +60,12 @@ def _read_runs(segmentation: Mapping[str, Any], size: tuple[int, int]) -> NDArra
     # Each on its own first: huge ones could add up to the right number modulo 2^64.
     pixels = size[0] * size[1]
     if runs.ndim != 1 or runs.min(initial=0) < 0 or runs.max(initial=0) > pixels or int(runs.sum()) != pixels:
-        raise ValueError(f"the run lengths do not add up to the mask's {size[0] * size[1]} pixels")
+        raise ValueError(f"the runs do not add up to the mask's {size[0] * size[1]} pixels")
     return runs
 
 
 def parse_counts(text: str) -> list[int]:
-    """The runs in a string of compressed COCO run lengths. Raises ValueError where it is none.
+    """The lengths of the runs in a string of compressed COCO RLE. Raises ValueError where it is none.
 
     The format is that of cocoapi's maskApi.c: five bits to a character, the lowest first, 32 for "there is more";
     from the fourth count on the difference to the one two before.
@@ -75,7 +75,7 @@ def parse_counts(text: str) -> list[int]:
     for character in text:
         code = ord(character) - 48
         if not 0 <= code < 64 or groups == MOST_GROUPS:
-            raise ValueError("not a string of COCO run lengths")
+            raise ValueError("not a string of compressed COCO RLE")
         value |= (code & 31) << (5 * groups)
         groups += 1
         if code & 32:
@@ -85,12 +85,12 @@ def parse_counts(text: str) -> list[int]:
         runs.append(value + runs[-2] if len(runs) > 2 else value)
         value = groups = 0
     if groups:
-        raise ValueError("a string of COCO run lengths that was cut short")
+        raise ValueError("a string of compressed COCO RLE that was cut short")
     return runs
 
 
 def encode_rle(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """A mask [H, W] as compressed COCO run lengths, byte-identical to what `pycocotools.mask.encode` makes."""
+    """A mask [H, W] as compressed COCO RLE, byte-identical to what `pycocotools.mask.encode` makes."""
     flat = mask.T.reshape(-1)
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     if flat.size and flat[0]:

@@ -129,7 +129,7 @@ class Instance:
     def crop(self) -> MaskCrop:
         """The mask cut to its pixels, and where they lie; without any, an empty crop. Raises as `mask`.
 
-        Of run lengths, only the columns that the object covers are made.
+        RLE is decoded only in the columns that the object covers.
         """
         first, mask = self._columns()
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -149,7 +149,7 @@ class Instance:
         return 0, self.mask
 
     def to_coco(self, image_id: int) -> dict[str, Any]:
-        """The COCO results record; a mask that came as PNG becomes run lengths."""
+        """The COCO results record; a mask that came as PNG becomes RLE."""
         record = {"image_id": image_id, **self.record}
         if record.pop("mask", None) is not None:
             record["segmentation"] = encode_rle(self.mask)

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 SERVER = Path(__file__).parent / "_server"
-# Of the extra `serve`; the rest comes with them.
+# Packages of the extra `serve`; the others come with them.
 REQUIRED = ("fastapi", "torch", "torchvision", "typer", "uvicorn")
 
 
@@ -30,7 +30,7 @@ def make_importable() -> None:
         raise MissingExtraError(
             f"{missing[0]} is not installed, which the extra `serve` brings: pip install '.[serve]' in the checkout"
         )
-    # In a checkout there is nothing to do.
+    # In a checkout both can be imported already.
     if not SERVER.is_dir() or str(SERVER) in sys.path:
         return
     for name in ("app", "model"):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from model.data import Category
 
-# Up to 64 bits.
+# An id in the query: an integer of up to 64 bits.
 CATEGORY_ID = re.compile(r"-?\d{1,19}", re.ASCII)
 
 

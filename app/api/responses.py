@@ -168,7 +168,7 @@ def describe_keypoints(model: Model) -> KeypointsDocument | None:
 
 
 def rle_masks(instances: Instances) -> Iterator[dict[str, Any]]:
-    """Masks as compressed COCO run lengths."""
+    """Masks as compressed COCO RLE."""
     for rle in instances.rles():
         yield {"area": rle.area, "segmentation": rle.to_coco()}
 

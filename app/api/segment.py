@@ -212,13 +212,13 @@ class SegmentRequest:
 
     service: Service
     timings: Timings
-    # The log's fields.
+    # Fields of the request's line in the log.
     record: dict[str, Any]
     params: SegmentParams
     encode: Encode
-    # Of the answer.
+    # Media type of the answer.
     media_type: str = JSON
-    # Called with the number of tiles that are done, and of all, after each tile.
+    # Called after each tile with the number of tiles that are done, and of all tiles.
     progress: Callable[[int, int], None] = lambda _done, _all: None
 
 

@@ -43,7 +43,7 @@ class BufferedUpload(BodyBytes):
         super().__init__(form.admission)
         self.bytes = form.hand_over(len(upload.content))
         self.upload = upload
-        # Of its tiles, those that are done, and all.
+        # How many of its tiles are done, and how many it has.
         self.tiles = (0, 0)
         self.accept()
 

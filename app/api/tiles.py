@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def count_input_pixels(engine: ServedEngine, layout: Layout) -> list[int]:
     """Pixels of each tile's padded network input."""
-    # All have one shape, but for the whole image.
+    # All tiles have one shape; only the last one may be the whole image.
     first, last = (
         math.prod(engine.padded_shape(bottom - top, right - left))
         for left, top, right, bottom in layout.tiles[[0, -1]].tolist()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Bounds of Retry-After, whole seconds: 0 would make clients spin, and nobody knows who waits in more than a minute.
 MIN_RETRY_AFTER = 1.0
 MAX_RETRY_AFTER = 60.0
-# Seconds of device time over which the measured rate forgets: many batches of a GPU, yet quick to follow the traffic.
+# Seconds of device time over which the measured rate forgets: many batches of a GPU, yet fast to follow the traffic.
 RATE_TIME_CONSTANT = 10.0
 # How much of a request's time its forecast may take. With 1, a ResNet-50 on two cores that was offered ten times its
 # capacity missed the deadline of every eighth request that it had admitted (504), some of them on the device: the
@@ -113,7 +113,7 @@ class Admission:
         self.max_requests = max_requests
         self.max_pixels = max_pixels
         self.max_bytes = max_bytes
-        # In flight now.
+        # What is in flight now.
         self.requests = 0
         self.pixels = 0
         self.bytes = 0

@@ -19,7 +19,7 @@ class BatchBudget:
     def __init__(self, max_images: int, max_pixels: int) -> None:
         self.max_images = max_images
         self.max_pixels = max_pixels
-        # Of both limits.
+        # The part of both limits that is in use, from 0 to 1.
         self.share = 1.0
         # Batches since the last change.
         self._successes = 0

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from model.instances import Instances, Options
 
-# Monotonic seconds.
+# Returns monotonic seconds.
 Clock = Callable[[], float]
 # (height, width) of the padded network input in pixels.
 Bucket = tuple[int, int]
@@ -36,9 +36,9 @@ class SegmentResult:
     """The instances of one image, and the time that they took."""
 
     instances: Instances
-    # From entering the queue until the batch started.
+    # Time from entering the queue until the batch started.
     queue_seconds: float
-    # Of the whole batch.
+    # Time that the whole batch took on the device.
     forward_seconds: float
     batch_size: int
 

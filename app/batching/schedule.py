@@ -25,7 +25,7 @@ class Turn:
 
     batch: Partition
     cores: int
-    # Of padded input.
+    # Pixels of the batch's padded inputs.
     pixels: int
 
 
@@ -59,7 +59,7 @@ class Schedule:
         self._idle: set[int] = set()
         self._pass_ended = threading.Condition(self.lock)
         self._batches = engine.batches
-        # Of padded input, of all that runs.
+        # Pixels of the padded inputs of all that runs.
         self._pixels = 0
         # Turns that want the device for themselves, and whether one has it.
         self._want_all, self._one_has_all = 0, False

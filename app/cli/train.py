@@ -250,7 +250,7 @@ def train(
     The same command resumes an interrupted run from its last checkpoint. With several GPUs: `torchrun
     --nproc-per-node 8 -m maskserve train --device cuda …`; the batch size is that of all together.
     """
-    # Batches come in a hundred shapes, each with some 150 oneDNN primitives; its cache of 1,024 would build them anew
+    # Batches come in a hundred shapes, each with some 150 oneDNN primitives; its cache of 1,024 would build them again
     # for nearly every step. Seen in one run on 2 cores: about 1.05 s a step before, 0.8 s after a restart with it;
     # other work shared the machine, so the gain was not measured by itself. Read at first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32768")

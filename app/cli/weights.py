@@ -51,9 +51,9 @@ class ModelStatus:
     """A model, and the state of its weights on this machine, as `list` shows them."""
 
     name: str
-    # That it was trained on.
+    # The dataset that it was trained on.
     dataset: str
-    # Percent.
+    # Average precision in percent.
     box_ap: float | None
     mask_ap: float | None
     keypoint_ap: float | None
@@ -61,7 +61,7 @@ class ModelStatus:
     size: int | None
     # verified, partial, missing or damaged; of a bundled model bundled, missing or damaged.
     state: str
-    # Bytes on this machine.
+    # Bytes that are on this machine.
     received: int
     path: str
     url: str | None

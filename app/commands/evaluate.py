@@ -80,7 +80,7 @@ def run_evaluation(
     torch.set_num_threads(usable_cpus())
     try:
         if plots is not None:
-            # Before the work.
+            # Checked before the work begins.
             plots.mkdir(parents=True, exist_ok=True)
         engine = Engine.load(model, device=device, precision=precision, weights_folder=weights_folder)
         dataset = open_evaluation_data(source.data, source, boxes=engine.model.architecture.mask_convs == 0)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from model.data import Dataset
 
-# At least: some propose nothing, and some the same object.
+# Fewest proposals for each detection: some hold nothing, and some hold the same object.
 PROPOSALS_PER_DETECTION = 2
-# Of the pyramid, P2 to P6.
+# Levels of the feature pyramid, P2 to P6.
 LEVELS = 5
 
 
@@ -42,7 +42,7 @@ class NetworkOptions:
     initial: str | None = None
     # "imagenet", or the file of a classifier's weights.
     backbone: str | None = None
-    # Of FPN and heads; None is the architecture's number.
+    # Channels of FPN and heads; None is the architecture's number.
     channels: int | None = None
     # Shorter and longer side that images are resized to in use, pixels; None is the architecture's.
     input: tuple[int, int] | None = None
@@ -56,7 +56,7 @@ class NetworkOptions:
     nms: float | None = None
     # Whether keypoints are learned where the data has some.
     keypoints: bool = True
-    # Of downloaded weights; None is the usual one.
+    # Folder of downloaded weights; None is the usual one.
     weights_folder: Path | None = None
 
 

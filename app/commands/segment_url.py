@@ -17,7 +17,7 @@ class RemoteService:
 
     url: str
     api_key_file: Path | None
-    # Seconds for one image, over all attempts.
+    # Seconds that one image may take, over all attempts.
     deadline: float
     # Requests that are open at the same time.
     concurrency: int

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-# Of the digest, which is far more than the shards that there may be.
+# Bytes of the digest that are used; they have far more values than there may be shards.
 DIGEST_BYTES = 8
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Of the request line and header together; browsers send 1 KB, Node.js takes 16 KB.
+# Most bytes of the request line and header together; browsers send 1 KB, Node.js takes 16 KB.
 HEADER_BYTES = 64 << 10
 # Descriptors for what is no such connection: the log, weights, the loop's own, images by address …
 SPARE_FILES = 48
@@ -172,7 +172,7 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP: a header here, a body through the application, which waits for it."""
         if self._closing:
-            # By on_headers_complete.
+            # on_headers_complete has refused it.
             return
         if self._in_header or not self.busy:
             self._refuse(MalformedRequest(f"{msg} {ADDRESS_ADVICE}"))

@@ -188,7 +188,7 @@ class Child(asyncio.Protocol):
 
     def write(self, content: bytes) -> None:
         """Copy a file into the shared memory; much of it takes milliseconds."""
-        # By NumPy, which lets other threads run meanwhile.
+        # NumPy copies, and lets other threads run meanwhile.
         self._view[: len(content)] = np.frombuffer(content, np.uint8)
 
     async def pixels(self, shape: Sequence[int]) -> NDArray[np.uint8]:

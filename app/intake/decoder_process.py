@@ -41,8 +41,8 @@ IMPORTED_EARLY = (ImageCms, ImageMode, ImageOps, ImagePalette, TiffImagePlugin)
 SPARE_BYTES = 48 << 20
 # The kernel counts a limit of processor time in whole seconds.
 SPARE_SECONDS = 1
-# What photos of up to a megapixel need is kept for the next one: fetching it from the kernel anew and clearing it takes
-# longer than decoding (640 × 480 JPEG, Zen 5: 2.3 ms a job without, 1.0 ms with it).
+# What photos of up to a megapixel need is kept for the next one: to fetch it from the kernel again and to clear it
+# takes longer than decoding (640 × 480 JPEG, Zen 5: 2.3 ms a job without, 1.0 ms with it).
 KEPT_BLOCK_BYTES = 8 << 20
 KEPT_BYTES = 32 << 20
 # A job that takes more gives everything back.

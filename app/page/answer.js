@@ -80,11 +80,11 @@ export class Answer {
   }
 
   /**
-   * Decode the masks, with pauses in which the page lives on.
+   * Decode the masks, with pauses in which the page responds to its user.
    * @param {SegmentDocument} document
    * @param {Timings} timings
    * @returns {Promise<Answer>}
-   * @throws {RangeError} if a mask's run lengths are damaged
+   * @throws {RangeError} if a mask's RLE is damaged
    */
   static async read(document, timings) {
     const started = performance.now();

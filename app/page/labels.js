@@ -44,7 +44,7 @@ export function drawLabels(context, instances, view, size) {
     if (text === "" || chipHeight > height) {
       continue;
     }
-    // As if all chips were as large as the first.
+    // Estimated as if all chips were as large as the first.
     crowded ??= instances.length * chipWidth * chipHeight > room;
     if (crowded && chipWidth * chipHeight > (box.right - box.left) * (box.bottom - box.top)) {
       continue;

@@ -91,7 +91,7 @@ async function showQueue() {
     return true;
   } catch (error) {
     get("queue").hidden = true;
-    // With 4xx the metrics are missing or need a key.
+    // After a status of 4xx the metrics are missing or need a key.
     return !(error instanceof Problem && error.status >= 400 && error.status < 500);
   }
 }

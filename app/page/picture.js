@@ -125,7 +125,7 @@ export async function read(file, name) {
 }
 
 /**
- * Cut a picture into pieces. The browser does each step at once, so they are small, and the page lives between them.
+ * Cut a picture into pieces. The browser does each step at once, so they are small, and the page responds between them.
  * @param {ImageBitmap} whole is closed at the end, unless it is the only piece
  * @param {Piece[]} pieces gets them
  */

@@ -7,7 +7,7 @@
  */
 
 /**
- * The run lengths in a compressed string.
+ * The lengths of the runs in a string of compressed RLE.
  * @param {string} counts
  * @returns {number[]}
  * @throws {RangeError} if the string ends within a number or has a character that the format does not use
@@ -21,7 +21,7 @@ export function decompress(counts) {
     while (more) {
       const five = counts.charCodeAt(place++) - 48;
       if (!(five >= 0 && five < 64)) {
-        throw new RangeError(`no run lengths: character ${place} of ${counts.length}`);
+        throw new RangeError(`no COCO RLE: character ${place} of ${counts.length}`);
       }
       run |= (five & 31) << shift;
       shift += 5;
@@ -56,7 +56,7 @@ export class Mask {
     for (let i = 0; i < runs.length; i++) {
       const end = position + runs[i];
       if (runs[i] < 0 || end > height * width) {
-        throw new RangeError("the run lengths are not those of a mask of this size");
+        throw new RangeError("the RLE does not fit a mask of this size");
       }
       if (i % 2 === 1) {
         this.area += runs[i];
@@ -75,7 +75,7 @@ export class Mask {
       position = end;
     }
     if (position !== height * width) {
-      throw new RangeError("the run lengths are not those of a mask of this size");
+      throw new RangeError("the RLE does not fit a mask of this size");
     }
     /** First and one past the last column that has foreground. */
     this.left = columns.length ? columns[0] : 0;

@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
     from deploy.tests.load import Client
 
-# For each replica, so that none is without a request.
+# Clients for each replica, so that none is without a request.
 CLIENTS = 6
-# For each replica, at once, before one is killed.
+# Requests for each replica, sent at once before one is killed.
 BURST = 4
 EXAMPLE = ROOT / "examples/shapes/images/000001.jpg"
 SETTLE = 4.0  # seconds of load before and after a fault
 MEASURE = 40.0  # seconds
-# Of the recipe for Ray Data.
+# Images and shards of the recipe for Ray Data.
 IMAGES, SHARDS = 24, 6
 
 

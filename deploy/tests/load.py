@@ -158,7 +158,7 @@ async def saturate(
 
 
 async def flood(url: str, path: str, *, connections: int, each: int) -> str:
-    """All that is answered to so many GETs, each connection's sent in one piece: quicker than any client library."""
+    """All that is answered to so many GETs, each connection's sent in one piece: faster than any client library."""
     address = urlsplit(url)
     request = f"GET {path} HTTP/1.1\r\nHost: gateway\r\n"
     sent = (f"{request}\r\n" * (each - 1) + f"{request}Connection: close\r\n\r\n").encode()

@@ -56,7 +56,7 @@ def test_runs_may_be_a_list_of_numbers() -> None:
     ],
 )
 def test_what_is_no_mask_of_the_image_is_refused(segmentation: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"run length|mask"):
+    with pytest.raises(ValueError, match=r"RLE|mask"):
         decode_rle(segmentation, (4, 4))
 
 

@@ -33,7 +33,7 @@ QUICK = {"batch_size": 2, "workers": 0, "sizes": ["64"], "warmup": 1, "precision
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pictures in COCO's format: boxes as polygons, discs as uncompressed run lengths."""
+    """Four pictures in COCO's format: boxes as polygons, discs as uncompressed RLE."""
     path = tmp_path_factory.mktemp("cycle") / "data"
     (path / "images").mkdir(parents=True)
     images, annotations = [], []

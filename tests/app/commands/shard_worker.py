@@ -2,7 +2,7 @@
 
     python shard_worker.py FOLDER OUT SHARDS SEED
 
-What stands in for the engine answers quickly, and from the file's content. Prints how many processes were killed.
+What stands in for the engine answers fast, and from the file's content. Prints how many processes were killed.
 """
 
 from __future__ import annotations

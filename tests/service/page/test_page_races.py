@@ -28,7 +28,7 @@ HOLD_EXAMPLES = """() => {
 
 @pytest.fixture
 def by_hand(page: Page) -> Iterator[Page]:
-    """The page, anew, with answers by hand."""
+    """The page, loaded again, with answers by hand."""
     page.route("**/model", lambda route: route.fulfill(json=MODEL))
     page.goto(ORIGIN)
     page.wait_for_selector("#model strong")

@@ -62,7 +62,7 @@ def picture(width: int = 60, height: int = 40) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def by_hand(page: Page) -> Iterator[Page]:
-    """The page, anew, with answers by hand, and a model with an input of 200 pixels."""
+    """The page, loaded again, with answers by hand, and a model with an input of 200 pixels."""
     size = {"shorter_side": 200, "longer_side_at_most": 300}
     document = MODEL | {"input_size": size, "tile_overlap": 0.47}
     page.route("**/model", lambda route: route.fulfill(json=document))
