@@ -65,7 +65,7 @@ def segment_request(
     """
     parameters = {name: value for name, value in options.items() if value is not None}
     if "categories" in parameters:
-        # One parameter each, because names may have commas.
+        # Each name is a parameter of its own, because names may have commas.
         parameters["categories"] = [str(category) for category in options["categories"]]
     return {
         "method": "POST",
@@ -79,7 +79,13 @@ def segment_request(
 async def request_for(
     image: Source, options: SegmentOptions, accept: str = "application/json"
 ) -> dict[str, Any]:
-    """As `segment_request`, which reads files and encodes pixels on a thread."""
+    """As `segment_request`, which reads files and encodes pixels, here on a thread.
+
+    Args:
+        image: as for `segment_request`.
+        options: parameters; those that are None are left out.
+        accept: media type of the answer.
+    """
     if isinstance(image, bytes):
         return segment_request(image, options, accept)
     return await asyncio.to_thread(segment_request, image, options, accept)
@@ -118,7 +124,7 @@ def _encode(image: Image.Image) -> bytes:
         image.save(content, "TIFF", compression=compression, tiffinfo=kept)
         return content.getvalue()
     if image.has_transparency_data:
-        # On white, as the service lays it.
+        # Laid on white, as the service does it.
         transparent = image.convert("RGBA")
         image = Image.new("RGB", transparent.size, "white")
         image.paste(transparent, mask=transparent.getchannel("A"))

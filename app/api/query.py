@@ -92,7 +92,13 @@ class SegmentParams(Options):
     tiling: Tiling | None = None
 
     def cut(self, height: int, width: int, model: Model) -> Layout | None:
-        """The tiles of an image; None if it is segmented as a whole. Raises InvalidParameter for too many."""
+        """The tiles of an image; None if it is segmented as a whole. Raises InvalidParameter for too many.
+
+        Args:
+            height: of the image, pixels.
+            width: likewise.
+            model: the default side and overlap of tiles depend on it.
+        """
         try:
             return None if self.tiling is None else self.tiling.cut(height, width, model)
         except TilingError as error:
@@ -206,7 +212,7 @@ def parse(parameters: Mapping[str, Any], model: Model) -> SegmentParams:
 def read_parameters(request: Request, most: int) -> tuple[SegmentQuery, int]:
     """The query of a request, and the milliseconds that its client will wait. Raises InvalidParameter.
 
-    FastAPI would analyse the types of all parameters anew for each: a sixth of the event loop's work for a request.
+    FastAPI would analyse the types of all parameters again each time: a sixth of the event loop's work for a request.
 
     Args:
         request: its body is not looked at.
@@ -278,7 +284,13 @@ def explain_one(error: Mapping[str, Any], most: int) -> str:
 
 
 def describe_invalid_value(name: str, value: str, most: int) -> str:
-    """The sentence about a parameter's value. most: as in `explain`."""
+    """The sentence about a parameter's value.
+
+    Args:
+        name: of the parameter.
+        value: as it was sent.
+        most: instances that the model finds in an image.
+    """
     return f'{name} must be {ACCEPTED[name].format(most=most)}, not "{value[:40]}".'
 
 

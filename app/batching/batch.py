@@ -47,7 +47,10 @@ class Segmenter(Protocol):
     ) -> list[Instances]:
         """One batch of images [H, W, 3] with equal padded_shape. Raises OutOfDeviceMemory, DeviceFailed.
 
-        cores: of a CPU that compute it; None for all.
+        Args:
+            images: uint8, RGB.
+            options: of each image.
+            cores: of a CPU that compute it; None for all.
         """
 
     def warm_up(self) -> None:
@@ -60,7 +63,7 @@ class Attempt:
 
     # Empty if the attempt failed and is repeated with fewer entries.
     answers: Sequence[tuple[Entry, SegmentResult | Problem]]
-    # Of the whole device's time: of a pass that shared it with others, its part.
+    # Time on the device, multiplied by the share of the device that the attempt had.
     seconds: float
     # Whether this is why it failed.
     out_of_memory: bool = False

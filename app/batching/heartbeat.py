@@ -43,15 +43,22 @@ class Status:
     state: WorkerState
     # Why it failed, if it did.
     reason: str | None
-    # Of the thread that has been at it longest, of those that do something.
+    # What the thread does that has been at it longest, of those that do something, and for how long.
     activity: Activity
     activity_seconds: float
-    # Seconds, of the thread whose last heartbeat is the oldest.
+    # Seconds since the last heartbeat of the thread that has been silent longest.
     heartbeat_age: float
 
     @classmethod
     def of(cls, state: WorkerState, reason: str | None, beats: Sequence[Heartbeat], now: float) -> Status:
-        """From the last heartbeats of all threads."""
+        """From the last heartbeats of all threads.
+
+        Args:
+            state: of the worker.
+            reason: why it failed, if it did.
+            beats: the last one of each thread.
+            now: monotonic seconds.
+        """
         shown = min(beats, key=lambda beat: (beat.activity == "idle", beat.since))
         oldest = min(beat.at for beat in beats)
         return cls(state, reason, shown.activity, now - shown.since, now - oldest)

@@ -247,7 +247,16 @@ def run_with_progress(
 ) -> Path:
     """Train, and show losses and remaining time: as a bar on a terminal, otherwise as a line every 100 steps.
 
-    The arguments are those of model.training.train.train; validation: the dataset to validate on.
+    Args:
+        dataset: what to train on.
+        model: the architecture and the categories.
+        recipe: the settings of the run.
+        out: the run folder.
+        device: where to train, such as "cpu" or "cuda:0".
+        initial: a network whose weights to start from; None starts from random weights.
+        validation: the dataset to validate on; None for no validation.
+        group: the processes that train together; by default this one alone.
+        interruption: what signals do to the run; by default nothing.
     """
     group = group if group is not None else Group()
     started, first = time.monotonic(), -1

@@ -69,7 +69,13 @@ class Timings:
             self.add_stage(name, self.clock() - started)
 
     def add_stage(self, name: str, seconds: float, ago: float = 0.0) -> None:
-        """Record a stage that was measured elsewhere and ended `ago` seconds ago."""
+        """Record a stage that was measured elsewhere.
+
+        Args:
+            name: of the stage.
+            seconds: that it took.
+            ago: seconds since it ended.
+        """
         self.stages[name] = seconds
         self.begins[name] = self.total() - ago - seconds
 
@@ -126,7 +132,7 @@ class RequestContext:
         self.id = given if VALID_REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
         self.timings = Timings()
         self.method: str = scope["method"]
-        # As sent, because a decoded path may hold line breaks.
+        # The path as it was sent, because a decoded path may hold line breaks.
         self.path = scope.get("raw_path", scope["path"].encode()).decode("ascii", "backslashreplace")[:200]
         # HEAD is GET without the body, on every path.
         self.scope = {**scope, "method": "GET" if self.method == "HEAD" else self.method}
@@ -137,16 +143,16 @@ class RequestContext:
             "timings": self.timings,
             "record": self.record,
         }
-        # Not yet answered.
+        # The status of the answer; 0 until it has begun.
         self.status = 0
         length = headers.get(b"content-length", "")
         self.unread = length not in ("", "0") or b"transfer-encoding" in headers
         self.small = length.isdecimal() and len(length) < 10 and int(length) <= SMALL_BODY
         # The client waits for 100 Continue before it sends the body.
         self.expects_continue = headers.get(b"expect", "").lower() == "100-continue"
-        # Until the answer was sent.
+        # Seconds until the answer was sent.
         self.seconds = 0.0
-        # Of its body.
+        # Bytes of the answer's body that were sent.
         self.bytes = 0
         self._receive = receive
         self._send = send
@@ -159,7 +165,7 @@ class RequestContext:
             self.status = self.status or CLIENT_GONE
             self.record["reason"] = "client-gone"
         except asyncio.CancelledError:
-            # By the server, which has no more time to give.
+            # The server cancels it, because it has no more time to give.
             if self.status:
                 raise
             self.record["reason"] = Draining.slug

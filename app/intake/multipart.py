@@ -18,7 +18,7 @@ from app.problems import BodyTooLarge, MalformedRequest
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-# Of one part; browsers and HTTP libraries send about 150.
+# Most bytes of one part's headers; browsers and HTTP libraries send about 150.
 HEADER_BYTES = 8 << 10
 FILENAME_EXTENDED = re.compile(r";\s*filename\*\s*=", re.IGNORECASE)
 # RFC 2046, section 5.1.1 allows 70.
@@ -29,10 +29,10 @@ BOUNDARY_BYTES = 256
 class FormLimits:
     """What the images of a form may have."""
 
-    # Of each.
+    # Most bytes of each image.
     image_bytes: int
     images: int
-    # Of all together.
+    # Most bytes of all images together.
     form_bytes: int
 
     def form_too_large(self) -> BodyTooLarge:
@@ -56,6 +56,11 @@ class FormPart:
 
 async def image_parts(body: AsyncIterator[bytes], boundary: bytes, limits: FormLimits) -> list[FormPart]:
     """The parts of a form, all of them named `image`, at least one.
+
+    Args:
+        body: its bytes as they arrive.
+        boundary: as the Content-Type names it.
+        limits: of the images.
 
     Raises MalformedRequest for a form that is damaged or has other parts, BodyTooLarge for images beyond the limits;
     both as soon as it shows, without waiting for the rest of the body.

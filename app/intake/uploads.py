@@ -64,11 +64,16 @@ async def read_uploads(
 ) -> list[Upload]:
     """The images of a request, at least one, in whichever of the three forms its Content-Type announces.
 
-    max_bytes: limit of each image. seconds: limit of the time that the whole body takes. arrived: told of bytes as
-    they come; may raise. max_images, max_form_bytes: limits of a form's images together; one image alone may always
-    have max_bytes.
-    Raises MalformedRequest, BodyTooLarge, BodyTooSlow, UnsupportedFormat, and ClientDisconnect if the
-    client has left.
+    Args:
+        headers: of the request.
+        receive: ASGI's.
+        max_bytes: of each image.
+        seconds: that the whole body may take.
+        arrived: called with the number of bytes as they come; may raise.
+        max_images: in a form.
+        max_form_bytes: of a form's images together; one image alone may always have max_bytes.
+
+    Raises MalformedRequest, BodyTooLarge, BodyTooSlow, UnsupportedFormat, and ClientDisconnect if the client has left.
     """
     if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise UnsupportedFormat(
@@ -101,7 +106,16 @@ async def read_uploads(
 async def read_body(
     headers: Headers, receive: Receive, limits: FormLimits, arrived: Callable[[int], None]
 ) -> list[Upload]:
-    """The images, read as the Content-Type says; what is neither form nor JSON is taken for the image."""
+    """The images, read as the Content-Type says; what is neither form nor JSON is taken for the image.
+
+    Args:
+        headers: of the request.
+        receive: ASGI's.
+        limits: of the images; of a body without a form only `image_bytes` counts.
+        arrived: called with the number of bytes as they come; may raise.
+
+    Raises as `read_uploads`, but for BodyTooSlow.
+    """
     max_bytes = limits.image_bytes
     kind, parameters = parse_options_header(headers.get("content-type"))
     if kind == b"multipart/form-data":
@@ -132,7 +146,17 @@ async def read_body(
 async def chunks(
     headers: Headers, receive: Receive, too_large: BodyTooLarge, limit: int, arrived: Callable[[int], None]
 ) -> AsyncIterator[bytes]:
-    """The body as it arrives, up to `limit` bytes; raises `too_large`, at once if the Content-Length exceeds that."""
+    """The body as it arrives.
+
+    Args:
+        headers: of the request.
+        receive: ASGI's.
+        too_large: raised for a longer body; at once if the Content-Length announces one.
+        limit: most bytes of the body.
+        arrived: called with the number of bytes as they come; may raise.
+
+    Raises ClientDisconnect if the client has left.
+    """
     announced = headers.get("content-length", "")
     if announced.isdecimal() and (len(announced) > 18 or int(announced) > limit):
         raise too_large
