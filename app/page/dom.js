@@ -87,11 +87,11 @@ export function copies(button, text) {
  * @param {number} count
  * @param {string} noun
  */
-export function counted(count, noun, plural = `${noun}s`) {
+export function formatCount(count, noun, plural = `${noun}s`) {
   return `${count} ${count === 1 ? noun : plural}`;
 }
 
 /** 12,345. @param {number} value */
-export function grouped(value) {
+export function formatNumber(value) {
   return value.toLocaleString("en");
 }

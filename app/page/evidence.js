@@ -1,6 +1,6 @@
 // The area below the picture: the timing, and the same request as a command, a program and raw JSON.
 
-import { copies, create, get, grouped } from "./dom.js";
+import { copies, create, formatNumber, get } from "./dom.js";
 import { save, stem } from "./export.js";
 import { key } from "./service.js";
 import { curl, python } from "./snippets.js";
@@ -117,7 +117,7 @@ export function duration(milliseconds) {
   if (milliseconds >= 1000) {
     return `${(milliseconds / 1000).toFixed(2)} s`;
   }
-  return `${milliseconds >= 99.5 ? grouped(Math.round(milliseconds)) : milliseconds.toFixed(1)} ms`;
+  return `${milliseconds >= 99.5 ? formatNumber(Math.round(milliseconds)) : milliseconds.toFixed(1)} ms`;
 }
 
 /**
@@ -128,7 +128,7 @@ export function duration(milliseconds) {
 function pretty({ document: { instances, ...rest } }, most = Infinity) {
   const lines = instances.slice(0, most).map((instance) => `    ${JSON.stringify(instance)}`);
   if (instances.length > most) {
-    lines.push(`    … ${grouped(instances.length - most)} more, to copy or to save`);
+    lines.push(`    … ${formatNumber(instances.length - most)} more, to copy or to save`);
   }
   const head = JSON.stringify(rest, null, 2).replace(/\n}$/, "");
   return `${head},\n  "instances": [${lines.length ? `\n${lines.join(",\n")}\n  ` : ""}]\n}\n`;

@@ -79,7 +79,7 @@ export function coco(picture, instances, categories) {
       segmentation: record.segmentation,
       iscrowd: 0,
       score: record.score,
-      ...labelled(record),
+      ...labelKeypoints(record),
     })),
   };
 }
@@ -88,7 +88,7 @@ export function coco(picture, instances, categories) {
  * The keypoints of a record in the form of a label: all of them visible (2). Nothing where it has none.
  * @param {import("./answer.js").InstanceRecord} record
  */
-function labelled({ keypoints }) {
+function labelKeypoints({ keypoints }) {
   if (!keypoints) {
     return {};
   }

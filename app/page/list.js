@@ -1,6 +1,6 @@
 // The list of instances beside the picture, with the record of the pinned one.
 
-import { copies, counted, create, get, grouped, swatch } from "./dom.js";
+import { copies, create, formatCount, formatNumber, get, swatch } from "./dom.js";
 import { breathe } from "./pace.js";
 import { css } from "./palette.js";
 import { visible } from "./state.js";
@@ -129,10 +129,10 @@ function record({ record: fields, mask }) {
     ["category_id", String(fields.category_id)],
     ["score", String(fields.score)],
     ["bbox", fields.bbox.join(", ")],
-    ["area", `${grouped(fields.area)} px, ${share.toFixed(share < 1 ? 2 : 1)} %`],
+    ["area", `${formatNumber(fields.area)} px, ${share.toFixed(share < 1 ? 2 : 1)} %`],
   ];
   if (fields.segmentation) {
-    rows.push(["mask", `RLE, ${counted(fields.segmentation.counts.length, "character")}`]);
+    rows.push(["mask", `RLE, ${formatCount(fields.segmentation.counts.length, "character")}`]);
   }
   if (fields.keypoints) {
     rows.push(["keypoints", String(fields.keypoints.length / 3)]);

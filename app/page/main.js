@@ -2,7 +2,7 @@
 
 import { instanceAt } from "./answer.js";
 import * as cover from "./cover.js";
-import { counted, get, grouped } from "./dom.js";
+import { formatCount, formatNumber, get } from "./dom.js";
 import * as evidence from "./evidence.js";
 import { coco, png, save, stem } from "./export.js";
 import { FilmBar } from "./filmbar.js";
@@ -179,13 +179,13 @@ function summary() {
     counts.set(category, (counts.get(category) ?? 0) + 1);
   }
   const list = [...counts].map(([name, count]) => `${count} ${name}`).join(", ");
-  return `${counted(shown.length, "instance")} in ${picture.name}${list ? `: ${list}` : ""}`;
+  return `${formatCount(shown.length, "instance")} in ${picture.name}${list ? `: ${list}` : ""}`;
 }
 
 /** @param {import("./answer.js").Instance} instance */
 function describe({ category, score, record }) {
   const [x, y, width, height] = record.bbox.map(Math.round);
-  return `${category} · score ${score.toFixed(3)} · ${grouped(record.area)} px · x ${x}, y ${y}, ${width} × ${height}`;
+  return `${category} · score ${score.toFixed(3)} · ${formatNumber(record.area)} px · x ${x}, y ${y}, ${width} × ${height}`;
 }
 
 function setUpStage() {

@@ -1,6 +1,6 @@
 // The top of the page: the model, the length of the queue, and the theme.
 
-import { counted, create, get } from "./dom.js";
+import { create, formatCount, get } from "./dom.js";
 import { model, Problem, queue } from "./service.js";
 
 /** @typedef {import("./service.js").Model} Model */
@@ -41,14 +41,19 @@ function describe(found) {
   const ap = Object.entries(found.ap)
     .filter(([kind]) => kind === "box" || kind === "mask")
     .map(([kind, value]) => `${kind} AP ${(100 * value).toFixed(1)}`);
-  const rest = [`${found.device}, ${found.precision}`, counted(found.categories.length, "category", "categories"), ...ap];
+  const rest = [
+    `${found.device}, ${found.precision}`,
+    formatCount(found.categories.length, "category", "categories"),
+    ...ap,
+  ];
   get("model").replaceChildren(create("strong", {}, found.name), ` · ${rest.join(" · ")}`);
   get("model").title = `sha256 ${found.sha256}`;
   const demonstration = found.name === DEMONSTRATION;
   const notice = get("notice");
   notice.hidden = !demonstration && !found.notice;
   get("notice-title").hidden = !demonstration;
-  const text = found.notice ?? `It knows ${counted(found.categories.length, "kind")} of drawn shapes and nothing else.`;
+  const text =
+    found.notice ?? `It knows ${formatCount(found.categories.length, "kind")} of drawn shapes and nothing else.`;
   // Backticks enclose commands.
   get("notice-text").replaceChildren(...text.split("`").map((part, i) => (i % 2 ? create("code", {}, part) : part)));
   const names = new Set(found.categories.map((category) => category.name));

@@ -173,7 +173,7 @@ export function rasterise(mask, { scale, x, y }, canvasWidth, canvasHeight, line
     round(kinds, columns, rows, radius);
   }
   const fours = new Uint32Array(kinds.buffer);
-  const inside = new Uint32Array(eroded(kinds, rows, line).buffer);
+  const inside = new Uint32Array(erode(kinds, rows, line).buffer);
   for (let i = 0; i < fours.length; i++) {
     fours[i] += inside[i];
   }
@@ -223,7 +223,7 @@ function round(bitmap, columns, rows, radius) {
  * @param {number} rows
  * @param {number} distance
  */
-function eroded(bitmap, rows, distance) {
+function erode(bitmap, rows, distance) {
   const kept = new Uint8Array(bitmap.length);
   for (let first = 0; first < bitmap.length; first += rows) {
     // Only this column: a search in the whole bitmap would go on past the column's end.

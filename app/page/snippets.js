@@ -17,7 +17,7 @@ function number(threshold) {
 }
 
 /** Quoted for a POSIX shell. @param {string} text */
-function quoted(text) {
+function quote(text) {
   return `'${text.replaceAll("'", String.raw`'\''`)}'`;
 }
 
@@ -39,12 +39,12 @@ export function curl({ origin, file, threshold, categories, keyed, tiling }) {
     "# Requests what you see. The page itself sent one request with",
     "# score_threshold=0.05, and filters its answer.",
     ...(tiling ? ["# Objects that tiles have cut may lack parts of low scores."] : []),
-    `curl --form ${quoted(`image=@${curlPath(file)}`)} \\`,
+    `curl --form ${quote(`image=@${curlPath(file)}`)} \\`,
   ];
   if (keyed) {
     lines.push(String.raw`  --header "Authorization: Bearer $MASKSERVE_API_KEY" ` + "\\");
   }
-  return [...lines, `  ${quoted(`${origin}/segment?${query}`)}`].join("\n");
+  return [...lines, `  ${quote(`${origin}/segment?${query}`)}`].join("\n");
 }
 
 /** In curl's form syntax a comma or semicolon ends a file name that is not in double quotes. @param {string} file */

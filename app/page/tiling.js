@@ -44,8 +44,8 @@ export function setUp(state, repeat) {
   take();
   state.on(["model"], ({ model }) => {
     if (model?.tile_overlap) {
-      // A value that somebody has chosen stays.
-      // In the field's own steps, in which it would be another value.
+      // Only the default is set, because a value that the user has chosen stays. It is rounded to the field's steps,
+      // as the browser rounds the value itself.
       overlap.defaultValue = String(Math.round(100 * model.tile_overlap) / 100);
       take();
     }
@@ -56,7 +56,7 @@ export function setUp(state, repeat) {
     get("overlap-value").textContent = `${Math.round(100 * Number(overlap.value))} %`;
   });
   state.on(["model", "picture", "tiling"], ({ model, picture, tiling }) => {
-    const times = picture && model ? shrunk(picture, model) : 1;
+    const times = picture && model ? timesInput(picture, model) : 1;
     get("tile-hint").hidden = tiling !== null || times < MUCH;
     get("tile-times").textContent = times.toFixed(0);
   });
@@ -72,7 +72,7 @@ function within(side) {
  * @param {{width: number, height: number}} image
  * @param {Model} model
  */
-export function shrunk({ width, height }, { input_size: input }) {
+export function timesInput({ width, height }, { input_size: input }) {
   if (!input) {
     return 1;
   }

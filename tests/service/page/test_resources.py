@@ -185,10 +185,10 @@ def test_models_without_masks_show_boxes_and_keypoints(page: Page) -> None:
 
 
 def test_one_category_and_two_categories(page: Page) -> None:
-    counted = page.evaluate(
+    found = page.evaluate(
         """async () => {
-          const { counted } = await import("/page/dom.js");
-          return [1, 2].map((count) => counted(count, "category", "categories"));
+          const { formatCount } = await import("/page/dom.js");
+          return [1, 2].map((count) => formatCount(count, "category", "categories"));
         }"""
     )
-    assert counted == ["1 category", "2 categories"]
+    assert found == ["1 category", "2 categories"]
