@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 KEEP_ALIVE_SECONDS = 75
 # Connections that wait to be accepted.
 BACKLOG = 2048
-# For connections whose answer is being sent when the main loop ends.
+# Time for connections whose answer is being sent when the main loop ends.
 CLOSING_SECONDS = 2.0
 
 

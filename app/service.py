@@ -40,9 +40,9 @@ T = TypeVar("T")
 
 # Retry-After while the service starts or has failed; gateways ask about as often.
 RETRY_SECONDS = 5.0
-# For the batch that still runs when the process must end, drained or not.
+# Time for the batch that still runs when the process must end, drained or not.
 STOP_SECONDS = 5.0
-# Between checks of the device's heartbeat.
+# Time between checks of the device's heartbeat.
 WATCH_SECONDS = 1.0
 # From this many pixels in flight at the same time, the memory that they took (some 10 bytes each) is returned to the
 # system once nothing is in flight. Below, it is kept: the forward pass needs it again, and fetching new pages takes

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     Source = str | Path | bytes | NDArray[np.uint8] | Image.Image
 
-# Of a JSON answer. A thousand instances with dozens of polygons each have less; a document of nothing but brackets
-# would take fifty times its size in memory.
+# Most lists and objects, and most values, in a JSON answer. A thousand instances with dozens of polygons each have
+# less; a document of nothing but brackets would take fifty times its size in memory.
 MOST_CONTAINERS, MOST_VALUES = 1_000_000, 10_000_000
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-# Of an image; a mask has a byte for each. What a service can be set to take at most.
+# Most pixels of an image that a service can be set to take; a mask has a byte for each.
 MOST_PIXELS = 1 << 30
 
 

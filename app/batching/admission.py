@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from app.batching.queue import Clock
 
-# Bounds of Retry-After, whole seconds: 0 would make clients spin, and nobody knows who waits in more than a minute.
+# Bounds of Retry-After, whole seconds: 0 would make clients spin, and the load in more than a minute is unknown.
 MIN_RETRY_AFTER = 1.0
 MAX_RETRY_AFTER = 60.0
 # Seconds of device time over which the measured rate forgets: many batches of a GPU, yet fast to follow the traffic.
@@ -125,7 +125,7 @@ class Admission:
         self.peak_pixels = 0
         # Most bytes of bodies, likewise.
         self.peak_bytes = 0
-        # By reason: "requests", "pixels", "bytes", "deadline", or the problem's slug.
+        # Refused requests by reason: "requests", "pixels", "bytes", "deadline", or the problem's slug.
         self.refused: Counter[str] = Counter()
         self._clock = clock
         self._refusal: Callable[[], Problem] | None = lambda: NotReady(

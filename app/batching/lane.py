@@ -58,7 +58,7 @@ class Lane:
         # What it runs now.
         self.batch: Sequence[Entry] = ()
         self.heartbeat = Heartbeat(clock(), "warm-up", clock())
-        # By kind, as app.batching.batch.run_batch counts them.
+        # Events by kind, as app.batching.batch.run_batch counts them.
         self.counts: Counter[str] = Counter()
         self._engine, self._schedule, self._clock = engine, schedule, clock
         self._deliver, self._call_on_loop = deliver, call_on_loop

@@ -51,7 +51,7 @@ class Entry:
     # Pixels of the image as it was sent.
     pixels: int
     options: Options
-    # On the queue's clock; from then on the answer is of no use.
+    # Time on the queue's clock from which on the answer is of no use.
     deadline: float
     future: asyncio.Future[SegmentResult]
     bucket: Bucket

@@ -210,10 +210,10 @@ class Worker:
 
     @property
     def counts(self) -> Counter[str]:
-        """By kind, as app.batching.batch.run_batch counts them."""
+        """Events by kind, as app.batching.batch.run_batch counts them."""
         total: Counter[str] = Counter()
         for lane in self._lanes:
-            # Of a copy, which is made at once: its thread goes on counting.
+            # Added from a copy, which is made at once: the lane's thread goes on counting.
             total.update(dict(lane.counts))
         return total
 

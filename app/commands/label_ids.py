@@ -21,7 +21,7 @@ class LabelIds:
     """The ids of a label file, as they stand in it, so that pycocotools joins results and labels."""
 
     path: Path
-    # By the images' paths and by their last parts, alike names apart: the ids of all images of that name.
+    # Path of an image, or its last parts, in a folded form → the ids of all images of that name.
     images: dict[str, list[Any]]
     # Category name → id.
     categories: dict[str, Any]

@@ -46,7 +46,7 @@ class LocalSegmenter:
                 yield error
             except (ImageError, TilingError) as error:
                 yield AnswerError(str(error))
-            # Of this image alone, as the service's worker takes it, unless the device is lost.
+            # The failure of this image alone, as the service's worker takes it, unless the device is lost.
             except (EngineError, OutOfDeviceMemory, RuntimeError) as error:
                 yield AnswerError(f"the model failed on it: {first_line(error)}")
 

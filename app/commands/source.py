@@ -22,7 +22,7 @@ class Source:
     images: Path | None = None
     # The dataset that a trained model is evaluated on.
     validation: str | None = None
-    # Of Cityscapes; by default "train" for training and "val" for evaluation.
+    # Split of Cityscapes; by default "train" for training and "val" for evaluation.
     split: str | None = None
     # Folder of photos on which some of the scenes are drawn.
     backgrounds: Path | None = None

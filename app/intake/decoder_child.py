@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PROGRAM = "app.intake.decoder_process"
-# Copied at once on the event loop; more is copied by a thread.
+# Bytes that are copied at once on the event loop; a thread copies more.
 SMALL_BYTES = 4 << 20
-# Of pixels, that are copied before their memory is given back; whole pages.
+# Bytes of pixels that are copied before their memory is given back; whole pages.
 BAND_BYTES = 16 << 20
 BYTES_PER_PIXEL = 3
-# Until a request whose decoder was killed from outside may come again.
+# Retry-After of a request whose decoder was killed from outside.
 RETRY_SECONDS = 1.0
-# Of an answer, which is one line. What a process sends beyond that is no answer.
+# Most bytes of an answer, which is one line. What a process sends beyond that is no answer.
 MOST_ANSWER_BYTES = 64 << 10
 
 
@@ -257,7 +257,7 @@ def why_lost(job: DecoderJob, exit_code: int) -> tuple[str, Problem]:
     if exit_code == -signal.SIGXCPU:
         return "time", too_slow(job)
     if exit_code in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
-        # By the kernel, where memory is short, or before it could ignore a signal: the image is not at fault.
+        # The kernel has ended it, where memory is short, or before it could ignore a signal: the image is not at fault.
         detail = "The decoder was killed from outside; memory may be short. Another replica may answer."
         return "outside", NotReady(detail, retry_after=RETRY_SECONDS)
     return "crash", UndecodableImage("The image cannot be decoded: the decoder gave up on it.")

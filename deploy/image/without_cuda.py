@@ -39,7 +39,7 @@ static void *methods[66] = { 0, type, [2 ... 65] = nothing };
 IS_BUILT = "return torch._C._has_cuda"
 STUB = "libwithout_cuda.so"
 
-# Of the ELF format: section types, the kind of a symbol, and the tag of a dynamic entry.
+# Numbers of the ELF format: section types, the kind of a symbol, and the tag of a dynamic entry.
 DYNAMIC, DYNAMIC_SYMBOLS, VERSIONS_NEEDED, SYMBOL_VERSIONS = 6, 11, 0x6FFFFFFE, 0x6FFFFFFF
 OBJECT = 1
 NEEDED = 1
@@ -67,7 +67,7 @@ class Library:
         (start,) = struct.unpack_from("<Q", content, 40)
         (count,) = struct.unpack_from("<H", content, 60)
         sections = [struct.unpack_from("<IIQQQQIIQQ", content, start + 64 * index) for index in range(count)]
-        # Of each type: where it lies, where it ends, and where the strings are that it refers to.
+        # Section type → where it lies, where it ends, and where the strings are that it refers to.
         places = {kind: (at, at + size, sections[link][4]) for _, kind, _, _, at, size, link, *_ in sections}
 
         def entries(kind: int, layout: str) -> Iterator[tuple[int, ...]]:

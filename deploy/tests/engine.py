@@ -126,7 +126,7 @@ def unpack_engine(folder: Path) -> Path:
     options = [option for pair in places.items() for option in ("-o", "=".join(map(str, pair)))]
     apt(*options, "update")
     apt(*options, "download", *ENGINE_PACKAGES, folder=packages)
-    # Of this machine's own release: the other one needs a newer C library.
+    # runc comes from this machine's own release: the other one needs a newer C library.
     apt("download", "runc", folder=packages)
     made = folder / "engine.new"
     for package in packages.glob("*.deb"):
@@ -235,7 +235,7 @@ def debian(path: Path, suite: str, options: Sequence[str], script: str | None = 
         sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}")
     for unneeded in UNNEEDED:
         shutil.rmtree(path / unneeded, ignore_errors=True)
-    # For Prometheus' volume, which is made as this folder is.
+    # Prometheus' volume gets the owner and the mode of this folder.
     (path / "prometheus").mkdir()
     os.chown(path / "prometheus", 101, 101)
     made = path.with_suffix(".new")
