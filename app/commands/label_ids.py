@@ -57,7 +57,7 @@ class LabelIds:
             found[file] = ids[0]
         return found
 
-    def lacking(self, categories: Sequence[Mapping[str, Any]]) -> str | None:
+    def describe_missing(self, categories: Sequence[Mapping[str, Any]]) -> str | None:
         """Which categories of a model these labels have not, in one line; None if they have all.
 
         Raises DatasetError if they have none: the results would be empty.

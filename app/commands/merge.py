@@ -107,8 +107,8 @@ def merge(results: ResultsFile) -> int:
         results.check(shards.options)
         labels = None if results.ids is None else LabelIds.read(results.ids)
         answers = shards.answers()
-        if labels is not None and (lacking := labels.lacking(shards.categories)) is not None:
-            typer.echo(f"maskserve: {lacking}", err=True)
+        if labels is not None and (missing := labels.describe_missing(shards.categories)) is not None:
+            typer.echo(f"maskserve: {missing}", err=True)
         results.write(answers, dict.fromkeys(answers, Path()), shards.categories, labels)
     except (ValueError, DatasetError) as error:
         return complain(str(error), BAD_USAGE)

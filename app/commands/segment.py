@@ -199,8 +199,11 @@ def segment_all(
                 else:
                     needed = output.file.needs_categories or job.labels is not None
                     categories = segmenter.model()["categories"] if needed else []
-                    if job.labels is not None and (lacking := job.labels.lacking(categories)) is not None:
-                        typer.echo(f"maskserve: {lacking}", err=True)
+                    if (
+                        job.labels is not None
+                        and (missing := job.labels.describe_missing(categories)) is not None
+                    ):
+                        typer.echo(f"maskserve: {missing}", err=True)
                     output.file.write(answers, files, categories, job.labels)
             if journal is not None and (output.shard is not None or not (failed or job.unread)):
                 journal.finish()

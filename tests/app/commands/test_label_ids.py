@@ -54,11 +54,11 @@ def test_categories_get_the_labels_ids_and_those_unknown_to_them_are_dropped(tmp
 
 def test_categories_that_the_labels_lack_are_named(tmp_path: Path) -> None:
     ids = labels(tmp_path, {1: "a.jpg"}, {70: "cat", 1: "dog"})
-    assert ids.lacking([{"name": "cat"}, {"name": "dog"}]) is None
+    assert ids.describe_missing([{"name": "cat"}, {"name": "dog"}]) is None
     others = [{"name": name} for name in ("cat", "a", "b", "c", "d", "e", "f")]
-    assert (ids.lacking(others) or "").endswith("no such categories: a, b, c, d, e and 1 more")
+    assert (ids.describe_missing(others) or "").endswith("no such categories: a, b, c, d, e and 1 more")
     with pytest.raises(DatasetError, match=r"has none of the model's categories: Cat"):
-        ids.lacking([{"name": "Cat"}])
+        ids.describe_missing([{"name": "Cat"}])
 
 
 def test_file_that_holds_no_labels_is_refused(tmp_path: Path) -> None:
