@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from model.network.conventions import TORCHVISION_NUMBERS, ConventionError, Conventions
+from model.network.conventions import TORCHVISION_NUMBERS, ConventionError, Conventions, coerce
 
 RESNETS = (
     "resnet18",
@@ -248,18 +248,13 @@ class Architecture:
         for kind, names in ("unknown", set(values) - set(known)), ("missing", set(known) - set(values)):
             if names:
                 raise ArchitectureError(f"{kind} architecture fields: {', '.join(sorted(map(str, names)))}")
-        return cls(**{name: _typed(name, values[name], example) for name, example in known.items()})
-
-
-def _typed(name: str, value: Any, example: Any) -> Any:
-    """The value in the example's type; JSON has no tuples, and writes 1.0 as it likes."""
-    if isinstance(example, tuple) and isinstance(value, list | tuple):
-        return tuple(_typed(name, item, example[0] if example else 0) for item in value)
-    if isinstance(example, float) and type(value) is int:
-        return float(value)
-    if type(value) is not type(example):
-        raise ArchitectureError(f"architecture field {name}: {value!r} is no {type(example).__name__}")
-    return value
+        typed = {}
+        for name, example in known.items():
+            try:
+                typed[name] = coerce(values[name], example)
+            except TypeError as error:
+                raise ArchitectureError(f"architecture field {name}: {error}") from None
+        return cls(**typed)
 
 
 _FOREIGN = (

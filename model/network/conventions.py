@@ -156,31 +156,30 @@ class Conventions:
         unknown = sorted(str(name) for name in set(values) - set(known))
         if unknown:
             raise ConventionError(f"unknown conventions: {', '.join(unknown)}")
-        made = cls(**{name: _typed(name, value, known[name]) for name, value in values.items()})
+        examples = known | {"anchor_levels": ((0.0,),)}
+        typed = {}
+        for name, value in values.items():
+            try:
+                typed[name] = coerce(value, examples[name])
+            except TypeError as error:
+                raise ConventionError(f"{name}: {error}") from None
+        made = cls(**typed)
         made.validate()
         return made
 
 
-def _typed(name: str, value: Any, example: Any) -> Any:
-    """The value in the example's type; JSON has no tuples, and writes 1.0 as it likes."""
-    try:
-        if name == "anchor_levels":
-            return tuple(tuple(_number(size) for size in level) for level in value)
-        if isinstance(example, tuple):
-            return tuple(_number(item) for item in value)
-        if isinstance(example, float):
-            return _number(value)
-    except TypeError:
-        raise ConventionError(f"{name}: {value!r:.60} is not of the kind of {example!r}") from None
+def coerce(value: Any, example: Any) -> Any:
+    """A value from JSON in the example's type: JSON has no tuples, and may write 1.0 as 1. Raises TypeError.
+
+    The first item of a tuple is the example of all items; those of an empty one are integers.
+    """
+    if isinstance(example, tuple) and isinstance(value, list | tuple):
+        return tuple(coerce(item, example[0] if example else 0) for item in value)
+    if isinstance(example, float) and type(value) is int:
+        return float(value)
     if type(value) is not type(example):
-        raise ConventionError(f"{name}: {value!r:.60} is no {type(example).__name__}")
+        raise TypeError(f"{value!r:.60} is no {type(example).__name__}")
     return value
-
-
-def _number(value: Any) -> float:
-    if type(value) not in (int, float):
-        raise TypeError(value)
-    return float(value)
 
 
 def of_one(values: Sequence[float]) -> list[float]:
