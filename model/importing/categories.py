@@ -24,7 +24,7 @@ def coco_by_label() -> tuple[tuple[Category, ...], tuple[int, ...]]:
     return COCO_CATEGORIES, tuple(category.id for category in COCO_CATEGORIES)
 
 
-def named_categories(names: Sequence[str]) -> tuple[Category, ...]:
+def name_categories(names: Sequence[str]) -> tuple[Category, ...]:
     """Categories numbered from 1; COCO's own ids for exactly COCO's names. Raises ImportingError."""
     listed = [str(name).strip() for name in names]
     if not all(listed):
@@ -37,7 +37,7 @@ def named_categories(names: Sequence[str]) -> tuple[Category, ...]:
     return tuple(Category(number, name) for number, name in enumerate(listed, start=1))
 
 
-def numbered_categories(count: int, given: Sequence[Category] | None, report: Report) -> tuple[Category, ...]:
+def choose_categories(count: int, given: Sequence[Category] | None, report: Report) -> tuple[Category, ...]:
     """As many categories as a network tells apart: those given, else COCO's where their number fits, else numbers.
 
     Raises ImportingError where those given are not so many.
@@ -62,24 +62,24 @@ def read_categories(text: str, path: Path | None) -> tuple[Category, ...]:
     names, or COCO's with its `categories`, whose ids are kept. Raises ImportingError.
     """
     if path is None:
-        return named_categories(text.split(","))
+        return name_categories(text.split(","))
     try:
         content = path.read_text(encoding="utf-8")
         if path.suffix != ".json":
-            return named_categories([line for line in content.splitlines() if line.strip()])
+            return name_categories([line for line in content.splitlines() if line.strip()])
         document = json.loads(content)
         if isinstance(document, dict):
             entries = sorted(document["categories"], key=lambda entry: int(entry["id"]))
-            named_categories([entry["name"] for entry in entries])
+            name_categories([entry["name"] for entry in entries])
             return tuple(Category(int(entry["id"]), str(entry["name"])) for entry in entries)
-        return named_categories(document)
+        return name_categories(document)
     except OSError as error:
         raise ImportingError(f"{path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ImportingError(f"{path}: no list of categories ({error!r:.100})") from None
 
 
-def named_keypoints(count: int, report: Report) -> Keypoints | None:
+def choose_keypoints(count: int, report: Report) -> Keypoints | None:
     """What the `count` keypoints of a network are: COCO's of a person where there are as many, else numbers."""
     if count == len(PERSON_KEYPOINTS.names):
         report.assumed.append(f"COCO's {count} keypoints of a person")

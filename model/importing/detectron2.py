@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model.importing.categories import named_keypoints, numbered_categories
+from model.importing.categories import choose_categories, choose_keypoints
 from model.importing.checkpoint import DETECTRON2
-from model.importing.detectron2_names import as_pyramid, is_cascade, kind_of, renamed
+from model.importing.detectron2_names import as_pyramid, is_cascade, kind_of, translate_name
 from model.importing.detectron2_supported import POOLERS, of_levels, refuse
 from model.importing.names import depth_of
 from model.importing.result import Imported, ImportingError, Report
@@ -60,12 +60,12 @@ def convert(
     }
     _with_statistics(source, report)
     architecture = _architecture(settings, source)
-    tensors = {renamed(name, settings): tensor for name, tensor in source.items()}
+    tensors = {translate_name(name, settings): tensor for name, tensor in source.items()}
     if architecture.single_map == "c4":
         res5 = "backbone.body.layer4."
         tensors = {name.replace(res5, "roi_heads.box_head.res5."): tensor for name, tensor in tensors.items()}
     _rewrite(tensors, settings)
-    named = numbered_categories(architecture.classes - 1, categories, report)
+    named = choose_categories(architecture.classes - 1, categories, report)
     parts = ["Mask"] * masks + ["Keypoint"] * keypoints
     kind = f"{'Cascade ' if is_cascade(settings) else ''}{' and '.join(parts) or 'Faster'} R-CNN"
     report.recognised.insert(
@@ -78,7 +78,7 @@ def convert(
         f"{architecture.proposals} proposals, {settings['MODEL.ROI_BOX_HEAD.POOLER_TYPE']}"
     )
     labels = tuple(range(1, architecture.classes))
-    points = named_keypoints(architecture.keypoints, report)
+    points = choose_keypoints(architecture.keypoints, report)
     return Imported(DETECTRON2, architecture, tensors, named, labels, report, points)
 
 

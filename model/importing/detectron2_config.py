@@ -178,7 +178,7 @@ def read_config(path: Path) -> dict[str, Any]:
         )
     settings = DEFAULTS | {name: value for name, value in given.items() if name in DEFAULTS}
     for name, value in settings.items():
-        settings[name] = _typed(path, name, value, DEFAULTS[name])
+        settings[name] = _coerce(path, name, value, DEFAULTS[name])
     return settings
 
 
@@ -231,7 +231,7 @@ def _is_passed_over(name: str) -> bool:
     return any(name == known or name.startswith(f"{known}.") for known in PASSED_OVER)
 
 
-def _typed(path: Path, name: str, value: Any, example: Any) -> Any:
+def _coerce(path: Path, name: str, value: Any, example: Any) -> Any:
     """The value as Detectron2 reads it: text that spells a Python value is one, and tuples are lists."""
     if isinstance(value, str) and not isinstance(example, str):
         try:

@@ -67,10 +67,10 @@ def as_pyramid(name: str, settings: dict[str, Any]) -> str:
     return re.sub(r"^(?:backbone|roi_heads)\.(stem|res\d)\.", r"backbone.bottom_up.\1.", name)
 
 
-def renamed(name: str, settings: dict[str, Any]) -> str:
+def translate_name(name: str, settings: dict[str, Any]) -> str:
     """Our name of a tensor. Raises ImportingError for one that is not of a Mask R-CNN."""
     if is_cascade(settings) and (stage := _STAGE.match(name)) is not None:
-        first = renamed(f"roi_heads.{stage[1]}.{stage[3]}", settings)
+        first = translate_name(f"roi_heads.{stage[1]}.{stage[3]}", settings)
         number = int(stage[2])
         return first.replace("roi_heads", f"roi_heads.cascade.{number - 1}", 1) if number else first
     if (found := _BOX_HEAD.match(name)) is not None:

@@ -61,7 +61,7 @@ def import_model(
     try:
         checkpoint = open_checkpoint(path)
         imported = _convert(path, checkpoint, config, categories)
-        return _loaded(path, _changed(imported, changes or {}), name or path.stem)
+        return _load(path, _apply_changes(imported, changes or {}), name or path.stem)
     except ReadingError as error:
         raise ImportingError(str(error)) from None
     except ImportingError as error:
@@ -80,7 +80,7 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, Model]:
     return imported.network, replace(imported.model, notice=f"Imported as it was loaded. {assumed}")
 
 
-def _changed(imported: Imported, changes: Mapping[str, Any]) -> Imported:
+def _apply_changes(imported: Imported, changes: Mapping[str, Any]) -> Imported:
     """The same with what was told. Raises ImportingError for what has to be told and was not."""
     missing = [question for field, question in imported.report.needed.items() if field not in changes]
     if missing:
@@ -109,7 +109,7 @@ def _convert(
     return torchvision.convert(checkpoint, categories)
 
 
-def _loaded(path: Path, imported: Imported, name: str) -> ImportedModel:
+def _load(path: Path, imported: Imported, name: str) -> ImportedModel:
     model = Model(
         name=name,
         architecture=imported.architecture,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from model.importing.categories import named_categories, numbered_categories
+from model.importing.categories import choose_categories, name_categories
 from model.importing.checkpoint import MMDETECTION
 from model.importing.mmdetection_config import read_config_file, read_config_text
 from model.importing.mmdetection_settings import Settings, Table, read_norm, read_settings
@@ -82,12 +82,12 @@ def convert(checkpoint: Checkpoint, config: Path | None, categories: tuple[Categ
     }
     settings = read_settings(document, model)
     architecture = _architecture(model, settings, tensors)
-    ours = {_renamed(name, architecture): tensor for name, tensor in tensors.items()}
+    ours = {_translate_name(name, architecture): tensor for name, tensor in tensors.items()}
     _rewrite(ours, settings, architecture.classes - 1)
     if categories is None and (names := _classes(meta)) is not None:
-        categories = named_categories(names)
+        categories = name_categories(names)
         report.taken.append(f"{len(names)} categories from the checkpoint")
-    named = numbered_categories(architecture.classes - 1, categories, report)
+    named = choose_categories(architecture.classes - 1, categories, report)
     kind = "Mask R-CNN" if architecture.mask_convs else "Faster R-CNN"
     of = f" {version}" if version else ""
     report.recognised.insert(0, f"MMDetection{of}'s {kind}, {architecture.backbone} with an FPN")
@@ -219,7 +219,7 @@ def _conventions(settings: Settings) -> Conventions:
     )
 
 
-def _renamed(name: str, architecture: Architecture) -> str:
+def _translate_name(name: str, architecture: Architecture) -> str:
     """Our name of a tensor. Raises ImportingError for one that is not of a Mask R-CNN."""
     if (found := _SHARED_FC.match(name)) is not None:
         number = int(found[1])

@@ -36,7 +36,7 @@ def read_config_file(path: Path, depth: int = 0) -> dict[str, Any]:
     below: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
         below |= read_config_file(path.parent / str(base), depth + 1)
-    return _merged(below, own)
+    return _merge(below, own)
 
 
 def read_config_text(text: str, origin: str) -> dict[str, Any]:
@@ -91,13 +91,13 @@ def _value(node: ast.expr, names: dict[str, Any]) -> Any:
     raise _NotPlainError(ast.unparse(node)[:60])
 
 
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """MMEngine's rule: tables are merged, unless one says `_delete_`; all else is replaced."""
     merged = dict(below)
     for name, value in above.items():
         known = merged.get(name)
         if isinstance(value, dict) and isinstance(known, dict) and not value.get("_delete_", False):
-            merged[name] = _merged(known, value)
+            merged[name] = _merge(known, value)
         else:
             merged[name] = (
                 {key: each for key, each in value.items() if key != "_delete_"}

@@ -22,7 +22,7 @@ _DEPTHS = {
 }
 
 
-def numbered(names: Iterable[str], pattern: str) -> list[int]:
+def find_numbers(names: Iterable[str], pattern: str) -> list[int]:
     """The different numbers that the first group of a regular expression finds in names, ascending."""
     compiled = re.compile(pattern)
     return sorted({int(found[1]) for name in names if (found := compiled.match(name))})
@@ -32,7 +32,7 @@ def depth_of(tensors: Mapping[str, Tensor], body: str, stage: str = "layer") -> 
     """How deep the ResNet is whose names begin with `body`. Raises ImportingError."""
     first = 1 if stage == "layer" else 2
     blocks = tuple(
-        len(numbered(tensors, rf"{re.escape(body)}{stage}{n}\.(\d+)\.")) for n in range(first, first + 4)
+        len(find_numbers(tensors, rf"{re.escape(body)}{stage}{n}\.(\d+)\.")) for n in range(first, first + 4)
     )
     bottleneck = f"{body}{stage}{first}.0.conv3.weight" in tensors
     depth = _DEPTHS.get((blocks, bottleneck))  # type: ignore[arg-type]

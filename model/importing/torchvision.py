@@ -10,9 +10,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from model.data import Category
-from model.importing.categories import coco_by_label, named_keypoints, numbered_categories
+from model.importing.categories import choose_categories, choose_keypoints, coco_by_label
 from model.importing.checkpoint import TORCHVISION
-from model.importing.names import depth_of, numbered, take
+from model.importing.names import depth_of, find_numbers, take
 from model.importing.result import Imported, ImportingError, Report
 from model.importing.rewriting import widen_mask_head
 from model.network.architecture import KEYPOINTS as PEOPLE
@@ -39,7 +39,7 @@ def convert(checkpoint: Checkpoint, categories: tuple[Category, ...] | None) -> 
 
     Raises ImportingError for what is not a torchvision detector with a Feature Pyramid Network over a ResNet.
     """
-    tensors = {_renamed(name): tensor for name, tensor in checkpoint.tensors.items()}
+    tensors = {_translate_name(name): tensor for name, tensor in checkpoint.tensors.items()}
     report = Report([*checkpoint.notes])
     architecture = _architecture(tensors, report)
     parts = ["Mask"] * (architecture.mask_convs > 0) + ["Keypoint"] * (architecture.keypoints > 0)
@@ -54,11 +54,11 @@ def convert(checkpoint: Checkpoint, categories: tuple[Category, ...] | None) -> 
         f"torchvision's defaults: images scaled to {architecture.min_size}/{architecture.max_size} and normalised by "
         "ImageNet's mean and deviation, score threshold 0.05, NMS 0.5, at most 100 detections, 1000 proposals"
     )
-    keypoints = named_keypoints(architecture.keypoints, report)
+    keypoints = choose_keypoints(architecture.keypoints, report)
     return Imported(TORCHVISION, architecture, tensors, named, labels, report, keypoints)
 
 
-def _renamed(name: str) -> str:
+def _translate_name(name: str) -> str:
     for pattern, today in _OLDER:
         name = pattern.sub(today, name)
     return _OLDER_MASK.sub(lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0.{m[2]}", name)
@@ -69,21 +69,21 @@ def _architecture(tensors: dict[str, torch.Tensor], report: Report) -> Architect
     trained = any(
         name.endswith("num_batches_tracked") for name in tensors if name.startswith("backbone.body")
     )
-    fpn = numbered(tensors, r"backbone\.fpn\.inner_blocks\.(\d+)\.")
+    fpn = find_numbers(tensors, r"backbone\.fpn\.inner_blocks\.(\d+)\.")
     if len(fpn) != 4:
         raise ImportingError(
             f"its feature pyramid has {len(fpn)} levels below the pooled one; 4 (C2 to C5) are supported"
         )
-    box_convs = numbered(tensors, r"roi_heads\.box_head\.(\d+)\.0\.weight")
+    box_convs = find_numbers(tensors, r"roi_heads\.box_head\.(\d+)\.0\.weight")
     linear, layers, box_norm, conv_channels = "roi_heads.box_head.fc6.weight", 0, True, 0
     fpn_channels = len(take(tensors, "backbone.fpn.inner_blocks.0.0.weight"))
     if box_convs:
-        numbers = numbered(tensors, r"roi_heads\.box_head\.(\d+)\.weight")
+        numbers = find_numbers(tensors, r"roi_heads\.box_head\.(\d+)\.weight")
         linear = f"roi_heads.box_head.{box_convs[-1] + 2}.weight"
         layers = len(numbers) if len(numbers) > 1 else 0
         box_norm = "roi_heads.box_head.0.1.weight" in tensors
         conv_channels = len(take(tensors, "roi_heads.box_head.0.0.weight"))
-    mask_convs = numbered(tensors, r"roi_heads\.mask_head\.(\d+)\.0\.weight")
+    mask_convs = find_numbers(tensors, r"roi_heads\.mask_head\.(\d+)\.0\.weight")
     mask_channels = 256
     if mask_convs:
         head = len(take(tensors, f"roi_heads.mask_head.{mask_convs[0]}.0.weight"))
@@ -103,7 +103,7 @@ def _architecture(tensors: dict[str, torch.Tensor], report: Report) -> Architect
         norm_eps=eps,
         fpn_channels=fpn_channels,
         fpn_norm="backbone.fpn.inner_blocks.0.1.weight" in tensors,
-        rpn_convs=len(numbered(tensors, r"rpn\.head\.conv\.(\d+)\.0\.weight")),
+        rpn_convs=len(find_numbers(tensors, r"rpn\.head\.conv\.(\d+)\.0\.weight")),
         anchor_sizes=sizes,
         anchor_ratios=ratios,
         box_convs=len(box_convs),
@@ -123,7 +123,7 @@ def _keypoint_head(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     lowres = tensors.get("roi_heads.keypoint_predictor.kps_score_lowres.weight")
     if lowres is None:
         return {}
-    convs = numbered(tensors, r"roi_heads\.keypoint_head\.(\d+)\.weight")
+    convs = find_numbers(tensors, r"roi_heads\.keypoint_head\.(\d+)\.weight")
     return {
         "keypoints": lowres.shape[1],
         "keypoint_convs": len(convs),
@@ -177,5 +177,5 @@ def _categories(
     if given is None and classes == COCO_CLASSES:
         report.assumed.append("COCO's 80 categories, because it has 91 classes")
         return coco_by_label()
-    named = numbered_categories(classes - 1, given, report)
+    named = choose_categories(classes - 1, given, report)
     return named, tuple(range(1, classes))

@@ -51,7 +51,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def renamed(name: str) -> str:
+def rename(name: str) -> str:
     for ours, theirs in NAMES:
         if re.fullmatch(ours, name):
             name = re.sub(ours, theirs, name)
@@ -63,7 +63,7 @@ def renamed(name: str) -> str:
 def layout(ours: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Our tensors as Detectron2 lays them out: background last, and without boxes and masks."""
     named = {
-        renamed(name): tensor for name, tensor in ours.items() if not name.endswith("num_batches_tracked")
+        rename(name): tensor for name, tensor in ours.items() if not name.endswith("num_batches_tracked")
     }
     for part in ("weight", "bias"):
         for name, begin in (("box_predictor.bbox_pred", 4), ("mask_head.predictor", 1)):

@@ -70,7 +70,7 @@ test_pipeline = [
 """
 
 
-def renamed(name: str) -> str:
+def rename(name: str) -> str:
     for ours, theirs in NAMES:
         if re.fullmatch(ours, name):
             return re.sub(ours, theirs, name)
@@ -79,7 +79,7 @@ def renamed(name: str) -> str:
 
 def layout(ours: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Our tensors as MMDetection lays them out: background last, and without boxes and masks."""
-    tensors = {renamed(name): tensor for name, tensor in ours.items()}
+    tensors = {rename(name): tensor for name, tensor in ours.items()}
     for part in ("weight", "bias"):
         for name, begin in (("bbox_head.fc_reg", 4), ("mask_head.conv_logits", 1)):
             tensors[f"roi_head.{name}.{part}"] = tensors[f"roi_head.{name}.{part}"][begin:].clone()
