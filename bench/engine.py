@@ -46,7 +46,7 @@ from app.runtime.cpus import usable_cpus
 from bench.masks import highest_resident, processor
 from bench.synthetic_weights import synthetic_weights
 from model.data import Category
-from model.data.drawing import undergrowth
+from model.data.drawing import paint_dead_leaves
 from model.inference.calibration import measure_ranges
 from model.inference.devices import resolve_precision
 from model.inference.engine import Engine
@@ -105,7 +105,7 @@ def picture(photo: Path | None, megapixels: float | None, model: str = "") -> np
     elif model in EXAMPLE:
         image = ImageOps.fit(Image.open(EXAMPLE[model]).convert("RGB"), (640, 480))
     else:
-        drawn = undergrowth(np.random.default_rng(7), 480, 640)
+        drawn = paint_dead_leaves(np.random.default_rng(7), 480, 640)
         image = Image.fromarray(np.clip(drawn, 0, 255).astype(np.uint8))
     if megapixels is not None:
         scale = (megapixels * 1e6 / (image.width * image.height)) ** 0.5

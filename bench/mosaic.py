@@ -37,7 +37,7 @@ class Squares:
         top, left = (height - scale * self.side) / 2, (width - scale * self.side) / 2
         rows, columns = (steps + top).astype(np.int64), (steps + left).astype(np.int64)
         square = (self.side, self.side)
-        masks = InstanceMasks.of(sample.masks).take(rows, columns, square, (0, 0)).turned(turns)
+        masks = InstanceMasks.of(sample.masks).take(rows, columns, square, (0, 0)).rotate(turns)
         box = (left, top, left + scale * self.side, top + scale * self.side)
         image = Image.fromarray(sample.pixels).resize(square, Image.Resampling.BILINEAR, box)
         pixels = np.ascontiguousarray(np.rot90(np.asarray(image), turns))

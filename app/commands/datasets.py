@@ -38,7 +38,7 @@ def describe_mirroring(keypoints: Keypoints | None, recipe: Recipe) -> list[str]
     flips = ["--flip 0"] * (recipe.flip > 0) + ["--flip-vertical 0"] * (recipe.flip_vertical > 0)
     if keypoints is None or not flips or len(keypoints.names) == 1:
         return []
-    if keypoints.mirrored() != tuple(range(len(keypoints.names))):
+    if keypoints.flip_indices() != tuple(range(len(keypoints.names))):
         return []
     told = (
         "no two keypoints are named as the left and the right one, so mirrored images keep them as they are"

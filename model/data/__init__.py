@@ -28,7 +28,7 @@ class Keypoints:
     # Pairs of places in `names`, from 0.
     skeleton: tuple[tuple[int, int], ...] = ()
 
-    def mirrored(self) -> tuple[int, ...]:
+    def flip_indices(self) -> tuple[int, ...]:
         """For each keypoint the place of the one that it becomes in a mirrored image: "left_knee" and "right_knee".
 
         One whose counterpart is missing, or has another counterpart, keeps its place.

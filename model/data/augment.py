@@ -85,7 +85,7 @@ def flip(sample: Sample) -> Sample:
     boxes = sample.boxes
     boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
     return replace(
-        sample, pixels=sample.pixels[:, ::-1], boxes=boxes, masks=InstanceMasks.of(sample.masks).mirrored()
+        sample, pixels=sample.pixels[:, ::-1], boxes=boxes, masks=InstanceMasks.of(sample.masks).flip()
     )
 
 
@@ -97,7 +97,7 @@ def rotate(sample: Sample, quarters: int) -> Sample:
         across = sample.pixels.shape[1 - turn % 2]
         boxes = np.stack([boxes[:, 1], across - boxes[:, 2], boxes[:, 3], across - boxes[:, 0]], 1)
     pixels = np.rot90(sample.pixels, quarters)
-    return replace(sample, pixels=pixels, boxes=boxes, masks=InstanceMasks.of(sample.masks).turned(quarters))
+    return replace(sample, pixels=pixels, boxes=boxes, masks=InstanceMasks.of(sample.masks).rotate(quarters))
 
 
 def jitter_scale(sample: Sample, rng: Generator, scales: tuple[float, float], side: int) -> Sample:

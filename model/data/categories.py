@@ -69,7 +69,7 @@ def read_categories(document: dict[str, Any], path: Path) -> Categories:
     if not kept:
         raise DatasetError(f"{path}: it lists no categories; there is nothing to learn")
     _refuse_twins(kept, path)
-    return _numbered(kept, tuple(dropped))
+    return _assign_ids(kept, tuple(dropped))
 
 
 def _is_root(entry: _Entry, others: list[_Entry]) -> bool:
@@ -122,7 +122,7 @@ def _refuse_twins(entries: list[_Entry], path: Path) -> None:
             seen[value] = entry
 
 
-def _numbered(entries: list[_Entry], dropped: tuple[str, ...]) -> Categories:
+def _assign_ids(entries: list[_Entry], dropped: tuple[str, ...]) -> Categories:
     """Ids that are numbers as they are, the others counted on from the largest, in the file's order."""
     numbers = {entry.key for entry in entries if isinstance(entry.key, int)}
     following = max((n for n in numbers if isinstance(n, int)), default=0) + 1

@@ -54,7 +54,7 @@ def natural_noise(rng: Generator, height: int, width: int) -> np.ndarray:
     return (field - low) / max(high - low, 1e-6)
 
 
-def undergrowth(rng: Generator, height: int, width: int) -> np.ndarray:
+def paint_dead_leaves(rng: Generator, height: int, width: int) -> np.ndarray:
     """[H, W, 3] float32: irregular patches over one another, many small and few large, textured and partly soft.
 
     The "dead leaves" model of natural images (Lee, Mumford and Huang, "Occlusion models for natural images", 2001):
@@ -92,7 +92,7 @@ def natural_fill(rng: Generator, height: int, width: int, base: np.ndarray) -> n
     return _mix(natural_noise(rng, height, width), base, second)
 
 
-def things(rng: Generator, canvas: np.ndarray) -> np.ndarray:
+def paint_things(rng: Generator, canvas: np.ndarray) -> np.ndarray:
     """The canvas with one to four things on it that are made of parts, as people and animals are: ovals and blobs that
     touch, each rough, unevenly lit and soft at its edge.
     """
@@ -180,9 +180,9 @@ def fill(rng: Generator, height: int, width: int, base: np.ndarray) -> np.ndarra
 
 
 def background(rng: Generator, height: int, width: int) -> np.ndarray:
-    """[H, W, 3] float32: undergrowth, or one to three layers of ramps, noise, stripes, checks and blots."""
+    """[H, W, 3] float32: dead leaves, or one to three layers of ramps, noise, stripes, checks and blots."""
     if rng.random() < 0.45:
-        return undergrowth(rng, height, width)
+        return paint_dead_leaves(rng, height, width)
     canvas: np.ndarray = np.broadcast_to(colour(rng), (height, width, 3)).astype(np.float32)
     side = min(height, width)
     for _ in range(int(rng.integers(1, 4))):

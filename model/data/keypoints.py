@@ -95,7 +95,7 @@ def mirror(sample: Sample) -> Sample:
     """The sample with its keypoints mirrored: what is left becomes what is right. Its width is that of its pixels."""
     if sample.keypoints is None or sample.named is None:
         return sample
-    points = sample.keypoints[:, list(sample.named.mirrored())]
+    points = sample.keypoints[:, list(sample.named.flip_indices())]
     points[..., 0] = sample.pixels.shape[1] - points[..., 0]
     return replace(sample, keypoints=_without_unlabelled(points))
 

@@ -117,13 +117,13 @@ class InstanceMasks(Sequence["NDArray[np.uint8]"]):
         """[N] pixels."""
         return np.array([int(crop.bitmap.sum()) for crop in self.crops], np.int64)
 
-    def mirrored(self) -> InstanceMasks:
+    def flip(self) -> InstanceMasks:
         """Left and right exchanged."""
         width = self.size[1]
         flipped = [MaskCrop(width - crop.box[2], crop.top, crop.bitmap[:, ::-1]) for crop in self.crops]
         return InstanceMasks(flipped, self.size)
 
-    def turned(self, quarters: int) -> InstanceMasks:
+    def rotate(self, quarters: int) -> InstanceMasks:
         """Rotated counterclockwise by 0 to 3 quarter turns, as `numpy.rot90` rotates an array [H, W]."""
         crops, (height, width) = self.crops, self.size
         for _ in range(quarters):

@@ -146,26 +146,26 @@ class _Brush:
         self._image, self._mask = Image.new("RGB", fine), Image.new("L", fine)
         self._pens = ImageDraw.Draw(self._image), ImageDraw.Draw(self._mask)
 
-    def _moved(self, place: np.ndarray) -> tuple[float, float]:
+    def _to_canvas(self, place: np.ndarray) -> tuple[float, float]:
         x, y = (place - self._low) * _FINE
         return float(x), float(y)
 
-    def _inked(self, paint: np.ndarray) -> list[tuple[ImageDraw.ImageDraw, tuple[int, ...]]]:
+    def _ink_pens(self, paint: np.ndarray) -> list[tuple[ImageDraw.ImageDraw, tuple[int, ...]]]:
         """The pens of the picture and of its mask, and what each draws with."""
         red, green, blue = (int(value) for value in np.clip(paint, 0, 255))
         return [(self._pens[0], (red, green, blue)), (self._pens[1], (255,))]
 
     def disc(self, place: np.ndarray, radius: float, paint: np.ndarray) -> None:
-        x, y = self._moved(place)
+        x, y = self._to_canvas(place)
         r = radius * _FINE
-        for pen, ink in self._inked(paint):
+        for pen, ink in self._ink_pens(paint):
             pen.ellipse((x - r, y - r, x + r, y + r), fill=ink)
 
     def limbs(self, places: Sequence[np.ndarray], radius: float, paints: Sequence[np.ndarray]) -> None:
         """Bars from place to place with round ends, and at joints a dot that stands out."""
         for first, second, paint in zip(places, places[1:], paints, strict=False):
-            ends = (*self._moved(first), *self._moved(second))
-            for pen, ink in self._inked(paint):
+            ends = (*self._to_canvas(first), *self._to_canvas(second))
+            for pen, ink in self._ink_pens(paint):
                 pen.line(ends, fill=ink, width=max(1, round(2 * radius * _FINE)))
             for place in (first, second):
                 self.disc(place, radius, paint)
@@ -174,8 +174,8 @@ class _Brush:
 
     def polygon(self, places: Sequence[np.ndarray], paint: np.ndarray, radius: float) -> None:
         """A polygon with round corners."""
-        for pen, ink in self._inked(paint):
-            pen.polygon([self._moved(place) for place in places], fill=ink)
+        for pen, ink in self._ink_pens(paint):
+            pen.polygon([self._to_canvas(place) for place in places], fill=ink)
         for first, second in zip(places, [*places[1:], places[0]], strict=True):
             self.limbs([first, second], radius, (paint,))
 

@@ -15,9 +15,9 @@ from model.data.drawing import (
     cut_out,
     fill,
     natural_fill,
+    paint_things,
     scribble,
     simulate_camera,
-    things,
 )
 from model.data.outlines import DISTRACTORS, SHAPES, coverage, distort, distractor, letter_coverage, outline
 from model.data.scenes import Scenes
@@ -137,7 +137,7 @@ class Shapes(Scenes):
         else:
             canvas = background(rng, height, width)
         if self.things and rng.random() < self.things:
-            canvas = things(rng, canvas)
+            canvas = paint_things(rng, canvas)
         if rng.random() < 0.5:
             canvas = scribble(rng, canvas)
         layers: list[_Layer] = []

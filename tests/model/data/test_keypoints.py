@@ -120,10 +120,10 @@ def test_a_part_names_those_of_categories_that_have_some(
 
 
 def test_the_other_side_is_told_by_names() -> None:
-    assert NAMED.mirrored() == (0, 2, 1)
-    assert PERSON_KEYPOINTS.mirrored()[:5] == (0, 2, 1, 4, 3)
+    assert NAMED.flip_indices() == (0, 2, 1)
+    assert PERSON_KEYPOINTS.flip_indices()[:5] == (0, 2, 1, 4, 3)
     # What has no counterpart stays.
-    assert Keypoints(("left_fin", "tail")).mirrored() == (0, 1)
+    assert Keypoints(("left_fin", "tail")).flip_indices() == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_the_other_side_is_told_by_names() -> None:
 )
 def test_each_keypoint_has_one_other_side(names: tuple[str, ...], mirrored: tuple[int, ...]) -> None:
     own = Keypoints(names)
-    assert own.mirrored() == mirrored
+    assert own.flip_indices() == mirrored
     places = np.arange(len(names), dtype=np.float32) + 10.5
     points = np.stack([places, places, np.full(len(names), 2, np.float32)], 1)[None]
     sample = replace(dotted(), keypoints=points, named=own)

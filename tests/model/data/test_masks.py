@@ -46,11 +46,11 @@ def test_crops_are_the_masks_that_they_came_from(size: tuple[int, int]) -> None:
         assert kept.shape == masks.shape
         assert kept.areas().tolist() == masks.sum((1, 2)).tolist()
         assert np.array_equal(kept.union(), masks.any(0))
-        assert np.array_equal(np.asarray(kept.mirrored()), masks[:, :, ::-1])
+        assert np.array_equal(np.asarray(kept.flip()), masks[:, :, ::-1])
         for quarters in range(4):
             turned = np.rot90(masks, quarters, (1, 2))
-            assert np.array_equal(np.asarray(kept.turned(quarters)), turned)
-            assert kept.turned(quarters).size == turned.shape[1:]
+            assert np.array_equal(np.asarray(kept.rotate(quarters)), turned)
+            assert kept.rotate(quarters).size == turned.shape[1:]
         cover = masks[3].astype(bool)
         assert np.array_equal(np.asarray(kept.without(cover)), masks * ~cover)
         assert np.array_equal(np.asarray(kept[2:5]), masks[2:5])

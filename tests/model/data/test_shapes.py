@@ -238,7 +238,7 @@ def test_a_thing_is_painted_on_the_canvas_and_leaves_the_rest() -> None:
     canvas = np.full((120, 160, 3), 128, np.float32)
     covered = []
     for seed in range(20):
-        painted = drawing.things(np.random.default_rng(seed), canvas)
+        painted = drawing.paint_things(np.random.default_rng(seed), canvas)
         assert painted.shape == canvas.shape
         assert np.isfinite(painted).all()
         covered.append(float((painted != canvas).any(-1).mean()))
