@@ -35,7 +35,7 @@ from model.evaluation.card import hardware, versions
 from model.kernels.openmp import match_threads
 from model.network.architecture import Architecture, ArchitectureError
 from model.training.interruption import InterruptedRunError, Interruption
-from model.training.parallel import Group, expected, join, processes_here
+from model.training.parallel import Group, join, processes_here, read_group
 from model.training.recipe import RECIPES, Recipe, TrainingError
 from model.training.run_folder import claim
 from model.training.train import train
@@ -73,11 +73,11 @@ def run_training(
     A run of one process that gets SIGINT or SIGTERM finishes its step and saves a checkpoint first.
     """
     # Several processes would stop at different steps.
-    with Interruption(enabled=expected().world == 1) as interruption:
+    with Interruption(enabled=read_group().world == 1) as interruption:
         try:
             return _run(source, out, network, device, overrides, recipe=recipe, interruption=interruption)
         except KeyboardInterrupt as interrupt:
-            if expected().first:
+            if read_group().first:
                 typer.echo(_describe_interrupt(interrupt, interruption.step), err=True)
             return 128 + (interrupt.number if isinstance(interrupt, InterruptedRunError) else signal.SIGINT)
 

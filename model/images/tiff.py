@@ -60,7 +60,7 @@ def check(image: TiffImageFile) -> None:
         )
     # Pillow's libtiff is built without it.
     if number(tags, COMPRESSION, 1) == _WEBP:
-        raise _compressed(tags)
+        raise _compression_error(tags)
     planes = number(tags, SAMPLES_PER_PIXEL, 1) if number(tags, PLANAR, 1) == _SEPARATE_PLANES else 1
     if planes > 1 and number(tags, BITS_PER_SAMPLE, 1) > 8:
         raise UnsupportedImage(f"{describe(tags)} is not accepted; save it with interleaved channels.")
@@ -90,13 +90,13 @@ def refusal(content: bytes, reason: str) -> ImageError:
     if is_camera_raw(tags):
         return camera_raw()
     if tags and number(tags, COMPRESSION, 1) not in COMPRESSION_INFO:
-        return _compressed(tags)
+        return _compression_error(tags)
     if "pixel mode" in reason:
         return UnsupportedImage(f"{describe(tags)} is not accepted; save it as 8-bit grey or RGB.")
     return DamagedImage(f"The TIFF header is damaged: {reason}.")
 
 
-def _compressed(tags: Any) -> UnsupportedImage:
+def _compression_error(tags: Any) -> UnsupportedImage:
     return UnsupportedImage(
         f"{describe(tags)} is not accepted; save it uncompressed, or with LZW or Deflate."
     )

@@ -182,7 +182,7 @@ class FeatureExtractor:
         shapes = [(int(f.shape[2]), int(f.shape[3])) for f in features]
         if not self._smooth:
             table = features[-1].permute(0, 2, 3, 1).reshape(-1, int(features[-1].shape[1]))
-            return self._scored(table, shapes, features)
+            return self._score_levels(table, shapes, features)
         cells = sum(len(images) * h * w for h, w in shapes)
         table = torch.empty(
             (cells, self._smooth[0].out_channels), dtype=self._form.dtype, device=images.device
@@ -192,9 +192,9 @@ class FeatureExtractor:
         # P6.
         levels.append(self._subsample(levels[-1]))
         shapes.append((int(levels[-1].shape[2]), int(levels[-1].shape[3])))
-        return self._scored(table, shapes, levels)
+        return self._score_levels(table, shapes, levels)
 
-    def _scored(self, table: Tensor, shapes: list[tuple[int, int]], levels: list[Any]) -> FeatureMaps:
+    def _score_levels(self, table: Tensor, shapes: list[tuple[int, int]], levels: list[Any]) -> FeatureMaps:
         scored = [self._score_anchors(level) for level in levels]
         return FeatureMaps(
             table=table,

@@ -83,7 +83,7 @@ class TiledImage:
             found.labels.numpy(),
             np.full(len(found), number, dtype=np.int64),
             masks.move(left, top),
-            _located(found, (left, top)),
+            _place_keypoints(found, (left, top)),
             has_masks=found.probabilities is not None,
         )
         # Before the best are kept: what is left to another tile must not take the place of what that one has.
@@ -128,7 +128,7 @@ class TiledImage:
         )
 
 
-def _located(found: Instances, corner: tuple[int, int]) -> NDArray[np.float32]:
+def _place_keypoints(found: Instances, corner: tuple[int, int]) -> NDArray[np.float32]:
     """[N, K, 4] keypoints in the image: x, y, 1 and score. corner: left and top of the tile."""
     if found.keypoints is None or found.keypoint_scores is None:
         return np.zeros((len(found), 0, 4), dtype=np.float32)

@@ -139,7 +139,7 @@ class Conv(Layer):
         winograd = self._winograd_for(x)
         if winograd is not None:
             return winograd(x, residual, out)
-        y = self._fused(x, residual) if self._fuses else self._unfused(x, residual)
+        y = self._run_fused(x, residual) if self._fuses else self._run_unfused(x, residual)
         return y if out is None else out.copy_(y)
 
     def _winograd_for(self, x: Tensor) -> Winograd | None:
@@ -151,7 +151,7 @@ class Conv(Layer):
             self._winograd = Winograd(self.weight.float(), self.bias.float(), kernel, x.dtype, relu=relu)
         return self._winograd
 
-    def _unfused(self, x: Tensor, residual: Tensor | None) -> Tensor:
+    def _run_unfused(self, x: Tensor, residual: Tensor | None) -> Tensor:
         y = functional.conv2d(
             x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
@@ -161,7 +161,7 @@ class Conv(Layer):
             return y.relu_()
         return functional.hardswish(y, inplace=True) if self.activation == "hardswish" else y
 
-    def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
+    def _run_fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
         return onednn.convolution(
             x,
             self._weight_for(x.shape),

@@ -166,7 +166,7 @@ def _weighted_sum(grids: Floats, pixels: Pixels, rounding: Rounding) -> Floats:
         (of_bottom * of_left, grids[pixels.grid, bottom, left]),
         (of_bottom * of_right, grids[pixels.grid, bottom, right]),
     ):
-        total = total + weight * sample if rounding.sum == "plain" else _fused(weight, sample, total)
+        total = total + weight * sample if rounding.sum == "plain" else _fma(weight, sample, total)
     return total
 
 
@@ -190,7 +190,7 @@ def _neighbours(
     scale = np.float32(side) / size.astype(np.float32)
     centre = pixel.astype(np.float32) + half
     fused = rounding.position == "fused"
-    position = _fused(scale, centre, np.full_like(scale, -half)) if fused else scale * centre - half
+    position = _fma(scale, centre, np.full_like(scale, -half)) if fused else scale * centre - half
     position = np.maximum(position, np.float32(0))
     first = np.minimum(position.astype(np.int64), side - 1)
     second = np.minimum(first + 1, side - 1)
@@ -205,13 +205,13 @@ def _neighbours(
 def _sum(a: Floats, b: Floats, c: Floats, d: Floats, rounding: Rounding) -> Floats:
     """The sum a * b + c * d."""
     if rounding.sum == "left":
-        return _fused(a, b, c * d)
+        return _fma(a, b, c * d)
     if rounding.sum == "right":
-        return _fused(c, d, a * b)
+        return _fma(c, d, a * b)
     return a * b + c * d
 
 
-def _fused(a: Floats, b: Floats, c: Floats) -> Floats:
+def _fma(a: Floats, b: Floats, c: Floats) -> Floats:
     """The sum a * b + c, rounded once, as a fused multiply-add does.
 
     In float64 the product is exact. The sum is rounded to odd (Boldo and Melquiond, 2008), so that rounding it

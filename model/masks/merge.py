@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model.masks import runs
-from model.masks.pairs import candidates, find_pairs, intersect, is_filled, seen_better, touched_borders
+from model.masks.pairs import candidates, find_pairs, intersect, is_filled, is_seen_better, touched_borders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -133,7 +133,7 @@ def leave_to_others(found: TileDetections, number: int, layout: Layout) -> TileD
     """
     found = found.take(np.flatnonzero(found.masks.counts()))
     others = layout.neighbours(number)
-    seen = seen_better(found.boxes, found.masks, layout.tiles[number], others, layout.size)
+    seen = is_seen_better(found.boxes, found.masks, layout.tiles[number], others, layout.size)
     return found.take(np.flatnonzero(~seen))
 
 
@@ -240,7 +240,7 @@ def _with_whole(
     areas = everything.masks.areas()
     kept = np.ones(len(everything), dtype=np.bool_)
     scores = everything.scores.copy()
-    for number, (overlapping, pixels) in enumerate(_shared(everything, count, layout.size)):
+    for number, (overlapping, pixels) in enumerate(_find_shared(everything, count, layout.size)):
         # Objects of the tiles that are this one, or parts of it.
         inside = (2 * pixels >= areas[overlapping]) & kept[overlapping]
         others, shared = overlapping[inside], pixels[inside]
@@ -264,7 +264,7 @@ def _exceeds(boxes: Floats, size: tuple[int, int]) -> Flags:
     return np.asarray((sides > np.array(size[::-1])).any(axis=1))
 
 
-def _shared(
+def _find_shared(
     everything: TileDetections, count: int, size: tuple[int, int]
 ) -> Iterator[tuple[Indices, Indices]]:
     """For each of the first `count` detections: the later ones that share pixels with it, and how many pixels."""

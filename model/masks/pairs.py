@@ -85,7 +85,7 @@ def _outer(boxes: NDArray[np.float32], masks: ColumnRuns) -> NDArray[np.float64]
     )
 
 
-def seen_better(
+def is_seen_better(
     boxes: NDArray[np.float32], masks: ColumnRuns, tile: Indices, others: Indices, size: tuple[int, int]
 ) -> Flags:
     """[N] whether another tile has all of a detection inside its borders, and clearly more around it than its own.

@@ -50,7 +50,7 @@ class Interruption:
         self._restore()
 
     @contextmanager
-    def postponed(self) -> Iterator[None]:
+    def postpone(self) -> Iterator[None]:
         """A block that a first signal does not interrupt; InterruptedRunError is raised at its end instead."""
         self._postponed = True
         try:

@@ -77,7 +77,7 @@ def processes_here() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def expected() -> Group:
+def read_group() -> Group:
     """The group that torchrun started, before it is joined."""
     return Group(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
@@ -87,7 +87,7 @@ def join(device: str) -> tuple[Group, str]:
 
     device: "cuda" becomes the GPU with the process's local rank.
     """
-    world = expected().world
+    world = read_group().world
     if world == 1:
         return Group(), device
     cuda = torch.device(device).type == "cuda"

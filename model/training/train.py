@@ -120,7 +120,7 @@ def train(
     reported: set[str] = set()
     try:
         for batch in loader:
-            with interruption.postponed():
+            with interruption.postpone():
                 for reason in set(batch.unreadable) - reported:
                     log.warning("skipped: %s", reason)
                     reported.add(reason)
