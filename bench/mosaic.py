@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from model.data.masks import InstanceMasks, MaskCrop
+from model.data.masks import InstanceMasks
+from model.masks.boxes import mask_to_box
 from model.masks.rle import Rle, decode, encode
 from model.masks.runs import from_turns
 
@@ -49,7 +50,7 @@ class Squares:
         for label, mask in zip(sample.labels.tolist(), sample.masks, strict=True):
             rle = encode(mask)
             if rle.area:
-                x0, y0, x1, y1 = MaskCrop.from_bitmap(mask).box
+                x0, y0, x1, y1 = mask_to_box(mask)
                 records.append(
                     {
                         "image_id": sample.image_id,

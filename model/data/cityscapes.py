@@ -11,6 +11,7 @@ from PIL import Image
 from model.data import Category, DatasetError, Sample
 from model.data.masks import InstanceMasks, MaskCrop
 from model.images.decode import ImageError, decode
+from model.masks.boxes import mask_to_box
 from model.masks.rle import encode
 
 if TYPE_CHECKING:
@@ -145,12 +146,11 @@ class Cityscapes:
 
 def _annotation(image_id: int, label: int, mask: np.ndarray, *, crowd: bool) -> dict[str, Any]:
     rle = encode(mask)
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    x0, y0 = int(xs[0]), int(ys[0])
+    x0, y0, x1, y1 = mask_to_box(mask)
     return {
         "image_id": image_id,
         "category_id": label,
-        "bbox": [x0, y0, int(xs[-1]) + 1 - x0, int(ys[-1]) + 1 - y0],
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
         "area": rle.area,
         "iscrowd": int(crowd),
         "segmentation": rle.to_coco(),

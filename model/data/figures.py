@@ -13,6 +13,7 @@ from model.data.outlines import coverage, distort, distractor
 from model.data.person import PERSON_KEYPOINTS
 from model.data.pose import Drawn, draw_figure, pose
 from model.data.scenes import Scenes
+from model.masks.boxes import mask_to_box
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 CATEGORIES = (Category(1, "person"),)
 # A person is never hidden further than this part of its area.
 LEAST_VISIBLE = 0.7
-# Of the scenes show nobody.
+# The part of the scenes without people.
 EMPTY = 0.05
 MOST_PEOPLE = 3
-# Of the scenes have lines and patches all over the background.
+# The part of the scenes with lines and patches all over the background.
 SCRIBBLED = 0.25
 # Nose and eyes, of which nothing is seen from behind.
 FACE = slice(0, 3)
@@ -155,8 +156,7 @@ def _sample(index: int, pixels: np.ndarray, scene: _Scene) -> Sample:
     )
     visible = np.zeros(count)
     for n, person in enumerate(scene.people):
-        ys, xs = np.flatnonzero(masks[n].any(1)), np.flatnonzero(masks[n].any(0))
-        boxes[n] = xs[0], ys[0], xs[-1] + 1, ys[-1] + 1
+        boxes[n] = mask_to_box(masks[n])
         visible[n] = masks[n].sum() / person.area
         cells = np.floor(person.points).astype(int)
         inside = ((cells >= 0) & (cells < [width, height])).all(1)

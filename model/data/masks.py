@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from model.masks.boxes import mask_to_box
 from model.masks.rle import decompress
 
 if TYPE_CHECKING:
@@ -40,11 +41,8 @@ class MaskCrop:
             left: of its first column, pixels of the image.
             top: of its first row.
         """
-        ys, xs = np.flatnonzero(bitmap.any(1)), np.flatnonzero(bitmap.any(0))
-        if not len(ys):
-            return cls(left, top, np.zeros((0, 0), np.uint8))
-        crop = bitmap[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
-        return cls(left + int(xs[0]), top + int(ys[0]), np.array(crop != 0, np.uint8))
+        x0, y0, x1, y1 = mask_to_box(bitmap)
+        return cls(left + x0, top + y0, np.array(bitmap[y0:y1, x0:x1] != 0, np.uint8))
 
     @classmethod
     def from_rle(cls, rle: Mapping[str, Any]) -> Self:

@@ -23,6 +23,7 @@ from model.data.outlines import DISTRACTORS, SHAPES, coverage, distort, distract
 from model.data.scenes import Scenes
 from model.images.decode import ImageError, decode
 from model.images.files import find_images, nothing_found
+from model.masks.boxes import mask_to_box
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,17 +33,17 @@ if TYPE_CHECKING:
 
 CATEGORIES = tuple(Category(number, name) for number, name in enumerate(SHAPES, start=1))
 
-Crop = tuple[slice, slice]
+Window = tuple[slice, slice]
 
 # An object is never hidden further than this part of its area.
 LEAST_VISIBLE = 0.5
 # Nor to fewer visible pixels.
 LEAST_PIXELS = 40
-# Of the scenes show no shape at all.
+# The part of the scenes without shapes.
 EMPTY = 0.04
-# Of the scenes, if there are photos to draw them on.
+# The part of the scenes that are drawn on a photo, if there are photos.
 PHOTO_PART = 0.4
-# Of those show none, so that models learn what photos hold.
+# The part of those without shapes, so that models learn what photos hold.
 EMPTY_PHOTOS = 0.35
 
 
@@ -123,8 +124,7 @@ class Shapes(Scenes):
         boxes = np.zeros((len(numbers), 4), np.float32)
         for row, number in enumerate(numbers):
             masks[row] = owner == number
-            ys, xs = np.flatnonzero(masks[row].any(1)), np.flatnonzero(masks[row].any(0))
-            boxes[row] = xs[0], ys[0], xs[-1] + 1, ys[-1] + 1
+            boxes[row] = mask_to_box(masks[row])
         labels = np.array([layers[n].label for n in numbers], np.int64)
         visibility = np.array([layers[n].visible / layers[n].area for n in numbers])
         return Sample(index, pixels, boxes, labels, masks, visibility)
@@ -184,20 +184,20 @@ def _place(
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + w, width), min(top + h, height)
     if x1 <= x0 or y1 <= y0:
         return False
-    crop, own = (slice(y0, y1), slice(x0, x1)), (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+    window, own = (slice(y0, y1), slice(x0, x1)), (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
     solid = inside > 0.5
     seen = int(solid[own].sum())
     if is_shape and (seen < LEAST_PIXELS or seen < LEAST_VISIBLE * solid.sum()):
         return False
-    hidden = np.bincount(owner[crop][solid[own]] + 1, minlength=len(layers) + 1)[1:]
+    hidden = np.bincount(owner[window][solid[own]] + 1, minlength=len(layers) + 1)[1:]
     for layer, lost in zip(layers, hidden.tolist(), strict=True):
         left_over = layer.visible - lost
         if layer.label and lost and left_over < max(LEAST_PIXELS, LEAST_VISIBLE * layer.area):
             return False
-    _paint(rng, canvas, (crop, own), (inside, line), natural_fill if natural else fill)
+    _paint(rng, canvas, (window, own), (inside, line), natural_fill if natural else fill)
     for layer, lost in zip(layers, hidden.tolist(), strict=True):
         layer.visible -= lost
-    owner[crop][solid[own]] = len(layers)
+    owner[window][solid[own]] = len(layers)
     layers.append(_Layer(label, int(solid.sum()), seen))
     return True
 
@@ -224,15 +224,15 @@ def _draw_distractor(rng: Generator, size: float) -> tuple[int, np.ndarray, np.n
 def _paint(
     rng: Generator,
     canvas: np.ndarray,
-    place: tuple[Crop, Crop],
+    place: tuple[Window, Window],
     drawn: tuple[np.ndarray, np.ndarray | None],
     filling: Callable[[Generator, int, int, np.ndarray], np.ndarray],
 ) -> None:
     """Blend fill, contour and shadow of one thing into the canvas, in a colour that stands out from what is there."""
     # On the canvas, and of what is drawn.
-    crop, own = place
+    window, own = place
     inside, line = drawn
-    under = canvas[crop].reshape(-1, 3).mean(0)
+    under = canvas[window].reshape(-1, 3).mean(0)
     base = colour(rng)
     for _ in range(20):
         if float(np.abs(base - under).sum()) > 110:
@@ -243,9 +243,9 @@ def _paint(
         radius = max(1.0, 0.05 * max(inside.shape))
         shift = tuple(int(v) for v in rng.integers(-round(2 * radius), round(2 * radius) + 1, 2))
         shade = np.roll(blur(np.pad(inside, 1), radius)[1:-1, 1:-1], shift, (0, 1))
-        canvas[crop] *= 1 - np.float32(rng.uniform(0.2, 0.6)) * shade[own][..., None]
+        canvas[window] *= 1 - np.float32(rng.uniform(0.2, 0.6)) * shade[own][..., None]
     painted = filling(rng, inside.shape[0], inside.shape[1], base)
     if line is not None:
         ink = np.clip(base + rng.choice([-90.0, 90.0]) + rng.uniform(-30, 30, 3), 0, 255).astype(np.float32)
         painted = painted + (ink - painted) * line[..., None]
-    canvas[crop] += (painted[own] - canvas[crop]) * inside[own][..., None]
+    canvas[window] += (painted[own] - canvas[window]) * inside[own][..., None]
