@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from model.data import Category, DatasetError, Sample
-from model.data.masks import InstanceMasks, MaskCrop
+from model.data.masks import InstanceMasks, ObjectMask
 from model.images.decode import ImageError, decode
 from model.masks.boxes import mask_to_box
 from model.masks.rle import encode
@@ -126,7 +126,7 @@ class Cityscapes:
         ids = self._fitting_ids(index, (int(pixels.shape[0]), int(pixels.shape[1])))
         numbers = [int(n) for n in np.unique(ids) if n >= FIRST_INSTANCE and n // FIRST_INSTANCE in _WANTED]
         size = int(ids.shape[0]), int(ids.shape[1])
-        masks = InstanceMasks((MaskCrop.from_bitmap(ids == number) for number in numbers), size)
+        masks = InstanceMasks((ObjectMask.from_bitmap(ids == number) for number in numbers), size)
         labels = np.array([number // FIRST_INSTANCE for number in numbers], np.int64)
         return Sample(index, pixels, masks.boxes(), labels, masks)
 

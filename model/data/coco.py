@@ -12,7 +12,7 @@ from model.data import Category, DatasetError, Sample
 from model.data.keypoints import names_to_coco, to_coco
 from model.data.labels import MISSING_FILE, first_of_each, read_labels
 from model.data.layout import Place, locate
-from model.data.masks import InstanceMasks, MaskCrop
+from model.data.masks import InstanceMasks, ObjectMask
 from model.data.photos import read_pixels
 from model.data.segmentation import measure, to_rle
 from model.data.tally import Tally, digest, tally
@@ -113,16 +113,16 @@ class CocoFolder:
         stacked = np.array(points, np.float32).reshape(-1, count, 3)
         return replace(sample, keypoints=stacked, named=self.keypoints)
 
-    def _crop(self, annotation: Annotation, size: tuple[int, int]) -> MaskCrop | None:
+    def _crop(self, annotation: Annotation, size: tuple[int, int]) -> ObjectMask | None:
         rle = to_rle(annotation.segmentation, size)
         if rle is not None:
-            return MaskCrop.from_rle(rle)
+            return ObjectMask.from_rle(rle)
         if not self._boxes or annotation.box is None:
             return None
         x, y, width, height = annotation.box
         left, right = (min(max(0, round(v)), size[1]) for v in (x, x + width))
         top, bottom = (min(max(0, round(v)), size[0]) for v in (y, y + height))
-        return MaskCrop(left, top, np.ones((bottom - top, right - left), np.uint8))
+        return ObjectMask(left, top, np.ones((bottom - top, right - left), np.uint8))
 
     def annotations(self, sample: Sample) -> list[dict[str, Any]]:
         """What the file says of the image, crowds included, as COCO's evaluation needs it.

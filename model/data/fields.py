@@ -26,7 +26,7 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class LabelFault:
     """Something in a label file that cannot be used: a kind to count by, where it stands, and what is wrong."""
 
     kind: str

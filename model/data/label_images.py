@@ -20,7 +20,7 @@ import numpy as np
 
 from model.data import Category, DatasetError
 from model.data.coco import coco_document
-from model.data.masks import MaskCrop
+from model.data.masks import ObjectMask
 from model.data.photos import read_label_image, read_size
 from model.images.files import images_in
 from model.masks.rle import encode, from_changes
@@ -223,7 +223,7 @@ def _cellpose(folder: Path) -> list[LabelledFile]:
 
 
 def _record(image: int, rle: Rle) -> dict[str, Any]:
-    left, top, right, bottom = MaskCrop.from_rle(rle.to_coco()).box
+    left, top, right, bottom = ObjectMask.from_rle(rle.to_coco()).box
     return {
         "image_id": image,
         "category_id": 1,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.data.categories import Categories, read_categories
 from model.data.document import read_document
-from model.data.fields import Key, Problem, quote, to_box, to_count, to_flag, to_key, to_number
+from model.data.fields import Key, LabelFault, quote, to_box, to_count, to_flag, to_key, to_number
 from model.data.finder import ImageFinder, NotFound, OutsideFolder
 from model.data.keypoints import read_names, read_points
 from model.data.photos import ImageProblem, read_size
@@ -53,7 +53,7 @@ class LabelledImage:
     # (height, width) upright, as annotated, or as the image is.
     size: tuple[int, int] | None = None
     # Why it cannot be used.
-    problem: Problem | None = None
+    problem: LabelFault | None = None
     annotations: list[Annotation] = field(default_factory=list)
 
     @property
@@ -105,7 +105,7 @@ class Labels:
     # Every one that the file lists, usable or not.
     images: list[LabelledImage]
     # Of images and annotations, in the file's order.
-    problems: list[Problem]
+    problems: list[LabelFault]
     # What was passed over and does no harm.
     notices: list[str]
     # What its objects' keypoints are, if any has a labelled one.
@@ -137,7 +137,7 @@ def read_labels(place: Place, *, headers: bool = True) -> Labels:
         read = _read_annotation(annotation, number, by_key, categories)
         if keypoints is not None and isinstance(read, Annotation):
             read = _with_points(read, len(keypoints.names), without_points)
-        if isinstance(read, Problem):
+        if isinstance(read, LabelFault):
             problems.append(read)
         elif read is not None:
             by_id[read.image_id].annotations.append(read)
@@ -165,7 +165,7 @@ def read_labels(place: Place, *, headers: bool = True) -> Labels:
     return labels
 
 
-def _read_images(listed: Sequence[Any]) -> tuple[list[LabelledImage], list[Problem]]:
+def _read_images(listed: Sequence[Any]) -> tuple[list[LabelledImage], list[LabelFault]]:
     """The images with ids and names, and what is wrong with the others. Their ids are numbers, or all are counted."""
     ids = [to_key(image.get("id")) if isinstance(image, dict) else None for image in listed]
     texts = {str(image["id"]).strip() for image in listed if isinstance(image, dict) and "id" in image}
@@ -179,21 +179,20 @@ def _read_images(listed: Sequence[Any]) -> tuple[list[LabelledImage], list[Probl
     for place, (image, key) in enumerate(zip(listed, ids, strict=True)):
         where = f"images[{place}]"
         if not isinstance(image, dict):
-            problems.append(Problem(NO_IMAGE, where, f"an object is needed, not {quote(image)}"))
+            problems.append(LabelFault(NO_IMAGE, where, f"an object is needed, not {quote(image)}"))
         elif key is None:
-            problems.append(
-                Problem(NO_IMAGE, where, f"id is {quote(image.get('id'))}, but a number or a name is needed")
-            )
+            told = f"id is {quote(image.get('id'))}, but a number or a name is needed"
+            problems.append(LabelFault(NO_IMAGE, where, told))
         elif (name := file_name_of(image)) is None:
             told = f"file_name is {quote(image.get('file_name'))}, but the name of a file is needed"
-            problems.append(Problem(NO_IMAGE, f"image {quote(image['id'])}", told))
+            problems.append(LabelFault(NO_IMAGE, f"image {quote(image['id'])}", told))
         else:
             own = str(image["id"]).strip() if apart else key
             if own in images and images[own].name == name:
                 continue
             if own in images:
                 told = f"id is that of {images[own].name} and of {name}"
-                problems.append(Problem(SAME_IMAGE, f"image {own}", told))
+                problems.append(LabelFault(SAME_IMAGE, f"image {own}", told))
                 continue
             sides = to_count(image.get("height")), to_count(image.get("width"))
             size = (sides[0], sides[1]) if sides[0] is not None and sides[1] is not None else None
@@ -207,7 +206,7 @@ def _read_images(listed: Sequence[Any]) -> tuple[list[LabelledImage], list[Probl
 
 
 def _without_repeats(
-    images: Sequence[LabelledImage], problems: list[Problem]
+    images: Sequence[LabelledImage], problems: list[LabelFault]
 ) -> tuple[list[LabelledImage], list[str]]:
     """The images without those that list another's file and have no objects, and the names of those.
 
@@ -224,7 +223,7 @@ def _without_repeats(
             continue
         if image.annotations and other.annotations:
             told = f"file_name is {image.name}, which image {other.key} has too, and both have annotations"
-            image.problem = Problem(SAME_FILE, f"image {image.key}", told)
+            image.problem = LabelFault(SAME_FILE, f"image {image.key}", told)
             problems.append(image.problem)
             continue
         if image.annotations:
@@ -251,48 +250,48 @@ def _find(image: LabelledImage, finder: ImageFinder, *, headers: bool) -> None:
         if headers or image.size is None:
             image.size = read_size(image.file, image.size)
     except OutsideFolder as problem:
-        image.problem = Problem(OUTSIDE_FOLDER, where, str(problem))
+        image.problem = LabelFault(OUTSIDE_FOLDER, where, str(problem))
     except NotFound as problem:
-        image.problem = Problem(MISSING_FILE, where, str(problem))
+        image.problem = LabelFault(MISSING_FILE, where, str(problem))
     except ImageProblem as problem:
-        image.problem = Problem(problem.kind, where, str(problem))
+        image.problem = LabelFault(problem.kind, where, str(problem))
 
 
 def _read_annotation(
     given: Any, place: int, images: dict[Key, LabelledImage], categories: Categories
-) -> Annotation | Problem | None:
+) -> Annotation | LabelFault | None:
     """One annotation; what is wrong with it; None for those of an image that cannot be used."""
     if not isinstance(given, dict):
-        return Problem(NO_ANNOTATION, f"annotations[{place}]", f"an object is needed, not {quote(given)}")
+        return LabelFault(NO_ANNOTATION, f"annotations[{place}]", f"an object is needed, not {quote(given)}")
     where = f"annotation {given['id']}" if to_key(given.get("id")) is not None else f"annotations[{place}]"
     for name in ("image_id", "category_id"):
         if to_key(given.get(name)) is None:
             told = f"{name} is {quote(given.get(name))}, but a number or a name is needed"
-            return Problem(NO_ANNOTATION, where, told if name in given else f"{name} is missing")
+            return LabelFault(NO_ANNOTATION, where, told if name in given else f"{name} is missing")
     key = to_key(given["image_id"])
     image = (
         images.get(key) if key is not None and key in images else images.get(str(given["image_id"]).strip())
     )
     if image is None:
         told = f"image_id is {quote(given['image_id'])}, an id that no image in the file has"
-        return Problem(UNKNOWN_IMAGE, where, told)
+        return LabelFault(UNKNOWN_IMAGE, where, told)
     where += f" of image {image.key} ({image.name})"
     category = categories.find(given["category_id"])
     if category is None:
         keys = [str(key) for key in categories.keys]
         known = ", ".join(keys[:5]) + ", …" * (len(keys) > 5)
         told = f"category_id is {quote(given['category_id'])}, which the categories ({known}) do not list"
-        return Problem(UNKNOWN_CATEGORY, where, told)
+        return LabelFault(UNKNOWN_CATEGORY, where, told)
     crowd = to_flag(given.get("iscrowd"))
     if crowd is None:
         told = f"iscrowd is {quote(given['iscrowd'])}, but 0 or 1 is needed"
-        return Problem(UNCLEAR_CROWD, where, told)
+        return LabelFault(UNCLEAR_CROWD, where, told)
     if image.size is None or image.problem is not None:
         return None
     box, area = to_box(given.get("bbox")), to_number(given.get("area"))
     segmentation = read_segmentation(given.get("segmentation"), image.size, box)
     if isinstance(segmentation, Fault):
-        return Problem(segmentation.kind, where, segmentation.detail)
+        return LabelFault(segmentation.kind, where, segmentation.detail)
     area = area if area is not None and area > 0 else None
     return Annotation(image.id, category, crowd, box, area, segmentation, where, given)
 
@@ -311,7 +310,7 @@ def _with_points(annotation: Annotation, count: int, without: list[str]) -> Anno
     return replace(annotation, points=read_points(None, count) if points is None else points)
 
 
-def first_of_each(problems: Sequence[Problem]) -> Iterator[tuple[str, int, Problem]]:
+def first_of_each(problems: Sequence[LabelFault]) -> Iterator[tuple[str, int, LabelFault]]:
     """Each kind of problem with how often it occurs and the first place."""
     counts = Counter(problem.kind for problem in problems)
     for kind, count in counts.items():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class MaskCrop:
+class ObjectMask:
     """The part of one mask inside its box."""
 
     # Of the first column, pixels of the image.
@@ -71,7 +71,7 @@ class MaskCrop:
 class InstanceMasks(Sequence["NDArray[np.uint8]"]):
     """N masks of one image; as a sequence or an array it is [N, H, W] uint8, made when it is asked for."""
 
-    def __init__(self, crops: Iterable[MaskCrop], size: tuple[int, int]) -> None:
+    def __init__(self, crops: Iterable[ObjectMask], size: tuple[int, int]) -> None:
         """size: (height, width) of the image, pixels."""
         self.crops, self.size = list(crops), size
 
@@ -80,7 +80,7 @@ class InstanceMasks(Sequence["NDArray[np.uint8]"]):
         """The same masks, cropped. masks: [N, H, W], whatever is not zero is foreground."""
         if isinstance(masks, InstanceMasks):
             return masks
-        return cls(map(MaskCrop.from_bitmap, masks), (masks.shape[1], masks.shape[2]))
+        return cls(map(ObjectMask.from_bitmap, masks), (masks.shape[1], masks.shape[2]))
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -118,14 +118,14 @@ class InstanceMasks(Sequence["NDArray[np.uint8]"]):
     def flip(self) -> InstanceMasks:
         """Left and right exchanged."""
         width = self.size[1]
-        flipped = [MaskCrop(width - crop.box[2], crop.top, crop.bitmap[:, ::-1]) for crop in self.crops]
+        flipped = [ObjectMask(width - crop.box[2], crop.top, crop.bitmap[:, ::-1]) for crop in self.crops]
         return InstanceMasks(flipped, self.size)
 
     def rotate(self, quarters: int) -> InstanceMasks:
         """Rotated counterclockwise by 0 to 3 quarter turns, as `numpy.rot90` rotates an array [H, W]."""
         crops, (height, width) = self.crops, self.size
         for _ in range(quarters):
-            crops = [MaskCrop(crop.top, width - crop.box[2], np.rot90(crop.bitmap)) for crop in crops]
+            crops = [ObjectMask(crop.top, width - crop.box[2], np.rot90(crop.bitmap)) for crop in crops]
             height, width = width, height
         return InstanceMasks(crops, (height, width))
 
@@ -146,7 +146,7 @@ class InstanceMasks(Sequence["NDArray[np.uint8]"]):
             top, bottom = np.searchsorted(rows, (y0, y1)).tolist()
             left, right = np.searchsorted(columns, (x0, x1)).tolist()
             part = crop.bitmap[rows[top:bottom, None] - y0, columns[left:right] - x0]
-            crops.append(MaskCrop.from_bitmap(part, left + corner[1], top + corner[0]))
+            crops.append(ObjectMask.from_bitmap(part, left + corner[1], top + corner[0]))
         return InstanceMasks(crops, size)
 
     def without(self, cover: NDArray[np.bool_]) -> InstanceMasks:
@@ -154,7 +154,7 @@ class InstanceMasks(Sequence["NDArray[np.uint8]"]):
         crops = []
         for crop in self.crops:
             x0, y0, x1, y1 = crop.box
-            crops.append(MaskCrop.from_bitmap(crop.bitmap * ~cover[y0:y1, x0:x1], x0, y0))
+            crops.append(ObjectMask.from_bitmap(crop.bitmap * ~cover[y0:y1, x0:x1], x0, y0))
         return InstanceMasks(crops, self.size)
 
     def union(self) -> NDArray[np.bool_]:
@@ -170,12 +170,12 @@ class InstanceMasks(Sequence["NDArray[np.uint8]"]):
         rows, columns = (_nearest(before, after) for before, after in zip(self.size, size, strict=True))
         return self.take(rows, columns, size, (0, 0))
 
-    def _bitmap(self, crop: MaskCrop) -> NDArray[np.uint8]:
+    def _bitmap(self, crop: ObjectMask) -> NDArray[np.uint8]:
         bitmap = np.zeros(self.size, np.uint8)
         self._paint(bitmap, crop)
         return bitmap
 
-    def _paint(self, bitmap: NDArray[np.uint8], crop: MaskCrop) -> None:
+    def _paint(self, bitmap: NDArray[np.uint8], crop: ObjectMask) -> None:
         x0, y0, x1, y1 = crop.box
         bitmap[y0:y1, x0:x1] = crop.bitmap
 

@@ -15,7 +15,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from model.data.coco import open_folder
 from model.data.loading import batches
-from model.data.masks import InstanceMasks, MaskCrop
+from model.data.masks import InstanceMasks, ObjectMask
 from model.network.architecture import V1
 from model.training.recipe import Recipe
 from model.training.resizing import InputSize, choose_limits
@@ -41,7 +41,7 @@ def blobs(count: int, size: tuple[int, int], seed: int = 0) -> np.ndarray:
 def test_crops_are_the_masks_that_they_came_from(size: tuple[int, int]) -> None:
     masks = blobs(12, size)
     rles = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
-    for kept in (InstanceMasks.of(masks), InstanceMasks(map(MaskCrop.from_rle, rles), size)):
+    for kept in (InstanceMasks.of(masks), InstanceMasks(map(ObjectMask.from_rle, rles), size)):
         assert np.array_equal(np.asarray(kept), masks)
         assert kept.shape == masks.shape
         assert kept.areas().tolist() == masks.sum((1, 2)).tolist()
@@ -71,7 +71,7 @@ def test_masks_are_resized_as_torchvision_resizes_them_for_training(size: tuple[
 
 def test_resizing_takes_no_bitmap_of_the_whole_image() -> None:
     size = (3000, 4000)
-    crops = [MaskCrop(20 * n, 15 * n, np.ones((100, 100), np.uint8)) for n in range(190)]
+    crops = [ObjectMask(20 * n, 15 * n, np.ones((100, 100), np.uint8)) for n in range(190)]
     tracemalloc.start()
     made = InstanceMasks(crops, size).resize((300, 400))
     _, peak = tracemalloc.get_traced_memory()

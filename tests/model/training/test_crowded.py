@@ -13,7 +13,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import box_iou
 
-from model.data.masks import InstanceMasks, MaskCrop
+from model.data.masks import InstanceMasks, ObjectMask
 from model.data.shapes import Shapes
 from model.training.train import read_log, train
 from tests.model.thin import FIVE, MODEL, RECIPE
@@ -38,7 +38,7 @@ class Crowd(Shapes):
             bitmap = np.ones((6, 6), np.uint8)
             row, column = divmod(number % 4, 2)
             bitmap[3 * row : 3 * row + 3, 3 * column : 3 * column + 3] = 0
-            crops.append(MaskCrop(STEP * x + 1, STEP * y + 1, bitmap))
+            crops.append(ObjectMask(STEP * x + 1, STEP * y + 1, bitmap))
             pixels[STEP * y + 1 : STEP * y + 7, STEP * x + 1 : STEP * x + 7] = 200 * bitmap[..., None]
         masks = InstanceMasks(crops, (SIDE, SIDE))
         labels = np.full(len(crops), self.categories[0].id)
