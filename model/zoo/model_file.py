@@ -250,7 +250,7 @@ def find_fault(model: Model) -> str | None:
     """What `read` would refuse a description of the right types for, as the end of a line; None if nothing."""
     if (wrong := find_excess(model.architecture)) is not None:
         return f"its architecture cannot be built ({wrong})"
-    if (wrong := find_keypoint_fault(model)) is not None:
+    if (wrong := find_keypoint_fault(model.keypoints, model.architecture.keypoints)) is not None:
         return wrong
     names_shown = [model.name, *(c.name for c in model.categories), *model.ap]
     if (odd := next((name for name in names_shown if not is_name(name)), None)) is not None:

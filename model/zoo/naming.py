@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from model.data import Keypoints
-
-if TYPE_CHECKING:
-    from model.zoo.model_file import Model
 
 # Of a name.
 MOST_CHARACTERS = 200
@@ -32,13 +29,14 @@ def read_keypoints(values: Any) -> Keypoints | None:
     )
 
 
-def find_keypoint_fault(model: Model) -> str | None:
-    """What is wrong with the keypoints of a description, as the end of a line; None if nothing."""
-    names, skeleton = (
-        ((), ()) if model.keypoints is None else (model.keypoints.names, model.keypoints.skeleton)
-    )
-    if len(names) != model.architecture.keypoints:
-        return f"it names {len(names)} of its {model.architecture.keypoints} keypoints"
+def find_keypoint_fault(keypoints: Keypoints | None, count: int) -> str | None:
+    """What is wrong with a model's keypoints, as the end of a line; None if nothing.
+
+    keypoints: as its description names them. count: how many its architecture has.
+    """
+    names, skeleton = ((), ()) if keypoints is None else (keypoints.names, keypoints.skeleton)
+    if len(names) != count:
+        return f"it names {len(names)} of its {count} keypoints"
     if not all(0 <= end < len(names) for joined in skeleton for end in joined):
         return "its skeleton joins keypoints that there are not"
     if len(set(names)) < len(names) or not all(name.strip() for name in names):
