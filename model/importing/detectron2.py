@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from model.data import Category
     from model.importing.checkpoint import Checkpoint
 
-LEAST = 1e-30  # pixels: "larger than 0", for what is compared by "at least"
+# Pixels. Detectron2 keeps boxes larger than 0, our networks those of at least a size.
+LEAST = 1e-30
 FROZEN_EPS = 1e-5
 
 # What its files hold besides: anchors and statistics that are made anew, and counters of norms that are frozen here.
@@ -94,7 +95,8 @@ def _architecture(settings: dict[str, Any], tensors: dict[str, Tensor]) -> Archi
     single = kind_of(settings)
     levels = _anchor_levels(settings, "SIZES", 1 if single else 5)
     mask_convs = max(model("ROI_MASK_HEAD.NUM_CONV"), int(single == "c4")) if model("MASK_ON") else 0
-    deepest = 8 * model("RESNETS.RES2_OUT_CHANNELS")  # channels of res5
+    # Channels of res5.
+    deepest = 8 * model("RESNETS.RES2_OUT_CHANNELS")
     channels = {"": model("FPN.OUT_CHANNELS"), "c4": deepest // 2, "dc5": deepest}[single]
     rpn = _rpn_channels(model("RPN.CONV_DIMS"), channels)
     box_channels = deepest if single == "c4" else model("ROI_BOX_HEAD.FC_DIM")

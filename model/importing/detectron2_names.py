@@ -79,10 +79,12 @@ def translate_name(name: str, settings: dict[str, Any]) -> str:
         found = pattern.match(name)
         if found is not None:
             ours = found.expand(to)
-            if "{}" in ours or "[]" in ours:  # res2 is layer1; P2's blocks are the first
+            # res2 is our layer1; the blocks of P2 are our first.
+            if "{}" in ours or "[]" in ours:
                 number = int(found[1])
                 return ours.replace("{}", str(number - 1)).replace("[]", str(number - 2))
-            if "()" in ours:  # each convolution with its ReLU
+            # Ours counts each convolution and its ReLU.
+            if "()" in ours:
                 return ours.replace("()", str(2 * (int(found[1]) - 1)))
             return ours.replace("<>", str(int(found[1]) - 1)) if "<>" in ours else ours
     raise ImportingError(f"the file has a tensor that is no part of a Mask R-CNN: {name}")

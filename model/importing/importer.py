@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 class ImportedModel:
     """A model that is ready for an Engine, and what is to be said about it."""
 
-    network: nn.Module  # a skeleton that holds the weights
+    # A skeleton that holds the weights.
+    network: nn.Module
     model: Model
     report: Report
 

@@ -60,10 +60,13 @@ class Settings:
     bgr: bool = False
     mean: Sequence[float] = ()
     std: Sequence[float] = ()
-    scale: tuple[int, int] = (800, 1333)  # shorter and longer side, pixels
-    caffe: bool = False  # strides in the 1×1 convolutions
+    # Shorter and longer side, pixels.
+    scale: tuple[int, int] = (800, 1333)
+    # Whether the strides are in the 1×1 convolutions.
+    caffe: bool = False
     norm_eps: float = NORM_EPS
-    group_norm: set[str] = field(default_factory=set)  # the parts that have GroupNorm: "fpn", "box", "mask"
+    # The parts that have GroupNorm: "fpn", "box", "mask".
+    group_norm: set[str] = field(default_factory=set)
     box_stds: Sequence[float] = ()
     rpn_stds: Sequence[float] = ()
     conventions: dict[str, Any] = field(default_factory=dict)

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # what our box predictors' deltas are multiplied by
+# Our box predictors multiply their deltas by these.
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
 def rgb_first(tensors: dict[str, Tensor]) -> None:

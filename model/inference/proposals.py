@@ -68,7 +68,7 @@ class ProposalGenerator:
     def __init__(self, rpn: Any, device: torch.device, conventions: Conventions = TORCHVISION) -> None:
         """rpn: in evaluation mode. conventions: what its framework computes otherwise than torchvision."""
         cells = rpn.anchor_generator.cell_anchors
-        self._cell_anchors = [cell.float().to(device) for cell in cells]  # each [A, 4]
+        self._cell_anchors = [cell.float().to(device) for cell in cells]  # [A, 4] each
         self._pre_nms_top_n, self._post_nms_top_n = rpn.pre_nms_top_n(), rpn.post_nms_top_n()
         self._iou_threshold, self._min_size = float(rpn.nms_thresh), float(rpn.min_size)
         self._box_weights = rpn.box_coder.weights

@@ -240,4 +240,5 @@ RECIPES = {
         checkpoint_every=1000, frozen_stages=1,
     ),
 }  # fmt: skip
-RECIPES["paper-c4"] = replace(RECIPES["paper"], rois=64)  # section 3.1: 64 RoIs with C4
+# Section 3.1: 64 RoIs with C4.
+RECIPES["paper-c4"] = replace(RECIPES["paper"], rois=64)
