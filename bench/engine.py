@@ -6,8 +6,7 @@
 COCO's weights are not needed: bench/synthetic_weights.py makes random ones that behave alike, and all sides keep as
 many detections as --detections says. For int8 a model that is not calibrated yet is, on the photo. Without --photo a
 scene is drawn, or for a bundled model an example enlarged and cropped. Every side goes from pixels to boxes, scores
-and masks: ours to COCO run lengths, torchvision's to its stack of masks, and with --encode to pycocotools' run
-lengths.
+and masks: ours to COCO RLE, torchvision's to its stack of masks, and with --encode to pycocotools' RLE.
 
 Each side lives in a process of its own and waits while another runs. torchvision is measured twice: with its
 defaults, and with what `maskserve serve` tells glibc about freed memory, from which it gains more than we do.
@@ -86,9 +85,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--megapixels", type=float, help="enlarge the photo to this size first")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=usable_cpus())
-    parser.add_argument(
-        "--encode", action="store_true", help="torchvision's masks to pycocotools' run lengths too"
-    )
+    parser.add_argument("--encode", action="store_true", help="torchvision's masks to pycocotools' RLE too")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -181,7 +178,7 @@ def stages(engine: Engine, image: np.ndarray) -> dict[str, float]:
         if engine._mask_head is not None and len(labels):
             grids = timed("mask head", lambda: engine._mask_head(maps, [boxes], labels))
             found = engine._instances((boxes, scores, labels), grids, image.shape[:2], size)
-            timed("run lengths", lambda: encoded(found))
+            timed("RLE", lambda: encoded(found))
     return {name: min(values) for name, values in taken.items()}
 
 

@@ -7,7 +7,7 @@ Run `pytest tests/model/inference/test_cuda.py` first, which checks the answers.
 bench/engine.py). Prints these, each as the median of the rounds with the extremes:
 
     torchvision   one photo, pixels to results on the host, in float32 and under autocast, masks pasted
-    engine        the same by maskserve, to run lengths, alone and in a batch
+    engine        the same by maskserve, to RLE, alone and in a batch
     whole         JPEG bytes to JSON bytes: one photo at a time, and in batches while eight threads decode and encode
 
 --device cpu shows that it runs, where there is no GPU.

@@ -1,4 +1,4 @@
-"""Mask maps to COCO run lengths: `model.masks.paste.paste` against torchvision's paste and pycocotools' encoder.
+"""Mask maps to COCO RLE: `model.masks.paste.paste` against torchvision's paste and pycocotools' encoder.
 
 Both sides get the same maps and boxes, on one core, in the same run; the answers are compared byte by byte. Times
 are the processor's, the best of several repetitions: other work on the machine slows both sides but is not counted
@@ -157,7 +157,7 @@ def main() -> None:
         seconds, points, length, overlap = as_polygons(size)
         print(
             f"  as polygons             {seconds * 1e3:10.1f} ms, {points} points, {length / 1e3:.0f} kB of JSON "
-            f"(run lengths: {sum(map(len, answer)) / 1e3:.0f} kB), IoU at least {overlap:.3f}"
+            f"(RLE: {sum(map(len, answer)) / 1e3:.0f} kB), IoU at least {overlap:.3f}"
         )
         print(
             f"  ratio                    {slow / quick:9.0f} ×  {'identical' if answer == expected else 'DIFFERENT'}"

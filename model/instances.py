@@ -73,7 +73,7 @@ class Instances:
         return self.runs is not None or self.probabilities is not None
 
     def rles(self) -> list[Rle]:
-        """The masks as COCO run lengths. Raises ValueError where there are none."""
+        """The masks as COCO RLE. Raises ValueError where there are none."""
         if self.runs is not None:
             return self.runs.rles(self.size)
         return paste.paste(self._probabilities(), self.boxes, self.size, rule=self.pasting)

@@ -8,8 +8,8 @@
 All are given the same weights, the same photo, the same threshold of scores and the same number of threads, and what
 they answer is compared with ours in float32: instances of the same category whose boxes' IoU is 0.5 or more, and their
 masks' IoU. They take turns in rounds, because the speed of a shared machine drifts; each is started for its turn and
-ended after it. Engines go from pixels to masks: ours to COCO's run lengths, the others to torchvision's stack of
-masks. Servers go from a JPEG file to JSON with COCO's run lengths, asked by 1, 4 and 16 clients of wrk that each send
+ended after it. Engines go from pixels to masks: ours to COCO RLE, the others to torchvision's stack of
+masks. Servers go from a JPEG file to JSON with COCO RLE, asked by 1, 4 and 16 clients of wrk that each send
 the photo again when they have their answer. Rates count right answers only; "wrong" are those with another number of
 instances than the peer's checked answer, and errors. Memory is the peak of the process and all that it started, while
 it answered. A peer that fails is a row that says how.

@@ -49,7 +49,7 @@ class Answer:
 
 
 def decode(rles: Sequence[dict[str, Any]]) -> np.ndarray:
-    """[N, H, W] bool of COCO's run lengths, as JSON has them."""
+    """[N, H, W] bool of COCO's RLE, as JSON has it."""
     return np.array([coco.decode(rle) for rle in rles], dtype=bool)
 
 

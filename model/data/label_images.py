@@ -235,7 +235,7 @@ def _record(image: int, rle: Rle) -> dict[str, Any]:
 
 
 def encode_labels(labels: NDArray[np.int64]) -> list[Rle]:
-    """The objects of a label image [H, W] as run lengths, by ascending value; 0 is background.
+    """The objects of a label image [H, W] as RLE, by ascending value; 0 is background.
 
     Work and memory grow with the image, not with the number of objects.
     """

@@ -46,7 +46,7 @@ class ObjectMask:
 
     @classmethod
     def from_rle(cls, rle: Mapping[str, Any]) -> Self:
-        """The crop of compressed COCO run lengths; only the columns that the mask touches are painted."""
+        """The crop of compressed COCO RLE; only the columns that the mask touches are painted."""
         counts = rle["counts"]
         runs = decompress(counts.encode("ascii") if isinstance(counts, str) else counts)
         ends = np.cumsum(runs)

@@ -60,7 +60,7 @@ def read_segmentation(value: Any, size: tuple[int, int], box: Box | None) -> Seg
     if isinstance(value, dict):
         return _read_rle(value, size)
     if not isinstance(value, list):
-        return Fault(UNREADABLE, f"segmentation is {quote(value)}, but polygons or run lengths are needed")
+        return Fault(UNREADABLE, f"segmentation is {quote(value)}, but polygons or RLE are needed")
     polygons: list[list[float]] = []
     for polygon in _polygons(value):
         read = _read_polygon(polygon)
@@ -163,11 +163,11 @@ def _read_rle(value: dict[str, Any], size: tuple[int, int]) -> dict[str, Any] | 
     elif not isinstance(counts, str):
         return Fault(
             UNREADABLE,
-            f"segmentation has {quote(counts)} for counts, but run lengths, a text or a list, are needed",
+            f"segmentation has {quote(counts)} for counts, but the text or the list of an RLE is needed",
         )
     elif not counts.isascii():
         return Fault(
-            UNREADABLE, "segmentation has counts with other than ASCII characters, which are no run lengths"
+            UNREADABLE, "segmentation has counts with other than ASCII characters, which an RLE does not have"
         )
     if tuple(own) != size:
         turned = "; its size is [width, height] where [height, width] is needed" * (tuple(own[::-1]) == size)
@@ -191,7 +191,7 @@ def _whole(value: Any) -> int | None:
 
 
 def to_rle(segmentation: Segmentation | None, size: tuple[int, int]) -> dict[str, Any] | None:
-    """The mask as compressed COCO run lengths for pycocotools; None if there is none.
+    """The mask as compressed COCO RLE for pycocotools; None if there is none.
 
     segmentation: as `read_segmentation` gives it. size: (height, width) of the image.
     """

@@ -1,4 +1,4 @@
-"""Where the columns of pasted masks turn from background to foreground and back: run lengths in the making.
+"""Where the columns of pasted masks turn from background to foreground and back, which is what RLE counts.
 
 A resized map is bilinear in each cell between four neighbouring samples, so down a pixel column it is a
 straight line from one row of samples to the next. A column turns only in cells whose two ends lie on different

@@ -1,4 +1,4 @@
-"""Detections of overlapping tiles → the objects of the image, by their masks as run lengths.
+"""Detections of overlapping tiles → the objects of the image, by their masks as RLE.
 
 What another tile has inside its borders, with clearly more around it than a detection's own tile has, is left to that
 tile: nearly all of what is cut in one tile and complete in another. Of the others, two detections of one category in

@@ -1,4 +1,4 @@
-"""Instance masks from the mask head's small maps: run lengths, bitmaps and polygons, never an N × H × W stack.
+"""Instance masks from the mask head's small maps: RLE, bitmaps and polygons, never an N × H × W stack.
 
 A pixel is foreground exactly where torchvision's `paste_masks_in_image` on the CPU exceeds the threshold, or by the
 rule "detectron2" where a map sampled at the pixel's centre reaches it: torchvision lays maps on whole pixels,
@@ -54,7 +54,7 @@ def paste(
     threshold: float = 0.5,
     rule: str = "torchvision",
 ) -> list[Rle]:
-    """Masks of one image as COCO run lengths (Mask R-CNN, section 3.1, "mask representation").
+    """Masks of one image as COCO RLE (Mask R-CNN, section 3.1, "mask representation").
 
     Args:
         probabilities: [N, M, M] float32, one map per box (M is 28 in the paper).

@@ -1,4 +1,4 @@
-"""COCO run lengths: a bitmap as the byte string that pycocotools reads and writes, without pycocotools.
+"""COCO RLE: a bitmap as the byte string that pycocotools reads and writes, without pycocotools.
 
 The format is that of cocoapi's maskApi.c: pixels in column-major order, alternating runs, background
 first, each count after the third stored as the difference to the one two before it, five bits to a byte.
@@ -26,7 +26,7 @@ class CocoRle(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Rle:
-    """One mask as compressed COCO run lengths."""
+    """One mask as compressed COCO RLE."""
 
     # (height, width), pixels.
     size: tuple[int, int]
@@ -41,7 +41,7 @@ class Rle:
 
     @classmethod
     def from_coco(cls, segmentation: Mapping[str, object]) -> Rle:
-        """Read a COCO `segmentation` with run lengths: compressed (str or bytes) or a plain list of counts.
+        """Read a COCO `segmentation` in RLE: compressed (str or bytes) or a plain list of counts.
 
         Raises ValueError where the runs do not add up to the size or the string is not one.
         """
@@ -53,7 +53,7 @@ class Rle:
             case {"size": [int(height), int(width)], "counts": [*plain]}:
                 runs = np.array(plain, dtype=np.int64)
             case _:
-                raise ValueError("run lengths need a size, [height, width], and counts, a string or a list")
+                raise ValueError("RLE needs a size, [height, width], and counts, a string or a list")
         _check(runs, height * width)
         packed, _ = compress(runs, np.zeros(1, np.int64), np.array([len(runs)]))
         return cls((height, width), packed, int(runs[1::2].sum()))
@@ -206,7 +206,7 @@ def decompress(text: bytes) -> NDArray[np.int64]:
     """The runs [K] of one mask. Raises ValueError where the string is not one."""
     groups = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
     if not len(groups) or groups.min() < 0 or groups.max() > 63 or groups[-1] & 32:
-        raise ValueError("not a string of COCO run lengths")
+        raise ValueError("not a string of COCO RLE")
     stop = np.flatnonzero(groups < 32)
     start = np.concatenate([[0], stop[:-1] + 1])
     length = stop - start + 1
@@ -225,4 +225,4 @@ def decompress(text: bytes) -> NDArray[np.int64]:
 def _check(runs: NDArray[np.int64], area: int) -> None:
     # Each on its own first: huge ones could add up to the right number modulo 2^64.
     if runs.min(initial=0) < 0 or runs.max(initial=0) > area or int(runs.sum()) != area:
-        raise ValueError(f"the run lengths do not add up to the mask's {area} pixels")
+        raise ValueError(f"the runs of the RLE do not add up to the mask's {area} pixels")

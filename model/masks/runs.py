@@ -96,7 +96,7 @@ class ColumnRuns:
         return np.stack([first + self.tops, first + self.bottoms], axis=1).reshape(-1)
 
     def rles(self, size: tuple[int, int]) -> list[Rle]:
-        """The masks as COCO run lengths; size: (height, width) of the image."""
+        """The masks as COCO RLE; size: (height, width) of the image."""
         found: list[Rle] = []
         for masks, part in self.parts():
             origin = np.arange(len(masks), dtype=np.int64) * (size[0] * size[1] + 1)

@@ -1,4 +1,4 @@
-"""Our engine, up to the masks as COCO's run lengths."""
+"""Our engine, up to the masks as COCO RLE."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class OnePhoto(nn.Module):
 
 
 class Segmenter:
-    """What the servers do with a photo: decode it, segment it, and write the masks as COCO's run lengths."""
+    """What the servers do with a photo: decode it, segment it, and write the masks as COCO RLE."""
 
     def __init__(self, folder: Path) -> None:
         self.network = load_network(folder)
