@@ -148,11 +148,11 @@ def main() -> None:
     )
     print(f"Python {platform.python_version()}, {packages}")
     for name, size in SCENES.items():
-        quick, answer = best(ours, size, at_once, 30)
+        fast, answer = best(ours, size, at_once, 30)
         slow, expected = best(theirs, size, at_once, 2 if size[0] > 1000 else 10)
         small, large = peak(ours, size, at_once), peak(theirs, size, at_once)
         print(f"\n{INSTANCES} instances, {name}")
-        print(f"  maskserve                {quick * 1e3:9.1f} ms {small / 1e6:9.0f} MB extra")
+        print(f"  maskserve                {fast * 1e3:9.1f} ms {small / 1e6:9.0f} MB extra")
         print(f"  torchvision + pycocotools{slow * 1e3:9.1f} ms {large / 1e6:9.0f} MB extra")
         seconds, points, length, overlap = as_polygons(size)
         print(
@@ -160,7 +160,7 @@ def main() -> None:
             f"(RLE: {sum(map(len, answer)) / 1e3:.0f} kB), IoU at least {overlap:.3f}"
         )
         print(
-            f"  ratio                    {slow / quick:9.0f} ×  {'identical' if answer == expected else 'DIFFERENT'}"
+            f"  ratio                    {slow / fast:9.0f} ×  {'identical' if answer == expected else 'DIFFERENT'}"
         )
 
 

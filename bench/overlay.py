@@ -114,16 +114,16 @@ def main() -> None:
     for name, share in SHARES.items():
         found = instances(SIZE, share)
         areas = (found.boxes[:, 2:] - found.boxes[:, :2]).prod(dim=1).sum() / (SIZE[0] * SIZE[1])
-        quick, size = fastest(ours, found, 5)
+        fast, size = fastest(ours, found, 5)
         slow, their_size = fastest(theirs, found, 1)
         print(
             f"\n{INSTANCES} instances on {SIZE[1]} × {SIZE[0]}, {name}: {areas:.1f} × the image's area in boxes"
         )
         print(
-            f"  maskserve           {quick * 1e3:8.0f} ms {size / 1e6:6.1f} MB file, {peak(found) / 1e6:.0f} MB at most"
+            f"  maskserve           {fast * 1e3:8.0f} ms {size / 1e6:6.1f} MB file, {peak(found) / 1e6:.0f} MB at most"
         )
         print(f"  pasted and blended  {slow * 1e3:8.0f} ms {their_size / 1e6:6.1f} MB file")
-        print(f"  ratio               {slow / quick:8.1f} ×")
+        print(f"  ratio               {slow / fast:8.1f} ×")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""PNG files (RFC 2083) as a service writes them: once, at once, for a reader who waits.
+"""PNG files (RFC 2083) as a service writes them: fast rather than small.
 
 One filter for every row and the fastest compression. A photo of 640 × 480 takes 2.3 ms; Pillow, which tries five
 filters on every row, takes 37 ms with compress_level=1 for a file that is 7 % smaller (Zen 4).

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LEAST = 1e-30
 FROZEN_EPS = 1e-5
 
-# What its files hold besides: anchors and statistics that are made anew, and counters of norms that are frozen here.
+# What its files hold besides: anchors and statistics that are recomputed, and counters of norms that are frozen here.
 _UNUSED = re.compile(
     r"proposal_generator\.anchor_generator\.|pixel_mean$|pixel_std$"
     r"|(?:backbone|roi_heads)\.(?:bottom_up\.)?(?:stem|res\d)\..*num_batches_tracked$"

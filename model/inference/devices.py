@@ -10,7 +10,7 @@ import torch
 
 from model.errors import EngineError
 from model.kernels import int8
-from model.kernels.processor import is_quick_in_bfloat16
+from model.kernels.processor import is_fast_in_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,7 +65,7 @@ def has_kernels_for(capability: tuple[int, int], built_for: Sequence[str]) -> bo
 def resolve_precision(precision: str, device: torch.device) -> str:
     """The number format that `precision` means on a device: "float32", "bfloat16", "float16" or "int8".
 
-    "auto" is the quickest that the hardware computes in by itself: bfloat16 on processors with AMX, on AMD's with
+    "auto" is the fastest that the hardware computes in by itself: bfloat16 on processors with AMX, on AMD's with
     AVX512-BF16 and on GPUs since Ampere, float16 on GPUs since Volta, else float32. It is never int8, whose answers
     differ visibly.
     Raises EngineError.
@@ -75,7 +75,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     cuda = device.type == "cuda"
     if precision == "auto":
         if not cuda:
-            return "bfloat16" if is_quick_in_bfloat16() else "float32"
+            return "bfloat16" if is_fast_in_bfloat16() else "float32"
         generation = torch.cuda.get_device_capability(device)[0]
         return "bfloat16" if generation >= 8 else "float16" if generation >= 7 else "float32"
     if precision == "float16" and not cuda:

@@ -218,7 +218,7 @@ class Engine:
         try:
             if self.batches:
                 return self._forward(images, options, blank=blank)
-            # A batch would be no quicker, and no answer can depend on the other images, not even in the last bit.
+            # A batch would be no faster, and no answer can depend on the other images, not even in the last bit.
             return [
                 found
                 for image, wanted in zip(images, options, strict=True)

@@ -10,7 +10,7 @@ from model.errors import EngineError
 from model.inference.calibration import is_calibrated, why_not_int8
 from model.kernels import int8
 from model.kernels.convolution import Format
-from model.kernels.processor import is_quick_in_bfloat16
+from model.kernels.processor import is_fast_in_bfloat16
 
 if TYPE_CHECKING:
     from model.zoo.model_file import Model
@@ -45,6 +45,6 @@ def choose_formats(network: Any, model: Model, device: torch.device, precision: 
             f"{model.name} has not been calibrated for int8; `maskserve calibrate MODEL IMAGE…` does it once, with "
             "some images of the kind that it will see, and writes the result into the model's file"
         )
-    heads = torch.bfloat16 if is_quick_in_bfloat16() else torch.float32
+    heads = torch.bfloat16 if is_fast_in_bfloat16() else torch.float32
     features = int8.Int8Format.from_ranges(network, model.ranges, heads)
     return Formats(Format(device, torch.float32), features, Format(device, heads))

@@ -35,7 +35,7 @@ def masks_of_all(
         found: in each image, on the device.
         options: of each image.
         side: of a mask's map.
-        pad: run some numbers of boxes and no more, for each of which a GPU's libraries choose their kernels anew.
+        pad: run some numbers of boxes and no more, for each of which a GPU's libraries choose their kernels again.
     """
     if head is None:
         return [None] * len(found)

@@ -1,4 +1,4 @@
-"""Proposals: the best anchors of every level, moved by their deltas and thinned out (Faster R-CNN, section 3).
+"""Proposals: the best anchors of every level, moved by their deltas, overlaps suppressed (Faster R-CNN, section 3).
 
 The best of each level are picked before any box is computed, so that of 200,000 anchors at most a few thousand are.
 """

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # that find more than 400 instances it is TRIED_PER_BOX for each of them.
 MAX_CANDIDATES = 1024
 # Instances whose masks are computed at once: their features take 0.2 MB each at 256 channels in float32, and four times
-# that once they are upsampled. On a CPU 64 are no quicker than 40, and took 45 MB more for tiles of `nuclei`; 32 are
+# that once they are upsampled. On a CPU 64 are no faster than 40, and took 45 MB more for tiles of `nuclei`; 32 are
 # slower by 8 %.
 MASKS_AT_ONCE = {"cpu": 40, "cuda": 1024}
 # On a CPU the last layers get multiples of so many masks; for a GPU instance_heads.py pads.

@@ -61,7 +61,7 @@ def load(path: Path, source: Path, work: type[ctypes.Structure]) -> Any:
         version = []
     if version != [zlib.crc32(source.read_bytes()), ctypes.sizeof(work)]:
         raise EngineError(
-            f"{path} was compiled from another version's {source.name}: install the package anew"
+            f"{path} was compiled from another version's {source.name}: install the package again"
         )
     return library
 

@@ -1,4 +1,4 @@
-"""What the processor is quick at."""
+"""Which number formats the processor computes fast in."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 
-def is_quick_in_bfloat16() -> bool:
-    """Whether it computes in bfloat16 more quickly than in float32.
+def is_fast_in_bfloat16() -> bool:
+    """Whether it computes in bfloat16 faster than in float32.
 
     Intel's processors have AVX512-BF16 at half of the rate of float32, so that it takes them longer (docs/engine.md).
-    They are quick by AMX, which virtual machines may not have.
+    They are fast with AMX, which virtual machines may not have.
     """
     return has_amx() or bool(torch.cpu.get_capabilities().get("avx512_bf16") and not is_intel())
 

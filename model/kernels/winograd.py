@@ -25,9 +25,9 @@ SOURCE = Path(__file__).with_name("winograd.c")
 # In an axis: so many outputs of a tile, of so many inputs.
 SIDE, REACH = 4, 6
 # Tiles that a thread works on at once, at most, for each MB of second cache, of which up to 2 are counted: so few that
-# their sums and products stay there, so many that the matrices, which are read anew for each such block, do not weigh.
+# their sums and products stay there, so many that the matrices, which are read again for each such block, do not weigh.
 BLOCK, MOST_CACHE = 18, 2
-# What the processor must have for a variant of the kernel, the quickest first.
+# What the processor must have for a variant of the kernel, the fastest first.
 VARIANTS: dict[torch.dtype, dict[str, tuple[str, ...]]] = {
     torch.uint8: {"bytes_avx512": ("avx512_bf16", "avx512_vl", "avx512_bw", "avx512_dq")},
     torch.bfloat16: {"bfloat16_avx512": ("avx512_bf16", "avx512_vl", "avx512_bw", "avx512_dq")},
@@ -92,10 +92,10 @@ class WinogradKernel:
 
 @cache
 def kernel_for(dtype: torch.dtype) -> WinogradKernel | None:
-    """The quickest variant that this processor runs; None if there is none, and convolutions are computed directly.
+    """The fastest variant that this processor runs; None if there is none, and convolutions are computed directly.
 
     That is so where nothing was compiled (hatch_build.py: for Linux on x86 and ARM), where torch has no OpenMP, and in
-    other numbers than float32 where the processor has AMX, by which a direct convolution is quicker.
+    other numbers than float32 where the processor has AMX, by which a direct convolution is faster.
     """
     openmp = openmp_functions()
     if openmp is None or (dtype != torch.float32 and has_amx()):
@@ -169,7 +169,7 @@ class Winograd:
         laid_out = torch.empty(REACH**2 * self._depth * self._channels, dtype=numbers)
         first = 0
         for panel in torch.split(weight, self._panel):
-            # Put in order while there are 9 numbers for each pair of channels, not 36: five times as quick.
+            # Put in order while there are 9 numbers for each pair of channels, not 36: five times as fast.
             ordered = panel.reshape(len(panel), -1, together, 9).permute(3, 1, 0, 2).reshape(9, -1)
             products = both_axes @ ordered.double()  # [36, C / together * k * together]
             laid_out[first : first + products.numel()].view(REACH**2, -1).copy_(products)

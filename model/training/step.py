@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.ops import MultiScaleRoIAlign
 
-from model.kernels.processor import is_quick_in_bfloat16
+from model.kernels.processor import is_fast_in_bfloat16
 from model.kernels.roi_align import PyramidRoIAlign, Sampling
 from model.network.build import build, has_keypoints, has_masks
 from model.training.anchor_matching import AnchorMatcher
@@ -177,12 +177,12 @@ def step(
 
 
 def uses_bfloat16(precision: str, device: str) -> bool:
-    """Whether to run matrix products in bfloat16; "auto" does where it is quicker."""
+    """Whether to run matrix products in bfloat16; "auto" does where it is faster."""
     if precision != "auto":
         return precision == "bfloat16"
     if torch.device(device).type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    return is_quick_in_bfloat16()
+    return is_fast_in_bfloat16()
 
 
 def _to_float32(_module: nn.Module, _inputs: object, output: Any) -> Any:

@@ -132,7 +132,7 @@ class Transfer:
     def run(self) -> str:
         """Receive until the file is whole, and return its sha256."""
         failures = 0
-        # The furthest any attempt came: what is received anew is no progress.
+        # The furthest any attempt came: what is received again is no progress.
         reached = self.partial.size
         connected = False
         while True:

@@ -35,7 +35,7 @@ class Partial:
         return text if text and text.isascii() and text.isprintable() else None
 
     def restart(self, validator: str | None) -> None:
-        """Begin anew with the version that `validator` stands for."""
+        """Begin again with the version that `validator` stands for."""
         self.discard()
         if validator is not None:
             self.validator_path.write_text(validator, encoding="ascii")
@@ -66,7 +66,7 @@ def lock_file(destination: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Hold `FILE.lock` while inside, against other processes and threads; calls `waiting` if it is taken.
 
     The lock goes with the process, even a killed one. The lock file stays: were it removed, one process that waits for
-    it and another that makes it anew would both go in.
+    it and another that makes it again would both go in.
     """
     from filelock import FileLock, Timeout  # noqa: PLC0415 - only who downloads or trains needs it
 

@@ -30,7 +30,7 @@ class Segment(litserve.LitAPI):
         return answer
 
 
-# Its workers are started anew and import this file.
+# Its workers are started again and import this file.
 if __name__ == "__main__":
     server = litserve.LitServer(Segment(api_path="/segment"), accelerator="cpu", timeout=False)
     server.run(host="127.0.0.1", port=int(sys.argv[3]), generate_client_file=False, log_level="warning")

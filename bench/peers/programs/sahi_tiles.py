@@ -62,7 +62,7 @@ def record(prediction: ObjectPrediction) -> dict[str, Any]:
 
 
 def forget_peak() -> int:
-    """Begin to measure the peak of the resident set anew; what it is now, bytes."""
+    """Begin to measure the peak of the resident set again; what it is now, bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return status("VmRSS")
 

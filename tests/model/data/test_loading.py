@@ -73,7 +73,7 @@ def test_every_epoch_has_every_image_once(length: int, batch_size: int) -> None:
         assert sorted(index for batch in batches_of_epoch for index, _ in batch) == list(range(length))
 
 
-def test_epochs_and_seeds_shuffle_anew() -> None:
+def test_epochs_and_seeds_shuffle_again() -> None:
     orders = set()
     for seed in range(3):
         schedule = list(Schedule(Numbered(40), 4, seed=seed, first=0, steps=20))

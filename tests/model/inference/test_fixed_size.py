@@ -104,7 +104,7 @@ def test_numbers_that_overflowed_cost_only_their_own_image(
 
 
 def test_the_mask_head_sees_few_numbers_of_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For each, a GPU's libraries would choose kernels anew."""
+    """For each, a GPU's libraries would choose kernels again."""
     made, seen = engine(), []
     head: Any = made._mask_head
     monkeypatch.setattr(made, "_mask_head", lambda *args: (seen.append(len(args[2])), head(*args))[1])

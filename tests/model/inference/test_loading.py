@@ -156,7 +156,7 @@ def test_gpus_that_are_not_there_are_refused_with_their_count(monkeypatch: pytes
         (("amx_bf16",), "bfloat16"),
     ],
 )
-def test_auto_precision_on_a_cpu_is_what_it_is_quickest_in(
+def test_auto_precision_on_a_cpu_is_what_it_is_fastest_in(
     instructions: tuple[str, ...], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processor, "is_intel", lambda: "intel" in instructions)

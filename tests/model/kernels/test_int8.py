@@ -231,7 +231,7 @@ def test_shapes_finds_in_an_example_what_it_finds_in_floats(
 def test_heads_compute_in_floats_where_the_processor_has_no_bfloat16(
     calibrated: tuple[nn.Module, model_file.Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.inference.formats.is_quick_in_bfloat16", lambda: False)
+    monkeypatch.setattr("model.inference.formats.is_fast_in_bfloat16", lambda: False)
     engine = Engine(*calibrated, CPU, "int8")
     engine.warm_up()
     assert engine.precision == "int8"

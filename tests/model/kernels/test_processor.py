@@ -1,4 +1,4 @@
-"""What the processor is quick at, by what it says of itself."""
+"""Which number formats the processor computes fast in, by what it says of itself."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_processor_has_amx_where_the_system_lets_it_be_used(
 
 
 @pytest.mark.parametrize("intel", [True, False])
-def test_training_takes_bfloat16_by_itself_only_where_it_is_quicker(
+def test_training_takes_bfloat16_by_itself_only_where_it_is_faster(
     intel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": False})

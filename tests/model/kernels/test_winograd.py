@@ -114,7 +114,7 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.skipif(not COMPILED, reason="compiled for Linux on x86 and ARM only")
-def test_it_is_compiled_where_it_can_be_and_the_quickest_variant_is_taken() -> None:
+def test_it_is_compiled_where_it_can_be_and_the_fastest_variant_is_taken() -> None:
     for dtype, names in VARIANTS.items():
         for name in names:
             is_ours = name.endswith("neon") == (platform.machine() == "aarch64")

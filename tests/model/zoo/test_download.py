@@ -131,7 +131,7 @@ def test_silent_server_is_tried_again(fetch: Fetch, origin: Origin) -> None:
     assert [request.range for request in origin.requests] == [None, "bytes=100000-"]
 
 
-def test_server_that_ignores_range_sends_the_whole_file_anew(fetch: Fetch, origin: Origin) -> None:
+def test_server_that_ignores_range_sends_the_whole_file_again(fetch: Fetch, origin: Origin) -> None:
     origin.honours_range, origin.cuts = False, [150_000]
     assert fetch(origin).read_bytes() == CONTENT
     assert [request.status for request in origin.requests] == [200, 200]
