@@ -1,4 +1,4 @@
-"""Datasets to train and evaluate on: scenes that draw themselves, and folders in COCO's format."""
+"""Datasets to train and evaluate on: synthetic scenes, and folders in COCO's format."""
 
 from __future__ import annotations
 

@@ -91,8 +91,8 @@ class Cityscapes:
         """[H, W] int32: what each pixel shows, see FIRST_INSTANCE. Raises DatasetError."""
         path = self._instances(self._photos[index])
         try:
-            with Image.open(path) as picture:
-                ids = np.array(picture)
+            with Image.open(path) as image:
+                ids = np.array(image)
         except PILLOW_ERRORS as error:
             raise DatasetError(f"{path}: {error}") from error
         if ids.ndim != 2:

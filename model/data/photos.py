@@ -88,7 +88,7 @@ def _compare(file: Path, header: Header, annotated: tuple[int, int]) -> None:
     if header.orientation >= 5 and size == annotated[::-1]:
         text += (
             f"; its EXIF orientation ({header.orientation}) turns it by a quarter, so its labels are of the stored or "
-            "of the upright picture, and nobody can tell which: save the images upright (exiftran -ai, mogrify "
+            "of the upright image, and it cannot be told which: save the images upright (exiftran -ai, mogrify "
             "-auto-orient), and label or export them again"
         )
     elif size == annotated[::-1]:

@@ -1,4 +1,4 @@
-"""What data sets that draw themselves have in common: seeds, sizes, annotations, and files of them."""
+"""What the synthetic data sets have in common: seeds, sizes, annotations, and files of them."""
 
 from __future__ import annotations
 

@@ -61,9 +61,9 @@ __all__ = [
 def decode(
     content: bytes, allocate: Callable[[tuple[int, int, int]], NDArray[np.uint8]] | None = None
 ) -> NDArray[np.uint8]:
-    """The picture in an image file: [H, W, 3] uint8 RGB, upright, C-contiguous, writeable.
+    """The image in a file: [H, W, 3] uint8 RGB, upright, C-contiguous, writeable.
 
-    Of animations it is the first frame, of TIFFs the first page, of multi-picture JPEGs the main picture.
+    Of animations it is the first frame, of TIFFs the first page, of multi-picture JPEGs the main image.
     Transparency is laid over white. Grey of 16 bits becomes round(v · 255 / 65535), in TIFFs with the white that
     model/images/rgb.py finds; colour of 16 bits keeps its upper byte, within one level of that: Pillow has no wider
     colour. Floats are scaled as rgb.py says, too. A JPEG that lacks only its end marker is complete.
@@ -118,9 +118,9 @@ def _load(image: ImageFile, content: bytes) -> ImageFile:
 
 
 def _without_end_marker(image: ImageFile, content: bytes) -> ImageFile | None:
-    """The picture of a JPEG that has all its pixels and lacks only its last two bytes, as some cameras send; or None.
+    """The image of a JPEG that has all its pixels and lacks only its last two bytes, as some cameras send; or None.
 
-    Where pixels are missing, what is appended instead of them shows in the picture.
+    Where pixels are missing, what is appended instead of them shows in the image.
     """
     if image.info.get("progressive") or content.count(START_OF_SCAN) != 1:
         return None
@@ -133,7 +133,7 @@ def _without_end_marker(image: ImageFile, content: bytes) -> ImageFile | None:
     return completed[0] if same else None
 
 
-# EXIF 2.32, table 6 (orientation): what brings the stored picture upright.
+# EXIF 2.32, table 6 (orientation): what brings the stored image upright.
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

@@ -1,4 +1,4 @@
-"""Image files in folders, told by what they hold; what people did not put there is passed over."""
+"""Image files in folders, recognised by their content; hidden files are skipped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # Bytes, which tell an image's format.
 BEGINNING = 4096
 
-# Suffixes of the formats that are read, and of pictures in formats that are not.
+# Suffixes of the formats that are read, and of images in formats that are not.
 READ = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
 ))  # fmt: skip
@@ -32,9 +32,9 @@ def images_in(folder: Path, *, recursive: bool = False) -> list[Path]:
 def find_images(
     folder: Path, *, recursive: bool = False, select: Callable[[str], bool] | None = None
 ) -> tuple[list[Path], dict[Path, str]]:
-    """The image files in a folder, whatever they are called, and why each other picture in it is not read.
+    """The image files in a folder, whatever they are called, and why each other image in it is not read.
 
-    Hidden files and folders, and macOS' resource forks, are passed over, as are files that are no pictures. A damaged
+    Hidden files and folders, and macOS' resource forks, are skipped, as are files that are no images. A damaged
     image counts as one, as does any file that is called like one. Both results are sorted by path. Raises OSError for
     a folder that cannot be read.
 

@@ -49,8 +49,8 @@ def draw_skeleton(
     if left >= right or top >= bottom:
         return
     area = canvas[top:bottom, left:right, :3]
-    picture = Image.fromarray(np.ascontiguousarray(area))
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(np.ascontiguousarray(area))
+    draw = ImageDraw.Draw(image)
     # The middle of the first pixel is at half a pixel, where Pillow has 0.
     moved = [(x - left - 0.5, y - top - 0.5) for x, y in places]
     for first, second in skeleton:
@@ -60,4 +60,4 @@ def draw_skeleton(
         if wanted:
             ends = (x - radius, y - radius, x + radius, y + radius)
             draw.ellipse(ends, fill=colour, outline=_RIM, width=max(1, limb // 3))
-    area[:] = np.asarray(picture)
+    area[:] = np.asarray(image)

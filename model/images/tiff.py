@@ -50,21 +50,19 @@ _PHOTOMETRICS = {
 def check(image: TiffImageFile) -> None:
     """Refuse what Pillow would open and get wrong.
 
-    Raises UnsupportedImage for camera raw files, whose first picture is a thumbnail, and for 16-bit colour in
+    Raises UnsupportedImage for camera raw files, whose first image is a thumbnail, and for 16-bit colour in
     separate planes; DamagedImage where uncompressed strips or tiles cover only part: Pillow leaves the rest black.
     """
     tags = image.tag_v2
     if DNG_VERSION in tags or number(tags, SUBFILE_TYPE, 0) & _REDUCED_RESOLUTION:
-        raise UnsupportedImage(
-            "A camera raw file is not accepted; send a picture that was developed from it."
-        )
+        raise UnsupportedImage("A camera raw file is not accepted; send an image that was developed from it.")
     # Pillow's libtiff is built without it.
     if number(tags, COMPRESSION, 1) == _WEBP:
         raise _compression_error(tags)
     planes = number(tags, SAMPLES_PER_PIXEL, 1) if number(tags, PLANAR, 1) == _SEPARATE_PLANES else 1
     if planes > 1 and number(tags, BITS_PER_SAMPLE, 1) > 8:
         raise UnsupportedImage(f"{describe(tags)} is not accepted; save it with interleaved channels.")
-    # Of the picture as it is stored: image.size is the upright one.
+    # Of the image as it is stored: image.size is the upright one.
     width, height = number(tags, WIDTH, 0), number(tags, HEIGHT, 0)
     covered = [_area(tile[1], width, height) for tile in image.tile if tile[0] == "raw" and tile[1]]
     if covered and sum(covered) < width * height * planes:

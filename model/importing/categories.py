@@ -1,4 +1,4 @@
-"""The names of a model's classes: as somebody gives them, COCO's, or numbers where nobody knows better."""
+"""The names of a model's classes: those given, COCO's, or numbers where there are none."""
 
 from __future__ import annotations
 

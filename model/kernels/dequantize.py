@@ -61,7 +61,7 @@ def dequantize(values: Tensor, params: QuantParams, out: Tensor) -> None:
     if out.shape != values.shape or out.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"not a place for these values: {out.dtype} {list(out.shape)}")
     run = kernel()
-    # Rows of numbers that follow one another; where there is one image its step is nobody's business.
+    # Whether the numbers lie without gaps; the stride from image to image of a single one does not matter.
     whole = all(x.permute(0, 2, 3, 1).is_contiguous() for x in (values, out))
     if run is None or not whole or values.numel() % LANES:
         # In two steps, so that the difference, a whole number, is exact in bfloat16 too.
