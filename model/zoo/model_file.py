@@ -21,7 +21,7 @@ from model.messages import first_line
 from model.network.architecture import Architecture, ArchitectureError
 from model.network.bounds import find_excess
 from model.network.skeleton import has_skeleton, skeleton
-from model.zoo.naming import MOST_CHARACTERS, find_keypoint_fault, is_name, read_keypoints
+from model.zoo.naming import MOST_CHARACTERS, find_keypoint_fault, is_name, is_unicode, read_keypoints
 from model.zoo.partial import digest
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _open(path: Path) -> tuple[Model, dict[str, Tensor]]:
                 f"{path}: written in format {document['format']!r:.30}; this version of maskserve reads format "
                 f"{FORMAT}"
             )
-        if not _is_unicode(document):
+        if not is_unicode(document):
             raise ModelError(f"{path}: its description holds text that is not Unicode (a lone surrogate)")
         architecture = Architecture.from_dict(document["architecture"])
         entries = document["categories"]
@@ -271,15 +271,6 @@ def find_fault(model: Model) -> str | None:
     if not all(math.isfinite(high - low) and low <= high for low, high in model.ranges.values()):
         return "its ranges of activations are damaged"
     return None
-
-
-def _is_unicode(document: Any) -> bool:
-    """Whether all texts in a JSON document are Unicode; JSON can spell half of a surrogate pair."""
-    try:
-        json.dumps(document, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _integer(value: Any) -> int:

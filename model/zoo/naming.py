@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from typing import Any
 
@@ -15,6 +16,15 @@ def is_name(text: str) -> bool:
     """Whether a text can be shown in a line and written as UTF-8: no control characters, no lone surrogates."""
     kinds = {unicodedata.category(character) for character in text}
     return len(text) <= MOST_CHARACTERS and not kinds & {"Cc", "Cs", "Zl", "Zp"}
+
+
+def is_unicode(document: Any) -> bool:
+    """Whether all texts in a JSON document are Unicode; JSON can spell half of a surrogate pair."""
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_keypoints(values: Any) -> Keypoints | None:
