@@ -33,7 +33,14 @@ def blur(field: np.ndarray, radius: float) -> np.ndarray:
 
 
 def smooth_noise(rng: Generator, height: int, width: int, cell: float) -> np.ndarray:
-    """[h, w] float32 in 0 to 1: random values every `cell` pixels, bicubic between them."""
+    """[h, w] float32 in 0 to 1: random values every `cell` pixels, bicubic between them.
+
+    Args:
+        rng: draws everything.
+        height: pixels.
+        width: pixels.
+        cell: distance of the values, pixels.
+    """
     grid = rng.random((max(2, round(height / cell) + 1), max(2, round(width / cell) + 1)), np.float32)
     image = Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC)
     field: np.ndarray = np.clip(np.asarray(image), 0, 1)
@@ -41,7 +48,13 @@ def smooth_noise(rng: Generator, height: int, width: int, cell: float) -> np.nda
 
 
 def natural_noise(rng: Generator, height: int, width: int) -> np.ndarray:
-    """[h, w] float32 in 0 to 1: octaves whose strength grows with their cells, as in photos (1/f)."""
+    """[h, w] float32 in 0 to 1: octaves whose strength grows with their cells, as in photos (1/f).
+
+    Args:
+        rng: draws everything.
+        height: pixels.
+        width: pixels.
+    """
     cells = max(height, width) / 2.0 ** np.arange(1, 8)
     cells = cells[cells >= 1.5]
     roughness = rng.uniform(0.45, 0.8)
@@ -59,6 +72,11 @@ def paint_dead_leaves(rng: Generator, height: int, width: int) -> np.ndarray:
 
     The "dead leaves" model of natural images (Lee, Mumford and Huang, "Occlusion models for natural images", 2001):
     what photos are to a network that has never seen one.
+
+    Args:
+        rng: draws everything.
+        height: pixels.
+        width: pixels.
     """
     side = min(height, width)
     palette = [colour(rng) for _ in range(int(rng.integers(2, 7)))]
@@ -87,7 +105,14 @@ def paint_dead_leaves(rng: Generator, height: int, width: int) -> np.ndarray:
 
 
 def natural_fill(rng: Generator, height: int, width: int, base: np.ndarray) -> np.ndarray:
-    """A fill that no shape has: [h, w, 3] float32, rough and unevenly lit as things in photos are."""
+    """A fill that no shape has: [h, w, 3] float32, rough and unevenly lit as things in photos are.
+
+    Args:
+        rng: draws everything.
+        height: pixels.
+        width: pixels.
+        base: [3] float32, the colour that it is near to.
+    """
     second = np.clip(base + rng.uniform(-110, 110) + rng.uniform(-30, 30, 3), 0, 255).astype(np.float32)
     return _mix(natural_noise(rng, height, width), base, second)
 
@@ -158,7 +183,14 @@ def _mix(field: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray
 
 
 def fill(rng: Generator, height: int, width: int, base: np.ndarray) -> np.ndarray:
-    """What an object is painted with: [h, w, 3] float32 around a base colour."""
+    """What an object is painted with: [h, w, 3] float32 around a base colour.
+
+    Args:
+        rng: draws everything.
+        height: pixels.
+        width: pixels.
+        base: [3] float32, the colour.
+    """
     kind = rng.choice(["plain", "ramp", "noise", "stripes", "checks"], p=[0.4, 0.25, 0.15, 0.12, 0.08])
     period = rng.uniform(0.12, 0.4) * max(height, width)
     second = np.clip(base + rng.uniform(-55, 55) + rng.uniform(-25, 25, 3), 0, 255).astype(np.float32)
@@ -180,7 +212,13 @@ def fill(rng: Generator, height: int, width: int, base: np.ndarray) -> np.ndarra
 
 
 def background(rng: Generator, height: int, width: int) -> np.ndarray:
-    """[H, W, 3] float32: dead leaves, or one to three layers of ramps, noise, stripes, checks and blots."""
+    """[H, W, 3] float32: dead leaves, or one to three layers of ramps, noise, stripes, checks and blots.
+
+    Args:
+        rng: draws everything.
+        height: pixels.
+        width: pixels.
+    """
     if rng.random() < 0.45:
         return paint_dead_leaves(rng, height, width)
     canvas: np.ndarray = np.broadcast_to(colour(rng), (height, width, 3)).astype(np.float32)
@@ -208,6 +246,12 @@ def background(rng: Generator, height: int, width: int) -> np.ndarray:
 def cut_out(rng: Generator, photo: np.ndarray, height: int, width: int) -> np.ndarray:
     """[H, W, 3] float32: a part of a photo [h, w, 3] uint8, anywhere, mirrored or not, as large as there is room for or
     down to half of that.
+
+    Args:
+        rng: draws which part.
+        photo: [h, w, 3] uint8.
+        height: of the result, pixels.
+        width: of the result, pixels.
     """
     room = min(photo.shape[0] / height, photo.shape[1] / width) * rng.uniform(0.5, 1.0)
     rows, columns = max(1, round(room * height)), max(1, round(room * width))

@@ -132,7 +132,13 @@ READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
 
 
 def check_size(name: str, width: int, height: int) -> None:
-    """Raise DamagedImage or ImageTooBig for a size that no image has."""
+    """Raise DamagedImage or ImageTooBig for a size that no image has.
+
+    Args:
+        name: of the format.
+        width: in the header, pixels.
+        height: in the header, pixels.
+    """
     if width <= 0 or height <= 0:
         raise DamagedImage(f"The {name} header is damaged: it claims {width} × {height} pixels.")
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:

@@ -27,7 +27,14 @@ def fill(
     content: bytes,
     allocate: Callable[[tuple[int, int, int]], NDArray[np.uint8]],
 ) -> NDArray[np.uint8]:
-    """The pixels, converted band by band: [H, W, 3] uint8."""
+    """The pixels, converted band by band: [H, W, 3] uint8.
+
+    Args:
+        upright: the image to convert.
+        stored: the same as Pillow opened it, before it was turned upright.
+        content: of the file.
+        allocate: gives an array of a shape (H, W, 3).
+    """
     to_rgb = _converter(upright, stored, content)
     width, height = upright.size
     pixels = allocate((height, width, 3))

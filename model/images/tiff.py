@@ -148,7 +148,13 @@ def display_range(tags: Any) -> tuple[float, float] | None:
 
 
 def number(tags: Any, tag: int, default: int) -> int:
-    """The tag's first value, or `default` where it is missing or no number."""
+    """The tag's first value, or `default` where it is missing or no number.
+
+    Args:
+        tags: of the file.
+        tag: its number.
+        default: what counts where it is not there.
+    """
     value = tags.get(tag, default)
     if isinstance(value, tuple):
         value = value[0] if value else default

@@ -40,6 +40,11 @@ def name_categories(names: Sequence[str]) -> tuple[Category, ...]:
 def choose_categories(count: int, given: Sequence[Category] | None, report: Report) -> tuple[Category, ...]:
     """As many categories as a network tells apart: those given, else COCO's where their number fits, else numbers.
 
+    Args:
+        count: of the network's classes, background left out.
+        given: in the order of its outputs, if they are known.
+        report: notes what is assumed.
+
     Raises ImportingError where those given are not so many.
     """
     if given is not None:

@@ -45,7 +45,12 @@ _MAPS = {"": "with an FPN", "c4": "C4", "dc5": "DC5"}
 def convert(
     checkpoint: Checkpoint, settings: dict[str, Any], categories: tuple[Category, ...] | None
 ) -> Imported:
-    """The model in a checkpoint of Detectron2's with all its settings (detectron2_config.read_config).
+    """The model in a checkpoint of Detectron2's with all its settings.
+
+    Args:
+        checkpoint: of Detectron2.
+        settings: as detectron2_config.read_config gives them.
+        categories: in the order of its classes, if they are known.
 
     Raises ImportingError for what is not supported, by the name of the setting.
     """

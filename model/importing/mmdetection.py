@@ -61,7 +61,12 @@ _BOX_HEADS = {
 
 
 def convert(checkpoint: Checkpoint, config: Path | None, categories: tuple[Category, ...] | None) -> Imported:
-    """The model in a checkpoint of MMDetection's. config: a file in place of the configuration that it holds.
+    """The model in a checkpoint of MMDetection's.
+
+    Args:
+        checkpoint: of MMDetection.
+        config: a file in place of the configuration that the checkpoint holds.
+        categories: in the order of its classes, in place of the names that it holds.
 
     Raises ImportingError for what is not supported, by the name of the setting.
     """

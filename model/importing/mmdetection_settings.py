@@ -149,16 +149,18 @@ def _is_single(model: Table, heads: Table, name: str) -> bool:
 
 
 def read_norm(table: Table, part: str, settings: Settings) -> None:
-    """Note whether a part has GroupNorm. Raises ImportingError for another norm."""
-    norm = table.get("norm_cfg")
-    if norm is None:
+    """Note whether a part has GroupNorm. Raises ImportingError for another norm.
+
+    Args:
+        table: of the part.
+        part: "fpn", "box" or "mask".
+        settings: where it is noted.
+    """
+    if (norm := table.get("norm_cfg")) is None:
         return
     known = {"type": "GN", "num_groups": 32, "eps": NORM_EPS}
-    given = (
-        {key: value for key, value in norm.items() if key != "requires_grad"}
-        if isinstance(norm, dict)
-        else {}
-    )
+    plain = norm if isinstance(norm, dict) else {}
+    given = {key: value for key, value in plain.items() if key != "requires_grad"}
     if known | given != known or "type" not in given:
         raise ImportingError(
             f"{table.name}.norm_cfg: {norm!r:.60} is not supported; none or GN of 32 groups is"
@@ -189,8 +191,7 @@ def _read_input(document: Mapping[str, Any], model: Table, settings: Settings) -
     if isinstance(norm, dict):
         table = Table(norm, "model.data_preprocessor")
         settings.bgr = not table.get("bgr_to_rgb", False)
-        if table.only("rgb_to_bgr", False):
-            settings.bgr = True
+        table.only("rgb_to_bgr", False)
         divisor = table.get("pad_size_divisor", 1)
         table.only("pad_value", 0)
     else:

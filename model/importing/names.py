@@ -29,7 +29,15 @@ def find_numbers(names: Iterable[str], pattern: str) -> list[int]:
 
 
 def depth_of(tensors: Mapping[str, Tensor], body: str, stage: str = "layer") -> int:
-    """How deep the ResNet is whose names begin with `body`. Raises ImportingError."""
+    """How deep a ResNet is, in layers.
+
+    Args:
+        tensors: of the file, by name.
+        body: what the names of the ResNet begin with.
+        stage: what the names of its stages begin with: "layer" (from 1 on) or "res" (from 2 on).
+
+    Raises ImportingError for a ResNet of another depth.
+    """
     first = 1 if stage == "layer" else 2
     blocks = tuple(
         len(find_numbers(tensors, rf"{re.escape(body)}{stage}{n}\.(\d+)\.")) for n in range(first, first + 4)

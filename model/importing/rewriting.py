@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-# Our box predictors multiply their deltas by these.
+# Of our box coder, which multiplies deltas by them.
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
@@ -44,7 +44,12 @@ def background_first(tensors: dict[str, Tensor], classes: int, heads: str = "roi
     """Predictors with a row, or four, for each of the classes and the background first, from one where it is last.
 
     Its boxes and masks, which other frameworks do not have, are zeros that nothing reads. One box or mask for all
-    classes becomes the same one for each. heads: where the predictors are.
+    classes becomes the same one for each.
+
+    Args:
+        tensors: of the model, by name; changed in place.
+        classes: without background.
+        heads: what the names of the predictors begin with.
     """
     for part in ("weight", "bias"):
         scores = f"{heads}.box_predictor.cls_score.{part}"
@@ -62,7 +67,13 @@ def background_first(tensors: dict[str, Tensor], classes: int, heads: str = "roi
 
 
 def scale_deltas(tensors: dict[str, Tensor], name: str, weights: Sequence[float]) -> None:
-    """A box predictor whose deltas are multiplied by our weights in place of those."""
+    """A box predictor whose deltas are multiplied by our weights in place of its own.
+
+    Args:
+        tensors: of the model, by name; changed in place.
+        name: of the predictor.
+        weights: [4] of its framework's box coder.
+    """
     if tuple(weights) == BOX_WEIGHTS:
         return
     factor = torch.tensor([ours / theirs for ours, theirs in zip(BOX_WEIGHTS, weights, strict=True)])

@@ -41,7 +41,13 @@ class CascadeBoxHead(BoxHead):
     def extract(
         self, maps: FeatureMaps, proposals: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        """All stages' features side by side [ΣR, stages * D], and the boxes that the last stage begins from."""
+        """All stages' features side by side [ΣR, stages * D], and the boxes that the last stage begins from.
+
+        Args:
+            maps: of the batch.
+            proposals: [R, 4] xyxy of each image, input pixels.
+            sizes: (height, width) of each image in the input, to which boxes are cut.
+        """
         counts, columns = [len(boxes) for boxes in proposals], []
         for stage in self._earlier:
             features = stage.features(maps, proposals)

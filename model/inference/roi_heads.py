@@ -52,12 +52,29 @@ def boxes_together(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def pool_rois(maps: FeatureMaps, boxes: Tensor, image: Tensor, sampling: Sampling) -> Tensor:
-    """[R, bins, bins, C] of boxes [R, 4] in images [R] of the batch."""
+    """Features of regions: [R, bins, bins, C].
+
+    Args:
+        maps: of the batch.
+        boxes: [R, 4] xyxy, input pixels.
+        image: [R] int64, the number of the image that each is in.
+        sampling: how RoIAlign samples.
+    """
     return roi_align(maps.table, maps.shapes[:LEVELS], boxes, image, sampling)
 
 
 def sampling_of(pool: Any, bins: int, samples: int, *, aligned: bool, rules: Conventions) -> Sampling:
-    """How RoIAlign samples. Raises TypeError where the network's own module says otherwise."""
+    """How RoIAlign samples.
+
+    Args:
+        pool: the network's own module.
+        bins: a side of the result.
+        samples: a side of a bin; 0: as many as it spans cells.
+        aligned: whether boxes are moved by half a pixel.
+        rules: the conventions of the model.
+
+    Raises TypeError where the network's own module says otherwise.
+    """
     known = tuple(pool.output_size), getattr(pool, "sampling_ratio", samples)
     if known != ((bins, bins), samples):
         raise TypeError(f"no way to prepare a RoIAlign of {known[0]} bins, sampled {known[1]} times a side")
@@ -130,7 +147,10 @@ class BoxHead:
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """What `detect` reads: features [ΣR, D] and the boxes that they are of, [R, 4] of each image.
 
-        sizes: (height, width) of each image in the input.
+        Args:
+            maps: of the batch.
+            proposals: [R, 4] xyxy of each image, input pixels.
+            sizes: (height, width) of each image in the input.
         """
         # A cascade's boxes are cut to them.
         del sizes

@@ -55,6 +55,11 @@ class Tiling:
     def cut(self, height: int, width: int, model: Model) -> Layout | None:
         """The tiles of an image for a model; None where it is segmented as it is, because one tile would cover it.
 
+        Args:
+            height: of the image, pixels.
+            width: of the image, pixels.
+            model: whose input and objects tiles are chosen for.
+
         Raises TilingError where there would be more than MOST_TILES.
         """
         if max(height, width) > MAX_SIDE:

@@ -69,7 +69,14 @@ def load(path: Path, source: Path, work: type[ctypes.Structure]) -> Any:
 def load_first(
     source: Path, variants: Mapping[str, tuple[str, ...]], work: type[ctypes.Structure], cost: str
 ) -> Any | None:
-    """The library of the first variant of a source that this processor runs, as `first_usable` and `load` say."""
+    """The library of the first variant of a source that this processor runs; None where there is none.
+
+    Args:
+        source: the C file.
+        variants: what each needs of the processor, by its name; the fastest first.
+        work: the structure that the library takes.
+        cost: what is lost without it, for the log.
+    """
     paths = {source.with_name(f"{source.stem}_{name}.so"): needs for name, needs in variants.items()}
     path = first_usable(paths, cost)
     return None if path is None else load(path, source, work)

@@ -55,8 +55,12 @@ def kernel() -> Callable[[Work], None] | None:
 
 
 def dequantize(values: Tensor, params: QuantParams, out: Tensor) -> None:
-    """Put what quantised values [B, K, H, W] uint8 stand for into `out` [B, K, H, W] float32 or bfloat16, both channels
-    last.
+    """Put what quantised values stand for into `out`.
+
+    Args:
+        values: [B, K, H, W] uint8, channels last.
+        params: their scale and zero point.
+        out: [B, K, H, W] float32 or bfloat16, channels last.
     """
     if out.shape != values.shape or out.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"not a place for these values: {out.dtype} {list(out.shape)}")

@@ -186,7 +186,15 @@ class _Gather(torch.autograd.Function):
 def roi_align(
     table: Tensor, shapes: Sequence[tuple[int, int]], boxes: Tensor, images: Tensor, sampling: Sampling
 ) -> Tensor:
-    """[R, bins, bins, C] from features laid out as `taps` counts them: [cells, C]. Arguments as for `taps`."""
+    """Features of regions: [R, bins, bins, C].
+
+    Args:
+        table: [cells, C] features, in the order in which `taps` counts cells.
+        shapes: (height, width) of each level.
+        boxes: [R, 4] xyxy, input pixels.
+        images: [R] int64, the number of the image that each is in.
+        sampling: bins, samples and rules.
+    """
     batch = len(table) // sum(height * width for height, width in shapes)
     bins = sampling.bins
     if sampling.samples == ADAPTIVE:

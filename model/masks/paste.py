@@ -82,7 +82,15 @@ def crops(
     threshold: float = 0.5,
     rule: str = "torchvision",
 ) -> Iterator[Crop]:
-    """The same masks as bitmaps, each cut to its box and zero outside. Arguments as for `paste`."""
+    """The same masks as bitmaps, each cut to its box and zero outside.
+
+    Args:
+        probabilities: [N, M, M] float32, one map per box.
+        boxes: [N, 4] float32 xyxy in pixels of the image.
+        size: (height, width) of the image.
+        threshold: in [0, 1), as for `paste`.
+        rule: "torchvision" or "detectron2".
+    """
     _check(probabilities, boxes, size, threshold, rule)
     placed = _place(probabilities, boxes, size, threshold, rule)
     (top, left), (height, width) = placed.start, placed.stop - placed.start
@@ -103,7 +111,15 @@ def outlines(
     threshold: float = 0.5,
     rule: str = "torchvision",
 ) -> list[Polygons]:
-    """The same masks as COCO polygons, simplified to about a 400th of an object's side. Arguments as for `paste`."""
+    """The same masks as COCO polygons, simplified to about a 400th of an object's side.
+
+    Args:
+        probabilities: [N, M, M] float32, one map per box.
+        boxes: [N, 4] float32 xyxy in pixels of the image.
+        size: (height, width) of the image.
+        threshold: in [0, 1), as for `paste`.
+        rule: "torchvision" or "detectron2".
+    """
     _check(probabilities, boxes, size, threshold, rule)
     placed = _place(probabilities, boxes, size, threshold, rule)
     top, height = placed.start[0], placed.stop[0] - placed.start[0]
@@ -127,7 +143,15 @@ def column_runs(
     threshold: float = 0.5,
     rule: str = "torchvision",
 ) -> ColumnRuns:
-    """The same masks as runs of pixel columns, which can be compared and moved. Arguments as for `paste`."""
+    """The same masks as runs of pixel columns, which can be compared and moved.
+
+    Args:
+        probabilities: [N, M, M] float32, one map per box.
+        boxes: [N, 4] float32 xyxy in pixels of the image.
+        size: (height, width) of the image.
+        threshold: in [0, 1), as for `paste`.
+        rule: "torchvision" or "detectron2".
+    """
     _check(probabilities, boxes, size, threshold, rule)
     placed = _place(probabilities, boxes, size, threshold, rule)
     return concatenate(

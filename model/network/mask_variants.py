@@ -85,7 +85,14 @@ class MaskLossHeads(RoIHeads):  # type: ignore[misc]  # torchvision has no types
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """As torchvision's."""
+        """Detections and losses, as torchvision's RoIHeads gives them.
+
+        Args:
+            features: [B, C, H, W] of each level, by name.
+            proposals: [R, 4] xyxy of each image, input pixels.
+            image_shapes: (height, width) of each image in the input.
+            targets: of each image, in training.
+        """
         if not self.training or targets is None:
             found: tuple[list[dict[str, Tensor]], dict[str, Tensor]] = super().forward(
                 features, proposals, image_shapes, targets

@@ -109,7 +109,15 @@ def head_norm(a: Architecture) -> Norm:
 def conv_block(
     inputs: int, outputs: int, side: int, *, norm: Norm | None = None, relu: bool = False
 ) -> nn.Sequential:
-    """Convolution, norm and ReLU as torchvision's Conv2dNormActivation: only without a norm there is a bias."""
+    """Convolution, norm and ReLU as torchvision's Conv2dNormActivation: only without a norm there is a bias.
+
+    Args:
+        inputs: channels.
+        outputs: channels.
+        side: of the kernel, odd.
+        norm: makes the norm of a number of channels, if there is one.
+        relu: whether a ReLU follows.
+    """
     layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, side, 1, side // 2, bias=norm is None)]
     if norm is not None:
         layers.append(norm(outputs))

@@ -111,7 +111,13 @@ def record_settings(run: Path, model: model_file.Model, recipe: Recipe, *, write
 
 
 def record_environment(run: Path, device: str, processes: int) -> None:
-    """Append the command, hardware and versions of this start of the run to environment.json."""
+    """Append the command, hardware and versions of this start of the run to environment.json.
+
+    Args:
+        run: the folder.
+        device: what is trained on.
+        processes: how many train together.
+    """
     path = run / "environment.json"
     entry = {
         "command": sys.argv,

@@ -206,7 +206,14 @@ def _resume(state: TrainingState, run: Path, device: str) -> bool:
 
 
 def save_model(state: TrainingState, model: model_file.Model, recipe: Recipe, run: Path) -> None:
-    """Write the averaged weights, or without averaging the network's own, as model.safetensors in the run folder."""
+    """Write the averaged weights, or without averaging the network's own, as model.safetensors in the run folder.
+
+    Args:
+        state: of the training.
+        model: what is known of the model.
+        recipe: noted in the file.
+        run: the folder.
+    """
     saved = build_uninitialized(model.architecture)
     network = state.network if state.average is None else state.average.module
     saved.load_state_dict(network.state_dict())

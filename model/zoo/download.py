@@ -250,7 +250,13 @@ def fit_validator(response: httpx.Response) -> str | None:
 
 
 def folder_error(error: OSError, partial: Partial, total: int | None) -> WeightsError:
-    """The file system's error as one that says what to do."""
+    """The file system's error as one that says what to do.
+
+    Args:
+        error: of the file system.
+        partial: the file that was to be written.
+        total: bytes of the whole file, if known.
+    """
     folder = partial.destination.parent
     if error.errno not in NO_ROOM:
         return FolderError(f"{folder} cannot be used ({error.strerror or error}): choose another folder")

@@ -115,6 +115,11 @@ def save(path: Path, network: nn.Module, model: Model, *, half: bool = False) ->
 def rewrite_metadata(path: Path, source: Path, model: Model) -> None:
     """Write the file `source` with another description to `path`, atomically; its tensors stay as they are.
 
+    Args:
+        path: where; it may be `source`.
+        source: a file that `save` wrote.
+        model: the new description.
+
     Raises ModelError as `read` does.
     """
     _, tensors = _open(source)
