@@ -2,6 +2,9 @@
 
 It differs from COCO's AP: a detection may overlap several objects, groups of objects and void pixels excuse a
 detection, and the area under the precision-recall curve is a sum over all scores instead of 101 recalls.
+
+cityscapesScripts reads folders of PNG and text files in a layout of its own, one prediction an image file, so training
+and evaluation do without it; it was compared once (docs/training.md).
 """
 
 from __future__ import annotations
