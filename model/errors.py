@@ -29,7 +29,7 @@ class OutOfDeviceMemory(Exception):  # noqa: N818 - a state of the device, as `e
     """
 
 
-class DeviceFailed(Exception):  # noqa: N818 - likewise
+class DeviceFailed(Exception):  # noqa: N818 - a state of the device, as `except` reads best
     """The device is lost to this process: a device-side assert, an illegal access, a GPU fallen off the bus.
 
     A CUDA context never recovers from these: every later call fails too, and only a new process helps. Raise

@@ -63,7 +63,7 @@ def check(
     The exit code is 1 if training would refuse the data.
     """
     from model.data import DatasetError  # noqa: PLC0415 - imports NumPy and Pillow
-    from model.data.check import check as check_dataset  # noqa: PLC0415 - likewise
+    from model.data.check import check as check_dataset  # noqa: PLC0415 - imports NumPy and Pillow
 
     try:
         with progress_bar() as bar:
@@ -169,7 +169,7 @@ def take(
 ) -> None:
     """Copy images that have objects, and their annotations, into a new folder in COCO's format."""
     from model.data import DatasetError  # noqa: PLC0415 - imports NumPy and Pillow
-    from model.data.subset import take as copy  # noqa: PLC0415 - likewise
+    from model.data.subset import take as copy  # noqa: PLC0415 - imports NumPy and Pillow
 
     refuse_labelled(out)
     try:
@@ -207,8 +207,8 @@ def convert(
 ) -> None:
     """Make a folder in COCO's format of images whose masks are image files, as microscopy keeps them."""
     from model.data import DatasetError  # noqa: PLC0415 - imports NumPy and Pillow
-    from model.data.label_images import convert as convert_folder  # noqa: PLC0415 - likewise
-    from model.data.label_images import read_parts  # noqa: PLC0415 - likewise
+    from model.data.label_images import convert as convert_folder  # noqa: PLC0415 - imports NumPy and Pillow
+    from model.data.label_images import read_parts  # noqa: PLC0415 - imports NumPy and Pillow
 
     try:
         names = None if parts is None else read_parts(parts)
@@ -255,7 +255,7 @@ def draw(
 ) -> None:
     """Draw scenes of shapes or people into a folder in COCO's format."""
     from model.data.figures import Figures  # noqa: PLC0415 - imports NumPy and Pillow
-    from model.data.shapes import Shapes  # noqa: PLC0415 - likewise
+    from model.data.shapes import Shapes  # noqa: PLC0415 - imports NumPy and Pillow
 
     kinds: dict[str, type[Shapes | Figures]] = {"shapes": Shapes, "figures": Figures}
     if what not in kinds:

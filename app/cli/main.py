@@ -244,7 +244,7 @@ def segment(
         "whole": whole,
     }
     from app.commands.results_file import ResultsFile  # noqa: PLC0415 - imports httpx
-    from app.commands.segment import Output, run  # noqa: PLC0415 - likewise
+    from app.commands.segment import Output, run  # noqa: PLC0415 - imports httpx
     from app.commands.shard import Shard  # noqa: PLC0415 - no other command needs it
 
     if overlay and overlay_dir:
@@ -264,7 +264,7 @@ def segment(
             raise typer.BadParameter(
                 "--model, --device, --precision and --overlay cannot be combined with --url."
             )
-        from app.commands.segment_url import RemoteService  # noqa: PLC0415 - likewise
+        from app.commands.segment_url import RemoteService  # noqa: PLC0415 - no other command needs it
 
         service = RemoteService(url, api_key_file, deadline, concurrency)
         raise typer.Exit(run(images, parameters, service.open_client, output))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.options import FileFormat, Ids  # noqa: TC001 - likewise
+from app.cli.options import FileFormat, Ids  # noqa: TC001 - typer reads it at run time
 
 
 def merge(
@@ -24,6 +24,6 @@ def merge(
     All shards must be complete. Their files stay.
     """
     from app.commands.merge import merge as run  # noqa: PLC0415 - imports httpx
-    from app.commands.results_file import ResultsFile  # noqa: PLC0415 - likewise
+    from app.commands.results_file import ResultsFile  # noqa: PLC0415 - imports httpx
 
     raise typer.Exit(run(ResultsFile(out, file_format, ids)))

@@ -255,7 +255,7 @@ def train(
     # other work shared the machine, so the gain was not measured by itself. Read at first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32768")
     from app.commands.network import NetworkOptions  # noqa: PLC0415 - imports torch
-    from app.commands.train import run_training  # noqa: PLC0415 - likewise
+    from app.commands.train import run_training  # noqa: PLC0415 - imports torch
 
     overrides = {
         "sizes": sizes,

@@ -259,7 +259,7 @@ def score(
         detections: of an image, that count for all figures but "AR 1", "AR 10" and "AR 100"; 100 or more.
     """
     from pycocotools.coco import COCO  # noqa: PLC0415 - comes with the extra `train`
-    from pycocotools.cocoeval import COCOeval  # noqa: PLC0415 - likewise
+    from pycocotools.cocoeval import COCOeval  # noqa: PLC0415 - comes with the extra `train`
 
     # pycocotools prints its progress.
     with contextlib.redirect_stdout(io.StringIO()):

@@ -56,7 +56,7 @@ def score_keypoints(
         deviations: of each keypoint, as `sigmas` gives them.
     """
     from pycocotools.coco import COCO  # noqa: PLC0415 - comes with the extra `train`
-    from pycocotools.cocoeval import COCOeval  # noqa: PLC0415 - likewise
+    from pycocotools.cocoeval import COCOeval  # noqa: PLC0415 - comes with the extra `train`
 
     kept = [{key: r[key] for key in ("image_id", "category_id", "keypoints", "score")} for r in results]
     # pycocotools prints its progress.

@@ -61,7 +61,7 @@ def smooth(values: Sequence[float]) -> np.ndarray:
 
 def precision_recall(evaluation: Evaluation, path: Path) -> None:
     """Plot precision against recall at five IoU thresholds, as means over the categories, as a PNG."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
+    from matplotlib.figure import Figure  # noqa: PLC0415 - comes with the extra `train`
 
     kinds: dict[str, Scores] = {"boxes": evaluation.box}
     if evaluation.mask is not None:
@@ -86,7 +86,7 @@ def precision_recall(evaluation: Evaluation, path: Path) -> None:
 
 def matching(scores: MatchingScores, path: Path) -> None:
     """Plot the figures of matching against the IoU threshold, as a PNG."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
+    from matplotlib.figure import Figure  # noqa: PLC0415 - comes with the extra `train`
 
     figure = Figure(figsize=(5.4, 4.2), layout="constrained")
     axes: Axes = figure.subplots()
@@ -112,7 +112,7 @@ def precision_recall_by_category(evaluation: Evaluation, path: Path, most: int =
         path: the file to write.
         most: the largest number of categories; if there are more, those with the lowest AP are plotted.
     """
-    from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
+    from matplotlib.figure import Figure  # noqa: PLC0415 - comes with the extra `train`
 
     scores = evaluation.mask if evaluation.mask is not None else evaluation.box
     ranked = sorted(
@@ -141,7 +141,7 @@ def precision_recall_by_category(evaluation: Evaluation, path: Path, most: int =
 
 def confusion_matrix(confusion: Confusion, path: Path) -> None:
     """Plot a confusion matrix as a PNG: counts, coloured by their share of the row."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
+    from matplotlib.figure import Figure  # noqa: PLC0415 - comes with the extra `train`
 
     names = [label_name(name, number) for name, number in zip(confusion.names, confusion.ids, strict=True)]
     names.append(BACKGROUND)
@@ -211,7 +211,7 @@ def _put(
         coordinates: those of `at`.
         points: the size of the letters.
     """
-    from matplotlib.offsetbox import AnnotationBbox, OffsetImage  # noqa: PLC0415 - likewise
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage  # noqa: PLC0415 - comes with the extra `train`
 
     across, up = ((1 - np.sign(value)) / 2 for value in offset)
     text = OffsetImage(picture, zoom=points / PICTURE_SIZE, interpolation="hanning", resample=True)

@@ -33,11 +33,11 @@ class UnsupportedImage(ImageError):  # noqa: N818 - says what the image is, as `
     """Not an accepted format, or a variety of one that is not decoded here."""
 
 
-class DamagedImage(ImageError):  # noqa: N818 - likewise
+class DamagedImage(ImageError):  # noqa: N818 - says what the image is, as `except` reads best
     """An accepted format, but the file is broken or cut short."""
 
 
-class ImageTooBig(ImageError):  # noqa: N818 - likewise
+class ImageTooBig(ImageError):  # noqa: N818 - says what the image is, as `except` reads best
     """Dimensions beyond reason; `size` is (width, height)."""
 
     def __init__(self, message: str, size: tuple[int, int]) -> None:

@@ -133,9 +133,9 @@ def kernel() -> Callable[[int], None] | None:
     library = load_first(SOURCE, VARIANTS, Work, cost="suppression takes ten times as long")
     if library is None:
         return None
-    suppress: Any = library.suppress
-    suppress.argtypes, suppress.restype = [ctypes.c_void_p], None
-    return suppress  # type: ignore[no-any-return]
+    library.suppress.argtypes, library.suppress.restype = [ctypes.c_void_p], None
+    suppress: Callable[[int], None] = library.suppress
+    return suppress
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
