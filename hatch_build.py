@@ -19,12 +19,13 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 # variant needs is said in Python beside its source), and the macros.
 VARIANTS = {
     "x86_64": {
-        "winograd_bytes_avx512": ["-mcpu=x86_64_v4+avx512bf16", "-DLANES=16", "-DBFLOAT16", "-DBYTES"],
+        "winograd_bytes_avx512": ["-mcpu=x86_64_v4+avx512vnni", "-DLANES=16", "-DBYTES"],
+        "winograd_bytes_avx2": ["-mcpu=x86_64_v3", "-DLANES=8", "-DBYTES"],
         "winograd_bfloat16_avx512": ["-mcpu=x86_64_v4+avx512bf16", "-DLANES=16", "-DBFLOAT16"],
         "winograd_float32_avx512": ["-mcpu=x86_64_v4", "-DLANES=16"],
         "winograd_float32_avx2": ["-mcpu=x86_64_v3", "-DLANES=8"],
         "bilinear_avx2": ["-mcpu=x86_64_v3"],
-        "dequantize_avx2": ["-mcpu=x86_64_v3"],
+        "rounding_avx2": ["-mcpu=x86_64_v3", "-ffp-contract=off"],
         "linear_amx": ["-mcpu=x86_64_v4+avx512bf16+amx_bf16"],
         "nms_avx2": ["-mcpu=x86_64_v3", "-ffp-contract=off"],
     },

@@ -8,8 +8,9 @@ import torch
 
 from model.errors import EngineError
 from model.inference.calibration import is_calibrated, why_not_int8
-from model.kernels import int8
 from model.kernels.convolution import Format
+from model.kernels.int8 import Int8Format
+from model.kernels.int8_linear import Int8HeadFormat
 from model.kernels.processor import is_fast_in_bfloat16
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class Formats(NamedTuple):
 
 
 def choose_formats(network: Any, model: Model, device: torch.device, precision: str) -> Formats:
-    """The formats for a precision. In int8 only the features are computed in bytes.
+    """The formats for a precision. In int8 the features are computed in bytes, the heads in bfloat16; or, where the
+    processor is not fast in it, in float32 but for the box head's first layer.
 
     Args:
         network: torchvision's detector, or a skeleton of it.
@@ -45,6 +47,8 @@ def choose_formats(network: Any, model: Model, device: torch.device, precision: 
             f"{model.name} has not been calibrated for int8; `maskserve calibrate MODEL IMAGE…` does it once, with "
             "some images of the kind that it will see, and writes the result into the model's file"
         )
-    heads = torch.bfloat16 if is_fast_in_bfloat16() else torch.float32
-    features = int8.Int8Format.from_ranges(network, model.ranges, heads)
-    return Formats(Format(device, torch.float32), features, Format(device, heads))
+    heads = (
+        Format(device, torch.bfloat16) if is_fast_in_bfloat16() else Int8HeadFormat.from_ranges(model.ranges)
+    )
+    features = Int8Format.from_ranges(network, model.ranges, heads.dtype)
+    return Formats(Format(device, torch.float32), features, heads)

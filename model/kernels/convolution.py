@@ -62,6 +62,14 @@ class Format:
         """A convolution whose result is tensors whatever the others take and give."""
         return self.conv(conv)
 
+    def linear(self, weight: Tensor, bias: Tensor, activation: str = "none") -> Linear:
+        """A fully connected layer: see Linear."""
+        return Linear(weight, bias, self, activation)
+
+    def pooled_linear(self, weight: Tensor, bias: Tensor, activation: str = "none") -> Linear:
+        """A fully connected layer on features that RoIAlign has pooled: see Linear."""
+        return self.linear(weight, bias, activation)
+
     def elementwise(self, step: Step) -> Step:
         """A step that picks or moves values and computes none, for what the convolutions give and take."""
         return step
@@ -231,18 +239,23 @@ class Linear:
                 0.3 to 2.4 ms and 0.1 to 1 MB, and nearly every image has another one. Of fewer than 32, the last bits
                 may depend on the number of threads.
         """
-        self._weight, self._bias = form.copy(weight), form.copy(bias)
         self._activation, self._rows = activation, rows
         self._fuses = form.fuses()
-        self._run = onednn.linear
-        if self._fuses and form.dtype == torch.bfloat16 and has_amx():
-            if amx_linear.can_run(*weight.shape):
-                self._run, self._rows = amx_linear.linear, 1
-                self._weight = amx_linear.lay_out(self._weight)
-            else:
-                self._run, self._weight = onednn.pointwise, onednn.pointwise_weight(self._weight)
-        elif self._fuses:
-            self._weight = onednn.linear_weight(self._weight)
+        self._run: Callable[[Tensor, Tensor, Tensor, str], Tensor] = onednn.linear
+        self._weight, self._bias = self._prepare(weight, form), form.copy(bias)
+
+    def _prepare(self, weight: Tensor, form: Format) -> Tensor:
+        """A weight [K, D] in the layout of the kernel that runs it, which is chosen."""
+        weight = form.copy(weight)
+        if not self._fuses:
+            return weight
+        if form.dtype != torch.bfloat16 or not has_amx():
+            return onednn.linear_weight(weight)
+        if amx_linear.can_run(*weight.shape):
+            self._run, self._rows = amx_linear.linear, 1
+            return amx_linear.lay_out(weight)
+        self._run = onednn.pointwise
+        return onednn.pointwise_weight(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., K] from x [..., D]."""

@@ -1,5 +1,6 @@
-"""Feature extraction in bytes: an instruction makes four products where bfloat16 has two (AVX512-VNNI). Where there is
-a kernel for it, 3×3 convolutions go by Winograd instead, with products in bfloat16.
+"""Feature extraction in bytes: an instruction makes four products where bfloat16 has two (AVX512-VNNI), and float32
+one. Without VNNI, with AVX2, weights have 7 bits. Where there is a kernel for it, 3×3 convolutions go by Winograd
+instead, with products of 16 bits.
 
 Static quantisation of a trained network (Jacob et al., "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", section 2): weights have a scale for each output channel, activations one scale and
@@ -15,10 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from model.kernels import dequantize
+from model.kernels import rounding
 from model.kernels.convolution import Format, Layer, fold
-from model.kernels.quantization import QuantParams, Ranges
-from model.kernels.winograd import Winograd, kernel_for, should_use_winograd
+from model.kernels.processor import has_avx2, has_vnni
+from model.kernels.quantization import QuantizedWeight, QuantParams, Ranges
+from model.kernels.winograd import Winograd, kernel_of_channels, should_use_winograd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +37,7 @@ def is_supported() -> bool:
     """Whether the processor has the instructions for it, and torch the kernels."""
     ops = torch.ops.onednn
     names = ("qconv_prepack", "qconv2d_pointwise")
-    return bool(torch.cpu._is_vnni_supported()) and all(hasattr(ops, name) for name in names)  # noqa: SLF001
+    return (has_vnni() or has_avx2()) and all(hasattr(ops, name) for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,7 @@ class QuantizedTensor:
     @classmethod
     def quantize(cls, x: Tensor, params: QuantParams) -> QuantizedTensor:
         """Of x [B, C, H, W] float32, channels last; what lies beyond the range becomes its end."""
-        values = x.mul(1 / params.scale).add_(params.zero_point).round_().clamp_(0, 255)
-        return cls(values.to(torch.uint8), params)
+        return cls(rounding.quantize(x, params), params)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +111,8 @@ class Int8Format(Format):
 
 class Int8Conv(Layer):
     """activation(convolution(x) + bias + residual) in one kernel, rounded once: directly, summed in 32-bit integers,
-    or where `should_use_winograd` says so by Winograd, in bfloat16 and float32. A result of floats is made of the sums
-    afterwards, without a residual.
+    or where `should_use_winograd` says so by Winograd. A result of floats is made of the sums afterwards, without a
+    residual.
     """
 
     def __init__(
@@ -134,21 +135,20 @@ class Int8Conv(Layer):
             raise TypeError(f"no way to prepare a convolution with {activation} in int8")
         super().__init__(conv, activation)
         weight, bias = fold(conv, norm)
-        scales = weight.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
-        self._weight = (weight / scales[:, None, None, None]).round().to(torch.int8)
-        self._weight_scales, self._weight_zero_points = (
-            scales.float(),
-            torch.zeros(len(scales), dtype=torch.int32),
-        )
+        self._weight = QuantizedWeight.quantize(weight)
         self._bias, self._output_params = bias.float(), output_params
-        # By shape of the input; see `_weight_for`.
+        # By shape of the input; see `_packed_for`.
         self._packed: dict[torch.Size, Tensor] = {}
-        # Made when first needed.
         self._winograd: Winograd | None = None
+        if self.can_use_winograd and output_params is not None:
+            kernel = kernel_of_channels(torch.uint8, self.in_channels, self.out_channels)
+            if kernel is not None:
+                relu = activation == "relu"
+                self._winograd = Winograd(
+                    weight, bias, kernel, torch.uint8, relu=relu, output_params=output_params
+                )
         # What fails does so now, not at the first image.
-        dequantize.kernel()
-        if self.can_use_winograd:
-            kernel_for(torch.uint8)
+        rounding.kernel()
 
     def __call__(
         self, x: QuantizedTensor, residual: QuantizedTensor | None = None, out: Tensor | None = None
@@ -164,44 +164,29 @@ class Int8Conv(Layer):
                     "a convolution that gives floats takes no residual and no place for its result"
                 )
             return self._float_conv(x)
-        if self.can_use_winograd and should_use_winograd(x.values, self.out_channels):
-            values = self._winograd_conv(x, residual, params)
+        if self._winograd is not None and should_use_winograd(x.values, self.out_channels):
+            values = _convolve(self._winograd, x, residual)
         else:
             values = self._direct_conv(x, residual, params)
         if out is not None:
-            dequantize.dequantize(values, params, out)
+            rounding.dequantize(values, params, out)
         return QuantizedTensor(values, params)
-
-    def _winograd_conv(
-        self, x: QuantizedTensor, residual: QuantizedTensor | None, params: QuantParams
-    ) -> Tensor:
-        if self._winograd is None:
-            kernel = kernel_for(torch.uint8)
-            if kernel is None:
-                raise RuntimeError("there is no kernel for bytes")
-            weight = self._weight * self._weight_scales[:, None, None, None]
-            relu = self.activation == "relu"
-            self._winograd = Winograd(
-                weight, self._bias, kernel, torch.uint8, relu=relu, output_params=params
-            )
-        if residual is None:
-            return self._winograd(x.values, x_params=x.params)
-        return self._winograd(x.values, residual.values, x_params=x.params, residual_params=residual.params)
 
     def _float_conv(self, x: QuantizedTensor) -> Tensor:
         # Whole numbers first: scaled by oneDNN they differ in the last bits on one thread and on several (AMX).
-        weight = (self._weight_for(x), torch.ones_like(self._weight_scales), self._weight_zero_points)
-        inputs = (x.values, 1.0, x.params.zero_point, *weight, None)
+        ones = torch.ones_like(self._weight.scales)
+        packed = (self._packed_for(x), ones, self._weight.zero_points)
+        inputs = (x.values, 1.0, x.params.zero_point, *packed, None)
         run = torch.ops.onednn.qconv2d_pointwise
         sums: Tensor = run(*inputs, *self._geometry(), 1.0, 0, torch.float32, "none", [], "")
-        scales = (self._weight_scales * x.params.scale)[:, None, None]
+        scales = (self._weight.scales * x.params.scale)[:, None, None]
         return sums.mul_(scales).add_(self._bias[:, None, None])
 
     def _direct_conv(
         self, x: QuantizedTensor, residual: QuantizedTensor | None, params: QuantParams
     ) -> Tensor:
-        weight = (self._weight_for(x), self._weight_scales, self._weight_zero_points)
-        inputs = (x.values, x.params.scale, x.params.zero_point, *weight)
+        packed = (self._packed_for(x), self._weight.scales, self._weight.zero_points)
+        inputs = (x.values, x.params.scale, x.params.zero_point, *packed)
         geometry = self._geometry()
         result = (params.scale, params.zero_point, torch.uint8)
         run = torch.ops.onednn.qconv2d_pointwise
@@ -218,7 +203,7 @@ class Int8Conv(Layer):
     def _geometry(self) -> tuple[list[int], list[int], list[int], int]:
         return self.stride, self.padding, self.dilation, self.groups
 
-    def _weight_for(self, x: QuantizedTensor) -> Tensor:
+    def _packed_for(self, x: QuantizedTensor) -> Tensor:
         """The weight in the layout that oneDNN's kernel for an input shape reads. That of another shape gives the same
         result in more time, and is what shapes beyond the first few get.
         """
@@ -227,11 +212,17 @@ class Int8Conv(Layer):
                 # In one step, because other threads may add to them meanwhile.
                 return tuple(self._packed.values())[0]  # noqa: RUF015
             self._packed[x.shape] = torch.ops.onednn.qconv_prepack(
-                self._weight,
-                self._weight_scales,
+                self._weight.values,
+                self._weight.scales,
                 x.params.scale,
                 x.params.zero_point,
                 *self._geometry(),
                 list(x.shape),
             )
         return self._packed[x.shape]
+
+
+def _convolve(winograd: Winograd, x: QuantizedTensor, residual: QuantizedTensor | None) -> Tensor:
+    if residual is None:
+        return winograd(x.values, x_params=x.params)
+    return winograd(x.values, residual.values, x_params=x.params, residual_params=residual.params)

@@ -17,6 +17,17 @@ def is_fast_in_bfloat16() -> bool:
     return has_amx() or bool(torch.cpu.get_capabilities().get("avx512_bf16") and not is_intel())
 
 
+def has_avx2() -> bool:
+    """Whether it has AVX2 and FMA, as x86 processors have since 2013, or 2015."""
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx2") and has.get("fma3"))
+
+
+def has_vnni() -> bool:
+    """Whether one instruction multiplies bytes and sums them in 32 bits (AVX512-VNNI)."""
+    return bool(torch.cpu._is_vnni_supported())  # noqa: SLF001 - torch has no public name for it
+
+
 def has_amx() -> bool:
     """Whether it multiplies matrices of bfloat16, and the system lets this process do so, which it asks for that."""
     if not torch.cpu.get_capabilities().get("amx_bf16"):

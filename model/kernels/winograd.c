@@ -3,11 +3,11 @@
  *
  * A tile is 4×4 cells of the result. It comes of 6×6 cells of the input: sums of those (Bᵀ d B), times 36 matrices, are 36
  * products, whose sums (Aᵀ m A) are the result. A thread takes some tiles at a time and does all three steps with them,
- * so that nothing in between leaves its second cache; the matrices, which all blocks read, stay in the last one. Sums and
- * products are float32; what is multiplied is of type `number`, what the tensors hold of type `cell`.
+ * so that nothing in between leaves its second cache; the matrices, which all blocks read, stay in the last one. What is
+ * multiplied is of type `number`, what the tensors hold of type `cell`.
  *
  * Compiled once for each kind of processor (hatch_build.py) with LANES, the float32s of a vector register; with BFLOAT16 for
- * bfloat16; and with BFLOAT16 and BYTES for tensors that are quantised to bytes. SOURCE is a checksum of this file.
+ * bfloat16; and with BYTES for tensors that are quantised to bytes. SOURCE is a checksum of this file.
  * model/kernels/winograd.py calls it and has the matrices.
  */
 
@@ -22,18 +22,84 @@ typedef float vector __attribute__((vector_size(4 * LANES)));
 typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
 
-#ifdef BFLOAT16
-
+#if defined BFLOAT16 || defined BYTES
 #include <immintrin.h>
+#endif
+
+#ifdef BYTES
+
+/* Of bytes all is exact but the weights: sums of cells are whole numbers of 16 bits, products and their sums of 32. */
+typedef uint8_t cell;
+typedef int16_t number;
+typedef int16_t summand __attribute__((vector_size(4 * LANES)));
+typedef integers total;
+typedef int16_t loose_numbers __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
+typedef uint8_t loose_bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+typedef uint8_t loose_summands __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
+
+enum { TOGETHER = 2 };  // neighbouring numbers that one instruction multiplies and sums
+enum { SUMMED = 128 };  // channels whose products are summed before the sum becomes a float32
+
+INLINE summand take(const cell *from, float zero) {
+    return __builtin_convertvector(*(const loose_summands *)from, summand) - (int16_t)zero;
+}
+
+INLINE void store(number *to, summand v) { *(loose_numbers *)to = v; }
+
+INLINE total multiplied(total sum, const number *row, vector column) {
+    int32_t pair;
+    __builtin_memcpy(&pair, row, sizeof pair);
+#if LANES == 8
+    return sum + (total)_mm256_madd_epi16(_mm256_set1_epi32(pair), (__m256i)column);
+#else
+    return (total)_mm512_dpwssd_epi32((__m512i)sum, _mm512_set1_epi32(pair), (__m512i)column);
+#endif
+}
+
+/* A sum of products as a float32, added to that of the channels before. In one operation: the compiler could choose so for
+ * some tiles only.
+ */
+INLINE vector finished(total sum, const float *scales, vector before) {
+    return __builtin_elementwise_fma(__builtin_convertvector(sum, vector), (vector)*(const loose *)scales, before);
+}
+
+INLINE vector get(const cell *from, float zero) {
+    return __builtin_convertvector(__builtin_convertvector(*(const loose_bytes *)from, integers), vector) - zero;
+}
+
+INLINE void put(cell *to, vector v) {
+#if LANES == 8
+    const __m256i whole = _mm256_cvtps_epi32(_mm256_min_ps((__m256)v, _mm256_set1_ps(255)));
+    const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storel_epi64((void *)to, _mm_packus_epi16(halves, halves));
+#else
+    const __m512i whole = _mm512_cvtps_epi32(_mm512_min_ps((__m512)v, _mm512_set1_ps(255)));
+    _mm_storeu_si128((void *)to, _mm512_cvtusepi32_epi8(_mm512_max_epi32(whole, _mm512_setzero_si512())));
+#endif
+}
+
+#else
+
+/* Of floats, sums are float32. */
+typedef vector summand;
+typedef vector total;
+
+enum { SUMMED = 1 << 30 };
+
+#ifdef BFLOAT16
 
 typedef uint16_t number;
 typedef uint16_t loose_halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
-enum { TOGETHER = 2 };  // neighbouring numbers that one instruction multiplies and sums
+enum { TOGETHER = 2 };
+
+INLINE vector load(const number *from) {
+    return (vector)(__builtin_convertvector(*(const loose_halves *)from, integers) << 16);
+}
 
 INLINE void store(number *to, vector v) { *(loose_halves *)to = (loose_halves)_mm512_cvtneps_pbh((__m512)v); }
 
-INLINE vector multiplied(vector sum, const number *row, vector column) {
+INLINE total multiplied(total sum, const number *row, vector column) {
     int32_t pair;
     __builtin_memcpy(&pair, row, sizeof pair);
     return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)column);
@@ -45,37 +111,29 @@ typedef float number;
 
 enum { TOGETHER = 1 };
 
+INLINE vector load(const number *from) { return *(const loose *)from; }
+
 INLINE void store(number *to, vector v) { *(loose *)to = v; }
 
-INLINE vector multiplied(vector sum, const number *row, vector column) { return sum + *row * column; }
+INLINE total multiplied(total sum, const number *row, vector column) { return sum + *row * column; }
 
 #endif
-
-#ifdef BYTES
-
-typedef uint8_t cell;
-typedef uint8_t loose_bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
-
-INLINE vector get(const cell *from, float zero) {
-    return __builtin_convertvector(__builtin_convertvector(*(const loose_bytes *)from, integers), vector) - zero;
-}
-
-INLINE void put(cell *to, vector v) {
-    const __m512i whole = _mm512_cvtps_epi32(_mm512_min_ps((__m512)v, _mm512_set1_ps(255)));
-    _mm_storeu_si128((void *)to, _mm512_cvtusepi32_epi8(_mm512_max_epi32(whole, _mm512_setzero_si512())));
-}
-
-#else
 
 typedef number cell;
 
+INLINE summand take(const cell *from, float zero) {
+    (void)zero;
+    return load(from);
+}
+
+INLINE vector finished(total sum, const float *scales, vector before) {
+    (void)scales, (void)before;
+    return sum;
+}
+
 INLINE vector get(const cell *from, float zero) {
     (void)zero;
-#ifdef BFLOAT16
-    return (vector)(__builtin_convertvector(*(const loose_halves *)from, integers) << 16);
-#else
-    return *(const loose *)from;
-#endif
+    return load(from);
 }
 
 INLINE void put(cell *to, vector v) { store(to, v); }
@@ -88,19 +146,24 @@ INLINE void put(cell *to, vector v) { store(to, v); }
 enum { ROWS = 6, VECTORS = LANES == 8 ? 2 : 4 };
 
 /* Where the polynomials are evaluated: at 0, ±P, ±Q and infinity. Of all such points, about those that round bfloat16
- * least: docs/engine.md.
+ * least: docs/engine.md. With whole ones, the sums of bytes are whole too.
  */
+#ifdef BYTES
+#define P 1
+#define Q 2
+#else
 #define P 0.6875f
 #define Q 1.5f
+#endif
 
 /* What model/kernels/winograd.py must know: to prepare the matrices, and below, whether this is the version that it calls. */
 const float points[] = {P, Q};
-const int64_t lanes = LANES, vectors = VECTORS;
+const int64_t lanes = LANES, vectors = VECTORS, at_once = sizeof(summand) / sizeof(number), summed = SUMMED;
 
 /* Bᵀ d of one column or row of a tile. */
-INLINE void before(const vector d[REACH], vector sums[REACH]) {
-    const vector even_p = d[4] - Q * Q * d[2], odd_p = d[3] - Q * Q * d[1];
-    const vector even_q = d[4] - P * P * d[2], odd_q = d[3] - P * P * d[1];
+INLINE void before(const summand d[REACH], summand sums[REACH]) {
+    const summand even_p = d[4] - Q * Q * d[2], odd_p = d[3] - Q * Q * d[1];
+    const summand even_q = d[4] - P * P * d[2], odd_q = d[3] - P * P * d[1];
     sums[0] = d[4] - (P * P + Q * Q) * d[2] + P * P * Q * Q * d[0];
     sums[1] = even_p + P * odd_p;
     sums[2] = even_p - P * odd_p;
@@ -123,6 +186,7 @@ INLINE void after(const vector m[REACH], vector result[SIDE]) {
 struct Work {
     const cell *x;          // [images, height, width, channels], the last without gaps
     const number *weights;  // for each `panel` of the depth: [36, channels / TOGETHER, panel, TOGETHER]
+    const float *scales;    // of bytes, by what their products are multiplied: for each panel [36, panel]
     const float *bias;      // [depth]
     cell *result;           // [images, height, width, depth], the last without gaps
     char *scratch;          // for each thread scratch_bytes()
@@ -177,16 +241,16 @@ static void transform(const struct Work *work, int64_t first, int64_t count, num
                 const int64_t offset = at.image * work->x_image + y * work->x_row + x * work->x_column;
                 cells[REACH * i + j] = inside ? work->x + offset : zeros;
             }
-        for (int64_t c = 0; c < channels; c += LANES) {
-            vector halfway[REACH][REACH];
+        for (int64_t c = 0; c < channels; c += at_once) {
+            summand halfway[REACH][REACH];
             for (int j = 0; j < REACH; j++) {
-                vector d[REACH], column[REACH];
-                for (int i = 0; i < REACH; i++) d[i] = get(cells[REACH * i + j] + c, work->x_zero);
+                summand d[REACH], column[REACH];
+                for (int i = 0; i < REACH; i++) d[i] = take(cells[REACH * i + j] + c, work->x_zero);
                 before(d, column);
                 for (int i = 0; i < REACH; i++) halfway[i][j] = column[i];
             }
             for (int i = 0; i < REACH; i++) {
-                vector row[REACH];
+                summand row[REACH];
                 before(halfway[i], row);
                 for (int j = 0; j < REACH; j++) store(sums + (REACH * i + j) * apart + tile * channels + c, row[j]);
             }
@@ -197,23 +261,30 @@ static void transform(const struct Work *work, int64_t first, int64_t count, num
 /* products [rows, vectors] = sums [rows, channels] × matrix [channels / TOGETHER, vectors, TOGETHER]. Meanwhile a cache line
  * from `ahead` on is fetched into the second cache for each step of the sums.
  */
-INLINE void multiply(int rows, int vectors, int64_t channels, const number *sums, const number *matrix, float *products,
-                     const char *ahead) {
-    vector total[ROWS][VECTORS] = {0};
-    for (int64_t c = 0; c < channels; c += TOGETHER, ahead += LINE) {
-        vector columns[VECTORS];
-        __builtin_prefetch(ahead, 0, 2);
-        for (int v = 0; v < vectors; v++, matrix += LANES * TOGETHER) columns[v] = *(const loose *)matrix;
+INLINE void multiply(int rows, int vectors, int64_t channels, const number *sums, const number *matrix,
+                     const float *scales, float *products, const char *ahead) {
+    for (int64_t c = 0; c < channels;) {
+        const int64_t end = channels - c < SUMMED ? channels : c + SUMMED, again = c;
+        total totals[ROWS][VECTORS] = {0};
+        for (; c < end; c += TOGETHER, ahead += LINE) {
+            vector columns[VECTORS];
+            __builtin_prefetch(ahead, 0, 2);
+            for (int v = 0; v < vectors; v++, matrix += LANES * TOGETHER) columns[v] = *(const loose *)matrix;
+            for (int r = 0; r < rows; r++)
+                for (int v = 0; v < vectors; v++)
+                    totals[r][v] = multiplied(totals[r][v], sums + r * channels + c, columns[v]);
+        }
         for (int r = 0; r < rows; r++)
-            for (int v = 0; v < vectors; v++) total[r][v] = multiplied(total[r][v], sums + r * channels + c, columns[v]);
+            for (int v = 0; v < vectors; v++) {
+                loose *to = (loose *)(products + LANES * (vectors * r + v));
+                *to = finished(totals[r][v], scales + LANES * v, again ? *to : (vector){0});
+            }
     }
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++) *(loose *)(products + LANES * (vectors * r + v)) = total[r][v];
 }
 
 /* The same with numbers that the compiler knows: only so are the totals in registers. */
 #define BY_ROWS(rows, vectors) \
-    case rows: return multiply(rows, vectors, channels, sums, matrix, products, ahead);
+    case rows: return multiply(rows, vectors, channels, sums, matrix, scales, products, ahead);
 #define BY_VECTORS(vectors) \
     case vectors: switch (rows) { \
         BY_ROWS(1, vectors) BY_ROWS(2, vectors) BY_ROWS(3, vectors) \
@@ -221,7 +292,7 @@ INLINE void multiply(int rows, int vectors, int64_t channels, const number *sums
     }
 
 static void multiply_some(int64_t rows, int64_t vectors, int64_t channels, const number *sums, const number *matrix,
-                          float *products, const char *ahead) {
+                          const float *scales, float *products, const char *ahead) {
     switch (vectors) {
         BY_VECTORS(1)
         BY_VECTORS(2)
@@ -282,13 +353,14 @@ static void take_blocks(void *argument) {
         for (int64_t from = 0; from < work->depth; from += work->panel) {
             const int64_t panel = work->depth - from < work->panel ? work->depth - from : work->panel;
             const number *matrix = work->weights + PRODUCTS * channels * from;
+            const float *scales = work->scales + PRODUCTS * from;
             const int64_t bytes = channels * panel * (int64_t)sizeof(number), fetched = channels / TOGETHER * LINE;
             for (int n = 0; n < PRODUCTS; n++, matrix += channels * panel)
                 for (int64_t tile = 0; tile < count; tile += ROWS) {
                     // The next matrix: to wait for it took a fifth of the time and more.
                     const char *ahead = (const char *)matrix + bytes + tile / ROWS * fetched % bytes;
                     multiply_some(count - tile < ROWS ? count - tile : ROWS, panel / LANES, channels,
-                                  sums + n * stride(channels, block) + tile * channels, matrix,
+                                  sums + n * stride(channels, block) + tile * channels, matrix, scales + n * panel,
                                   products + (n * block + tile) * panel, ahead);
                 }
             finish(work, first, count, from, panel, products);

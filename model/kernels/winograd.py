@@ -17,6 +17,7 @@ import torch
 from model.kernels.compiled import AVX2, NEON, first_usable, load, openmp_functions
 from model.kernels.processor import has_amx
 from model.kernels.quantization import IDENTITY, QuantParams
+from model.kernels.winograd_transforms import input_transform, weight_transform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +30,10 @@ SIDE, REACH = 4, 6
 BLOCK, MOST_CACHE = 18, 2
 # What the processor must have for a variant of the kernel, the fastest first.
 VARIANTS: dict[torch.dtype, dict[str, tuple[str, ...]]] = {
-    torch.uint8: {"bytes_avx512": ("avx512_bf16", "avx512_vl", "avx512_bw", "avx512_dq")},
+    torch.uint8: {
+        "bytes_avx512": ("avx512_vnni", "avx512_vl", "avx512_bw", "avx512_dq"),
+        "bytes_avx2": AVX2,
+    },
     torch.bfloat16: {"bfloat16_avx512": ("avx512_bf16", "avx512_vl", "avx512_bw", "avx512_dq")},
     torch.float32: {
         "float32_avx512": ("avx512_f", "avx512_vl", "avx512_bw", "avx512_dq"),
@@ -43,7 +47,7 @@ class Work(ctypes.Structure):
     """`struct Work` of winograd.c, which describes it."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "weights", "bias", "result", "scratch")),
+        *((name, ctypes.c_void_p) for name in ("x", "weights", "scales", "bias", "result", "scratch")),
         *((f"x_{step}", ctypes.c_int64) for step in ("image", "row", "column")),
         *((f"result_{step}", ctypes.c_int64) for step in ("image", "row", "column")),
         *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels", "depth", "panel")),
@@ -65,6 +69,10 @@ class WinogradKernel:
     lanes: int
     # Such registers for channels of the result that a product is made of at once, at most.
     vectors: int
+    # Channels of the input that are read at once, of which theirs are a multiple; and whose products are summed in
+    # whole numbers, of bytes.
+    at_once: int
+    summed: int
     # The points at which, with both signs, the polynomials are evaluated besides 0 and infinity.
     near: float
     far: float
@@ -73,13 +81,14 @@ class WinogradKernel:
     def load(cls, path: Path, openmp: tuple[int, int]) -> WinogradKernel:
         """Raises EngineError if there is no way to load it, or it is of another version."""
         library = load(path, SOURCE, Work)
-        lanes, vectors = (ctypes.c_int64.in_dll(library, name).value for name in ("lanes", "vectors"))
+        names = ("lanes", "vectors", "at_once", "summed")
+        numbers = {name: ctypes.c_int64.in_dll(library, name).value for name in names}
         near, far = (ctypes.c_float * 2).in_dll(library, "points")
         library.convolve.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
         library.convolve.restype = None
         library.scratch_bytes.argtypes = [ctypes.c_void_p]
         library.scratch_bytes.restype = ctypes.c_int64
-        return cls(library, openmp, lanes, vectors, near, far)
+        return cls(library, openmp, **numbers, near=near, far=far)
 
     def run(self, work: Work) -> None:
         """Do what `work` describes, all but its scratch and thread_number, on torch's threads."""
@@ -106,6 +115,12 @@ def kernel_for(dtype: torch.dtype) -> WinogradKernel | None:
     return None if path is None else WinogradKernel.load(path, openmp)
 
 
+def kernel_of_channels(dtype: torch.dtype, inputs: int, outputs: int) -> WinogradKernel | None:
+    """The kernel for a convolution of so many channels; None if there is none."""
+    kernel = kernel_for(dtype)
+    return None if kernel is None or inputs % kernel.at_once or outputs % kernel.lanes else kernel
+
+
 def should_use_winograd(x: Tensor, outputs: int) -> bool:
     """Whether a convolution of x [B, C, H, W] to `outputs` channels goes this way.
 
@@ -113,8 +128,7 @@ def should_use_winograd(x: Tensor, outputs: int) -> bool:
     images or RoIs, which must not depend on what else was found: docs/engine.md has the measurements behind it.
     """
     channels, height, width = (int(n) for n in x.shape[1:])
-    kernel = kernel_for(x.dtype)
-    if kernel is None or channels % kernel.lanes or outputs % kernel.lanes:
+    if kernel_of_channels(x.dtype, channels, outputs) is None:
         return False
     # Half the multiplications are left out or more, and the matrices are not read for hardly anything.
     return 2 * REACH**2 * tile_count(height, width) < 9 * height * width and height * width >= 49
@@ -123,7 +137,8 @@ def should_use_winograd(x: Tensor, outputs: int) -> bool:
 class Winograd:
     """A 3×3 convolution with stride 1 and padding 1: relu(convolution(x) + bias + residual), each part as wanted.
 
-    Of bytes, in the engine's int8, it multiplies in bfloat16, sums in float32 and rounds to bytes once.
+    Of bytes, in the engine's int8, it multiplies whole numbers of 16 bits, of which only the weights are rounded, sums
+    them in 32 bits, for each 128 channels, and rounds to bytes once.
     """
 
     def __init__(
@@ -146,35 +161,63 @@ class Winograd:
             relu: whether negative results become 0.
             output_params: of the result, where that is uint8.
         """
-        if len(bias) % kernel.lanes or int(weight.shape[1]) % kernel.lanes:
-            raise ValueError(f"channels must be multiples of {kernel.lanes}, not {list(weight.shape[:2])}")
+        if len(bias) % kernel.lanes or int(weight.shape[1]) % kernel.at_once:
+            raise ValueError(
+                f"channels must be multiples of {kernel.lanes}, the input's of {kernel.at_once}, "
+                f"not {list(weight.shape[:2])}"
+            )
         self._kernel, self._dtype, self._output_params = kernel, dtype, output_params
         self._least = float(output_params.zero_point) if relu else -math.inf
         self._depth, self._channels = len(bias), int(weight.shape[1])
         registers = self._depth // kernel.lanes
         panels = -(-registers // kernel.vectors)
         self._panel = -(-registers // panels) * kernel.lanes
-        self._weights = self._matrices(weight, torch.from_numpy(weight_transform(kernel.near, kernel.far)))
+        self._weights, self._scales = self._matrices(weight)
         self._bias = (bias.double() / output_params.scale + output_params.zero_point).float().contiguous()
 
-    def _matrices(self, weight: Tensor, taps: Tensor) -> Tensor:
-        """The weights [K, C, 3, 3] as the kernel reads them, flat.
+    def _matrices(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights [K, C, 3, 3] as the kernel reads them, flat, and of bytes what their products are multiplied by.
 
-        For each panel of k channels of the result [36, C / together, k, together]: of the 36 products of a tile.
+        For each panel of k channels of the result [36, C / together, k, together], and [36, k]: of the 36 products of
+        a tile.
         """
-        numbers = torch.bfloat16 if self._dtype == torch.uint8 else self._dtype
+        quantised = self._dtype == torch.uint8
+        numbers = torch.int16 if quantised else self._dtype
         # Neighbouring channels that one instruction multiplies and sums.
         together = 4 // numbers.itemsize
+        taps = torch.from_numpy(weight_transform(self._kernel.near, self._kernel.far))
         both_axes = torch.kron(taps, taps)  # [36, 9]
         laid_out = torch.empty(REACH**2 * self._depth * self._channels, dtype=numbers)
+        scales = torch.empty(REACH**2 * self._depth if quantised else 0)
         first = 0
         for panel in torch.split(weight, self._panel):
             # Put in order while there are 9 numbers for each pair of channels, not 36: five times as fast.
             ordered = panel.reshape(len(panel), -1, together, 9).permute(3, 1, 0, 2).reshape(9, -1)
             products = both_axes @ ordered.double()  # [36, C / together * k * together]
-            laid_out[first : first + products.numel()].view(REACH**2, -1).copy_(products)
+            if quantised:
+                products, steps = self._quantize(products.view(REACH**2, -1, len(panel), together))
+                scales[first // self._channels :][: steps.numel()] = steps.flatten()
+            laid_out[first : first + products.numel()].view(REACH**2, -1).copy_(products.flatten(1))
             first += products.numel()
-        return laid_out
+        return laid_out, scales
+
+    def _quantize(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights [36, C / 2, K, 2] as whole numbers, and their steps [36, K].
+
+        The steps are the finest with which no sum can leave 32 bits: a cell is at most 255 from its zero point, so each
+        of the 36 sums of a tile's cells has a largest magnitude.
+        """
+        ends = input_transform(self._kernel.near, self._kernel.far)
+        up, down = (np.maximum(sign * ends, 0).sum(1) for sign in (1, -1))
+        largest = 255 * np.maximum(
+            np.outer(up, up) + np.outer(down, down), np.outer(up, down) + np.outer(down, up)
+        )
+        # Rounded, each weight may grow by a half.
+        most = torch.from_numpy((2**31 - 1) / largest).view(-1, 1) - self._kernel.summed / 2
+        summed = torch.split(weights.abs(), self._kernel.summed // 2, dim=1)
+        sums = torch.stack([part.sum((1, 3)) for part in summed]).amax(0)  # [36, K]
+        steps = torch.maximum(sums / most, weights.abs().amax((1, 3)) / (2**15 - 1)).clamp(min=1e-30)
+        return (weights / steps[:, None, :, None]).round(), steps
 
     def __call__(
         self,
@@ -213,6 +256,7 @@ class Winograd:
         work = Work(
             x=x.data_ptr(),
             weights=self._weights.data_ptr(),
+            scales=self._scales.data_ptr(),
             bias=self._bias.data_ptr(),
             result=out.data_ptr(),
             x_image=x.stride(0),
@@ -259,13 +303,3 @@ def second_cache() -> int:
 def tile_count(height: int, width: int) -> int:
     """How many tiles cover a feature map."""
     return -(-height // SIDE) * -(-width // SIDE)
-
-
-def weight_transform(near: float, far: float) -> np.ndarray:
-    """How the 3 weights of an axis become those of its 6 products [6, 3]: Lavin and Gray's G, by Toom and Cook.
-
-    A product belongs to one of the points 0, near, -near, far, -far, infinity.
-    """
-    at = np.array([0, near, -near, far, -far])
-    others = np.array([np.prod(p - np.delete(at, n)) for n, p in enumerate(at)])
-    return np.vstack([np.vander(at, 3, increasing=True) / others[:, None], [0, 0, 1]])

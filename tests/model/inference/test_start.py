@@ -16,7 +16,7 @@ from PIL import Image
 from model.errors import EngineError
 from model.inference.engine import Engine
 from model.instances import Options
-from model.kernels import amx_linear, bilinear, compiled, dequantize, int8, nms, winograd
+from model.kernels import amx_linear, bilinear, compiled, int8, nms, rounding, winograd
 from model.zoo import model_file, zoo
 
 if TYPE_CHECKING:
@@ -85,12 +85,12 @@ def test_an_engine_keeps_no_memory_of_its_network(runnable: bool) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("kernel", [amx_linear, bilinear, dequantize, nms, winograd])
+@pytest.mark.parametrize("kernel", [amx_linear, bilinear, nms, rounding, winograd])
 def test_a_kernel_that_cannot_be_loaded_is_said_when_the_engine_is(
     kernel: ModuleType, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if precision == "int8" and not int8.is_supported():
-        pytest.skip("the processor has no AVX512-VNNI")
+        pytest.skip("the processor has neither AVX512-VNNI nor AVX2")
     loaded: list[Path] = []
     for library in kernel.SOURCE.parent.glob(f"{kernel.SOURCE.stem}_*.so"):
         (tmp_path / library.name).write_bytes(b"no library")

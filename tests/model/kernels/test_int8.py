@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.ops import box_iou
 
 from bench.synthetic_weights import synthetic_weights
@@ -22,10 +23,12 @@ from model.inference.engine import Engine
 from model.inference.features import FeatureExtractor
 from model.inference.preprocess import Preprocessor
 from model.instances import Options
-from model.kernels import int8
+from model.kernels import int8, rounding
 from model.kernels.convolution import Conv, Format
 from model.kernels.int8 import Int8Conv, Int8Format, QuantizedTensor
-from model.kernels.quantization import QuantParams
+from model.kernels.int8_linear import Int8Linear
+from model.kernels.openmp import use_threads
+from model.kernels.quantization import QuantParams, largest_weight
 from model.kernels.winograd import kernel_for
 from model.network.architecture import BACKBONES, MOBILENETS, SMALL, Architecture
 from model.zoo import catalogue as weights
@@ -41,7 +44,9 @@ THIN = replace(
     SMALL, fpn_channels=16, box_channels=16, mask_channels=16, proposals=20, min_size=96, max_size=160
 )
 
-needs_vnni = pytest.mark.skipif(not int8.is_supported(), reason="the processor has no AVX512-VNNI")
+needs_int8 = pytest.mark.skipif(
+    not int8.is_supported(), reason="the processor has neither AVX512-VNNI nor AVX2"
+)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.5, 2.5), (-3.0, 0.0), (0.5, 2.0), (0.0, 0.0)])
@@ -69,9 +74,10 @@ def image(channels: int = 8, height: int = 9, width: int = 13, batch: int = 2) -
 def pair(activation: str = "none", **geometry: Any) -> tuple[Conv, Int8Conv, QuantParams]:
     """A convolution whose weights are whole numbers of steps, in floats and in bytes."""
     conv = nn.Conv2d(**{"in_channels": 8, "out_channels": 16, "kernel_size": 3, "padding": 1, **geometry})
+    largest = largest_weight()
     with torch.no_grad():
-        conv.weight.copy_(torch.randint(-127, 128, conv.weight.shape) / 500)
-        conv.weight.flatten(1)[:, 0] = 127 / 500
+        conv.weight.copy_(torch.randint(-largest, largest + 1, conv.weight.shape) / (4 * largest))
+        conv.weight.flatten(1)[:, 0] = 1 / 4
     params = QuantParams.from_range(0.0 if activation == "relu" else -9.0, 9.0)
     return Conv(conv, FLOAT, activation=activation), Int8Conv(conv, params, activation=activation), params
 
@@ -86,7 +92,7 @@ GEOMETRIES = [
 ]
 
 
-@needs_vnni
+@needs_int8
 @pytest.mark.parametrize("activation", ["none", "relu"])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_result_is_the_nearest_byte(geometry: dict[str, Any], activation: str) -> None:
@@ -100,7 +106,7 @@ def test_result_is_the_nearest_byte(geometry: dict[str, Any], activation: str) -
     assert (found.values != expected.values).float().mean() < 0.01
 
 
-@needs_vnni
+@needs_int8
 @pytest.mark.parametrize("low", [0.0, -4.0])
 def test_sum_comes_before_activation_and_rounding(low: float) -> None:
     exact, rounded, params = pair("relu")
@@ -115,7 +121,7 @@ def test_sum_comes_before_activation_and_rounding(low: float) -> None:
     assert (found.values != expected.values).float().mean() < 0.01
 
 
-@needs_vnni
+@needs_int8
 @pytest.mark.skipif(kernel_for(torch.uint8) is None, reason="there is no kernel for bytes here")
 @pytest.mark.parametrize("activation", ["none", "relu"])
 def test_by_winograd_results_and_sums_are_nearly_the_nearest_byte(activation: str) -> None:
@@ -136,7 +142,7 @@ def test_by_winograd_results_and_sums_are_nearly_the_nearest_byte(activation: st
     assert not rounded._packed
 
 
-@needs_vnni
+@needs_int8
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_result_is_put_where_it_is_wanted_as_floats_too(dtype: torch.dtype) -> None:
     _, rounded, _ = pair()
@@ -147,14 +153,14 @@ def test_result_is_put_where_it_is_wanted_as_floats_too(dtype: torch.dtype) -> N
     assert not table[:5].any()
 
 
-@needs_vnni
+@needs_int8
 def test_without_output_params_the_result_is_floats() -> None:
     exact, rounded, _ = pair()
     rounded._output_params = None
     torch.testing.assert_close(rounded(image()), exact(floats(image())), atol=1e-4, rtol=1e-4)
 
 
-@needs_vnni
+@needs_int8
 def test_every_shape_gives_the_same_result_however_many_came_before() -> None:
     exact, rounded, params = pair()
     for height in range(7, 11 + int8.PACKED_SHAPES):
@@ -164,6 +170,43 @@ def test_every_shape_gives_the_same_result_however_many_came_before() -> None:
     assert len(rounded._packed) == int8.PACKED_SHAPES
 
 
+@needs_int8
+@pytest.mark.parametrize("activation", ["none", "relu"])
+@pytest.mark.parametrize("rows", [0, 1, 50, 123])
+def test_fully_connected_layers_multiply_the_nearest_bytes(rows: int, activation: str) -> None:
+    torch.manual_seed(rows)
+    largest, params = largest_weight(), QuantParams.from_range(-1.0, 3.0)
+    weight, bias = torch.randint(-largest, largest + 1, (40, 392)) / largest, torch.randn(40)
+    weight[:, 0] = 1
+    layer = Int8Linear(weight, bias, params, activation)
+    x = 2 * torch.randn(rows, 392)
+    nearest = floats(QuantizedTensor(rounding.quantize(x, params), params))
+    exact = nearest.double() @ weight.double().T + bias.double()
+    found = layer(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(
+        found.double(), exact.relu() if activation == "relu" else exact, atol=1e-4, rtol=1e-5
+    )
+    for threads in (1, 3):
+        with use_threads(threads):
+            assert torch.equal(layer(x), found)
+
+
+@needs_int8
+def test_the_largest_numbers_are_summed_exactly() -> None:
+    """Without VNNI, two products are summed in 16 bits."""
+    largest, params = float(largest_weight()), QuantParams(1.0, 0)
+    conv = nn.Conv2d(64, 16, 1, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(torch.where(torch.rand(conv.weight.shape) < 0.5, -largest, largest))
+        conv.weight[0] = largest
+    x = QuantizedTensor(torch.full((1, 64, 5, 5), 255, dtype=torch.uint8), params)
+    whole = Int8Conv(conv, None)(x)
+    assert torch.equal(whole, functional.conv2d(x.values.double(), conv.weight.double()).float())
+    sums = Int8Linear(conv.weight.detach().flatten(1), torch.zeros(16), params)(x.values.float()[..., 0, 0])
+    assert torch.equal(sums, whole[..., 0, 0])
+
+
 # Whole networks
 
 
@@ -171,7 +214,7 @@ def picture(seed: int) -> np.ndarray:
     return Shapes(seed=seed, length=1, sides=(96, 160))[0].pixels
 
 
-@needs_vnni
+@needs_int8
 @pytest.mark.parametrize(
     "architecture",
     [
@@ -209,7 +252,7 @@ def calibrated() -> tuple[nn.Module, model_file.Model]:
     return network, replace(model, ranges=measure_ranges(network, model.architecture, images))
 
 
-@needs_vnni
+@needs_int8
 def test_shapes_finds_in_an_example_what_it_finds_in_floats(
     calibrated: tuple[nn.Module, model_file.Model],
 ) -> None:
@@ -227,7 +270,7 @@ def test_shapes_finds_in_an_example_what_it_finds_in_floats(
         assert alike.any(1)[clear].all()
 
 
-@needs_vnni
+@needs_int8
 def test_heads_compute_in_floats_where_the_processor_has_no_bfloat16(
     calibrated: tuple[nn.Module, model_file.Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +278,9 @@ def test_heads_compute_in_floats_where_the_processor_has_no_bfloat16(
     engine = Engine(*calibrated, CPU, "int8")
     engine.warm_up()
     assert engine.precision == "int8"
-    assert engine._box_head._layers[0]._weight.dtype == torch.float32
+    first, second = engine._box_head._layers
+    assert isinstance(first, Int8Linear)
+    assert second._weight.dtype == torch.float32
 
 
 # What cannot run so
@@ -243,7 +288,10 @@ def test_heads_compute_in_floats_where_the_processor_has_no_bfloat16(
 
 def test_it_is_refused_without_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    with pytest.raises(EngineError, match="int8 needs an x86 processor with AVX512-VNNI; here there are"):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "fma3": False})
+    with pytest.raises(
+        EngineError, match="int8 needs an x86 processor with AVX2 or AVX512-VNNI; here there are"
+    ):
         resolve_precision("int8", CPU)
 
 
@@ -252,7 +300,7 @@ def test_it_is_refused_on_a_gpu() -> None:
         resolve_precision("int8", torch.device("cuda"))
 
 
-@needs_vnni
+@needs_int8
 def test_a_model_that_was_never_calibrated_is_refused_with_the_command(
     calibrated: tuple[nn.Module, model_file.Model],
 ) -> None:
@@ -265,7 +313,7 @@ def test_a_model_that_was_never_calibrated_is_refused_with_the_command(
             Engine(network, replace(model, ranges=ranges), CPU, "int8")
 
 
-@needs_vnni
+@needs_int8
 @pytest.mark.parametrize("backbone", MOBILENETS)
 def test_mobilenets_are_refused_by_name(backbone: str) -> None:
     architecture = replace(THIN, backbone=backbone)

@@ -65,6 +65,7 @@ class Problem:
     ) -> None:
         torch.manual_seed(batch + 10 * height + 100 * width)
         self.kernel, self.dtype = loaded(variant), NEEDS[variant][0]
+        inputs = -(-inputs // self.kernel.at_once) * self.kernel.at_once
         quantised = self.dtype == torch.uint8
         self.x_params, self.params = (
             (QuantParams(0.02, 130), QuantParams(0.08, 90)) if quantised else (IDENTITY, IDENTITY)
@@ -158,7 +159,7 @@ def test_error_is_of_the_order_of_a_direct_convolutions(variant: str, inputs: in
 def test_blocks_of_any_size_on_any_threads_give_the_same_bits(
     variant: str, size: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    problem = Problem(variant, 5, 19, 14)
+    problem = Problem(variant, 5, 19, 14, inputs=160)
     prepared = problem.prepared(relu=True)
     torch.set_num_threads(1)
     whole = prepared(problem.x)
@@ -290,8 +291,9 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
         ({"amx_bf16": True}, torch.float32, "float32_avx512"),
         ({"avx512_bf16": False}, torch.bfloat16, None),
         ({"avx512_bf16": True, "amx_bf16": True}, torch.bfloat16, None),
-        ({"avx512_bf16": True, "amx_bf16": True}, torch.uint8, None),
-        ({"avx512_bf16": True, "amx_bf16": False}, torch.uint8, "bytes_avx512"),
+        ({"avx512_vnni": True, "amx_bf16": True}, torch.uint8, None),
+        ({"avx512_vnni": True, "amx_bf16": False}, torch.uint8, "bytes_avx512"),
+        ({"avx512_vnni": False, "amx_bf16": False}, torch.uint8, "bytes_avx2"),
         ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16, "bfloat16_avx512"),
         ({}, torch.float16, None),
     ],
@@ -376,7 +378,7 @@ def test_one_that_cannot_be_loaded_is_said_in_one_line(tmp_path: Path) -> None:
 def test_rule_that_says_where_it_pays(
     shape: tuple[int, ...], outputs: int, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernel: Any = WinogradKernel(None, (0, 0), lanes=16, vectors=4, near=0.5, far=1.5)
+    kernel: Any = WinogradKernel(None, (0, 0), lanes=16, vectors=4, at_once=16, summed=128, near=0.5, far=1.5)
     monkeypatch.setattr(winograd, "kernel_for", lambda dtype: kernel if dtype == torch.float32 else None)
     assert should_use_winograd(torch.empty(shape, device="meta"), outputs) is expected
     assert should_use_winograd(torch.empty(shape, device="meta", dtype=torch.float16), outputs) is False
