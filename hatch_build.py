@@ -25,7 +25,7 @@ VARIANTS = {
         "winograd_float32_avx512": ["-mcpu=x86_64_v4", "-DLANES=16"],
         "winograd_float32_avx2": ["-mcpu=x86_64_v3", "-DLANES=8"],
         "bilinear_avx2": ["-mcpu=x86_64_v3"],
-        "rounding_avx2": ["-mcpu=x86_64_v3", "-ffp-contract=off"],
+        "rounding_avx2": ["-mcpu=x86_64_v3"],
         "linear_amx": ["-mcpu=x86_64_v4+avx512bf16+amx_bf16"],
         "nms_avx2": ["-mcpu=x86_64_v3", "-ffp-contract=off"],
     },

@@ -65,7 +65,7 @@ class Settings(BaseSettings):
         "auto",
         description="Number format of the forward pass. `auto`: the fastest that the hardware supports natively: "
         "bfloat16 (CPUs with AMX, AMD's with AVX512-BF16, GPUs from Ampere on), float16 on Volta and Turing, else "
-        "float32. float16 is for GPUs only. `int8`, for x86 CPUs with AVX2 or AVX512-VNNI, is faster still, less "
+        "float32. float16 is for GPUs only. `int8`, for x86 CPUs with AVX2, is faster still, less "
         "exact, and needs a model that `maskserve calibrate` has prepared.",
     )
     weights_dir: Path = Field(

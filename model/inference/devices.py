@@ -83,9 +83,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision == "int8" and cuda:
         raise EngineError("int8 is for CPUs; on a GPU there are float32, bfloat16 and float16")
     if precision == "int8" and not int8.is_supported():
-        raise EngineError(
-            "int8 needs an x86 processor with AVX2 or AVX512-VNNI; here there are float32 and bfloat16"
-        )
+        raise EngineError("int8 needs an x86 processor with AVX2; here there are float32 and bfloat16")
     return precision
 
 

@@ -111,10 +111,11 @@ class BoxHead:
             weights[0] = self._channels_last(weights[0])
         elif not self._averages:
             scores_and_boxes = [(self._channels_last(weight), bias) for weight, bias in scores_and_boxes]
-        makers = [form.linear if self._convs else form.pooled_linear, *[form.linear] * len(layers)]
         self._layers = [
-            make(weight, layer.bias, "relu")
-            for make, weight, layer in zip(makers, weights, layers, strict=False)
+            form.pooled_linear(weight, layer.bias, "relu")
+            if n == 0 and not self._convs
+            else Linear(weight, layer.bias, form, "relu")
+            for n, (weight, layer) in enumerate(zip(weights, layers, strict=True))
         ]
         # Scores and boxes are computed in float32 whatever the features are.
         exact = Format(form.device, torch.float32)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from model.kernels.compiled import AVX2, NEON, load_first, openmp_functions
+from model.kernels.compiled import NEON, load_first, openmp_functions
+from model.kernels.processor import AVX2
 
 if TYPE_CHECKING:
     from torch import Tensor

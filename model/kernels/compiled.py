@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What the processor must have, of torch.cpu.get_capabilities.
-AVX2 = "avx2", "fma3"
+# What the processor must have besides, of torch.cpu.get_capabilities.
 NEON = ("neon",)
 
 

@@ -62,13 +62,9 @@ class Format:
         """A convolution whose result is tensors whatever the others take and give."""
         return self.conv(conv)
 
-    def linear(self, weight: Tensor, bias: Tensor, activation: str = "none") -> Linear:
-        """A fully connected layer: see Linear."""
-        return Linear(weight, bias, self, activation)
-
     def pooled_linear(self, weight: Tensor, bias: Tensor, activation: str = "none") -> Linear:
         """A fully connected layer on features that RoIAlign has pooled: see Linear."""
-        return self.linear(weight, bias, activation)
+        return Linear(weight, bias, self, activation)
 
     def elementwise(self, step: Step) -> Step:
         """A step that picks or moves values and computes none, for what the convolutions give and take."""
@@ -245,7 +241,7 @@ class Linear:
         self._weight, self._bias = self._prepare(weight, form), form.copy(bias)
 
     def _prepare(self, weight: Tensor, form: Format) -> Tensor:
-        """A weight [K, D] in the layout of the kernel that runs it, which is chosen."""
+        """Choose the kernel that runs it; the weight [K, D] in that kernel's layout."""
         weight = form.copy(weight)
         if not self._fuses:
             return weight
@@ -268,5 +264,9 @@ class Linear:
             flat = functional.pad(flat, (0, 0, 0, spare))
         if not rows:
             return x.new_empty((*x.shape[:-1], len(self._bias)))
-        y = self._run(flat, self._weight, self._bias, self._activation)
+        y = self._multiply(flat)
         return y[:rows].view(*x.shape[:-1], y.shape[-1])
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        """[R, K] from x [R, D]."""
+        return self._run(x, self._weight, self._bias, self._activation)

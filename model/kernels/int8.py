@@ -1,6 +1,6 @@
 """Feature extraction in bytes: an instruction makes four products where bfloat16 has two (AVX512-VNNI), and float32
-one. Without VNNI, with AVX2, weights have 7 bits. Where there is a kernel for it, 3×3 convolutions go by Winograd
-instead, with products of 16 bits.
+one; with AVX2 two such instructions do. Where there is a kernel for it, 3×3 convolutions go by Winograd instead, with
+products of 16 bits.
 
 Static quantisation of a trained network (Jacob et al., "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", section 2): weights have a scale for each output channel, activations one scale and
@@ -18,7 +18,7 @@ from torch import nn
 
 from model.kernels import rounding
 from model.kernels.convolution import Format, Layer, fold
-from model.kernels.processor import has_avx2, has_vnni
+from model.kernels.processor import has_avx2
 from model.kernels.quantization import QuantizedWeight, QuantParams, Ranges
 from model.kernels.winograd import Winograd, kernel_of_channels, should_use_winograd
 
@@ -36,8 +36,8 @@ PACKED_SHAPES = 4
 def is_supported() -> bool:
     """Whether the processor has the instructions for it, and torch the kernels."""
     ops = torch.ops.onednn
-    names = ("qconv_prepack", "qconv2d_pointwise")
-    return (has_vnni() or has_avx2()) and all(hasattr(ops, name) for name in names)
+    names = ("qconv_prepack", "qconv2d_pointwise", "qlinear_prepack", "qlinear_pointwise")
+    return has_avx2() and all(hasattr(ops, name) for name in names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# How the names of the convolutions begin whose results RoIAlign reads.
+PYRAMID = "backbone.fpn.layer_blocks."
+
+
 @dataclass(frozen=True, slots=True)
 class Int8HeadFormat(Format):
     """What the heads compute in where the processor is not fast in bfloat16: float32, but for the layer with most of
@@ -27,7 +31,7 @@ class Int8HeadFormat(Format):
     @classmethod
     def from_ranges(cls, ranges: Ranges) -> Int8HeadFormat:
         """The format for a network whose convolutions' results have these ranges."""
-        lows, highs = zip(*(ends for name, ends in ranges.items() if "fpn.layer_blocks" in name), strict=True)
+        lows, highs = zip(*(ends for name, ends in ranges.items() if name.startswith(PYRAMID)), strict=True)
         return cls(torch.device("cpu"), torch.float32, QuantParams.from_range(min(lows), max(highs)))
 
     def pooled_linear(self, weight: Tensor, bias: Tensor, activation: str = "none") -> Linear:
@@ -52,19 +56,18 @@ class Int8Linear(Linear):
 
     def _prepare(self, weight: Tensor, form: Format) -> Tensor:
         del form
-        self._run = self._multiply
         quantized = QuantizedWeight.quantize(weight)
         self._scales = quantized.scales * self._x_params.scale
         self._ones, self._zeros = torch.ones_like(quantized.scales), quantized.zero_points
         laid_out: Tensor = torch.ops.onednn.qlinear_prepack(quantized.values, None)
         return laid_out
 
-    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
+    def _multiply(self, x: Tensor) -> Tensor:
         inputs = (rounding.quantize(x, self._x_params), 1.0, self._x_params.zero_point)
         # Whole numbers first, as for convolutions.
         run = torch.ops.onednn.qlinear_pointwise
         sums: Tensor = run(
-            *inputs, weight, self._ones, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            *inputs, self._weight, self._ones, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        y = sums.mul_(self._scales).add_(bias)
-        return y.relu_() if activation == "relu" else y
+        y = sums.mul_(self._scales).add_(self._bias)
+        return y.relu_() if self._activation == "relu" else y

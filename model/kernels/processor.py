@@ -17,14 +17,18 @@ def is_fast_in_bfloat16() -> bool:
     return has_amx() or bool(torch.cpu.get_capabilities().get("avx512_bf16") and not is_intel())
 
 
+# What torch.cpu.get_capabilities calls the instructions that x86 processors have since 2013, or 2015.
+AVX2 = "avx2", "fma3"
+
+
 def has_avx2() -> bool:
-    """Whether it has AVX2 and FMA, as x86 processors have since 2013, or 2015."""
+    """Whether it has AVX2 and FMA."""
     has = torch.cpu.get_capabilities()
-    return bool(has.get("avx2") and has.get("fma3"))
+    return all(has.get(name) for name in AVX2)
 
 
 def has_vnni() -> bool:
-    """Whether one instruction multiplies bytes and sums them in 32 bits (AVX512-VNNI)."""
+    """Whether one instruction multiplies 64 bytes and sums them in 32 bits (AVX512-VNNI)."""
     return bool(torch.cpu._is_vnni_supported())  # noqa: SLF001 - torch has no public name for it
 
 

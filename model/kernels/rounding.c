@@ -30,15 +30,16 @@ const int64_t work_bytes = sizeof(struct Work), source = SOURCE;
 
 typedef void Parallel(void (*function)(void *), void *argument, unsigned threads, unsigned flags);
 
-/* The next numbers that nobody has taken, from *first on, up to the one that is returned. */
-static int64_t take(struct Work *work, int64_t *first) {
+/* Take the next numbers that nobody has taken, from *first up to *end; whether there are any. */
+static int take(struct Work *work, int64_t *first, int64_t *end) {
     *first = __atomic_fetch_add(&work->next, PART, __ATOMIC_RELAXED);
-    return *first + PART < work->count ? *first + PART : work->count;
+    *end = *first + PART < work->count ? *first + PART : work->count;
+    return *first < *end;
 }
 
 static void dequantize_parts(void *argument) {
     struct Work *work = argument;
-    for (int64_t n, end; (end = take(work, &n)) > n;)
+    for (int64_t n, end; take(work, &n, &end);)
         for (; n < end; n += LANES) {
             const integers whole = __builtin_convertvector(*(const bytes *)(work->values + n), integers) - work->zero_point;
             const vector result = work->scale * __builtin_convertvector(whole, vector);
@@ -54,10 +55,10 @@ static void dequantize_parts(void *argument) {
 
 static void quantize_parts(void *argument) {
     struct Work *work = argument;
-    for (int64_t n, end; (end = take(work, &n)) > n;)
+    for (int64_t n, end; take(work, &n, &end);)
         for (; n < end; n += LANES) {
             const vector steps = *(const loose *)((const float *)work->floats + n) / work->scale;
-            // To the nearest, of two to the even one, within a byte. NaN becomes 0.
+            // To the nearest, of two to the even one, within a byte; there is no NaN.
             const __m256 least = _mm256_max_ps((__m256)steps, _mm256_set1_ps(-work->zero_point));
             const __m256 within = _mm256_min_ps(least, _mm256_set1_ps(255 - work->zero_point));
             const integers whole = (integers)_mm256_cvtps_epi32(within) + work->zero_point;

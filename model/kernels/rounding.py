@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from model.kernels.compiled import AVX2, load_first, openmp_functions
+from model.kernels.compiled import load_first, openmp_functions
+from model.kernels.processor import AVX2
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -28,20 +28,23 @@ typedef int32_t integers __attribute__((vector_size(4 * LANES)));
 
 #ifdef BYTES
 
-/* Of bytes all is exact but the weights: sums of cells are whole numbers of 16 bits, products and their sums of 32. */
+/* For bytes everything up to the products' sums is exact but the weights: sums of cells are whole numbers of 16 bits, products
+ * and their sums of 32.
+ */
 typedef uint8_t cell;
 typedef int16_t number;
 typedef int16_t summand __attribute__((vector_size(4 * LANES)));
 typedef integers total;
 typedef int16_t loose_numbers __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 typedef uint8_t loose_bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
-typedef uint8_t loose_summands __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
+typedef uint8_t loose_byte_pairs __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
 
+enum { AT_ONCE = 2 * LANES };  // channels whose cells are read and summed at once
 enum { TOGETHER = 2 };  // neighbouring numbers that one instruction multiplies and sums
 enum { SUMMED = 128 };  // channels whose products are summed before the sum becomes a float32
 
-INLINE summand take(const cell *from, float zero) {
-    return __builtin_convertvector(*(const loose_summands *)from, summand) - (int16_t)zero;
+INLINE summand read_summands(const cell *from, float zero) {
+    return __builtin_convertvector(*(const loose_byte_pairs *)from, summand) - (int16_t)zero;
 }
 
 INLINE void store(number *to, summand v) { *(loose_numbers *)to = v; }
@@ -59,11 +62,11 @@ INLINE total multiplied(total sum, const number *row, vector column) {
 /* A sum of products as a float32, added to that of the channels before. In one operation: the compiler could choose so for
  * some tiles only.
  */
-INLINE vector finished(total sum, const float *scales, vector before) {
-    return __builtin_elementwise_fma(__builtin_convertvector(sum, vector), (vector)*(const loose *)scales, before);
+INLINE vector add_scaled(total sum, const float *scales, vector so_far) {
+    return __builtin_elementwise_fma(__builtin_convertvector(sum, vector), (vector)*(const loose *)scales, so_far);
 }
 
-INLINE vector get(const cell *from, float zero) {
+INLINE vector read_floats(const cell *from, float zero) {
     return __builtin_convertvector(__builtin_convertvector(*(const loose_bytes *)from, integers), vector) - zero;
 }
 
@@ -80,11 +83,11 @@ INLINE void put(cell *to, vector v) {
 
 #else
 
-/* Of floats, sums are float32. */
+/* For floats, all sums are float32. */
 typedef vector summand;
 typedef vector total;
 
-enum { SUMMED = 1 << 30 };
+enum { AT_ONCE = LANES, SUMMED = 1 << 30 };
 
 #ifdef BFLOAT16
 
@@ -121,19 +124,16 @@ INLINE total multiplied(total sum, const number *row, vector column) { return su
 
 typedef number cell;
 
-INLINE summand take(const cell *from, float zero) {
+INLINE vector read_floats(const cell *from, float zero) {
     (void)zero;
     return load(from);
 }
 
-INLINE vector finished(total sum, const float *scales, vector before) {
-    (void)scales, (void)before;
+INLINE summand read_summands(const cell *from, float zero) { return read_floats(from, zero); }
+
+INLINE vector add_scaled(total sum, const float *scales, vector so_far) {
+    (void)scales, (void)so_far;
     return sum;
-}
-
-INLINE vector get(const cell *from, float zero) {
-    (void)zero;
-    return load(from);
 }
 
 INLINE void put(cell *to, vector v) { store(to, v); }
@@ -158,7 +158,7 @@ enum { ROWS = 6, VECTORS = LANES == 8 ? 2 : 4 };
 
 /* What model/kernels/winograd.py must know: to prepare the matrices, and below, whether this is the version that it calls. */
 const float points[] = {P, Q};
-const int64_t lanes = LANES, vectors = VECTORS, at_once = sizeof(summand) / sizeof(number), summed = SUMMED;
+const int64_t lanes = LANES, vectors = VECTORS, at_once = AT_ONCE, summed = SUMMED;
 
 /* Bᵀ d of one column or row of a tile. */
 INLINE void before(const summand d[REACH], summand sums[REACH]) {
@@ -241,11 +241,11 @@ static void transform(const struct Work *work, int64_t first, int64_t count, num
                 const int64_t offset = at.image * work->x_image + y * work->x_row + x * work->x_column;
                 cells[REACH * i + j] = inside ? work->x + offset : zeros;
             }
-        for (int64_t c = 0; c < channels; c += at_once) {
+        for (int64_t c = 0; c < channels; c += AT_ONCE) {
             summand halfway[REACH][REACH];
             for (int j = 0; j < REACH; j++) {
                 summand d[REACH], column[REACH];
-                for (int i = 0; i < REACH; i++) d[i] = take(cells[REACH * i + j] + c, work->x_zero);
+                for (int i = 0; i < REACH; i++) d[i] = read_summands(cells[REACH * i + j] + c, work->x_zero);
                 before(d, column);
                 for (int i = 0; i < REACH; i++) halfway[i][j] = column[i];
             }
@@ -264,7 +264,8 @@ static void transform(const struct Work *work, int64_t first, int64_t count, num
 INLINE void multiply(int rows, int vectors, int64_t channels, const number *sums, const number *matrix,
                      const float *scales, float *products, const char *ahead) {
     for (int64_t c = 0; c < channels;) {
-        const int64_t end = channels - c < SUMMED ? channels : c + SUMMED, again = c;
+        const int64_t end = channels - c < SUMMED ? channels : c + SUMMED;
+        const int is_first = c == 0;
         total totals[ROWS][VECTORS] = {0};
         for (; c < end; c += TOGETHER, ahead += LINE) {
             vector columns[VECTORS];
@@ -277,7 +278,7 @@ INLINE void multiply(int rows, int vectors, int64_t channels, const number *sums
         for (int r = 0; r < rows; r++)
             for (int v = 0; v < vectors; v++) {
                 loose *to = (loose *)(products + LANES * (vectors * r + v));
-                *to = finished(totals[r][v], scales + LANES * v, again ? *to : (vector){0});
+                *to = add_scaled(totals[r][v], scales + LANES * v, is_first ? (vector){0} : *to);
             }
     }
 }
@@ -328,7 +329,7 @@ static void finish(const struct Work *work, int64_t first, int64_t count, int64_
                 for (int j = 0; j < SIDE && j < columns; j++) {
                     cell *to = corner + i * work->result_row + j * work->result_column + k;
                     vector v = work->x_step * row[j] + bias;
-                    if (work->add) v += work->sum_step * get(to, work->sum_zero);
+                    if (work->add) v += work->sum_step * read_floats(to, work->sum_zero);
                     const integers less = v < work->least;  // not where it is NaN, which it stays
                     put(to, (vector)((less & (integers)((vector){0} + work->least)) | (~less & (integers)v)));
                 }

@@ -11,13 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from model.kernels.compiled import AVX2, NEON, first_usable, load, openmp_functions
-from model.kernels.processor import has_amx
+from model.kernels.compiled import NEON, first_usable, load, openmp_functions
+from model.kernels.processor import AVX2, has_amx
 from model.kernels.quantization import IDENTITY, QuantParams
-from model.kernels.winograd_transforms import input_transform, weight_transform
+from model.kernels.winograd_transforms import largest_sums, weight_transform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,13 +64,13 @@ class WinogradKernel:
     # Of ctypes.
     library: Any
     openmp: tuple[int, int]
-    # Of a vector register: channels, in and out, are multiples of it.
+    # Of a vector register: channels of the result are multiples of it.
     lanes: int
     # Such registers for channels of the result that a product is made of at once, at most.
     vectors: int
-    # Channels of the input that are read at once, of which theirs are a multiple; and whose products are summed in
-    # whole numbers, of bytes.
+    # Channels of the input that are read at once: all are a multiple of it.
     at_once: int
+    # Channels whose products are summed before the sum is rounded to float32, of bytes.
     summed: int
     # The points at which, with both signs, the polynomials are evaluated besides 0 and infinity.
     near: float
@@ -151,7 +150,7 @@ class Winograd:
         relu: bool,
         output_params: QuantParams = IDENTITY,
     ) -> None:
-        """Lay out the weights. ValueError where K or C is no multiple of the kernel's lanes.
+        """Lay out the weights. ValueError where K or C is no multiple of what the kernel takes at once.
 
         Args:
             weight: [K, C, 3, 3].
@@ -204,20 +203,16 @@ class Winograd:
     def _quantize(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Weights [36, C / 2, K, 2] as whole numbers, and their steps [36, K].
 
-        The steps are the finest with which no sum can leave 32 bits: a cell is at most 255 from its zero point, so each
-        of the 36 sums of a tile's cells has a largest magnitude.
+        The steps are the finest with which no sum can leave 32 bits.
         """
-        ends = input_transform(self._kernel.near, self._kernel.far)
-        up, down = (np.maximum(sign * ends, 0).sum(1) for sign in (1, -1))
-        largest = 255 * np.maximum(
-            np.outer(up, up) + np.outer(down, down), np.outer(up, down) + np.outer(down, up)
-        )
+        largest = torch.from_numpy(largest_sums(self._kernel.near, self._kernel.far))[:, None]
         # Rounded, each weight may grow by a half.
-        most = torch.from_numpy((2**31 - 1) / largest).view(-1, 1) - self._kernel.summed / 2
-        summed = torch.split(weights.abs(), self._kernel.summed // 2, dim=1)
-        sums = torch.stack([part.sum((1, 3)) for part in summed]).amax(0)  # [36, K]
-        steps = torch.maximum(sums / most, weights.abs().amax((1, 3)) / (2**15 - 1)).clamp(min=1e-30)
-        return (weights / steps[:, None, :, None]).round(), steps
+        most = (2**31 - 1) / largest - self._kernel.summed / 2
+        magnitudes = weights.abs()
+        parts = torch.split(magnitudes, self._kernel.summed // 2, dim=1)
+        sums = torch.stack([part.sum((1, 3)) for part in parts]).amax(0)  # [36, K]
+        steps = torch.maximum(sums / most, magnitudes.amax((1, 3)) / (2**15 - 1)).clamp(min=1e-30)
+        return weights.div_(steps[:, None, :, None]).round_(), steps
 
     def __call__(
         self,

@@ -19,3 +19,12 @@ def input_transform(near: float, far: float) -> np.ndarray:
     at = [0, near, -near, far, -far]
     rows = [[*np.poly(at[:n] + at[n + 1 :])[::-1], 0] for n in range(len(at))]
     return np.array([*rows, np.poly(at)[::-1]])
+
+
+def largest_sums(near: float, far: float) -> np.ndarray:
+    """How large the 36 sums of a tile's bytes can be, whatever their zero point z is: cells lie from -z to 255 - z."""
+    one_axis = input_transform(near, far)
+    both_axes = np.kron(one_axis, one_axis)  # [36, 36]
+    up = both_axes.clip(min=0).sum(1)
+    largest: np.ndarray = 255 * np.maximum(up, up - both_axes.sum(1))
+    return largest

@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from model.errors import EngineError
 from model.kernels import bilinear
-from model.kernels.compiled import AVX2, openmp_functions
+from model.kernels.compiled import openmp_functions
 from model.kernels.openmp import use_threads
+from model.kernels.processor import AVX2
 
 if TYPE_CHECKING:
     from pathlib import Path

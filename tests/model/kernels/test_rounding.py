@@ -67,7 +67,7 @@ def test_other_places_are_refused() -> None:
 
 
 def numbers(*shape: int) -> torch.Tensor:
-    """Within the range of the parameters below and beyond it, some in the middle of two steps, and no number at all."""
+    """Within the range of the parameters below and beyond it, infinities, and some in the middle of two steps."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 20
     x.flatten()[::5] = (torch.arange(len(x.flatten()[::5])) % 300 - 150.5) / 4
     x.flatten()[:3] = torch.tensor([torch.inf, -torch.inf, 1e30])[: x.numel()]
@@ -81,6 +81,8 @@ def numbers(*shape: int) -> torch.Tensor:
 def test_bytes_are_the_nearest(
     shape: tuple[int, ...], params: QuantParams, threads: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
+    if compiled and rounding.kernel() is None:
+        pytest.skip("there is no compiled kernel here")
     if not compiled:
         monkeypatch.setattr(rounding, "kernel", lambda: None)
     x = numbers(*shape)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from model.kernels.int8 import QuantizedTensor
 from model.kernels.processor import has_amx
 from model.kernels.quantization import IDENTITY, QuantParams
 from model.kernels.winograd import VARIANTS, Winograd, WinogradKernel, kernel_for, should_use_winograd
+from model.kernels.winograd_transforms import input_transform, weight_transform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -127,6 +129,16 @@ def test_it_is_compiled_where_it_can_be_and_the_fastest_variant_is_taken() -> No
         assert found is None or found.library._name == str(FOLDER / f"winograd_{fit[0]}.so")
 
 
+@pytest.mark.skipif(not COMPILED, reason="compiled for Linux on x86 and ARM only")
+def test_a_variant_reads_as_many_channels_at_once_as_it_says() -> None:
+    """Of every compiled file, also those that this processor cannot run."""
+    for name, (dtype, _) in NEEDS.items():
+        if (FOLDER / f"winograd_{name}.so").exists():
+            kernel = loaded(name)
+            assert kernel.at_once == (2 if dtype == torch.uint8 else 1) * kernel.lanes
+            assert kernel.lanes == {"avx512": 16, "avx2": 8, "neon": 4}[name.rpartition("_")[2]]
+
+
 SIZES, CHANNELS = st.integers(1, 23), st.sampled_from([16, 32, 48, 80, 128])
 
 
@@ -201,6 +213,37 @@ def test_maps_that_lie_in_memory_in_other_ways(variant: str, batch: int) -> None
     assert torch.equal(prepared(close.contiguous()), prepared(close))
 
 
+@each(name for name, (dtype, _) in NEEDS.items() if dtype == torch.uint8)
+@pytest.mark.parametrize("inputs", [32, 128, 160])
+@pytest.mark.parametrize("zero_point", [0, 130, 255])
+def test_no_sum_of_bytes_is_too_large(variant: str, zero_point: int, inputs: int) -> None:
+    """Each of a tile's 36 products at its largest, upwards and downwards, and the weights that make most of it."""
+    kernel = loaded(variant)
+    taps, cells = (make(kernel.near, kernel.far) for make in (weight_transform, input_transform))
+    both = torch.from_numpy(np.kron(cells, cells)).view(36, 6, 6)
+    x = torch.full((2, 36, 12, 12), zero_point, dtype=torch.uint8)
+    x[0, :, 3:9, 3:9], x[1, :, 3:9, 3:9] = 255 * (both > 0), 255 * (both < 0)
+    x = x.view(72, 1, 12, 12).expand(-1, inputs, -1, -1).contiguous(memory_format=torch.channels_last)
+    weight = torch.from_numpy(np.einsum("ia,jb->ijab", taps, taps)).view(36, 1, 3, 3)
+    weight = torch.cat([weight, torch.zeros(12, 1, 3, 3)]).expand(-1, inputs, -1, -1) / inputs
+    exact = functional.conv2d(x.double() - zero_point, weight, padding=1)
+    params = QuantParams.from_range(float(exact.min()), float(exact.max()))
+    convolve = Winograd(weight, torch.zeros(48), kernel, torch.uint8, relu=False, output_params=params)
+    off = real(convolve(x, x_params=QuantParams(1.0, zero_point)), params) - exact
+    # One that is, is off by twice the largest. As all weights are rounded one way here, so are all errors.
+    assert off.abs().max() < 0.05 * (exact.max() - exact.min())
+
+
+@each(name for name, (dtype, _) in NEEDS.items() if dtype == torch.uint8)
+@pytest.mark.parametrize("inputs", [32, 256, 512])
+def test_nearly_all_results_of_bytes_are_the_nearest(variant: str, inputs: int) -> None:
+    problem = Problem(variant, 1, 32, 32, inputs=inputs, outputs=64)
+    steps = problem.exact() / problem.params.scale + problem.params.zero_point
+    off = problem.prepared()(problem.x).int() - steps.round().clamp(0, 255).int()
+    assert off.abs().max() <= 1
+    assert (off != 0).float().mean() < 0.04
+
+
 @EACH
 def test_sum_and_place(variant: str) -> None:
     problem = Problem(variant, 2, 13, 10)
@@ -230,7 +273,7 @@ def test_what_it_cannot_compute_is_refused(variant: str) -> None:
         prepared(problem.x.double())
     with pytest.raises(ValueError, match="channels-last"):
         prepared(problem.x, out=torch.empty(1, 48, 8, 8, dtype=problem.dtype))
-    for inputs, outputs in ((20, 48), (32, 20)):
+    for inputs, outputs in ((18, 48), (32, 18)):
         weight, bias = torch.zeros(outputs, inputs, 3, 3), torch.zeros(outputs)
         with pytest.raises(ValueError, match="must be multiples of"):
             Winograd(weight, bias, problem.kernel, problem.dtype, relu=False)
