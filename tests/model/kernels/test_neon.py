@@ -82,7 +82,9 @@ def convolve(tmp_path_factory: pytest.TempPathFactory) -> winograd.WinogradKerne
             }
             emulate(program, work, {name: 4 * count for name, count in numbers.items()})
 
-    return Emulated(None, (0, 0), LANES, VECTORS, *POINTS)
+    near, far = POINTS
+    sizes = {"lanes": LANES, "vectors": VECTORS, "at_once": LANES, "summed": 0}
+    return Emulated(None, (0, 0), near=near, far=far, **sizes)
 
 
 @pytest.mark.parametrize(
