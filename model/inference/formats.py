@@ -27,7 +27,7 @@ class Formats(NamedTuple):
 
 def choose_formats(network: Any, model: Model, device: torch.device, precision: str) -> Formats:
     """The formats for a precision. In int8 the features are computed in bytes, the heads in bfloat16; or, where the
-    processor is not fast in it, in float32 but for the box head's first layer.
+    processor is not fast in it, in float32 but for a box head's first layer that reads the pooled features.
 
     Args:
         network: torchvision's detector, or a skeleton of it.

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from model.kernels.compiled import NEON, load_first, openmp_functions
-from model.kernels.processor import AVX2
+from model.kernels.compiled import load_first, openmp_functions
+from model.kernels.processor import AVX2, NEON
 
 if TYPE_CHECKING:
     from torch import Tensor

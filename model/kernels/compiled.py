@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What the processor must have besides, of torch.cpu.get_capabilities.
-NEON = ("neon",)
-
 
 def first_usable(variants: Mapping[Path, tuple[str, ...]], cost: str) -> Path | None:
     """The first of compiled files that this processor runs; None if there is none, or it is missing.

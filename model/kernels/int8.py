@@ -1,6 +1,6 @@
 """Feature extraction in bytes: an instruction makes four products where bfloat16 has two (AVX512-VNNI), and float32
-one; with AVX2 two such instructions do. Where there is a kernel for it, 3×3 convolutions go by Winograd instead, with
-products of 16 bits.
+one; with AVX2 three instructions do what it does. Where there is a kernel for it, 3×3 convolutions go by Winograd
+instead, with products of 16 bits.
 
 Static quantisation of a trained network (Jacob et al., "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", section 2): weights have a scale for each output channel, activations one scale and
@@ -19,7 +19,7 @@ from torch import nn
 from model.kernels import rounding
 from model.kernels.convolution import Format, Layer, fold
 from model.kernels.processor import has_avx2
-from model.kernels.quantization import QuantizedWeight, QuantParams, Ranges
+from model.kernels.quantization import IDENTITY, QuantizedWeight, QuantParams, Ranges
 from model.kernels.winograd import Winograd, kernel_of_channels, should_use_winograd
 
 if TYPE_CHECKING:
@@ -165,7 +165,12 @@ class Int8Conv(Layer):
                 )
             return self._float_conv(x)
         if self._winograd is not None and should_use_winograd(x.values, self.out_channels):
-            values = _convolve(self._winograd, x, residual)
+            values = self._winograd(
+                x.values,
+                residual.values if residual else None,
+                x_params=x.params,
+                residual_params=residual.params if residual else IDENTITY,
+            )
         else:
             values = self._direct_conv(x, residual, params)
         if out is not None:
@@ -220,9 +225,3 @@ class Int8Conv(Layer):
                 list(x.shape),
             )
         return self._packed[x.shape]
-
-
-def _convolve(winograd: Winograd, x: QuantizedTensor, residual: QuantizedTensor | None) -> Tensor:
-    if residual is None:
-        return winograd(x.values, x_params=x.params)
-    return winograd(x.values, residual.values, x_params=x.params, residual_params=residual.params)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from model.errors import EngineError
-from model.kernels.compiled import NEON, load_first
-from model.kernels.processor import AVX2
+from model.kernels.compiled import load_first
+from model.kernels.processor import AVX2, NEON
 
 if TYPE_CHECKING:
     from collections.abc import Callable

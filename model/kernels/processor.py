@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 
 import torch
+
+# What torch.cpu.get_capabilities calls what the kernels in C need: x86 processors have it since 2013 (Intel) and 2015
+# (AMD), and 64-bit ARM processors always.
+AVX2 = "avx2", "fma3"
+NEON = ("neon",)
 
 
 def is_fast_in_bfloat16() -> bool:
@@ -17,10 +23,6 @@ def is_fast_in_bfloat16() -> bool:
     return has_amx() or bool(torch.cpu.get_capabilities().get("avx512_bf16") and not is_intel())
 
 
-# What torch.cpu.get_capabilities calls the instructions that x86 processors have since 2013, or 2015.
-AVX2 = "avx2", "fma3"
-
-
 def has_avx2() -> bool:
     """Whether it has AVX2 and FMA."""
     has = torch.cpu.get_capabilities()
@@ -28,7 +30,12 @@ def has_avx2() -> bool:
 
 
 def has_vnni() -> bool:
-    """Whether one instruction multiplies 64 bytes and sums them in 32 bits (AVX512-VNNI)."""
+    """Whether oneDNN multiplies 64 bytes in one instruction, which sums them in 32 bits (AVX512-VNNI).
+
+    False where it is told to use older instructions only.
+    """
+    if os.environ.keys() & {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"}:
+        return False
     return bool(torch.cpu._is_vnni_supported())  # noqa: SLF001 - torch has no public name for it
 
 

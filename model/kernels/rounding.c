@@ -17,7 +17,7 @@ typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_a
 
 /* model/kernels/rounding.py has the same structure. */
 struct Work {
-    uint8_t *values;     // [count], of which count is a multiple of LANES
+    uint8_t *values;     // [count]; count is a multiple of LANES
     void *floats;        // [count] float32, or of dequantize() bfloat16
     int64_t count;
     int64_t is_bfloat16;

@@ -38,7 +38,13 @@ class Work(ctypes.Structure):
 
     @classmethod
     def of(cls, values: Tensor, params: QuantParams, floats: Tensor) -> Work:
-        """All of it, for tensors without gaps."""
+        """What is to be converted.
+
+        Args:
+            values: uint8, without gaps in memory.
+            params: their scale and zero point.
+            floats: as many numbers in the same order, float32 or bfloat16.
+        """
         return cls(
             values=values.data_ptr(),
             floats=floats.data_ptr(),

@@ -224,7 +224,7 @@ INLINE int64_t stride(int64_t channels, int64_t block) { return channels * block
 int64_t scratch_bytes(const struct Work *work) {
     const int64_t sums = PRODUCTS * stride(work->channels, work->block);
     const int64_t products = PRODUCTS * work->panel * work->block;
-    const int64_t bytes = sizeof(cell) * work->channels + sizeof(number) * sums + sizeof(float) * products;
+    const int64_t bytes = sizeof(number) * sums + sizeof(float) * products + sizeof(cell) * work->channels;
     return (bytes + LINE - 1) / LINE * LINE;
 }
 
@@ -342,9 +342,10 @@ static void take_blocks(void *argument) {
     struct Work *work = argument;
     const int64_t tiles = work->images * tiles_in(work->height) * tiles_in(work->width);
     const int64_t block = work->block, channels = work->channels;
-    cell *zeros = (cell *)(work->scratch + work->thread_number() * scratch_bytes(work));
-    number *sums = (number *)(zeros + channels);
+    // Each begins with a cache line: `scratch` does.
+    number *sums = (number *)(work->scratch + work->thread_number() * scratch_bytes(work));
     float *products = (float *)(sums + PRODUCTS * stride(channels, block));
+    cell *zeros = (cell *)(products + PRODUCTS * work->panel * block);
     __builtin_memset(zeros, (int)work->x_zero, channels * sizeof(cell));
     for (;;) {
         const int64_t first = block * __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED);

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model.kernels.compiled import NEON, first_usable, load, openmp_functions
-from model.kernels.processor import AVX2, has_amx
+from model.kernels.compiled import first_usable, load, openmp_functions
+from model.kernels.processor import AVX2, NEON, has_amx
 from model.kernels.quantization import IDENTITY, QuantParams
 from model.kernels.winograd_transforms import largest_sums, weight_transform
 

@@ -1,6 +1,6 @@
 """Winograd's variants for AVX-512 on any processor with AVX2: avx512/immintrin.h has their instructions in plain C.
 
-They need the dependency group `arm`, which has the compiler: docs/engine.md.
+They need the dependency group `kernels`, which has the compiler: docs/engine.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 MISSING = [name for name in ("hatchling", "ziglang") if importlib.util.find_spec(name) is None]
 pytestmark = [
-    pytest.mark.skipif(bool(MISSING), reason=f"not installed (dependency group arm): {', '.join(MISSING)}"),
+    pytest.mark.skipif(
+        bool(MISSING), reason=f"not installed (dependency group kernels): {', '.join(MISSING)}"
+    ),
     pytest.mark.skipif(sys.platform != "linux" or not has_avx2(), reason="for Linux and AVX2 only"),
 ]
 INSTRUCTIONS = Path(__file__).with_name("avx512")
@@ -43,14 +45,14 @@ def compiled(folder: Path, name: str) -> WinogradKernel:
     own = [flag for flag in hatch_build.FLAGS if flag not in ("-nostdlib", "-ffreestanding", "-Werror")]
     command = [sys.executable, "-m", "ziglang", "cc", source, "-target", "x86_64-linux-gnu", *own, *macros]
     command += ["-mcpu=x86_64_v3", f"-I{INSTRUCTIONS}", f"-DSOURCE={zlib.crc32(source.read_bytes())}"]
-    subprocess.run([*command, "-o", library, "-lm"], check=True, capture_output=True)
+    subprocess.run([*command, "-o", library, "-lm"], check=True)
     openmp = openmp_functions()
     assert openmp is not None
     return WinogradKernel.load(library, openmp)
 
 
-def last(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers [B, C, H, W], channels last."""
+def normal(seed: int, *shape: int) -> Tensor:
+    """Numbers [B, C, H, W], channels last."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -71,10 +73,10 @@ def test_bytes_are_those_of_avx2(
 ) -> None:
     batch, inputs, outputs, height, width = size
     x, residual = (
-        last(batch, channels, height, width).mul(60).add(128).clamp(0, 255).to(torch.uint8)
-        for channels in (inputs, outputs)
+        normal(seed, batch, channels, height, width).mul(60).add(128).clamp(0, 255).to(torch.uint8)
+        for seed, channels in enumerate((inputs, outputs))
     )
-    weight, bias = last(outputs, inputs, 3, 3) / (9 * inputs) ** 0.5, torch.linspace(-1, 1, outputs)
+    weight, bias = normal(2, outputs, inputs, 3, 3) / (9 * inputs) ** 0.5, torch.linspace(-1, 1, outputs)
     found = []
     for kernel in bytes_kernels:
         convolve = Winograd(
@@ -87,17 +89,27 @@ def test_bytes_are_those_of_avx2(
     assert found[0].float().std() > 20
 
 
+@pytest.fixture(scope="module")
+def kernels_of_floats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, WinogradKernel]:
+    folder = tmp_path_factory.mktemp("floats")
+    return {name: compiled(folder, name) for name in ("float32_avx512", "bfloat16_avx512")}
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     ("name", "dtype", "bound"),
     [("float32_avx512", torch.float32, 2e-6), ("bfloat16_avx512", torch.bfloat16, 0.012)],
 )
 def test_floats_are_torchs(
-    name: str, dtype: torch.dtype, bound: float, size: tuple[int, ...], tmp_path: Path
+    name: str,
+    dtype: torch.dtype,
+    bound: float,
+    size: tuple[int, ...],
+    kernels_of_floats: dict[str, WinogradKernel],
 ) -> None:
     batch, inputs, outputs, height, width = size
-    x, weight = last(batch, inputs, height, width).to(dtype), last(outputs, inputs, 3, 3)
+    x, weight = normal(0, batch, inputs, height, width).to(dtype), normal(1, outputs, inputs, 3, 3)
     weight /= (9 * inputs) ** 0.5
     exact = functional.conv2d(x.double(), weight.double(), padding=1)
-    found = Winograd(weight, torch.zeros(outputs), compiled(tmp_path, name), dtype, relu=False)(x)
+    found = Winograd(weight, torch.zeros(outputs), kernels_of_floats[name], dtype, relu=False)(x)
     assert (found - exact).std() < bound * exact.std()

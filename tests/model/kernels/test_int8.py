@@ -74,6 +74,7 @@ def image(channels: int = 8, height: int = 9, width: int = 13, batch: int = 2) -
 def pair(activation: str = "none", **geometry: Any) -> tuple[Conv, Int8Conv, QuantParams]:
     """A convolution whose weights are whole numbers of steps, in floats and in bytes."""
     conv = nn.Conv2d(**{"in_channels": 8, "out_channels": 16, "kernel_size": 3, "padding": 1, **geometry})
+    torch.manual_seed(0)
     largest = largest_weight()
     with torch.no_grad():
         conv.weight.copy_(torch.randint(-largest, largest + 1, conv.weight.shape) / (4 * largest))
@@ -195,6 +196,8 @@ def test_fully_connected_layers_multiply_the_nearest_bytes(rows: int, activation
 @pytest.mark.parametrize(("vnni", "largest"), [(True, 127), (False, 64)])
 def test_without_vnni_weights_are_smaller(vnni: bool, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
     weight = torch.randn(5, 7, 3, 3)
     found = QuantizedWeight.quantize(weight)
     assert (found.values.abs().flatten(1).amax(1) == largest).all()
@@ -204,6 +207,12 @@ def test_without_vnni_weights_are_smaller(vnni: bool, largest: int, monkeypatch:
         rtol=0,
         atol=float(weight.abs().max()) / (2 * largest) * 1.001,
     )
+
+
+def test_nor_where_onednn_is_held_to_older_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert QuantizedWeight.quantize(torch.randn(5, 7)).values.abs().max() == 64
 
 
 def test_heads_read_the_range_of_the_whole_pyramid() -> None:

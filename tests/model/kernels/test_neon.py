@@ -1,6 +1,6 @@
 """The kernels for ARM's NEON, under QEMU's emulation of such a processor, against torch on this one.
 
-They need the dependency group `arm` and QEMU's `qemu-aarch64` (Debian's package qemu-user): docs/engine.md.
+They need the dependency group `kernels` and QEMU's `qemu-aarch64` (Debian's package qemu-user): docs/engine.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 EMULATOR = shutil.which("qemu-aarch64")
 MISSING = [name for name in ("hatchling", "ziglang") if importlib.util.find_spec(name) is None]
 pytestmark = [
-    pytest.mark.skipif(bool(MISSING), reason=f"not installed (dependency group arm): {', '.join(MISSING)}"),
+    pytest.mark.skipif(
+        bool(MISSING), reason=f"not installed (dependency group kernels): {', '.join(MISSING)}"
+    ),
     pytest.mark.skipif(EMULATOR is None, reason="there is no qemu-aarch64 (Debian's package qemu-user)"),
 ]
 HARNESS = Path(__file__).with_name("emulated.c")
