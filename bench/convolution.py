@@ -91,7 +91,7 @@ def measured(shape: tuple[int, int, int, int], dtype: torch.dtype) -> str:
 
 
 def sides_in_floats(conv: nn.Conv2d, x: Tensor) -> list[Callable[[], Tensor]]:
-    """OneDNN's convolution and ours."""
+    """The convolution by oneDNN and by us."""
     weight, bias = (part.to(x.dtype) for part in (conv.weight, conv.bias))
     packed = weight.contiguous(memory_format=torch.channels_last)
     packed = onednn.convolution_weight(packed, GEOMETRY, list(x.shape))
